@@ -1,0 +1,94 @@
+"""Watch how a network carves up its input space while it learns: train, record, measure, explain and steer.
+
+The public names below are loaded when first used, so that `import grokkit` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Classifier": "grokkit.models.classifier",
+    "Observation": "grokkit.policies",
+    "PolicyLR": "grokkit.training.lr_scheduler",
+    "ProbeSet": "grokkit.names",
+    "Reading": "grokkit.names",
+    "RunConfig": "grokkit.training.config",
+    "Signal": "grokkit.training.signal",
+    "attribute": "grokkit.attribution",
+    "complexity_spectrum": "grokkit.spline",
+    "figure_data": "grokkit.analysis.tables",
+    "import_checkpoints": "grokkit.replay",
+    "load_data": "grokkit.data:load",
+    "local_complexity": "grokkit.spline",
+    "log_spaced": "grokkit.training.schedule",
+    "open_run": "grokkit.trajectory",
+    "part": "grokkit.training.config",
+    "pgd": "grokkit.robustness",
+    "probe_sets": "grokkit.data.probes",
+    "profile": "grokkit.models.profile",
+    "record": "grokkit.training.recorder",
+    "replay_run": "grokkit.replay",
+    "resume": "grokkit.training.loop",
+    "table": "grokkit.analysis.tables",
+    "train": "grokkit.training.loop",
+}
+_ROOMS = {
+    "attributions": "grokkit.attribution",
+    "figures": "grokkit.figures",
+    "measures": "grokkit.measures",
+    "models": "grokkit.models",
+    "policies": "grokkit.policies",
+}
+
+__all__ = sorted([*_HOME, *_ROOMS])
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        value: Any = importlib.import_module(_ROOMS[name])
+    elif name in _HOME:
+        module, _, attribute = _HOME[name].partition(":")
+        value = getattr(importlib.import_module(module), attribute or name)
+    else:
+        raise AttributeError(f"module 'grokkit' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+if TYPE_CHECKING:
+    from grokkit import attribution as attributions  # noqa: F401
+    from grokkit import figures as figures
+    from grokkit import measures as measures
+    from grokkit import models as models
+    from grokkit import policies as policies
+    from grokkit.analysis.tables import figure_data as figure_data
+    from grokkit.analysis.tables import table as table
+    from grokkit.attribution import attribute as attribute
+    from grokkit.data import load as load_data  # noqa: F401
+    from grokkit.data.probes import probe_sets as probe_sets
+    from grokkit.models.classifier import Classifier as Classifier
+    from grokkit.models.profile import profile as profile
+    from grokkit.names import ProbeSet as ProbeSet
+    from grokkit.names import Reading as Reading
+    from grokkit.policies import Observation as Observation
+    from grokkit.replay import import_checkpoints as import_checkpoints
+    from grokkit.replay import replay_run as replay_run
+    from grokkit.robustness import pgd as pgd
+    from grokkit.spline import complexity_spectrum as complexity_spectrum
+    from grokkit.spline import local_complexity as local_complexity
+    from grokkit.training.config import RunConfig as RunConfig
+    from grokkit.training.config import part as part
+    from grokkit.training.loop import resume as resume
+    from grokkit.training.loop import train as train
+    from grokkit.training.lr_scheduler import PolicyLR as PolicyLR
+    from grokkit.training.recorder import record as record
+    from grokkit.training.schedule import log_spaced as log_spaced
+    from grokkit.training.signal import Signal as Signal
+    from grokkit.trajectory import open_run as open_run

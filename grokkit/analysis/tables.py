@@ -1,0 +1,74 @@
+"""Any number of runs flattened to one table, and to what a figure may see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from grokkit.names import TABLE_COLUMNS, FigureData
+from grokkit.trajectory import Run, open_run
+
+_TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
+_UNITS = {"accuracy": "share of images", "learning_rate": "1", "log_density": "log(crossings / radius / live unit)"}
+
+
+def table(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
+    """All readings and metrics of `runs` as one frame with the columns `TABLE_COLUMNS`.
+
+    Metrics come in with their split as `probe_set` (`batch`, `test_set`, `signal`) and measure_id `log`. Text columns
+    are empty where they do not apply, numeric ones NaN.
+    """
+    frames = [_of(run if isinstance(run, Run) else open_run(run)) for run in runs]
+    rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(TABLE_COLUMNS))
+    return rows.sort_values(["run", "measure", "step"], kind="stable", ignore_index=True)
+
+
+def _of(run: Run) -> pd.DataFrame:
+    rows = []
+    for identity, step, reading in run.readings():
+        rows += [{**row, "measure_id": identity, "step": step} for row in reading.rows()]
+    for record in run.metrics.itertuples():
+        rows.append({
+            "measure": record.metric, "measure_id": "log", "probe_set": record.split, "step": record.step,
+            "value": record.value, "unit": _UNITS.get(str(record.metric), ""),
+        })  # fmt: skip
+    frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+    frame["run"], frame["seed"] = run.name, run.config.get("seed", 0)
+    for column in TABLE_COLUMNS:
+        if column in _TEXT:
+            frame[column] = [text if isinstance(text, str) else "" for text in frame[column]]
+        elif column in ("seed", "step", "n"):
+            frame[column] = frame[column].fillna(0).astype("int64")
+        else:
+            frame[column] = frame[column].astype("float64")
+    return frame
+
+
+def figure_data(runs: Iterable[Run | str | Path]) -> FigureData:
+    """The table, the stored images and maps of the first run that has any, and all events."""
+    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    arrays: dict[str, np.ndarray] = {}
+    for run in opened:
+        arrays = arrays or _attribution_arrays(run)
+    events = [{"run": run.name, "seed": run.config.get("seed", 0), **event} for run in opened for event in run.events]
+    columns = ["run", "seed", "step", "kind", "text"]
+    return FigureData(table(opened), arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))
+
+
+def _attribution_arrays(run: Run) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for identity, steps in run.attributions().items():
+        found = [run.attribution(identity, step) for step in steps]
+        if not found:
+            continue
+        _, labels, meta = found[0]
+        key = f"attributions/{meta['method']}"
+        arrays[f"{key}/values"] = np.stack([values for values, _, _ in found])
+        arrays[f"{key}/steps"] = np.array(steps)
+        arrays[f"{key}/labels"] = labels
+        images = run.probes[meta["probe_set"]].images[: len(labels)]
+        arrays[f"probes/{meta['probe_set']}/images"] = images
+    return arrays

@@ -1,0 +1,163 @@
+"""Which pixels a prediction rests on: relevance per pixel, computed by Captum inside rules that keep it honest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grokkit.attribution.checks import completeness, verdict
+from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.registry import Registry
+from grokkit.seeding import seeded
+
+registry = Registry("attribution", "grokkit.attribution")
+register, names, create = registry.register, registry.names, registry.create
+
+__all__ = ["Attribution", "Method", "attribute", "create", "names", "register"]
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Per-pixel relevance of one prediction per image.
+
+    Args:
+        values: (N, C, H, W) float32 on the CPU, in units of the target's logit; (N, 1, H, W) for `grad_cam`, whose
+            maps are scaled up to the image.
+        checks: for the methods that promise completeness `complete`, `tolerance` and, as (N,) float64 tensors,
+            `completeness_gap` and `output_difference`; empty for the others.
+        settings: the method with all its parameters, seed, targets, precision and Captum's version.
+    """
+
+    values: Tensor
+    checks: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One attribution method: a frozen dataclass whose fields are its parameters, known by `register(name)`."""
+
+    def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
+        """The method with its open choices made, and the module to explain; `example` is one image (1, ...)."""
+        return self, net
+
+    def reference(self, images: Tensor) -> Tensor | None:
+        """For a method that promises completeness the (n, ...) images that its values are relative to."""
+        return None
+
+    def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
+        """Relevance (n, C, H, W) of the logits `target` (n,) for n <= rows images, no forward pass above `rows`.
+
+        `images` is a leaf that requires a gradient; the net is in eval mode and its output checked.
+        """
+        raise NotImplementedError
+
+
+def attribute(
+    model: nn.Module,
+    images: Tensor,
+    target: int | Tensor | None,
+    method: str = "integrated_gradients",
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    **parameters: Any,
+) -> Attribution:
+    """Explain one logit per image, in eval mode and strict precision, leaving no trace on the model.
+
+    Args:
+        model: any module from images to logits (N, classes); float32 or float64.
+        images: (N, C, H, W) floating tensor in the model's input space, pixels for a `Classifier`.
+        target: class to explain: one for all, (N,) one per image, or None for what the model predicts.
+        method: one of `names()`.
+        seed: root of every random draw, the same for each call: two checkpoints are compared on common noise.
+        batch_size: images in the largest forward pass, the method's inner steps included; the values depend on
+            it by rounding only.
+        parameters: those of the method.
+
+    Raises:
+        UsageError: an unknown method or parameter, images or targets of the wrong form.
+        ModelContractError: a model that the method cannot take; the message names the way out.
+        NumericsError: values that are not finite.
+
+    Cost: one forward pass, plus that of the method. Source: Captum (Kokhlikyan et al., 2020, arXiv 2009.07896).
+    """
+    explainer = create(method, **parameters)
+    _check(images, batch_size)
+    with borrowed(model) as net, seeded(seed, "attribution", method), torch.inference_mode(False), torch.enable_grad():
+        dtype = _full_precision(net)
+        own = images.detach().to(device_of(net), dtype)
+        logits = _logits(net, own, batch_size)
+        targets = _targets(target, logits)
+        explainer, subject = explainer.prepare(net, own[:1].clone())
+        parts = list(_explained(explainer, net, subject, own, targets, logits, batch_size))
+    values = torch.cat([part for part, _ in parts])
+    if not torch.isfinite(values).all():
+        raise NumericsError(f"attribution {method!r} gave values that are not finite")
+    checks = verdict([check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype)
+    settings = {
+        "method": method, **asdict(explainer), "seed": seed, "precision": str(dtype).removeprefix("torch."),
+        "target": "predicted" if target is None else "given", "targets": targets.tolist(), "captum": version("captum"),
+    }  # fmt: skip
+    return Attribution(values, checks, settings)
+
+
+def _explained(
+    explainer: Method, net: nn.Module, subject: nn.Module, images: Tensor, targets: Tensor, logits: Tensor, rows: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Per chunk the values on the CPU and, where the method promises completeness, the (n, 3) check."""
+    for chunk, target, outputs in zip(images.split(rows), targets.split(rows), logits.split(rows), strict=True):
+        # Captum leaves `requires_grad` set after an exception: it gets a leaf of ours, never the caller's tensor.
+        values = explainer.explain(subject, chunk.clone().requires_grad_(), target, rows).detach()
+        reference = explainer.reference(chunk)
+        check = None if reference is None else completeness(values, outputs, _logits(net, reference, rows), target)
+        yield values.float().cpu(), check
+
+
+def _logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
+    """(N, classes) logits without a gradient."""
+    with torch.no_grad():
+        outputs = [net(chunk.clone()) for chunk in images.split(rows)]
+    if not all(isinstance(part, Tensor) and part.ndim == 2 for part in outputs):
+        came = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
+        raise ModelContractError(
+            f"the model must return logits (N, classes); got {came}. Wrap it in a module that does"
+        )
+    return torch.cat(outputs)
+
+
+def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
+    """(N,) int64 classes on the device of the logits."""
+    count, classes = logits.shape
+    if target is None:
+        return logits.argmax(1)
+    chosen = torch.as_tensor(target)
+    allowed = f"`target` must be None, one class in 0..{classes - 1} or a tensor of {count} of them"
+    if chosen.dtype.is_floating_point or chosen.dtype == torch.bool or chosen.shape not in ((), (count,)):
+        raise UsageError(f"{allowed}; got {chosen.dtype} of shape {tuple(chosen.shape)}")
+    if int(chosen.min()) < 0 or int(chosen.max()) >= classes:
+        raise UsageError(f"{allowed}; got {int(chosen.min())}..{int(chosen.max())}")
+    return chosen.to(logits.device, torch.int64).expand(count).clone()
+
+
+def _check(images: Tensor, batch_size: int) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4 or not len(images):
+        came = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"`images` must be a floating tensor (N, C, H, W) with N of 1 or more; got {came}")
+    if batch_size < 1:
+        raise UsageError(f"`batch_size` must be at least 1; got {batch_size}")
+
+
+def _full_precision(net: nn.Module) -> torch.dtype:
+    dtype = dtype_of(net)
+    if dtype not in (torch.float32, torch.float64):
+        raise ModelContractError(
+            f"attributions need a float32 or float64 model; got {dtype}. Pass a `.float()` copy of it"
+        )
+    return dtype

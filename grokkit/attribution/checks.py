@@ -1,0 +1,45 @@
+"""Completeness: the values of an image must add up to what its logit gained over the baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-6}
+"""Share of the summands' size that rounding may cost. Float64 is not tighter because Captum casts the weights of
+its quadrature to float32."""
+
+
+def completeness(values: Tensor, outputs: Tensor, at_baseline: Tensor, target: Tensor) -> Tensor:
+    """Both sides of the sum per image, in float64 on the CPU.
+
+    Args:
+        values: (n, C, H, W) relevance.
+        outputs, at_baseline: (n, classes) logits of the images and of their baselines.
+        target: (n,) explained classes.
+
+    Returns:
+        (n, 3): sum of the values minus the logit's gain, the gain, the size of the largest summands.
+    """
+    upper, lower = (logits.gather(1, target[:, None]).squeeze(1).double() for logits in (outputs, at_baseline))
+    flat = values.flatten(1).double()
+    size = flat.abs().sum(1) + upper.abs() + lower.abs()
+    return torch.stack([flat.sum(1) - (upper - lower), upper - lower, size], dim=1).cpu()
+
+
+def verdict(parts: list[Tensor], tolerance: float, dtype: torch.dtype) -> dict[str, Any]:
+    """The `checks` of an attribution from the chunks of `completeness`; empty where there are none.
+
+    `complete` is true if the gaps of all images together are within `tolerance` of their gains together, plus the
+    rounding of `dtype`. Image by image the share says little: it has no bound where a logit gains almost nothing.
+    """
+    if not parts:
+        return {}
+    gap, gain, size = torch.cat(parts).unbind(1)
+    allowed = tolerance * gain.abs().sum() + ROUNDING[dtype] * size.sum()
+    return {
+        "complete": bool(gap.abs().sum() <= allowed), "tolerance": tolerance,
+        "completeness_gap": gap, "output_difference": gain,
+    }  # fmt: skip

@@ -1,0 +1,56 @@
+"""The command line: `grokkit VERB ...`. A verb's module is imported only when it is called for, so help is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from grokkit.errors import GrokkitError
+from grokkit.registry import nearest
+
+VERBS = {
+    "demo": "train on digits, measure, explain, draw; no download",
+    "train": "train an experiment: a name, or the path of a .py file",
+    "resume": "go on with an interrupted run",
+    "ls": "list the runs below a folder",
+    "status": "say how a run stands",
+    "lc": "measure local complexity at the stored snapshots",
+    "attack": "attack the stored snapshots by projected gradient descent",
+    "attribute": "explain the predictions of the stored snapshots",
+    "figure": "draw a figure from stored tables",
+    "model": "print parameters, FLOPs, receptive field and counted units of a model",
+    "doctor": "check the machine: device, versions, data, disk",
+}
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
+    75 stopped and resumable, 130 left at once)."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        print(f"grokkit has no verb {verb!r}.{nearest(verb, list(VERBS))}\n\n{_help()}", file=sys.stderr)
+        return 2
+    try:
+        importlib.import_module(f"grokkit.cli.{verb}").main(rest)
+    except GrokkitError as error:
+        print(f"grokkit {verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    return "\n".join([
+        "grokkit watches how a network carves up its input space while it learns.", "", "usage: grokkit VERB ...", "",
+        *lines, "", "grokkit VERB --help says more. A first run: grokkit demo",
+    ])  # fmt: skip

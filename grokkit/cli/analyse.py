@@ -1,0 +1,57 @@
+"""What `lc`, `attack` and `attribute` share: replay with a progress bar, then say what is there now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from grokkit.errors import UsageError
+from grokkit.training.config import Part
+
+
+def analyse(
+    run: Path, measures: Sequence[Part], attributions: Sequence[Part], device: str | None, last: int | None
+) -> None:
+    """Replay over the stored snapshots (or only the `last` ones) and print what was added."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from grokkit.replay import replay_run
+    from grokkit.trajectory import open_run
+
+    opened = open_run(run)
+    if last is not None and last < 1:
+        raise UsageError(f"`last` must be at least 1 snapshot; got {last}")
+    steps = opened.steps() if last is None else opened.steps()[-last:]
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("snapshots", total=len(steps))
+        added = replay_run(
+            opened, measures, attributions, steps=steps, device=device,
+            on_step=lambda done, _: bar.update(task, completed=done),
+        )  # fmt: skip
+    print(f"{added} added, the rest of {len(steps)} snapshots x {len(measures) + len(attributions)} was there already")
+
+
+def print_measure(run: Path, measure: str) -> None:
+    """Print the newest readings of `measure`: one line per step at about eight steps, totals only."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from grokkit.analysis.tables import table
+
+    frame = table([run])
+    rows = frame[(frame.measure == measure) & frame.layer.isin(["", "total"])]
+    rows = rows[rows.measure_id == rows.measure_id.iloc[-1]]
+    steps = sorted(rows.step.unique())
+    shown = steps[:: max(1, len(steps) // 8)] + ([steps[-1]] if steps else [])
+    columns = [name for name in ("probe_set", "radius", "epsilon", "attack") if rows[name].astype(str).nunique() > 1]
+    wide = rows[rows.step.isin(shown)].pivot_table(index="step", columns=columns or "probe_set", values="value")
+    printed = Table("step", *(_title(column) for column in wide.columns), title=f"{measure}, {rows.unit.iloc[0]}")
+    for step, values in wide.iterrows():
+        printed.add_row(str(step), *(f"{value:.4g}" for value in values))
+    Console().print(printed)
+
+
+def _title(column: object) -> str:
+    parts = column if isinstance(column, tuple) else (column,)
+    return " ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in parts)

@@ -1,0 +1,43 @@
+"""`grokkit attack RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from grokkit.cli.analyse import analyse, print_measure
+from grokkit.cli.parse import parse
+from grokkit.training.config import part
+
+
+def main(words: list[str]) -> None:
+    """Read the words and attack."""
+    parse("attack", attack, words)
+
+
+def attack(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    epsilon: tuple[float, ...] = (2 / 255, 8 / 255),
+    steps: int = 10,
+    points: int = 256,
+    last: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Attack test images at the stored snapshots by projected gradient descent, with cross-entropy and margin loss.
+
+    Try:
+        grokkit attack RUN
+        grokkit attack RUN --epsilon 0.05 0.1 --steps 20
+
+    Args:
+        run: the run's folder.
+        epsilon: l_inf radii, in pixels between 0 and 1 (8/255 is 0.0314).
+        steps: iterations of each attack.
+        points: images that are attacked.
+        last: only the newest snapshots, this many.
+        device: cpu or cuda; by default a GPU where there is one.
+    """
+    analyse(run, [part("robust_accuracy", epsilons=epsilon, steps=steps, points=points)], [], device, last)
+    print_measure(run, "robust_accuracy")

@@ -1,0 +1,41 @@
+"""`grokkit attribute RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from grokkit.cli.analyse import analyse
+from grokkit.cli.parse import parse
+from grokkit.training.config import part
+
+
+def main(words: list[str]) -> None:
+    """Read the words and attribute."""
+    parse("attribute", attribute, words)
+
+
+def attribute(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    method: tuple[str, ...] = ("saliency", "integrated_gradients"),
+    images: int = 8,
+    last: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Attribute the predictions on the same test images at the stored snapshots.
+
+    Try:
+        grokkit attribute RUN
+        grokkit attribute RUN --method grad_cam --images 16
+
+    Args:
+        run: the run's folder.
+        method: names from `grokkit.attributions.names()`.
+        images: how many, the first ones of the test probe set.
+        last: only the newest snapshots, this many.
+        device: cpu or cuda; by default a GPU where there is one.
+    """
+    analyse(run, [], [part(name, images=images) for name in method], device, last)
+    print(f"draw them with: grokkit figure attributions {run}")

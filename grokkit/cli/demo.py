@@ -1,0 +1,63 @@
+"""`grokkit demo`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Literal
+
+from grokkit.cli.figure import draw
+from grokkit.cli.parse import parse
+
+FIGURES = ["phases", "layers", "attributions", "policy"]
+
+
+def main(words: list[str]) -> None:
+    """Read the words and show."""
+    parse("demo", demo, words)
+
+
+def demo(
+    runs: Path = Path("runs"), seed: int = 0, steps: int | None = None, device: Literal["cpu", "cuda"] | None = None
+) -> None:
+    """Train the quickstart on handwritten digits, measure and explain it along the way, and draw the figures.
+
+    No download. A demo that is there already is shown again; an interrupted one goes on.
+
+    Try:
+        grokkit demo
+
+    Args:
+        runs: folder that the runs go to.
+        seed: root seed.
+        steps: another number of updates than the quickstart's.
+        device: cpu or cuda; by default a GPU where there is one.
+    """
+    from grokkit import recipes
+    from grokkit.cli.train import adjusted
+    from grokkit.training import loop
+    from grokkit.training.observers import for_terminal
+
+    began = time.monotonic()
+    found = recipes.shipped("quickstart")
+    paths = []
+    for make in found.variants.values():
+        config = adjusted(make(), None, seed, steps)
+        path = runs / config.run_name
+        if path.exists():
+            loop.resume(path, device=device, observer=for_terminal())
+        else:
+            loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
+        paths.append(path)
+    drawn = draw(FIGURES, tuple(paths), runs / "quickstart" / "figures")
+    print(f"done in {time.monotonic() - began:.0f} s; numbers: {_write_table(paths, runs / 'quickstart')}")
+    print("runs:     " + "\n          ".join(map(str, paths)))
+    print("figures:  " + "\n          ".join(str(path) for path in drawn if path.suffix == ".png"))
+
+
+def _write_table(paths: list[Path], folder: Path) -> Path:
+    from grokkit.analysis.tables import table
+
+    file = folder / "table.csv"
+    table(paths).to_csv(file, index=False)
+    return file

@@ -1,0 +1,52 @@
+"""`grokkit figure NAME RUN...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from grokkit.cli.parse import parse
+from grokkit.errors import UsageError
+
+
+def main(words: list[str]) -> None:
+    """Read the words and draw."""
+    parse("figure", figure, words)
+
+
+def figure(
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")],
+    out: Path | None = None,
+) -> None:
+    """Draw a figure from stored tables only, as PDF and PNG; several runs share one figure.
+
+    Try:
+        grokkit figure phases runs/quickstart/*
+        grokkit figure attributions RUN --out paper_figures
+
+    Args:
+        name: a name from `grokkit.figures.names()`.
+        runs: folders of runs, or a folder that holds runs.
+        out: folder to write to; by default `figures` in the run, or in the folder above several runs.
+    """
+    for path in draw([name], runs, out):
+        print(path)
+
+
+def draw(names: list[str], runs: tuple[Path, ...], out: Path | None) -> list[Path]:
+    """Draw every figure in `names` over all `runs` and return the files."""
+    from grokkit import figures
+    from grokkit.analysis.tables import figure_data
+    from grokkit.trajectory import find_runs
+
+    found = [run for root in runs for run in find_runs(root)]
+    if not found:
+        raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
+    for name in names:
+        figures.registry.get(name)
+    folder = out or (found[0].path if len(found) == 1 else found[0].path.parent) / "figures"
+    data = figure_data(found)
+    return [path for name in names for path in figures.save(figures.create(name, data), folder / name)]

@@ -1,0 +1,59 @@
+"""Image classification data as uint8 arrays: by registered name, from an .npz file or from class folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from grokkit.errors import UnknownNameError, UsageError
+from grokkit.registry import Registry, nearest
+
+registry = Registry("dataset", "grokkit.data")
+register, names, create = registry.register, registry.names, registry.create
+
+from grokkit.data.archive import read_path  # noqa: E402
+from grokkit.data.base import Dataset  # noqa: E402
+
+__all__ = ["Dataset", "create", "load", "names", "register"]
+
+PATH_OPTIONS = ("train", "test", "seed")
+
+
+def load(source: str | os.PathLike[str], **options: Any) -> Dataset:
+    """The dataset that `source` names.
+
+    Args:
+        source: a registered name (see `names()`), else the path of an `.npz` file or of a folder with
+            `train/<class>/*` and `test/<class>/*`. A word is a path when it ends in `.npz`, contains a path
+            separator or is an existing folder; a registered name comes first.
+        options: of the named loader; all take `train` and `test` (images to keep, stratified; None = all) and
+            `seed` (which ones). A path takes these three.
+
+    Raises:
+        UnknownNameError: no such name, and not a path.
+        UsageError: an option that the loader does not take.
+        DataError: the file or folder is missing or malformed.
+    """
+    text = os.fspath(source)
+    if text not in names() and _is_path(text):
+        return _load_path(Path(text), options)
+    try:
+        return create(text, **options)
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error}; or give the path of an .npz file or of a folder") from None
+
+
+def _is_path(text: str) -> bool:
+    separators = {os.sep, os.altsep or os.sep}
+    return text.endswith(".npz") or any(mark in text for mark in separators) or Path(text).is_dir()
+
+
+def _load_path(path: Path, options: dict[str, Any]) -> Dataset:
+    for option in options:
+        if option not in PATH_OPTIONS:
+            raise UsageError(
+                f"a dataset read from a path has no option {option!r}.{nearest(option, list(PATH_OPTIONS))} "
+                f"It takes: {', '.join(PATH_OPTIONS)}"
+            )
+    return read_path(path).subset(**options)

@@ -1,0 +1,44 @@
+"""CIFAR-10: 50,000 training and 10,000 test images of 32x32 RGB pixels in 10 classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from grokkit.data import register
+from grokkit.data.archive import cached
+from grokkit.data.base import Dataset, as_images, as_labels
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@register("cifar10")
+def cifar10(
+    root: str | os.PathLike[str] | None = None, train: int | None = None, test: int | None = None, seed: int = 0
+) -> Dataset:
+    """CIFAR-10 (Krizhevsky 2009), (3, 32, 32).
+
+    Args:
+        root: folder of `cifar10.npz`; None = the environment's GROKKIT_DATA, else `./data`. Without that file
+            torchvision downloads the official archive there (170 MB, checksummed), which is decoded once and
+            cached as `cifar10.npz` (184 MB).
+        train, test, seed: stratified subsets, see `Dataset.subset`.
+
+    Raises:
+        DataError: the download failed, or the file is malformed.
+    """
+    return cached("cifar10", root, _fetch, CLASSES).subset(train, test, seed)
+
+
+def _fetch(folder: Path) -> Dataset:
+    from torchvision.datasets import CIFAR10
+
+    train, test = (CIFAR10(folder, train=split, download=True) for split in (True, False))
+    return Dataset(
+        "cifar10",
+        as_images(train.data),
+        as_labels(train.targets),
+        as_images(test.data),
+        as_labels(test.targets),
+        CLASSES,
+    )

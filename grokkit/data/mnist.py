@@ -1,0 +1,44 @@
+"""MNIST: 60,000 training and 10,000 test images of handwritten digits, 28x28 greyscale."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from grokkit.data import register
+from grokkit.data.archive import cached
+from grokkit.data.base import Dataset, as_images, as_labels
+
+CLASSES = tuple("0123456789")
+
+
+@register("mnist")
+def mnist(
+    root: str | os.PathLike[str] | None = None, train: int | None = None, test: int | None = None, seed: int = 0
+) -> Dataset:
+    """MNIST (LeCun, Cortes and Burges 1998), (1, 28, 28).
+
+    Args:
+        root: folder of `mnist.npz`; None = the environment's GROKKIT_DATA, else `./data`. Without that file
+            torchvision downloads the official files there (checksummed), which are decoded once and cached as
+            `mnist.npz` (55 MB).
+        train, test, seed: stratified subsets, see `Dataset.subset`.
+
+    Raises:
+        DataError: the download failed, or the file is malformed.
+    """
+    return cached("mnist", root, _fetch, CLASSES).subset(train, test, seed)
+
+
+def _fetch(folder: Path) -> Dataset:
+    from torchvision.datasets import MNIST
+
+    train, test = (MNIST(folder, train=split, download=True) for split in (True, False))
+    return Dataset(
+        "mnist",
+        as_images(train.data.numpy()),
+        as_labels(train.targets.numpy()),
+        as_images(test.data.numpy()),
+        as_labels(test.targets.numpy()),
+        CLASSES,
+    )

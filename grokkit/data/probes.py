@@ -1,0 +1,58 @@
+"""The fixed images on which measures are taken: from training data, from test data, and noise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from grokkit import seeding
+from grokkit.data import load
+from grokkit.data.base import Dataset, available, check_count, stratified
+from grokkit.names import ProbeSet
+
+
+def probe_sets(
+    data: Dataset | str, *, train: int = 512, test: int = 512, random: int = 512, seed: int = 0
+) -> dict[str, ProbeSet]:
+    """Probe sets `train`, `test` and `random` for a dataset.
+
+    Args:
+        data: a Dataset, or what `load` takes.
+        train: images from the training split, class shares kept; 0 leaves the set out. More than there are: all,
+            with a UserWarning.
+        test: the same from the test split.
+        random: images of independent pixels, uniform in 0..255, labels and indices -1; 0 leaves the set out.
+        seed: fixes every set; each draws from a stream of its own.
+
+    Returns: the sets by name. `source` is `<dataset>/train`, `<dataset>/test` or `noise/uniform`; `indices` are
+        positions in that split of `data` as it was given.
+
+    Raises:
+        UsageError: a negative count.
+    """
+    for option, count in (("train", train), ("test", test), ("random", random)):
+        check_count(option, count, 0)
+    dataset = data if isinstance(data, Dataset) else load(data)
+    sets = {}
+    if train:
+        sets["train"] = _drawn("train", dataset, dataset.x_train, dataset.y_train, train, seed)
+    if test:
+        sets["test"] = _drawn("test", dataset, dataset.x_test, dataset.y_test, test, seed)
+    if random:
+        sets["random"] = _noise(dataset.input_shape, random, seed)
+    return sets
+
+
+def _drawn(name: str, dataset: Dataset, x: np.ndarray, y: np.ndarray, count: int, seed: int) -> ProbeSet:
+    source = f"{dataset.name}/{name}"
+    chosen = stratified(y, available(count, len(y), source), _rng(seed, name))
+    return ProbeSet(name, x[chosen], y[chosen], source, chosen)
+
+
+def _noise(shape: tuple[int, int, int], count: int, seed: int) -> ProbeSet:
+    images = _rng(seed, "random").integers(0, 256, (count, *shape), dtype=np.uint8)
+    nowhere = np.full(count, -1, np.int64)
+    return ProbeSet("random", images, nowhere, "noise/uniform", nowhere.copy())
+
+
+def _rng(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng(seeding.stream(seed, "probes", name))

@@ -1,0 +1,128 @@
+"""Training batches from data that stays on the device; batch number `step` depends on the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grokkit import seeding
+from grokkit.data import augment as augmentation
+from grokkit.data.base import check_count
+from grokkit.errors import DataError, UsageError
+
+
+class Batches:
+    """Shuffled, augmented batches without a loader: uint8 images on the device, cut by index.
+
+    Every epoch visits every image once in an order of its own; the ragged last batch of an epoch is used. Nothing
+    is kept between calls but the order of the current epoch, so that a resumed run needs no data state.
+
+    Args:
+        images: (N, C, H, W) uint8, array or tensor, N >= 1.
+        labels: (N,) int64.
+        batch_size: 1 or more; above N every batch is the whole set.
+        seed: root of the streams `order` (per epoch, the same on every device) and `augment` (per step, drawn on
+            the device).
+        device: where images, labels and batches live.
+        augment: words such as `("crop4", "flip", "cutout8")`, see `augment.parse`; applied in this order.
+
+    Raises:
+        DataError: images or labels of the wrong form.
+        UsageError: a batch size below 1, an unknown augmentation or one that these images cannot take.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray | Tensor,
+        labels: np.ndarray | Tensor,
+        batch_size: int,
+        *,
+        seed: int,
+        device: str | torch.device = "cpu",
+        augment: Sequence[str] = (),
+    ) -> None:
+        check_count("batch_size", batch_size, 1)
+        self.images = torch.as_tensor(images, device=device)
+        self.labels = torch.as_tensor(labels, device=device)
+        _check(self.images, self.labels)
+        self.batch_size = min(batch_size, len(self.images))
+        self.seed = seed
+        self._augmentations = augmentation.parse(augment)
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._augmented(self.images[:1], step=0)  # an augmentation that does not fit is to fail here, not at step 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the ragged last one included."""
+        return -(-len(self.images) // self.batch_size)
+
+    def epoch(self, step: int) -> int:
+        """The epoch, counted from 0, to which optimizer update number `step` (counted from 1) belongs."""
+        return (step - 1) // self.steps_per_epoch
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) positions of the images in batch number `step`, on the device."""
+        if step < 1:
+            raise UsageError(f"`step` must be 1 or more, the number of the optimizer update; got {step}")
+        start = (step - 1) % self.steps_per_epoch * self.batch_size
+        return self._epoch_order(self.epoch(step))[start : start + self.batch_size]
+
+    def at(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch for optimizer update number `step`, a pure function of (seed, step).
+
+        Args:
+            step: 1 or more.
+
+        Returns: x (B, C, H, W) float32 in [0, 1] and y (B,) int64, on the device; B = batch_size, less in an
+            epoch's last batch.
+        """
+        chosen = self.indices(step)
+        return pixels(self._augmented(self.images[chosen], step)), self.labels[chosen]
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if self._order[0] != epoch:
+            order = torch.randperm(len(self.images), generator=seeding.generator(self.seed, "order", epoch))
+            self._order = (epoch, order.to(self.images.device))
+        return self._order[1]
+
+    def _augmented(self, x: Tensor, step: int) -> Tensor:
+        if self._augmentations:
+            generator = seeding.generator(self.seed, "augment", step, device=x.device)
+            for change in self._augmentations:
+                x = change(x, generator=generator)
+        return x
+
+
+def pixels(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
+    """Images as float32: uint8 0..255 becomes [0, 1] by dividing by 255, float32 is taken as it is.
+
+    Args:
+        images: (N, ...) uint8 or float32.
+        device: None = where they are.
+
+    Raises:
+        DataError: another dtype.
+    """
+    tensor = torch.as_tensor(images, device=device)
+    if tensor.dtype == torch.uint8:
+        return tensor.to(torch.float32).div_(255)
+    if tensor.dtype != torch.float32:
+        raise DataError(f"images must be uint8 in 0..255 or float32; got {tensor.dtype}. Convert them first")
+    return tensor
+
+
+def chunks(images: np.ndarray | Tensor, size: int, device: str | torch.device | None = None) -> Iterator[Tensor]:
+    """All images in order as `pixels`, at most `size` at a time, the ragged last piece included."""
+    check_count("size", size, 1)
+    for start in range(0, len(images), size):
+        yield pixels(images[start : start + size], device)
+
+
+def _check(images: Tensor, labels: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) == 0:
+        raise DataError(f"images must be uint8 (N, C, H, W), N >= 1; got {images.dtype} {tuple(images.shape)}")
+    if labels.dtype != torch.int64 or labels.shape != (len(images),):
+        raise DataError(f"labels must be int64 ({len(images)},); got {labels.dtype} {tuple(labels.shape)}")

@@ -1,0 +1,64 @@
+"""The errors of grokkit, drawn as a tree; each knows the exit code that the command line gives it.
+
+GrokkitError                 1
+├── UsageError               2   a wrong name, option or argument
+│   └── UnknownNameError     2   a name that no registry holds; says the nearest one
+├── DeviceRefusedError       3   the machine cannot run this as asked
+├── DataError                4   data missing or of the wrong form
+├── TrajectoryError          4   a run folder missing, damaged, locked or of another version
+├── ModelContractError       4   a model that a measure cannot take
+├── NumericsError            5   a loss or a reading that is not finite
+└── Interrupted             75   stopped on request, state saved, can be resumed
+"""
+
+
+class GrokkitError(Exception):
+    """What every error of this package is; `exit_code` is the command line's answer."""
+
+    exit_code = 1
+
+
+class UsageError(GrokkitError):
+    """A wrong name, option or argument."""
+
+    exit_code = 2
+
+
+class UnknownNameError(UsageError):
+    """A name that no registry holds."""
+
+
+class DeviceRefusedError(GrokkitError):
+    """The machine cannot run this as asked, for example a GPU that PyTorch cannot use."""
+
+    exit_code = 3
+
+
+class DataError(GrokkitError):
+    """Data missing or of the wrong form."""
+
+    exit_code = 4
+
+
+class TrajectoryError(GrokkitError):
+    """A run folder that is missing, damaged, locked or of another version."""
+
+    exit_code = 4
+
+
+class ModelContractError(GrokkitError):
+    """A model that a measure cannot take; the message names the operation and the way out."""
+
+    exit_code = 4
+
+
+class NumericsError(GrokkitError):
+    """A loss or a reading that is not finite."""
+
+    exit_code = 5
+
+
+class Interrupted(GrokkitError):
+    """Stopped on request; the state is saved and the run can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,119 @@
+"""How the explanation of one prediction changes along training."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from grokkit.errors import UsageError
+from grokkit.figures import register
+from grokkit.figures.theme import FULL, hide_ticks, themed
+from grokkit.names import FigureData
+
+COLUMNS = 8
+"""Snapshots at most; more would be smaller than a stamp."""
+SIGNED = ("integrated_gradients", "input_x_gradient", "deep_lift")
+"""Methods whose sign has a meaning even where a map happens to have only one."""
+
+
+@register("attributions")
+@themed
+def attributions(data: FigureData, image: int = 0, probe_set: str | None = None) -> Figure:
+    """One image's attributions: a row per method, a column per snapshot, beside the image itself.
+
+    Relevance is summed over channels. A row has one colour scale, up to the 99.5 % quantile of its absolute values
+    over the snapshots drawn, so columns can be compared; signed maps diverge from white at 0.
+
+    Args:
+        data: needs the arrays `attributions/<method>/{values,steps,labels}` and `probes/<set>/images`.
+        image: number of the image, from 0.
+        probe_set: whose images were explained; None: `test` where it is there, else the first.
+
+    Returns:
+        A figure as wide as the page.
+
+    Raises:
+        UsageError: there are no attributions, methods share no step, or there is no such image or probe set.
+    """
+    methods = sorted({key.split("/")[1] for key in data.arrays if key.startswith("attributions/")})
+    if not methods:
+        raise UsageError("there are no attributions, which this figure draws; add them with `grokkit attribute RUN`")
+    picture, steps = _picture(data.arrays, image, probe_set), _steps(data.arrays, methods)
+    labels = data.arrays[f"attributions/{methods[0]}/labels"]
+    if not 0 <= image < len(labels):
+        raise UsageError(f"`image` must be an int in 0..{len(labels) - 1}, the explained images; got {image}")
+    layout = ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.02, wspace=0.0, hspace=0.0)
+    figure = Figure(figsize=(FULL, 0.4 + 0.68 * len(methods)), layout=layout)
+    panels = figure.subplots(len(methods), 1 + len(steps), squeeze=False)
+    for row, method in zip(panels, methods, strict=True):
+        _show_picture(row[0], picture)
+        row[0].set_ylabel(textwrap.fill(method.replace("_", " "), 12), rotation=0, ha="right", va="center")
+        _row(figure, row, data.arrays, method, image, steps)
+    panels[0, 0].set_title(f"image {image}", loc="center")
+    for axes, step in zip(panels[0, 1:], steps, strict=True):
+        axes.set_title(f"step {step}" if step == steps[0] else f"{step:,}", loc="center")
+    figure.suptitle(f"relevance for class {labels[image]}, along training (optimizer updates)", x=0.01, ha="left")
+    return figure
+
+
+def _steps(arrays: Mapping[str, np.ndarray], methods: list[str]) -> list[int]:
+    """At most `COLUMNS` of the steps that all methods have, the first and the last among them, spaced as logarithms."""
+    common = set.intersection(*({int(s) for s in arrays[f"attributions/{m}/steps"]} for m in methods))
+    if not common:
+        raise UsageError("the methods share no step; run `grokkit attribute RUN` for the same steps")
+    known = np.array(sorted(common))
+    if len(known) <= COLUMNS:
+        return known.tolist()
+    places = np.log1p(known)
+    chosen: list[int] = []
+    for target in np.linspace(places[0], places[-1], COLUMNS):
+        chosen.append(int(known[np.abs(places - target).argmin()]))
+    return sorted(set(chosen))
+
+
+def _picture(arrays: Mapping[str, np.ndarray], image: int, probe_set: str | None) -> np.ndarray:
+    """The image as (height, width) or (height, width, 3) in 0..1."""
+    known = sorted(key.split("/")[1] for key in arrays if key.startswith("probes/") and key.endswith("/images"))
+    name = probe_set or ("test" if "test" in known else next(iter(known), ""))
+    if name not in known:
+        raise UsageError(f"`probe_set` must be one of {', '.join(known) or 'none: no images came along'}; got {name!r}")
+    images = arrays[f"probes/{name}/images"]
+    if not 0 <= image < len(images):
+        raise UsageError(f"`image` must be an int in 0..{len(images) - 1}, the images of {name}; got {image}")
+    pixels = images[image].astype(float) / (255 if images.dtype == np.uint8 else 1)
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[-1] not in (1, 3):
+        pixels = np.moveaxis(pixels, 0, -1)
+    if pixels.min() < 0 or pixels.max() > 1:
+        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    return pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+
+
+def _show_picture(axes: Axes, picture: np.ndarray) -> None:
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1)
+    hide_ticks(axes)
+
+
+def _row(
+    figure: Figure, row: np.ndarray, arrays: Mapping[str, np.ndarray], method: str, image: int, steps: list[int]
+) -> None:
+    """One method's maps with their common colour bar."""
+    known = [int(step) for step in arrays[f"attributions/{method}/steps"]]
+    values = arrays[f"attributions/{method}/values"]
+    maps = np.stack([values[known.index(step), image].sum(axis=0) for step in steps])
+    signed = method in SIGNED or bool((maps < 0).any())
+    limit = float(np.quantile(np.abs(maps), 0.995)) or 1.0
+    for axes, each in zip(row[1:], maps, strict=True):
+        drawn = axes.imshow(each, cmap="RdBu_r" if signed else "magma", vmin=-limit if signed else 0.0, vmax=limit)
+        hide_ticks(axes)
+    bar: Any = figure.colorbar(
+        drawn, ax=row, aspect=10, shrink=0.85, pad=0.01, extend="both" if signed else "max", label="logits"
+    )
+    bar.outline.set_visible(False)
+    bar.set_ticks([-limit, 0.0, limit] if signed else [0.0, limit])
+    bar.set_ticklabels([f"{tick:.2g}".replace("-", "−") for tick in bar.get_ticks()])

@@ -1,0 +1,223 @@
+"""Curves against training: what figures read from a table, how they average seeds, and the figure `phases`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter
+
+from grokkit.errors import UsageError
+from grokkit.figures import register
+from grokkit.figures.theme import COLUMN, LINES, MARKERS, probe_colour, themed
+from grokkit.names import FigureData
+
+COMMANDS = {
+    "local_complexity": "`grokkit lc RUN`",
+    "robust_accuracy": "`grokkit attack RUN`",
+    "learning_rate": "`grokkit train EXPERIMENT`, which logs it",
+}
+_KEYS = ["run", "step", "probe_set", "layer", "radius", "epsilon", "attack"]
+
+
+def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of one measure, with a column `variant`: the run's name before its seed.
+
+    Raises:
+        UsageError: there are none (says what adds them), or a run holds two recordings of the same number.
+    """
+    rows = data.table[data.table["measure"] == measure].copy()
+    for column in ("probe_set", "layer", "attack"):
+        rows[column] = rows[column].astype(object).where(rows[column].notna(), "")
+    if probe_sets is not None:
+        rows = rows[rows["probe_set"].isin(probe_sets)]
+    if rows.empty:
+        where = f" on {' or '.join(probe_sets)}" if probe_sets is not None else ""
+        command = COMMANDS.get(measure, f"`grokkit.replay_run(RUN, measures=[{measure!r}])`")
+        raise UsageError(f"the table holds no {measure}{where}, which this figure draws; add it with {command}")
+    twice = rows[rows.duplicated(_KEYS, keep=False)]
+    if len(twice):
+        ids = ", ".join(sorted(set(twice["measure_id"].astype(str))))
+        raise UsageError(
+            f"run {twice['run'].iloc[0]} holds {measure} more than once for the same step ({ids}); "
+            "hand over a table with one `measure_id` per run"
+        )
+    rows["variant"] = variants_of(rows["run"])
+    return rows
+
+
+def variants_of(runs: pd.Series) -> pd.Series:
+    """`quickstart/default-s0-ab12cd34` -> `quickstart/default`."""
+    return runs.astype(str).str.replace(r"-s\d+(-[0-9a-z]+)?$", "", regex=True)
+
+
+def at_radius(rows: pd.DataFrame, radius: float | None) -> tuple[pd.DataFrame, float]:
+    """The rows of one radius: the one asked for, else the middle one of those that every run has."""
+    common = set.intersection(*(set(part["radius"]) for _, part in rows.groupby("run")))
+    known = sorted(common)
+    if not known:
+        raise UsageError("the runs share no radius of local_complexity; draw them one by one")
+    chosen = known[(len(known) - 1) // 2] if radius is None else radius
+    near = np.isclose(rows["radius"].astype(float), chosen, rtol=1e-9)
+    if not near.any():
+        raise UsageError(f"`radius` must be one of {', '.join(f'{r:g}' for r in known)}; got {radius}")
+    return rows[near], chosen
+
+
+def totals(rows: pd.DataFrame, power: int = 1) -> pd.DataFrame:
+    """One row per run, step and probe set: the layer `total`, else the layers' sum (`power` 2: root of squares)."""
+    total = rows[rows["layer"] == "total"]
+    if len(total):
+        return total
+    groups = rows.assign(value=rows["value"] ** power).groupby(["run", "variant", "step", "probe_set"], sort=False)
+    summed = groups["value"].sum(min_count=1).reset_index()
+    return summed.assign(value=summed["value"] ** (1 / power), low=math.nan, high=math.nan)
+
+
+def averaged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Columns step, value, low, high. One run: its values and their own interval. Several: mean, minimum and maximum
+    at the steps that all of them have (a mean over ever fewer seeds would jump)."""
+    if rows["run"].nunique() == 1:
+        return rows.sort_values("step")[["step", "value", "low", "high"]]
+    table = rows.pivot_table(index="step", columns="run", values="value", sort=True).dropna()
+    if table.empty:
+        raise UsageError(f"the runs {', '.join(table.columns)} share no recorded step; draw them one by one")
+    columns = {"value": table.mean(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)}
+    return pd.DataFrame(columns).reset_index()
+
+
+def draw(axes: Axes, rows: pd.DataFrame, **style: Any) -> Line2D:
+    """One line with its band from the rows of one variant; infinite values leave a gap."""
+    curve = averaged(rows)
+    curve = curve.assign(value=curve["value"].where(np.isfinite(curve["value"])))
+    (line,) = axes.plot(curve["step"], curve["value"], **style)
+    if curve[["low", "high"]].notna().all(axis=1).any():
+        axes.fill_between(curve["step"], curve["low"], curve["high"], color=line.get_color(), alpha=0.18, lw=0)
+    return line
+
+
+def log_steps(axes: Axes, steps: pd.Series) -> None:
+    """A logarithmic axis of updates on which step 0 has its own place, left of the first power of ten."""
+    positive = steps[steps > 0]
+    first = 10 ** math.floor(math.log10(positive.min())) if len(positive) else 1
+    last = max(float(steps.max()), first)
+    axes.set_xscale("symlog", linthresh=first, linscale=0.5)
+    axes.set_xlim(-0.15 * first, last * 1.12)
+    powers = [10**k for k in range(round(math.log10(first)), math.floor(math.log10(last)) + 1)]
+    axes.xaxis.set_major_locator(FixedLocator([0, *powers]))
+    axes.xaxis.set_minor_locator(FixedLocator([m * p for p in powers for m in range(2, 10) if m * p <= last]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_power))
+
+
+def _power(value: float, _position: int | None = None) -> str:
+    return f"{value:g}" if value < 100 else f"$10^{{{round(math.log10(value))}}}$"
+
+
+STEP_LABEL = "step (optimizer updates, log scale)"
+
+
+@register("phases")
+@themed
+def phases(data: FigureData, radius: float | None = None, robust: bool = True) -> Figure:
+    """Accuracy, robust accuracy, local complexity and the size of weights and logits on one axis of updates.
+
+    Colour is the probe set, line style the variant. Seeds of a variant are drawn as their mean in a band from the
+    lowest to the highest; a single run has the band of its readings' own interval. Of several attacks the lowest
+    accuracy is drawn strong, each attack thin.
+
+    Args:
+        data: needs the measures accuracy, local_complexity, weight_norm, logit_scale and, where `robust`,
+            robust_accuracy.
+        radius: of the local complexity; None: the middle one of those measured.
+        robust: draw robust accuracy.
+
+    Returns:
+        A figure one column wide.
+
+    Raises:
+        UsageError: a measure is missing; the message says how to add it.
+    """
+    accuracy = select(data, "accuracy", ("train", "test"))
+    complexity, radius = at_radius(select(data, "local_complexity"), radius)
+    norms, logits = totals(select(data, "weight_norm"), power=2), select(data, "logit_scale")
+    attacked = select(data, "robust_accuracy") if robust else None
+    figure = Figure(figsize=(COLUMN, 4.9), layout="constrained")
+    panels = figure.subplots(4, 1, sharex=True, height_ratios=(1.35, 1.35, 0.8, 0.8))
+    _by_probe_set(panels[0], accuracy)
+    marks = _robust(panels[0], attacked) if attacked is not None else []
+    _by_probe_set(panels[1], totals(complexity))
+    for line, rows in _by_variant(norms):
+        draw(panels[2], rows, color="black", linestyle=line)
+    _by_probe_set(panels[3], logits)
+    unit, _, space = str(complexity["unit"].iloc[0]).partition(" (")
+    panels[0].set(ylabel="accuracy\n(share of images)", ylim=(-0.02, 1.02))
+    panels[1].set_ylabel(f"local complexity\n({unit})")
+    panels[1].set_title(f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}", fontsize=7, color="0.35")
+    panels[2].set_ylabel("weights\n(L2 norm)")
+    panels[3].set(ylabel="logit scale\n(logits)", xlabel=STEP_LABEL)
+    log_steps(panels[3], pd.concat([accuracy["step"], complexity["step"], norms["step"], logits["step"]]))
+    figure.align_ylabels(panels)
+    probe_sets = pd.concat([accuracy["probe_set"], complexity["probe_set"]])
+    _legend(figure, list(dict.fromkeys(probe_sets)), list(dict.fromkeys(accuracy["variant"])), marks)
+    return figure
+
+
+def _by_variant(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+    """The rows of each variant with its line style, in order of appearance."""
+    parts = [part for _, part in rows.groupby("variant", sort=False)]
+    return [(LINES[index % len(LINES)], part) for index, part in enumerate(parts)]
+
+
+def _by_probe_set(axes: Axes, rows: pd.DataFrame) -> None:
+    names = list(dict.fromkeys(rows["probe_set"]))
+    for line, part in _by_variant(rows):
+        for name, own in part.groupby("probe_set", sort=False):
+            colour = probe_colour(str(name), names)
+            draw(axes, own, color=colour, linestyle=line)
+
+
+def _robust(axes: Axes, rows: pd.DataFrame) -> list[Line2D]:
+    """Each attack thin, their lowest strong with a marker per epsilon; returns the legend's handles."""
+    names, epsilons = list(dict.fromkeys(rows["probe_set"])), sorted(set(rows["epsilon"]))
+    for line, part in _by_variant(rows):
+        for (name, epsilon), own in part.groupby(["probe_set", "epsilon"], sort=False):
+            style = {"color": probe_colour(str(name), names), "linestyle": line}
+            for _, attack in own.groupby("attack", sort=False):
+                curve = averaged(attack)
+                axes.plot(curve["step"], curve["value"], lw=0.5, alpha=0.7, **style)
+            lowest = own.groupby(["run", "step"], as_index=False)["value"].min().assign(low=math.nan, high=math.nan)
+            draw(axes, lowest, marker=MARKERS[epsilons.index(epsilon) % len(MARKERS)], mew=0, lw=0.9, **style)
+    count = rows["attack"].nunique()
+    of = f", lowest of {count} attacks" if count > 1 else f", {rows['attack'].iloc[0]}"
+    handles = [
+        Line2D([], [], color="0.2", marker=marker, mew=0, lw=0.9, label=f"attacked, ε = {_pixels(epsilon)}{of}")
+        for epsilon, marker in zip(epsilons, MARKERS * len(epsilons), strict=False)
+    ]
+    return [*handles, Line2D([], [], color="0.2", lw=0.5, label="each attack")] if count > 1 else handles
+
+
+def _pixels(epsilon: float) -> str:
+    """An l_inf radius as it is usually written."""
+    levels = 255 * epsilon
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"
+
+
+def _legend(figure: Figure, probe_sets: list[str], variants: list[str], marks: list[Line2D]) -> None:
+    """Above the panels: a column of colours beside a column of line styles and markers."""
+    colours = [Line2D([], [], color=probe_colour(name, probe_sets), label=name) for name in probe_sets]
+    styles = [
+        Line2D([], [], color="0.2", linestyle=LINES[index % len(LINES)], label=name)
+        for index, name in enumerate(variants)
+    ]
+    rest = [*(styles if len(variants) > 1 else []), *marks]
+    # A legend fills its columns evenly, so the shorter one is filled up with nothing.
+    rows = max(len(colours), len(rest))
+    blank = [Line2D([], [], linestyle="none", label=" ")]
+    handles = [*colours, *blank * (rows - len(colours)), *rest, *blank * (rows - len(rest))] if rest else colours
+    figure.legend(handles=handles, loc="outside upper left", ncols=2 if rest else len(colours), labelspacing=0.25)

@@ -1,0 +1,129 @@
+"""What a policy heard, what it did, and why."""
+
+from __future__ import annotations
+
+import textwrap
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
+
+from grokkit.figures import register
+from grokkit.figures.curves import select, variants_of
+from grokkit.figures.theme import FULL, PALETTE, themed
+from grokkit.names import FigureData
+
+LISTED = 12
+"""Reasons written out below the panels; more stay in the runs' events."""
+_LINE = 0.118  # inches per line of small print
+
+
+@register("policy")
+@themed
+def policy(data: FigureData) -> Figure:
+    """Learning rate and signal against updates, each decision a numbered line with its reason written below.
+
+    Every run is a line; a colour is a variant. A signal with a companion `<name>_se` has a band of one standard error
+    on each side. A policy that listens to nothing has no panel of a signal.
+
+    Args:
+        data: needs the measure learning_rate; takes rows with measure or probe_set `signal`,
+            and events of kind `policy`.
+
+    Returns:
+        A figure as wide as the page.
+
+    Raises:
+        UsageError: the learning rate is missing.
+    """
+    rates, signals = select(data, "learning_rate"), _signals(data.table)
+    decisions = _decisions(data.events)
+    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(rates["variant"]))}
+    lines = _reasons(decisions)
+    below = _LINE * (len(lines) + 1) if lines else 0.0
+    height = 0.9 + 1.25 * (1 + len(signals)) + below
+    rect = (0.0, below / height, 1.0, 1 - below / height)
+    figure = Figure(figsize=(FULL, height), layout=ConstrainedLayoutEngine(rect=rect))
+    panels = figure.subplots(1 + len(signals), 1, sharex=True, squeeze=False)[:, 0]
+    _lines(panels[0], rates, colours)
+    panels[0].set_ylabel("learning rate")
+    # Not an offset such as 1e-3 above the axis: the decisions' numbers stand there.
+    panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panels[0].set_ylim(bottom=0)
+    for axes, (name, rows) in zip(panels[1:], signals.items(), strict=True):
+        _lines(axes, rows, colours)
+        axes.set_ylabel(textwrap.fill(f"{name.replace('_', ' ')} ({rows['unit'].iloc[0] or 'no unit'})", 24))
+    panels[-1].set_xlabel("step (optimizer updates)")
+    panels[-1].set_xlim(0, max(1.0, float(rates["step"].max())))
+    _mark(panels, decisions, colours)
+    figure.align_ylabels(panels)
+    if len(colours) > 1:
+        handles = [panels[0].plot([], [], color=colour, label=name)[0] for name, colour in colours.items()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=3)
+    if lines:
+        figure.text(0.01, below / height, "\n".join(lines), va="top", fontsize=6.5, parse_math=False, linespacing=1.25)
+    return figure
+
+
+def _signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Rows of each signal by name, with `low` and `high` from its standard error where that was logged too."""
+    rows = table[(table["measure"] == "signal") | (table["probe_set"] == "signal")].copy()
+    rows["variant"] = variants_of(rows["run"])
+    parts = {str(name): part for name, part in rows.groupby("measure", sort=False)}
+    found = {}
+    for name, part in parts.items():
+        if name.endswith("_se") and name.removesuffix("_se") in parts:
+            continue
+        errors = parts.get(f"{name}_se")
+        if errors is not None:
+            part = part.merge(errors[["run", "step", "value"]], on=["run", "step"], how="left", suffixes=("", "_se"))
+            part = part.assign(low=part["value"] - part["value_se"], high=part["value"] + part["value_se"])
+        found[name] = part
+    return found
+
+
+def _decisions(events: pd.DataFrame) -> pd.DataFrame:
+    """The policies' events, in order of their step."""
+    if "kind" not in events or not (events["kind"] == "policy").any():
+        return pd.DataFrame({"run": [], "step": [], "text": []})
+    return events[events["kind"] == "policy"].sort_values(["step", "run"], kind="stable", ignore_index=True)
+
+
+def _lines(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+    for _, part in rows.groupby("run", sort=False):
+        part = part.sort_values("step")
+        colour = colours.get(str(part["variant"].iloc[0]), "0.4")
+        axes.plot(part["step"], part["value"].where(np.isfinite(part["value"])), color=colour, lw=1)
+        if np.isfinite(part[["low", "high"]]).all(axis=1).any():
+            low, high = (part[side].where(np.isfinite(part[side])) for side in ("low", "high"))
+            axes.fill_between(part["step"], low, high, color=colour, alpha=0.18, lw=0)
+
+
+def _mark(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) -> None:
+    """A thin line through all panels per decision and its number above; near ones stand one above the other."""
+    room = 0.025 * panels[0].get_xlim()[1]
+    ends: list[float] = []
+    for number, (step, run) in enumerate(zip(decisions["step"], variants_of(decisions["run"]), strict=True), start=1):
+        for axes in panels:
+            axes.axvline(step, color=colours.get(run, "0.4"), lw=0.6, linestyle=(0, (2, 1.5)), zorder=0)
+        level = next((i for i, end in enumerate(ends) if step - end >= room), len(ends))
+        ends[level : level + 1] = [float(step)]
+        panels[0].annotate(
+            str(number), (step, 1), (0, 2 + 7.5 * level), xycoords=panels[0].get_xaxis_transform(),
+            textcoords="offset points", ha="center", va="bottom", fontsize=6.5, color=colours.get(run, "0.4"),
+        )  # fmt: skip
+
+
+def _reasons(decisions: pd.DataFrame) -> list[str]:
+    """Numbered and wrapped lines, one entry per decision."""
+    several = decisions["run"].nunique() > 1
+    lines: list[str] = []
+    for number, event in enumerate(decisions.head(LISTED).itertuples(), start=1):
+        who = f" of {str(event.run).rsplit('/', 1)[-1]}" if several else ""
+        lines += textwrap.wrap(f"{number}  step {event.step:,}{who}: {event.text}", 128, subsequent_indent="    ")
+    if len(decisions) > LISTED:
+        lines.append(f"{len(decisions) - LISTED} more decisions stand in the runs' events")
+    return lines

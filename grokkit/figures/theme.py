@@ -1,0 +1,99 @@
+"""Paper style as a dictionary applied in a context, the colours that have a meaning, and how figures are saved."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLUMN, FULL = 3.25, 6.75
+"""Widths in inches of one column and of the page."""
+
+PROBE_COLOURS = {"train": "#0072B2", "test": "#D55E00", "random": "#707070"}
+"""One colour per probe set, everywhere; from the colour-blind safe palette of Okabe and Ito, and grey."""
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+"""Colours in order, for runs and for probe sets with other names."""
+LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))
+"""Line styles in order, one per variant."""
+MARKERS = ("o", "s", "^", "D", "v")
+"""Markers in order, one per epsilon."""
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans", "font.size": 7.5, "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5, "xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "figure.titlesize": 8,
+    "pdf.fonttype": 42, "ps.fonttype": 42, "savefig.dpi": 300, "figure.dpi": 150, "savefig.bbox": None,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.minor.width": 0.4, "ytick.minor.width": 0.4,
+    "xtick.major.size": 2.5, "ytick.major.size": 2.5, "xtick.minor.size": 1.5, "ytick.minor.size": 1.5,
+    "lines.linewidth": 1.2, "lines.markersize": 2.2, "legend.frameon": False, "legend.handlelength": 2.2,
+    "legend.columnspacing": 1.2, "legend.borderaxespad": 0.2, "legend.handletextpad": 0.5,
+    "axes.formatter.use_mathtext": True,
+    "axes.titlelocation": "left", "axes.titlepad": 3.0, "image.interpolation": "nearest", "svg.hashsalt": "grokkit",
+}  # fmt: skip
+"""What a figure looks like: fonts that ship with matplotlib, so that the same table gives the same bytes anywhere."""
+
+Parameters = ParamSpec("Parameters")
+
+
+@contextmanager
+def theme() -> Iterator[None]:
+    """Paper style inside the block, the caller's settings again after it."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def themed(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
+    """Decorator of a figure function: it runs, and is laid out, in `theme()`."""
+
+    @functools.wraps(draw)
+    def wrapped(*arguments: Parameters.args, **options: Parameters.kwargs) -> Figure:
+        with theme():
+            figure = draw(*arguments, **options)
+            figure.draw_without_rendering()
+            # The layout is done; saving would do it again.
+            figure.set_layout_engine("none")
+        return figure
+
+    return wrapped
+
+
+def probe_colour(name: str, names: list[str]) -> str:
+    """The colour of a probe set; sets with words of their own take theirs from the palette, in order."""
+    others = [each for each in names if each not in PROBE_COLOURS]
+    return PROBE_COLOURS[name] if name in PROBE_COLOURS else PALETTE[(2 + others.index(name)) % len(PALETTE)]
+
+
+def hide_ticks(axes: Axes) -> None:
+    """An image without axes."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def save(figure: Figure, stem: str | Path) -> list[Path]:
+    """Write `stem`.pdf (TrueType fonts) and `stem`.png (300 dots per inch); the same figure gives the same bytes.
+
+    Args:
+        figure: any matplotlib figure.
+        stem: path without a suffix; its folder is made.
+
+    Returns:
+        The two paths.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    metadata: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "png": {}}
+    paths = []
+    with theme():
+        for suffix, fields in metadata.items():
+            # Not with_suffix: a stem such as lc-r0.05 has a dot of its own.
+            paths.append(stem.parent / f"{stem.name}.{suffix}")
+            figure.savefig(paths[-1], metadata=fields)
+    return paths

@@ -1,0 +1,40 @@
+"""Accuracy on the probe sets: correct / seen, all samples counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from grokkit.measures import register
+from grokkit.measures.base import Context, chosen, logits_of, tensor_of, wilson
+from grokkit.names import Reading
+
+
+@register("accuracy")
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of images whose largest logit is at their label, with its 95 % Wilson interval.
+
+    Args:
+        probe_sets: sets to measure; those that the run does not have are left out.
+
+    Cost: one forward pass per image.
+    """
+
+    probe_sets: tuple[str, ...] = ("train", "test")
+
+    def __call__(self, context: Context) -> Reading:
+        """Dims (probe_set,); unit: share of images."""
+        probes = chosen(context, self.probe_sets)
+        correct = np.zeros(len(probes))
+        for place, probe in enumerate(probes.values()):
+            logits = torch.cat([batch.argmax(1) for batch in logits_of(context.model, tensor_of(probe, context.model))])
+            correct[place] = int((logits.cpu() == torch.from_numpy(probe.labels)).sum())
+        seen = np.array([len(probe) for probe in probes.values()])
+        low, high = wilson(correct, seen)
+        return Reading(
+            "accuracy", correct / seen, ("probe_set",), {"probe_set": tuple(probes)}, "share of images",
+            n=tuple(int(count) for count in seen), low=low, high=high,
+        )  # fmt: skip

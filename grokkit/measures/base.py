@@ -1,0 +1,98 @@
+"""What a measure is given, what it is, and the few steps that several measures share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.errors import UsageError
+from grokkit.models.classifier import Classifier
+from grokkit.names import ProbeSet, Reading
+
+BATCH = 512
+"""Images per forward pass; a matter of memory only, no reading depends on it."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Context:
+    """All that a measure may see.
+
+    Args:
+        model: the network, fed pixels in [0, 1] where it is a `Classifier`.
+        probes: the stored probe sets by name.
+        loss: `cross_entropy` or `mse`, as trained.
+        seed: root of the measures' random streams; the same at every step, so frames and starts are common.
+    """
+
+    model: nn.Module
+    probes: Mapping[str, ProbeSet]
+    loss: str = "cross_entropy"
+    seed: int = 0
+
+
+@runtime_checkable
+class Measure(Protocol):
+    """A frozen dataclass of parameters; calling it leaves the model and all random state as they were."""
+
+    def __call__(self, context: Context) -> Reading: ...
+
+
+def settings_of(measure: Measure) -> dict[str, Any]:
+    """The parameters as JSON values; they go into the identity of the measure's readings."""
+    if not dataclasses.is_dataclass(measure) or isinstance(measure, type):
+        raise UsageError(f"a measure must be an instance of a frozen dataclass; got {measure!r}")
+    return dataclasses.asdict(measure)
+
+
+def chosen(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
+    """The probe sets `names` that the run has, cut to their first `points` images.
+
+    Raises:
+        UsageError: the run has none of them.
+    """
+    found = {name: context.probes[name] for name in names if name in context.probes}
+    if not found:
+        raise UsageError(f"no probe set among {list(names)}; this run has {list(context.probes)}")
+    if points is None:
+        return found
+    return {
+        name: dataclasses.replace(p, images=p.images[:points], labels=p.labels[:points], indices=p.indices[:points])
+        for name, p in found.items()
+    }
+
+
+def tensor_of(probe: ProbeSet, model: nn.Module) -> Tensor:
+    """The images on the model's device and in its dtype; uint8 becomes pixels in [0, 1]."""
+    images = torch.from_numpy(np.ascontiguousarray(probe.images)).to(device_of(model), dtype_of(model))
+    return images / 255 if probe.images.dtype == np.uint8 else images
+
+
+def net_and_inputs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, str]:
+    """The net, its input for these images, and the name of that space: a `Classifier` is measured behind its
+    normalisation, any other module on exactly the tensor it is given."""
+    if isinstance(model, Classifier):
+        with torch.no_grad():
+            return model.net, model.normalise(images), "normalised input space"
+    return model, images, "input space as given"
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
+    """Logits batch by batch, the ragged last one included; eval mode, strict precision, no gradients."""
+    with borrowed(model) as inner, torch.no_grad():
+        for batch in images.split(BATCH):
+            yield inner(batch)
+
+
+def wilson(correct: np.ndarray, seen: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    """95 % Wilson interval of a proportion (Wilson 1927), good also at 0 and 1."""
+    z = 1.959963984540054
+    share, spread = correct / seen, z * z / seen
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(share * (1 - share) / seen + spread / (4 * seen))
+    return centre - half, centre + half

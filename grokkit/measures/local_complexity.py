@@ -1,0 +1,73 @@
+"""Local complexity along the trajectory: crossings per point, per probe set, radius and layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from grokkit.measures import register
+from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.names import Reading
+from grokkit.spline import ComplexitySpectrum, LocalComplexity, complexity_spectrum, local_complexity
+
+
+@register("local_complexity")
+@dataclass(frozen=True)
+class Complexity:
+    """Mean number of units whose pre-activation changes sign over the neighbourhood of a point.
+
+    The layer `total` is the sum over layers; `low` and `high` are mean -+ 1.96 standard errors over the points.
+    The density is value / radius. The units that are live (active at some point) stand in the settings.
+
+    Args:
+        method: `tangent` (one primal and P tangent passes for all radii) or `vertex` (2P passes per radius).
+        radii: neighbourhood radii, in the input space of the net.
+        directions: orthonormal directions P of the frame, the same at every step.
+        points: images of each probe set that are used, the first ones.
+        probe_sets: sets to measure; those that the run does not have are left out.
+
+    Source: Humayun, Balestriero, Baraniuk, arXiv 2402.15555; see `grokkit.local_complexity`.
+    """
+
+    method: Literal["vertex", "tangent"] = "tangent"
+    radii: tuple[float, ...] = (0.005, 0.05, 0.5)
+    directions: int = 20
+    points: int = 256
+    probe_sets: tuple[str, ...] = ("train", "test", "random")
+
+    def __call__(self, context: Context) -> Reading:
+        """Dims (probe_set, radius, layer); unit: units per point in the named input space."""
+        probes = chosen(context, self.probe_sets, self.points)
+        means: list[np.ndarray] = []
+        errors: list[np.ndarray] = []
+        units: dict[str, int] = {}
+        live: dict[str, dict[str, int]] = {}
+        for name, probe in probes.items():
+            net, inputs, space = net_and_inputs(context.model, tensor_of(probe, context.model))
+            counts, found = self._counted(net, inputs, context.seed)
+            units, live[name] = found.units, found.live_units
+            with_total = np.concatenate([counts, counts.sum(2, keepdims=True)], axis=2)
+            means.append(with_total.mean(1))
+            errors.append(1.96 * with_total.std(1, ddof=1) / np.sqrt(len(probe)) if len(probe) > 1 else 0 * means[-1])
+        values, error = np.stack(means), np.stack(errors)
+        coords = {"probe_set": tuple(probes), "radius": self.radii, "layer": (*units, "total")}
+        return Reading(
+            "local_complexity", values, ("probe_set", "radius", "layer"), coords, f"units per point ({space})",
+            n=tuple(len(probe) for probe in probes.values()), low=values - error, high=values + error,
+            settings={"units": units, "live_units": live},
+        )  # fmt: skip
+
+    def _counted(
+        self, net: nn.Module, inputs: Tensor, seed: int
+    ) -> tuple[np.ndarray, LocalComplexity | ComplexitySpectrum]:
+        """Counts (radius, point, layer), and a result that names layers and units."""
+        # More directions than input dimensions do not exist; a small input is measured in all of its own.
+        directions = min(self.directions, inputs[0].numel())
+        if self.method == "tangent":
+            spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed)
+            return spectrum.counts.numpy(), spectrum
+        single = [local_complexity(net, inputs, radius, directions, seed=seed) for radius in self.radii]
+        return np.stack([one.counts.numpy() for one in single]), single[0]

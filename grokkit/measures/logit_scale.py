@@ -1,0 +1,38 @@
+"""How large the logits are: the companion without which cross-entropy attacks cannot be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from grokkit.measures import register
+from grokkit.measures.base import Context, chosen, logits_of, tensor_of
+from grokkit.names import Reading
+
+
+@register("logit_scale")
+@dataclass(frozen=True)
+class LogitScale:
+    """Mean over images of the largest absolute logit.
+
+    Args:
+        probe_sets: sets to measure; those that the run does not have are left out.
+
+    Cost: one forward pass per image.
+    """
+
+    probe_sets: tuple[str, ...] = ("test",)
+
+    def __call__(self, context: Context) -> Reading:
+        """Dims (probe_set,); unit: logits."""
+        probes = chosen(context, self.probe_sets)
+        values = []
+        for probe in probes.values():
+            largest = [b.abs().amax(1) for b in logits_of(context.model, tensor_of(probe, context.model))]
+            values.append(float(torch.cat(largest).double().mean()))
+        counts = tuple(len(probe) for probe in probes.values())
+        return Reading(
+            "logit_scale", np.array(values), ("probe_set",), {"probe_set": tuple(probes)}, "logits", n=counts
+        )

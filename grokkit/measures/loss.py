@@ -1,0 +1,65 @@
+"""The loss that the net was trained with, on the probe sets, without regularisation or label smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grokkit.errors import UsageError
+from grokkit.measures import register
+from grokkit.measures.base import Context, chosen, logits_of, tensor_of
+from grokkit.names import Reading
+from grokkit.registry import nearest
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats; logits (N, classes), labels (N,) int64."""
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def mse(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean squared difference between raw logits and one-hot labels, over images and classes."""
+    classes = logits.shape[1]
+    target = F.one_hot(labels, classes).to(logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
+    return F.mse_loss(logits, target)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse}
+
+
+def loss_function(name: str) -> Callable[..., Tensor]:
+    """The loss called `name`; an UsageError with the nearest match otherwise."""
+    if name not in LOSSES:
+        raise UsageError(f"no loss is called {name!r}.{nearest(name, list(LOSSES))} Known: {', '.join(LOSSES)}")
+    return LOSSES[name]
+
+
+@register("loss")
+@dataclass(frozen=True)
+class Loss:
+    """Mean loss per image.
+
+    Args:
+        probe_sets: sets to measure; those that the run does not have are left out.
+
+    Cost: one forward pass per image.
+    """
+
+    probe_sets: tuple[str, ...] = ("train", "test")
+
+    def __call__(self, context: Context) -> Reading:
+        """Dims (probe_set,); unit: nats for cross-entropy, squared logits for mse."""
+        function = loss_function(context.loss)
+        probes = chosen(context, self.probe_sets)
+        values = np.zeros(len(probes))
+        for place, probe in enumerate(probes.values()):
+            logits = torch.cat(list(logits_of(context.model, tensor_of(probe, context.model))))
+            values[place] = float(function(logits, torch.from_numpy(probe.labels).to(logits.device)))
+        unit = "nats" if context.loss == "cross_entropy" else "squared logits"
+        counts = tuple(len(probe) for probe in probes.values())
+        return Reading("loss", values, ("probe_set",), {"probe_set": tuple(probes)}, unit, n=counts)

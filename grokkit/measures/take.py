@@ -1,0 +1,108 @@
+"""Taking a measure or an attribution at one step and storing it; the recorder and the replay both come here,
+so a replayed number cannot differ from a live one by construction of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grokkit import attribution
+from grokkit.errors import GrokkitError, NumericsError, UsageError
+from grokkit.measures import registry
+from grokkit.measures.base import Context, Measure, chosen, settings_of, tensor_of
+from grokkit.names import ProbeSet, Reading
+from grokkit.trajectory import store
+
+
+def measure_id(measure: Measure, probes: Mapping[str, ProbeSet], seed: int) -> str:
+    """Identity of a measure's readings in one run: its name and a hash of parameters, seed and probe sets."""
+    settings = {**settings_of(measure), "seed": seed}
+    return store.identity(registry.name_of(type(measure)), settings, probes.values())
+
+
+def take(run: Path, step: int, measure: Measure, context: Context) -> Reading:
+    """Call `measure`, check that its values are finite, store the reading in `run`.
+
+    Raises:
+        GrokkitError: what the measure raised, with its name and the step in front.
+        NumericsError: a value is not finite.
+    """
+    identity = measure_id(measure, context.probes, context.seed)
+    try:
+        reading = measure(context)
+    except GrokkitError as error:
+        raise type(error)(f"{identity} at step {step}: {error}") from error
+    if not np.isfinite(reading.values).all():
+        raise NumericsError(f"{identity} at step {step}: a value is not finite; the weights may have diverged")
+    store.write_reading(run / "measures" / identity, step, reading)
+    return reading
+
+
+@dataclass(frozen=True)
+class AttributionPlan:
+    """Which attribution to take along a trajectory.
+
+    Args:
+        method: a name from `grokkit.attributions.names()`.
+        images: how many, the first ones of the probe set.
+        probe_set: whose images; targets are their labels, the same at every step.
+        parameters: the method's own.
+    """
+
+    method: str
+    images: int = 8
+    probe_set: str = "test"
+    parameters: Mapping[str, Any] | None = None
+
+    def identity(self, probes: Mapping[str, ProbeSet], seed: int) -> str:
+        """`<method>-<hash>`: the folder of its maps."""
+        settings = {"images": self.images, "seed": seed, **(self.parameters or {})}
+        return store.identity(self.method, settings, [probes[self.probe_set]] if self.probe_set in probes else [])
+
+
+def take_attribution(run: Path, step: int, plan: AttributionPlan, context: Context) -> None:
+    """Attribute the plan's images, store the maps in `run`. Raises GrokkitError with method and step in front."""
+    identity = plan.identity(context.probes, context.seed)
+    (probe,) = chosen(context, (plan.probe_set,), plan.images).values()
+    images, labels = tensor_of(probe, context.model), torch.from_numpy(probe.labels)
+    if bool((labels < 0).any()):
+        raise UsageError(
+            f"{identity}: the images of {plan.probe_set!r} have no labels to attribute; choose another set"
+        )
+    try:
+        found = attribution.attribute(
+            context.model, images, labels, plan.method, seed=context.seed, **(plan.parameters or {})
+        )
+    except GrokkitError as error:
+        raise type(error)(f"{identity} at step {step}: {error}") from error
+    meta = {
+        "method": plan.method,
+        "probe_set": plan.probe_set,
+        "settings": _listed(found.settings),
+        "checks": _listed(found.checks),
+    }
+    store.write_attribution(run / "attributions" / identity, step, found.values.numpy(), probe.labels, meta)
+
+
+def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+
+
+def take_any(run: Path, step: int, subject: Measure | AttributionPlan, context: Context) -> None:
+    """Take whichever it is."""
+    if isinstance(subject, AttributionPlan):
+        take_attribution(run, step, subject, context)
+    else:
+        take(run, step, subject, context)
+
+
+def place_of(subject: Measure | AttributionPlan, context: Context) -> Path:
+    """Folder of its results, relative to the run."""
+    if isinstance(subject, AttributionPlan):
+        return Path("attributions") / subject.identity(context.probes, context.seed)
+    return Path("measures") / measure_id(subject, context.probes, context.seed)

@@ -1,0 +1,56 @@
+"""A small convolutional net: large enough to show all phases, small enough for a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from grokkit.errors import UsageError
+from grokkit.models import register
+from grokkit.models.parts import InputShape, check_input, check_positive, norm_layer
+
+
+@register("cnn")
+def cnn(
+    input_shape: InputShape,
+    classes: int,
+    *,
+    channels: Sequence[int] = (16, 16, 32, 32, 64),
+    strides: Sequence[int] = (2, 1, 2, 1, 2),
+    hidden: int = 64,
+    norm: str = "none",
+) -> nn.Module:
+    """3x3 convolutions with ReLU, global average pool, a hidden and a last linear layer, in PyTorch's default init.
+
+    Args:
+        input_shape: channels, height, width; any size.
+        classes: number of logits.
+        channels: output channels of each convolution.
+        strides: stride of each convolution, as many as `channels`.
+        hidden: units of the hidden linear layer; 0 leaves it out.
+        norm: `none` (convolutions have biases) or `batch` (BatchNorm in their place).
+
+    Raises:
+        UsageError: sizes that are not ints >= 1, lists of different lengths, another `norm`.
+    """
+    depth, _, _ = check_input("cnn", input_shape, classes)
+    check_positive("cnn", "channels", channels)
+    check_positive("cnn", "strides", strides)
+    if len(channels) != len(strides):
+        raise UsageError(
+            f"model 'cnn': `channels` and `strides` need one number per convolution; "
+            f"got {len(channels)} and {len(strides)}"
+        )
+    layers: list[nn.Module] = []
+    for out, stride in zip(channels, strides, strict=True):
+        layers.append(nn.Conv2d(depth, out, 3, stride, padding=1, bias=norm == "none"))
+        layers += [norm_layer("cnn", norm, out), nn.ReLU()] if norm != "none" else [nn.ReLU()]
+        depth = out
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    if hidden != 0:
+        check_positive("cnn", "hidden", [hidden])
+        layers += [nn.Linear(depth, hidden), nn.ReLU()]
+        depth = hidden
+    layers.append(nn.Linear(depth, classes))
+    return nn.Sequential(*layers)

@@ -1,0 +1,36 @@
+"""The multilayer perceptron: the net of the digits and MNIST grokking runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from grokkit.models import register
+from grokkit.models.parts import InputShape, check_input, check_positive
+
+
+@register("mlp")
+def mlp(
+    input_shape: InputShape, classes: int, *, widths: Sequence[int] = (128, 128, 128), bias: bool = True
+) -> nn.Module:
+    """Flatten, then linear layers with ReLU between them, in PyTorch's default init.
+
+    Args:
+        input_shape: channels, height, width; any size.
+        classes: number of logits.
+        widths: units of each hidden layer; empty for a linear classifier.
+        bias: whether the linear layers have biases.
+
+    Raises:
+        UsageError: a size that is not an int >= 1.
+    """
+    channels, height, width = check_input("mlp", input_shape, classes)
+    check_positive("mlp", "widths", widths)
+    layers: list[nn.Module] = [nn.Flatten()]
+    features = channels * height * width
+    for units in widths:
+        layers += [nn.Linear(features, units, bias=bias), nn.ReLU()]
+        features = units
+    layers.append(nn.Linear(features, classes, bias=bias))
+    return nn.Sequential(*layers)

@@ -1,0 +1,81 @@
+"""PreActResNet-18: the net on which delayed robustness and local complexity were published.
+
+Built contiguous. On a CPU, channels_last needs `width` >= 8 (see `classifier.channels_last_is_safe`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from grokkit.models import register
+from grokkit.models.parts import InputShape, check_input, check_positive, norm_layer
+
+NAME = "preact_resnet18"
+
+
+class PreActBlock(nn.Module):
+    """Normalise, ReLU, convolve, twice; a 1x1 shortcut, where there is one, starts behind the first ReLU."""
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.bn1 = norm_layer(NAME, norm, inputs)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.bn2 = norm_layer(NAME, norm, width)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        needs_shortcut = stride != 1 or inputs != width
+        self.shortcut = nn.Conv2d(inputs, width, 1, stride, bias=False) if needs_shortcut else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, H, W) to (N, width, H / stride, W / stride)."""
+        out = self.relu1(self.bn1(x))
+        stream = x if self.shortcut is None else self.shortcut(out)
+        out = self.conv1(out)
+        out = self.conv2(self.relu2(self.bn2(out)))
+        return out + stream
+
+
+class PreActResNet(nn.Module):
+    """3x3 stem, four stages of two blocks, global average pool, linear layer; no ReLU behind the last add."""
+
+    def __init__(self, channels: int, classes: int, width: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        stages, inputs = [], width
+        for stage in range(4):
+            outputs = width * 2**stage
+            first = PreActBlock(inputs, outputs, 1 if stage == 0 else 2, norm)
+            stages.append(nn.Sequential(first, PreActBlock(outputs, outputs, 1, norm)))
+            inputs = outputs
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, classes)."""
+        x = self.stages(self.conv1(x))
+        return self.linear(self.pool(x).flatten(1))
+
+
+@register(NAME)
+def preact_resnet18(input_shape: InputShape, classes: int, *, width: int = 64, norm: str = "batch") -> nn.Module:
+    """PreActResNet-18 without conv biases, in PyTorch's default init.
+
+    All 16 ReLUs are inside the blocks. The published grokking runs use `width=16, norm="none"`.
+
+    Args:
+        input_shape: channels, height, width; any size.
+        classes: number of logits.
+        width: channels of the first stage (`k` in the published code); each later stage doubles them.
+        norm: `batch` or `none`.
+
+    Raises:
+        UsageError: sizes that are not ints >= 1, another `norm`.
+
+    Cost: 11.17 M parameters and 0.56 GMAC for 3x32x32; at width 16 0.70 M and 0.04 GMAC.
+    Source: He et al. 2016, arXiv:1603.05027; Humayun, Balestriero and Baraniuk 2024, arXiv:2402.15555.
+    """
+    channels, _, _ = check_input(NAME, input_shape, classes)
+    check_positive(NAME, "width", [width])
+    return PreActResNet(channels, classes, width, norm)

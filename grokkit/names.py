@@ -1,0 +1,129 @@
+"""The nouns that rooms hand to each other: probe sets, readings, tables, figure data. NumPy only, no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE_COLUMNS = (
+    "run", "seed", "step", "probe_set", "layer", "measure", "measure_id", "radius", "epsilon", "attack",
+    "value", "low", "high", "n", "unit",
+)  # fmt: skip
+"""The columns of a Table, one row per number. `low` and `high` bound `value` (NaN where no interval is known),
+`n` counts the images behind it, `radius` is in the input space of the net, `epsilon` in pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProbeSet:
+    """Fixed, named, fingerprinted images on which measures are taken.
+
+    Args:
+        name: `train`, `test`, `random` or the caller's own word.
+        images: (N, ...) array; uint8 in 0..255 stands for pixels in [0, 1], float32 is taken as it is.
+        labels: (N,) int64 class numbers; -1 where an image has none (the `random` set).
+        source: where the images come from, for example `digits/train`.
+        indices: (N,) int64 positions in that source; -1 where there is none.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    source: str
+    indices: np.ndarray
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.indices):
+            raise ValueError(
+                f"probe set {self.name!r} needs as many labels and indices as images; got "
+                f"{len(self.images)} images, {len(self.labels)} labels, {len(self.indices)} indices"
+            )
+        if self.images.dtype not in (np.uint8, np.float32):
+            raise ValueError(f"probe set {self.name!r} needs uint8 or float32 images; got {self.images.dtype}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def hash(self) -> str:
+        """First 16 hex digits of the sha256 over images, labels, source and indices."""
+        digest = hashlib.sha256(f"{self.images.dtype}{self.images.shape}{self.source}".encode())
+        for array in (self.images, self.labels, self.indices):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a measure returns: values with named dims, coords and a unit.
+
+    Args:
+        measure: name of the measure.
+        values: array with one axis per name in `dims`.
+        dims: names of the axes; `probe_set`, `layer`, `radius`, `epsilon`, `attack` become table columns.
+        coords: for every dim the tuple of its labels, in order.
+        unit: unit of `values`, in words.
+        n: images behind each value; one number, or one per probe set where `probe_set` is a dim.
+        low, high: bounds of an interval around `values`, of the same shape, or None.
+        settings: JSON-able parameters and checks that belong to the values.
+    """
+
+    measure: str
+    values: np.ndarray
+    dims: tuple[str, ...]
+    coords: Mapping[str, Sequence[Any]]
+    unit: str
+    n: int | tuple[int, ...] = 0
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        expected = tuple(len(self.coords[dim]) for dim in self.dims)
+        if self.values.shape != expected:
+            raise ValueError(f"reading {self.measure!r}: values have shape {self.values.shape}, coords say {expected}")
+        for bound in (self.low, self.high):
+            if bound is not None and bound.shape != expected:
+                raise ValueError(f"reading {self.measure!r}: a bound has shape {bound.shape}, values {expected}")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One dict per value, with the dims as keys beside `measure`, `value`, `low`, `high`, `n`, `unit`."""
+        for place in product(*(range(length) for length in self.values.shape)):
+            labels = {dim: self.coords[dim][at] for dim, at in zip(self.dims, place, strict=True)}
+            yield labels | {
+                "measure": self.measure,
+                "value": float(self.values[place]),
+                "low": float("nan") if self.low is None else float(self.low[place]),
+                "high": float("nan") if self.high is None else float(self.high[place]),
+                "n": self._count(place),
+                "unit": self.unit,
+            }
+
+    def _count(self, place: tuple[int, ...]) -> int:
+        if isinstance(self.n, int):
+            return self.n
+        return self.n[place[self.dims.index("probe_set")]]
+
+
+@dataclass(frozen=True, eq=False)
+class FigureData:
+    """All that a figure may see.
+
+    Args:
+        table: tidy frame with `TABLE_COLUMNS`.
+        arrays: named arrays: `probes/<set>/images` (N, ...), `attributions/<method>/values`
+            (step, image, channel, height, width), `attributions/<method>/steps` (step,),
+            `attributions/<method>/labels` (image,).
+        events: frame of decisions and incidents: `run`, `seed`, `step`, `kind`, `text` and the event's own fields.
+    """
+
+    table: pd.DataFrame
+    arrays: Mapping[str, np.ndarray]
+    events: pd.DataFrame

@@ -1,0 +1,54 @@
+"""What every policy is: a pure controller of the learning rate. Numbers in, number out; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a policy sees at one step.
+
+    Args:
+        step: optimizer updates done so far.
+        total_steps: updates the run will do; a deadline counts back from it.
+        base_lr: the learning rate that a scale of 1 stands for.
+        readings: news since the last update, name -> number; empty on most steps.
+    """
+
+    step: int
+    total_steps: int
+    base_lr: float
+    readings: Mapping[str, float] = field(default_factory=dict)
+
+
+class Decision(NamedTuple):
+    """What a policy answers.
+
+    Args:
+        scale: factor > 0 on the base learning rate for the next update.
+        state: the policy's next state: a dict of JSON values.
+        reason: one sentence with the evidence where something was decided, else None.
+    """
+
+    scale: float
+    state: dict[str, Any]
+    reason: str | None = None
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A frozen dataclass of parameters with two pure methods."""
+
+    def init(self) -> dict[str, Any]:
+        """The state before the first update, JSON values only."""
+        ...
+
+    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
+        """The scale at `observation.step` and the next state; neither argument is changed.
+
+        Called once per optimizer step, in order, also when there is no news.
+        """
+        ...

@@ -1,0 +1,72 @@
+"""A policy run without a network: a signal in, learning rates and decisions out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from grokkit.errors import UsageError
+from grokkit.policies import Observation, Policy
+
+
+class Simulation(NamedTuple):
+    """What a policy would do.
+
+    Args:
+        rates: (total_steps,) float64 learning rates; entry i is that of the update after i updates.
+        decisions: (step, reason) of every decision, in order.
+    """
+
+    rates: np.ndarray
+    decisions: list[tuple[int, str]]
+
+
+def simulate(
+    policy: Policy,
+    signal: Sequence[float | Mapping[str, float]],
+    total_steps: int,
+    every: int = 1,
+    base_lr: float = 1.0,
+) -> Simulation:
+    """Run `policy` for `total_steps` updates against a signal that is already known.
+
+    Args:
+        policy: any policy.
+        signal: news in order: item i (from 0) is delivered after (i + 1) * `every` updates, as a training loop would.
+            A number stands for the reading that the policy follows; a mapping is handed over as it is. It may be
+            empty or end early; no news follows then.
+        total_steps: updates, >= 1.
+        every: updates between two items, >= 1.
+        base_lr: the rate that a scale of 1 stands for, > 0.
+
+    Returns:
+        The `Simulation`.
+
+    Raises:
+        UsageError: on a count below 1 or a base rate that is not positive.
+    """
+    for name, count in (("total_steps", total_steps), ("every", every)):
+        if count < 1:
+            raise UsageError(f"`{name}` must be an int >= 1; got {count}")
+    if not base_lr > 0:
+        raise UsageError(f"`base_lr` must be a number > 0; got {base_lr}")
+    state, rates, decisions = policy.init(), np.empty(total_steps), []
+    for step in range(total_steps):
+        item, offset = divmod(step, every)
+        fresh = offset == 0 and 0 < item <= len(signal)
+        readings = _readings(signal[item - 1], policy) if fresh else {}
+        scale, state, reason = policy.update(Observation(step, total_steps, base_lr, readings), state)
+        rates[step] = base_lr * scale
+        if reason:
+            decisions.append((step, reason))
+    return Simulation(rates, decisions)
+
+
+def _readings(item: float | Mapping[str, float], policy: Policy) -> Mapping[str, float]:
+    """News as a mapping; a bare number is named after the reading that the policy follows."""
+    if isinstance(item, Mapping):
+        return item
+    name = getattr(policy, "reading", None)
+    return {name: float(item)} if name else {}

@@ -1,0 +1,105 @@
+"""Experiments that ship with the package, and how an experiment is found by name or path."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from grokkit.errors import UnknownNameError, UsageError
+from grokkit.registry import nearest
+from grokkit.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A study: its docstring, its source text, and its variants as functions that return a `RunConfig`."""
+
+    name: str
+    text: str
+    source: str
+    variants: dict[str, Callable[[], RunConfig]]
+
+
+def find(wanted: str) -> Experiment:
+    """The experiment called `wanted`: a `.py` file, a module in `./experiments`, or one of this package.
+
+    Args:
+        wanted: `NAME`, `PATH.py`, either with `:VARIANT` behind it to choose one function.
+
+    Raises:
+        UnknownNameError: no such experiment or variant; names the nearest.
+        UsageError: a file without a function that returns a RunConfig.
+    """
+    name, _, variant = wanted.partition(":")
+    module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
+    return _experiment(module, variant)
+
+
+def shipped(name: str) -> Experiment:
+    """The experiment of this package called `name`, whatever lies in `./experiments`."""
+    return _experiment(importlib.import_module(f"grokkit.recipes.{name}"), "")
+
+
+def _experiment(module: ModuleType, variant: str) -> Experiment:
+    variants = {key: value for key, value in vars(module).items() if _returns_config(value)}
+    source = Path(str(module.__file__)).read_text()
+    short = module.__name__.rpartition(".")[2]
+    if not variants:
+        raise UsageError(f"{module.__file__} defines no function with the return annotation RunConfig")
+    if variant:
+        if variant not in variants:
+            raise UnknownNameError(
+                f"experiment {short!r} has no variant {variant!r}.{nearest(variant, list(variants))} "
+                f"It has: {', '.join(variants)}"
+            )
+        variants = {variant: variants[variant]}
+    return Experiment(short, (module.__doc__ or "").strip(), source, variants)
+
+
+def names() -> list[str]:
+    """Names of the experiments in `./experiments` and in this package."""
+    local = {path.stem for path in Path("experiments").glob("[!_]*.py")}
+    return sorted(local | {module.name for module in pkgutil.iter_modules(__path__)})
+
+
+def _by_name(name: str) -> ModuleType:
+    local = Path("experiments") / f"{name}.py"
+    if local.is_file():
+        return _from_file(local)
+    if name not in names():
+        raise UnknownNameError(
+            f"no experiment is called {name!r}.{nearest(name, names())} Known: {', '.join(names())}; "
+            "or give the path of a .py file"
+        )
+    return importlib.import_module(f"grokkit.recipes.{name}")
+
+
+def _from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise UnknownNameError(f"there is no experiment file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _returns_config(value: object) -> bool:
+    if not callable(value) or isinstance(value, type) or getattr(value, "__name__", "_").startswith("_"):
+        return False
+    try:
+        return typing.get_type_hints(value).get("return") is RunConfig
+    except (NameError, TypeError):
+        return False

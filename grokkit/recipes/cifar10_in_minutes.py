@@ -1,0 +1,33 @@
+"""ResNet-9 on CIFAR-10 in 8 epochs: Adam, one-cycle, gradients clipped by value, about 90 % on a GPU in minutes.
+
+The recipe of the well-known "90 % in 5 minutes" notebooks. It runs anywhere; on a CPU an epoch takes a quarter of
+an hour.
+"""
+
+from __future__ import annotations
+
+from grokkit.training.config import RunConfig, part
+
+
+def resnet9() -> RunConfig:
+    """Eight epochs of 125 batches of 400."""
+    return RunConfig(
+        experiment="cifar10_in_minutes",
+        variant="resnet9",
+        data=part("cifar10"),
+        model=part("resnet9"),
+        optimizer=part("adam", lr=0.01, weight_decay=1e-4),
+        policy=part("one_cycle"),
+        clip=part("value", limit=0.1),
+        batch_size=400,
+        steps=1_000,
+        augment=("crop4", "flip"),
+        records=12,
+        probes={"train": 512, "test": 512, "random": 256},
+        measures=(
+            part("accuracy"),
+            part("local_complexity", radii=(0.05,), points=32),
+            part("weight_norm"),
+            part("logit_scale"),
+        ),
+    )

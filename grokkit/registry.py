@@ -1,0 +1,97 @@
+"""Names to things. A registry finds its members by importing the modules of its package, entry points, and
+whatever a decorator adds at run time; there is no list to edit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from grokkit.errors import UnknownNameError, UsageError
+
+Member = TypeVar("Member", bound=Callable[..., Any])
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """The part of an error that names the closest allowed word, or nothing."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+class Registry:
+    """One kind of thing by name.
+
+    Args:
+        kind: singular noun used in errors and as the entry point group `grokkit.<kind>`.
+        package: dotted package whose modules are imported, once, at the first look-up.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._members: dict[str, Callable[..., Any]] = {}
+        self._scanned = False
+
+    def register(self, name: str) -> Callable[[Member], Member]:
+        """Decorator: make the function or class below known as `name`."""
+
+        def add(member: Member) -> Member:
+            known = self._members.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (member.__module__, member.__qualname__):
+                raise UsageError(
+                    f"{self.kind} {name!r} is already registered by {known.__module__}; choose another name"
+                )
+            self._members[name] = member
+            return member
+
+        return add
+
+    def names(self) -> list[str]:
+        """All known names, sorted."""
+        self._scan()
+        return sorted(self._members)
+
+    def get(self, name: str) -> Callable[..., Any]:
+        """The member called `name`; an `UnknownNameError` with the nearest match otherwise."""
+        self._scan()
+        if name not in self._members:
+            known = self.names()
+            raise UnknownNameError(
+                f"no {self.kind} is called {name!r}.{nearest(name, known)} Known: {', '.join(known)}"
+            )
+        return self._members[name]
+
+    def name_of(self, member: Callable[..., Any]) -> str:
+        """The name under which `member` is registered; an error that says how to register it otherwise."""
+        self._scan()
+        for name, known in self._members.items():
+            if known is member:
+                return name
+        raise UsageError(f"{member.__qualname__} has no name; put `@register(...)` of its {self.kind} room above it")
+
+    def create(self, name: str, *arguments: Any, **parameters: Any) -> Any:
+        """Call the member `name`; an unknown parameter is answered with the allowed ones."""
+        member = self.get(name)
+        allowed = inspect.signature(member).parameters
+        takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in allowed.values())
+        for parameter in parameters:
+            if parameter not in allowed and not takes_any:
+                raise UsageError(
+                    f"{self.kind} {name!r} has no parameter {parameter!r}.{nearest(parameter, list(allowed))} "
+                    f"It takes: {', '.join(allowed) or 'none'}"
+                )
+        return member(*arguments, **parameters)
+
+    def _scan(self) -> None:
+        if self._scanned:
+            return
+        self._scanned = True
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for entry in entry_points(group=f"grokkit.{self.kind}"):
+            entry.load()

@@ -1,0 +1,203 @@
+"""Local complexity: how many units change sign around a point, after Humayun, Balestriero and Baraniuk (2024)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.spline.frames import Frames, frames_for
+from grokkit.spline.passes import OTHER_LAYERS, LayerCount
+from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
+from grokkit.spline.tangent import tangent_counts
+from grokkit.spline.vertex import vertex_counts
+
+METHODS = ("vertex", "tangent")
+
+
+def local_complexity(
+    model: nn.Module,
+    images: Tensor,
+    radius: float = 0.005,
+    directions: int = 20,
+    method: str = "vertex",
+    frames: str = "shared",
+    seed: int = 0,
+    frame: Tensor | None = None,
+) -> LocalComplexity:
+    """Count, for each point and layer, the units whose pre-activation changes sign over a neighbourhood.
+
+    The neighbourhood of x is the convex hull of its 2 P vertices x ± radius * v_p. "vertex" compares the signs at the
+    vertices: exact for the first layer and a lower bound deeper down. "tangent" counts the units with
+    |z| < radius * max_p |J v_p|: the same count to first order, at about 0.4 of the price, and little moved by
+    rounding. A unit that is exactly zero everywhere is not counted by either.
+
+    Args:
+        model: any module that treats each image by itself. It is measured in eval mode and in strict precision, and
+            handed back as it was.
+        images: floating tensor (N, ...), measured as given, that is, in the input space of `model`; moved to its
+            device and dtype.
+        radius: > 0, in the units of `images`.
+        directions: number P of orthonormal directions, 1..D, where D is the size of one image.
+        method: "vertex" or "tangent".
+        frames: "shared", one frame for all points; "per_point", a frame of its own for the i-th image.
+        seed: of the frames; the same seed gives the same directions at every step and on every machine.
+        frame: the caller's own orthonormal directions, (P, D); `directions` and `seed` then play no part.
+
+    Returns:
+        Counts per point and layer with the number of units, live units and the density.
+
+    Raises:
+        UsageError: an argument out of range, images that are not finite or not floating.
+        ModelContractError: a model in half precision, with a nonlinearity that has no counting rule, with an
+            operation that has no derivative ("tangent"), or whose batch is not the first dimension.
+        NumericsError: pre-activations that are not finite.
+
+    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); memory grows with neither N nor P.
+
+    Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
+    """
+    if method not in METHODS:
+        raise UsageError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}")
+    (radius,) = _radii([radius], "radius")
+    with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
+        if method == "tangent":
+            counted = tangent_counts(inner, points, axes, [radius])
+        else:
+            counted = vertex_counts(inner, points, axes, radius)
+        return _gathered(counted, len(points), (radius,), axes.directions, method).at(0)
+
+
+def complexity_spectrum(
+    model: nn.Module,
+    images: Tensor,
+    radii: Iterable[float],
+    directions: int = 20,
+    frames: str = "shared",
+    seed: int = 0,
+    frame: Tensor | None = None,
+) -> ComplexitySpectrum:
+    """Local complexity at every radius in one pass, by the "tangent" method of `local_complexity`.
+
+    Args:
+        radii: one or more radii, each > 0, in the units of `images`.
+        model, images, directions, frames, seed, frame: as for `local_complexity`.
+
+    Returns:
+        Counts per radius, point and layer; at each radius those of `local_complexity(method="tangent")`.
+
+    Raises:
+        UsageError, ModelContractError, NumericsError: as `local_complexity`.
+
+    Cost: 1 + P forward passes a point, and one comparison a unit and radius.
+    """
+    checked = _radii(radii, "radii")
+    with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
+        counted = tangent_counts(inner, points, axes, checked)
+        return _gathered(counted, len(points), checked, axes.directions, "tangent")
+
+
+def _radii(radii: Iterable[float], argument: str) -> tuple[float, ...]:
+    try:
+        values = tuple(float(radius) for radius in radii)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"`{argument}` must be numbers > 0; got {radii!r}") from error
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        raise UsageError(f"`{argument}` must be > 0 and finite; got {list(values)}")
+    return values
+
+
+@contextmanager
+def _measuring(
+    model: nn.Module, images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None
+) -> Iterator[tuple[nn.Module, Tensor, Frames]]:
+    """The borrowed model, the images where it lives, and the frames."""
+    _check_images(images)
+    with borrowed(model) as inner, _eager(inner), torch.no_grad():
+        _check_model(inner)
+        points = images.detach().to(device_of(inner), dtype_of(inner))
+        yield inner, points, frames_for(points, directions, frames, seed, frame)
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Compiled parts of the model run as written, because a compiled graph hides its activations."""
+    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        # the interception's global hooks see a compiled part twice, which changes no name
+        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
+        yield
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2 or images.numel() == 0:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"`images` must be a floating tensor (N, ...) with N >= 1; got {got}")
+    if not images.isfinite().all():
+        bad = int((~images.isfinite().flatten(1).all(dim=1)).sum())
+        raise UsageError(f"`images` must be finite; {bad} of {len(images)} hold NaN or infinity")
+
+
+def _check_model(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise ModelContractError(
+                f"local complexity needs float32 or float64, because rounding counts as crossings; {name!r} is "
+                f"{tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelContractError(
+                f"{name or 'the model'!r} is a script module, which hides its activations; pass the original"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ModelContractError(
+                f"{name!r} normalises by the batch's own statistics also in eval mode, so the count would depend on "
+                "the batch; use track_running_stats=True, or GroupNorm"
+            )
+
+
+def _gathered(
+    blocks: Iterable[list[LayerCount]], points: int, radii: tuple[float, ...], directions: int, method: str
+) -> ComplexitySpectrum:
+    """All blocks as one result, checked to speak of the same layers and to be finite."""
+    counts: list[Tensor] = []
+    first: list[LayerCount] = []
+    live: list[Tensor] = []
+    for index, block in enumerate(blocks):
+        if index == 0:
+            first, live = block, [one.live for one in block]
+        _check_same_layers(block, first)
+        _check_finite(block)
+        live = [seen | one.live for seen, one in zip(live, block, strict=True)]
+        if block:
+            counts.append(torch.stack([one.counts for one in block], dim=-1).cpu())
+    return ComplexitySpectrum(
+        counts=torch.cat(counts, dim=1) if first else torch.zeros(len(radii), points, 0, dtype=torch.int64),
+        layers=tuple(one.layer for one in first),
+        units={one.layer: one.live.numel() for one in first},
+        live_units={one.layer: int(mask.sum()) for one, mask in zip(first, live, strict=True)},
+        radii=radii,
+        method=method,
+        directions=directions,
+        proxy_layers=tuple(one.layer for one in first if not one.exact),
+    )
+
+
+def _check_same_layers(block: list[LayerCount], first: list[LayerCount]) -> None:
+    if [(one.layer, one.live.shape) for one in block] != [(one.layer, one.live.shape) for one in first]:
+        raise ModelContractError(OTHER_LAYERS)
+
+
+def _check_finite(block: list[LayerCount]) -> None:
+    if block and not torch.stack([one.finite for one in block]).all():
+        layer = next(one.layer for one in block if not one.finite)
+        raise NumericsError(f"the pre-activations of {layer!r} are not finite: the model's weights have diverged")

@@ -1,0 +1,102 @@
+"""Orthonormal directions in input space: the same numbers at every step of a run and on every machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grokkit.errors import UsageError
+from grokkit.seeding import generator
+
+TOLERANCE = 1e-4
+"""Largest |V V^T - I| that a caller's own frame may have."""
+
+
+def orthonormal_frame(
+    directions: int, size: int, seed: int | torch.Generator = 0, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Uniformly distributed orthonormal directions (Haar measure), by QR of a Gaussian matrix.
+
+    Drawn and factored in float64 on the CPU and only then cast, so that every device measures along the same ones.
+
+    Args:
+        directions: number of rows P, 1..size.
+        size: dimension D of the input space.
+        seed: root seed (the stream "frame" is used), or a generator on the CPU, which is advanced.
+        dtype: floating dtype of the result.
+
+    Returns:
+        V of shape (P, D) on the CPU with V V^T = I.
+
+    Raises:
+        UsageError: `directions` is not in 1..size.
+    """
+    if isinstance(directions, bool) or not isinstance(directions, int) or not 1 <= directions <= size:
+        raise UsageError(f"`directions` must be an int in 1..{size} (the input's size); got {directions!r}")
+    source = seed if isinstance(seed, torch.Generator) else generator(seed, "frame")
+    gaussian = torch.randn(size, directions, generator=source, dtype=torch.float64)
+    q, r = torch.linalg.qr(gaussian)
+    # LAPACK is free in the sign of each column; R's diagonal made positive makes the factor unique
+    return (q * r.diagonal().sign()).T.contiguous().to(dtype)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The directions of every measured point.
+
+    Args:
+        shape: shape of one image.
+        directions: P.
+        seed: root seed of the frames of single points.
+        like: a tensor whose device and dtype the directions take.
+        common: the (P, D) frame that all points share; None: each point has its own.
+    """
+
+    shape: torch.Size
+    directions: int
+    seed: int
+    like: Tensor
+    common: Tensor | None
+
+    def at(self, points: range) -> Tensor:
+        """Directions of these points: (P, len(points) or 1, *shape)."""
+        if self.common is not None:
+            return self._cast(self.common.unsqueeze(1))
+        frames = [
+            orthonormal_frame(self.directions, self.shape.numel(), generator(self.seed, "frame", point))
+            for point in points
+        ]
+        return self._cast(torch.stack(frames, dim=1))
+
+    def _cast(self, frame: Tensor) -> Tensor:
+        return frame.to(self.like.device, self.like.dtype).unflatten(-1, self.shape)
+
+
+def frames_for(images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None) -> Frames:
+    """The frames asked for in a public call; a caller's own `frame` is checked and goes first."""
+    if frames not in ("shared", "per_point"):
+        raise UsageError(f"`frames` must be 'shared' or 'per_point'; got {frames!r}")
+    shape = images.shape[1:]
+    if frame is not None:
+        if frames == "per_point":
+            raise UsageError("`frame` is shared by all points; leave `frames` at 'shared', or `frame` at None")
+        return Frames(shape, len(frame), seed, images[:0], _checked(frame, shape.numel()))
+    common = orthonormal_frame(directions, shape.numel(), seed)
+    return Frames(shape, directions, seed, images[:0], common if frames == "shared" else None)
+
+
+def _checked(frame: Tensor, size: int) -> Tensor:
+    if frame.dim() != 2 or frame.shape[1] != size or not 1 <= len(frame) <= size:
+        raise UsageError(
+            f"`frame` must have shape (P, {size}) with P in 1..{size}, one direction a row; got {tuple(frame.shape)}"
+        )
+    rows = frame.detach().double()
+    error = (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).abs().max().item()
+    if not error < TOLERANCE:
+        raise UsageError(
+            f"`frame` must have orthonormal rows: max |V V^T - I| must be below {TOLERANCE:g}; got {error:.3g}. "
+            "Orthonormalise it, for example with torch.linalg.qr"
+        )
+    return rows

@@ -1,0 +1,112 @@
+"""What both ways of counting share: forward passes in blocks, and what one layer says about one block of points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from grokkit.errors import ModelContractError
+from grokkit.units import Call, intercept
+
+_PASS_ELEMENTS = {"cpu": 2**18}
+_PASS_ELEMENTS_ELSEWHERE = 2**22
+_PASS_ROWS = 4096
+
+OTHER_LAYERS = (
+    "the model calls other activations for other images; only a model whose layers do not depend on the data can be "
+    "measured"
+)
+
+
+class LayerCount(NamedTuple):
+    """One layer over one block of points.
+
+    Args:
+        layer: its name.
+        exact: False for a smooth activation, where the sign is a proxy.
+        counts: int64 (radius, point), crossed pairs of unit and kink.
+        live: bool (kink, ...), pairs whose unit is above the kink at some point of the block.
+        finite: bool (), whether all the numbers were.
+    """
+
+    layer: str
+    exact: bool
+    counts: Tensor
+    live: Tensor
+    finite: Tensor
+
+
+class Block(NamedTuple):
+    """Points measured together, and the slices of directions that go through the net one after the other."""
+
+    points: range
+    directions: list[slice]
+
+
+def blocks(points: int, directions: int, images: Tensor, rows_per_direction: int) -> Iterator[Block]:
+    """Cut the work so that one pass stays in cache (CPU) or in modest memory, whatever the number of points or
+    directions."""
+    elements = _PASS_ELEMENTS.get(images.device.type, _PASS_ELEMENTS_ELSEWHERE)
+    rows = max(1, min(_PASS_ROWS, elements // images.shape[1:].numel()) // rows_per_direction)
+    width = min(directions, rows)
+    height = max(1, rows // width)
+    slices = [slice(first, first + width) for first in range(0, directions, width)]
+    for first in range(0, points, height):
+        yield Block(range(first, min(first + height, points)), slices)
+
+
+def run(model: nn.Module, inputs: Tensor, on_call: Callable[[Call], None]) -> None:
+    """One forward pass in which `on_call` sees every activation call, checked to have the batch in front."""
+    size = inputs.shape[0]
+
+    def checked(call: Call) -> None:
+        if call.z.dim() == 0 or call.z.shape[0] != size:
+            raise ModelContractError(
+                f"the input of {call.activation.name} in {call.layer!r} must have the batch ({size}) as its first "
+                f"dimension, so that units can be told from images; got shape {tuple(call.z.shape)}"
+            )
+        on_call(call)
+
+    with intercept(model, checked):
+        model(inputs)
+
+
+def memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
+    """channels_last where it pays (float32 convolutions on a CPU) and where the model's own `view`s allow it."""
+    if images.device.type != "cpu" or images.dtype != torch.float32 or images.dim() != 4:
+        return torch.contiguous_format
+    pair = images[:1].repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
+    try:
+        model(pair)
+    except RuntimeError as error:
+        if "view size is not compatible" not in str(error):
+            raise
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def above(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
+    """bool (kink, ...): which units are above each kink at one point of the block at least."""
+    return torch.stack([(z > kink).any(dim=0) for kink in kinks])
+
+
+def per_point(crossed: Tensor) -> Tensor:
+    """int64 (point,): how many units of a (point, ...) mask are set."""
+    return crossed.reshape(len(crossed), -1).count_nonzero(dim=1)
+
+
+def extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Elementwise minimum and maximum over the first dimension.
+
+    Reduced in memory order: on a channels_last tensor that is 40 times as fast as the plain call.
+    """
+    order = sorted(range(1, rows.dim()), key=rows.stride, reverse=True)
+    flat = rows.permute(0, *order)
+    back = [order.index(dim) for dim in range(1, rows.dim())]
+    low, high = (
+        reduced.view(flat.shape[1:]).permute(back) for reduced in (flat.flatten(1).amin(0), flat.flatten(1).amax(0))
+    )
+    return low, high

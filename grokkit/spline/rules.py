@@ -1,0 +1,168 @@
+"""How the operations of image nets act on a value and its tangents; a missing rule costs time, never exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from grokkit.errors import ModelContractError
+from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, linear
+from grokkit.units import ACTIVATIONS
+
+__all__ = ["Dual"]
+
+
+def _metadata(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
+    return func(x.primal, *args, **kwargs)
+
+
+def _data(func: Any, x: Dual) -> Dual:
+    return Dual(func(x.primal), func(x.tangent))
+
+
+def _itself(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
+    if kwargs.get("training", True):
+        raise ModelContractError(
+            f"the model calls `{func.__name__}` in training mode although it is measured in eval mode, so its output "
+            "is random; pass `training=self.training` in its forward, or use the module"
+        )
+    return x
+
+
+def _convolution(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
+    """Value and tangents apart, each as one flat batch, the bias only on the value."""
+    if not isinstance(x, Dual) or x.dim() != weight.dim() or any_dual(weight, bias):
+        return forward_ad(func, x, weight, bias, *args, **kwargs)
+    tangent = func(x.tangent.flatten(0, 1), weight, None, *args, **kwargs)
+    return Dual(func(x.primal, weight, bias, *args, **kwargs), tangent.unflatten(0, x.tangent.shape[:2]))
+
+
+def _fully_connected(func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
+    if not isinstance(x, Dual) or any_dual(weight, bias):
+        return forward_ad(func, x, weight, bias)
+    return Dual(func(x.primal, weight, bias), func(x.tangent, weight))
+
+
+def _batch_norm(
+    func: Any, x: Dual, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
+    momentum: float = 0.1, eps: float = 1e-5,
+) -> Any:  # fmt: skip
+    if training or not isinstance(x, Dual) or any_dual(mean, var, weight, bias):
+        return forward_ad(func, x, mean, var, weight, bias, training, momentum, eps)
+    scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
+    primal = func(x.primal, mean, var, weight, bias, False, momentum, eps)
+    return Dual(primal, x.tangent * scale.view(-1, *(1,) * (x.dim() - 2)))
+
+
+def _product(func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
+    return linear(func, a, b, **kwargs) if isinstance(a, Dual) else linear(func, b, a, **kwargs)
+
+
+def _pad(func: Any, x: Dual, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
+    primal = func(x.primal, pad, mode=mode, value=value)
+    return Dual(primal, torch.vmap(lambda tangent: func(tangent, pad, mode=mode))(x.tangent))
+
+
+def _sum(func: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
+    """a ± b: whatever is not dual counts as zero."""
+    if any_dual(args, kwargs) or not isinstance(a, Dual | Tensor | float | int):
+        return forward_ad(func, a, b, *args, **kwargs)
+    first, second = (x.primal if isinstance(x, Dual) else x for x in (a, b))
+    version = getattr(first, "_version", None)
+    primal = func(first, second, *args, **kwargs)
+    if not isinstance(a, Dual):
+        if getattr(first, "_version", None) != version:
+            raise hidden_write(func)
+        zero = torch.zeros((), dtype=b.tangent.dtype, device=b.tangent.device)
+        tangent = torch.vmap(lambda t: func(zero, t, *args, **kwargs))(b.tangent)
+    elif isinstance(b, Dual):
+        tangent = torch.vmap(lambda t, u: func(t, u, *args, **kwargs))(a.tangent, b.tangent)
+    else:
+        tangent = torch.vmap(lambda t: func(t, 0, *args, **kwargs))(a.tangent)
+    if isinstance(a, Dual) and primal is a.primal:
+        return a
+    return Dual(
+        primal, tangent.expand(-1, *primal.shape) if tangent[0].shape == primal.shape else _grown(tangent, primal)
+    )
+
+
+def _grown(tangent: Tensor, primal: Tensor) -> Tensor:
+    """Broadcast as the value was, in memory of its own."""
+    missing = primal.dim() - tangent.dim() + 1
+    aligned = tangent.reshape(len(tangent), *(1,) * missing, *tangent.shape[1:])
+    return aligned.expand(-1, *primal.shape).contiguous()
+
+
+def _join(func: Any, tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    duals = [x for x in tensors if isinstance(x, Dual)]
+    if any_dual(args, kwargs) or not duals:
+        return forward_ad(func, tensors, *args, **kwargs)
+    primal = func([x.primal if isinstance(x, Dual) else x for x in tensors], *args, **kwargs)
+    count = len(duals[0].tangent)
+    tangents = [x.tangent if isinstance(x, Dual) else x.new_zeros(()).expand(count, *x.shape) for x in tensors]
+    return Dual(primal, torch.vmap(lambda *parts: func(parts, *args, **kwargs))(*tangents))
+
+
+def _elementwise(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """An activation: one slope a unit, found once and used for every direction."""
+    if not isinstance(x, Dual) or any_dual(args, kwargs):
+        return forward_ad(func, x, *args, **kwargs)
+    with torch.enable_grad():
+        leaf = x.primal.detach().requires_grad_()
+        unit = leaf.clone()
+        out = func(unit, *args, **kwargs)
+        (slope,) = torch.autograd.grad(out.sum(), leaf)
+    value = out.detach()
+    if out is unit:
+        x.primal.copy_(value)
+        x.tangent.mul_(slope)
+        return x
+    # out of place: a residual branch may hold the same tangents
+    return Dual(value, x.tangent * slope)
+
+
+def _max_pool(func: Any, x: Dual, *args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
+    """The tangent of a maximum is the tangent of the winner."""
+    spatial = _MAX_POOLS[func]
+    if x.dim() != spatial + 2 or any_dual(args, kwargs):
+        return forward_ad(func, x, *args, return_indices=return_indices, **kwargs)
+    value, winners = func(x.primal, *args, return_indices=True, **kwargs)
+    flat = winners.flatten(-spatial).expand(len(x.tangent), *winners.shape[:2], -1)
+    pooled = Dual(value, x.tangent.flatten(-spatial).gather(-1, flat).unflatten(-1, winners.shape[-spatial:]))
+    return (pooled, winners) if return_indices else pooled
+
+
+def _table(rule: Callable[..., Any], owners: tuple[Any, ...], names: str) -> dict[Any, Callable[..., Any]]:
+    found = (getattr(owner, name, None) for owner in owners for name in names.split())
+    return {func: rule for func in found if func is not None}
+
+
+_MAX_POOLS = {
+    F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3,
+}  # fmt: skip
+_PROPERTIES = {"shape": _metadata, "ndim": _metadata, "dtype": _metadata, "device": _metadata, "data": _data}
+_ANYWHERE = (torch, Tensor, F)
+Dual.rules |= {
+    **_table(linear, _ANYWHERE,
+        "view view_as reshape flatten unflatten permute transpose movedim squeeze unsqueeze chunk split unbind narrow "
+        "select expand expand_as repeat contiguous clone detach flip roll __getitem__ t mean sum neg __neg__ "
+        "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__ "
+        "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle"),
+    **_table(_sum, _ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
+    **_table(_product, _ANYWHERE, "mul __mul__ __rmul__ multiply"),
+    **_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
+    **_table(_convolution, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    **_table(_fully_connected, (F,), "linear"),
+    **_table(_batch_norm, (F,), "batch_norm"),
+    **_table(_pad, (F,), "pad"),
+    **_table(_itself, (F,), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
+    **_table(_metadata, (Tensor,), "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
+    **{getattr(Tensor, name).__get__: rule for name, rule in _PROPERTIES.items()},
+    **dict.fromkeys(ACTIVATIONS, _elementwise),
+    **dict.fromkeys(_MAX_POOLS, _max_pool),
+}  # fmt: skip

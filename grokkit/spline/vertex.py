@@ -1,0 +1,73 @@
+"""The published count: units whose pre-activation changes sign over the vertices x ± r v_p of a neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from grokkit.errors import ModelContractError
+from grokkit.spline.frames import Frames
+from grokkit.spline.passes import (
+    OTHER_LAYERS,
+    Block,
+    LayerCount,
+    above,
+    blocks,
+    extremes,
+    memory_format,
+    per_point,
+    run,
+)
+from grokkit.units import Call
+
+
+class _Extremes:
+    """Running minimum and maximum of every pre-activation over the vertices seen so far."""
+
+    def __init__(self, points: int) -> None:
+        self._points = points
+        self.low: dict[str, Tensor] = {}
+        self.high: dict[str, Tensor] = {}
+        self.calls: dict[str, Call] = {}
+
+    def centre(self, call: Call) -> None:
+        # the tensor itself may be overwritten by an in-place activation: only what it says now is kept
+        self.calls[call.layer] = call._replace(z=above(call.z, call.kinks))
+
+    def vertices(self, call: Call) -> None:
+        low, high = extremes(call.z.unflatten(0, (-1, self._points)))
+        if call.layer in self.low:
+            low, high = torch.minimum(low, self.low[call.layer]), torch.maximum(high, self.high[call.layer])
+        self.low[call.layer], self.high[call.layer] = low, high
+
+    def counts(self) -> Iterator[LayerCount]:
+        if self.calls.keys() != self.low.keys():
+            raise ModelContractError(OTHER_LAYERS)
+        for layer, call in self.calls.items():
+            low, high = self.low[layer], self.high[layer]
+            crossed = [per_point((low - kink).sign() != (high - kink).sign()) for kink in call.kinks]
+            counts = torch.stack(crossed).sum(dim=0).unsqueeze(0)
+            finite = (low.isfinite() & high.isfinite()).all()
+            yield LayerCount(layer, call.activation.exact, counts, call.z, finite)
+
+
+def vertex_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[list[LayerCount]]:
+    """For each block of points, every layer's count at one radius; 2 P + 1 forward passes a point."""
+    layout = memory_format(model, images)
+    for block in blocks(len(images), frames.directions, images, rows_per_direction=2):
+        yield list(_extremes(model, images, frames, radius, block, layout).counts())
+
+
+def _extremes(
+    model: nn.Module, images: Tensor, frames: Frames, radius: float, block: Block, layout: torch.memory_format
+) -> _Extremes:
+    centre = images[block.points.start : block.points.stop].contiguous(memory_format=layout)
+    offsets = radius * frames.at(block.points)
+    extremes = _Extremes(len(centre))
+    run(model, centre.clone(), extremes.centre)  # a model may begin with an in-place call
+    for part in block.directions:
+        vertices = torch.cat([centre + offsets[part], centre - offsets[part]]).flatten(0, 1)
+        run(model, vertices.contiguous(memory_format=layout), extremes.vertices)
+    return extremes

@@ -1,0 +1,82 @@
+"""From a config to the things it names: data, model, optimizer; each from its own random stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from grokkit import data, models
+from grokkit.data.base import Dataset
+from grokkit.errors import UsageError
+from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
+from grokkit.registry import nearest
+from grokkit.seeding import seeded
+from grokkit.training.config import Part, RunConfig
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
+def build_data(config: RunConfig) -> Dataset:
+    """The dataset that the config names."""
+    return data.load(config.data.name, **config.data.options)
+
+
+def build_model(config: RunConfig, dataset: Dataset) -> Classifier:
+    """The classifier, initialised from the stream `init` and scaled by `init_scale`, in eval-independent order."""
+    with seeded(config.seed, "init"):
+        net = models.create(config.model.name, dataset.input_shape, len(dataset.classes), **config.model.options)
+    scale_init(net, config.init_scale)
+    return Classifier(Normalise(dataset.mean, dataset.std), net)
+
+
+def placed(model: Classifier, device: torch.device) -> Classifier:
+    """The model on `device`, in channels_last where that is safe (1.2-1.4 times faster); live and replay both use it,
+    because another memory format changes sums in their last bits."""
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()) and channels_last_is_safe(model):
+        model = model.to(memory_format=torch.channels_last)
+    return model.to(device)
+
+
+def build_optimizer(chosen: Part, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The optimizer; `fused` unless the options say otherwise.
+
+    Raises:
+        UsageError: an unknown name or option.
+    """
+    if chosen.name not in OPTIMIZERS:
+        raise UsageError(
+            f"no optimizer is called {chosen.name!r}.{nearest(chosen.name, list(OPTIMIZERS))} "
+            f"Known: {', '.join(OPTIMIZERS)}"
+        )
+    options = {"fused": True, **chosen.options}
+    if "betas" in options:
+        options["betas"] = tuple(options["betas"])
+    try:
+        return OPTIMIZERS[chosen.name](list(parameters), **options)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"optimizer {chosen.name!r} with {dict(chosen.options)}: {error}") from error
+
+
+def clip_gradients(chosen: Part | None, model: nn.Module) -> None:
+    """Clip the gradients in place by value or by norm; None leaves them."""
+    if chosen is None:
+        return
+    limit = float(chosen.options["limit"])
+    if chosen.name == "value":
+        torch.nn.utils.clip_grad_value_(model.parameters(), limit)
+    else:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+def checked_clip(chosen: Part | None) -> None:
+    """Raise UsageError unless `clip` is None, or `value` or `norm` with a positive `limit`."""
+    if chosen is None:
+        return
+    limit = chosen.options.get("limit")
+    if chosen.name not in ("value", "norm") or not isinstance(limit, int | float) or limit <= 0:
+        raise UsageError(
+            f'`clip` must be part("value", limit=...) or part("norm", limit=...) with limit > 0; got {chosen}'
+        )

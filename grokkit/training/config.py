@@ -1,0 +1,140 @@
+"""Every choice of one training run, as a frozen value that prints as TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tomli_w
+
+from grokkit.errors import UsageError
+from grokkit.registry import nearest
+
+
+@dataclass(frozen=True)
+class Part:
+    """A thing chosen by name with its options: a dataset, a model, an optimizer, a policy, a measure."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def part(name: str, **options: Any) -> Part:
+    """`part("sgd", lr=0.1)`: a name and its options."""
+    return Part(name, {key: _plain(value) for key, value in options.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Every choice of one training run.
+
+    Args:
+        experiment: the study; first part of the run's folder.
+        variant: this arm of the study.
+        seed: root of every random stream: `init`, `order`, `augment`, probes, frames, attacks.
+        data: a dataset by name, or a path to an .npz file or a class folder.
+        model: a model by name.
+        init_scale: factor on all initial parameters; large values delay generalisation.
+        loss: `cross_entropy` (nats) or `mse` (on one-hot labels).
+        label_smoothing: 0..1.
+        optimizer: `sgd`, `adam` or `adamw`, with torch's options; `lr` is the policy's base rate.
+        policy: the learning rate's controller.
+        clip: None, `value` or `norm`, with `limit`.
+        batch_size: images per update.
+        steps: updates.
+        augment: for example ("crop4", "flip", "cutout8").
+        probes: images per probe set.
+        measures: taken at every recorded step.
+        attributions: taken at every recorded step; options `images`, `probe_set` and the method's own.
+        records: recorded steps, log-spaced from 1 to `steps`; 0 and `steps` are always recorded.
+        signal: what the policy listens to, `Signal`'s fields by name; empty: nothing but the training loss.
+    """
+
+    experiment: str
+    variant: str = "default"
+    seed: int = 0
+    data: Part = Part("digits")
+    model: Part = Part("mlp")
+    init_scale: float = 1.0
+    loss: str = "cross_entropy"
+    label_smoothing: float = 0.0
+    optimizer: Part = Part("adamw", {"lr": 1e-3})
+    policy: Part = Part("constant")
+    clip: Part | None = None
+    batch_size: int = 128
+    steps: int = 1000
+    augment: tuple[str, ...] = ()
+    probes: Mapping[str, int] = field(default_factory=lambda: {"train": 512, "test": 512, "random": 512})
+    measures: tuple[Part, ...] = ()
+    attributions: tuple[Part, ...] = ()
+    records: int = 50
+    signal: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "records"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"`{name}` must be an int of at least 1; got {value!r}")
+        for name in ("experiment", "variant"):
+            value = getattr(self, name)
+            if not value or "/" in value or value.startswith("."):
+                raise UsageError(f"`{name}` names a folder and must be a plain word; got {value!r}")
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with other choices; an unknown name is an error with the nearest match."""
+        known = [f.name for f in dataclasses.fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UsageError(f"a run has no choice {name!r}.{nearest(name, known)} It has: {', '.join(known)}")
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def run_name(self) -> str:
+        """`<experiment>/<variant>-s<seed>-<config hash>`."""
+        digest = hashlib.sha256(self.to_toml().encode()).hexdigest()[:8]
+        return f"{self.experiment}/{self.variant}-s{self.seed}-{digest}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; a part becomes its options with `name` in front; what is None is left out."""
+        values = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def to_toml(self) -> str:
+        """The text of config.toml."""
+        return tomli_w.dumps(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> RunConfig:
+        """The inverse of `to_toml`. Raises UsageError for unknown keys."""
+        return cls.from_dict(tomllib.loads(text))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`."""
+        kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        for name in values:
+            if name not in kinds:
+                raise UsageError(f"a run has no choice {name!r}.{nearest(name, list(kinds))}")
+        return cls(**{name: _restored(value, kinds[name]) for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return {"name": value.name, **_plain(value.options)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _restored(value: Any, kind: str) -> Any:
+    if kind.startswith("tuple[Part"):
+        return tuple(_restored(item, "Part") for item in value)
+    if kind.startswith("Part"):
+        return Part(value["name"], {key: item for key, item in value.items() if key != "name"})
+    return tuple(value) if kind.startswith("tuple") else value

@@ -1,0 +1,96 @@
+"""Which device a run uses, why, and what the machine is. A GPU that is there but unusable stops the run."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grokkit.errors import DeviceRefusedError, UsageError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A resolved device.
+
+    Args:
+        torch_device: where tensors live.
+        precision: of the training arithmetic, `float32`.
+        description: one line for people.
+    """
+
+    torch_device: torch.device
+    precision: str
+    description: str
+
+
+def physical_gpus() -> int:
+    """NVIDIA GPUs that the kernel driver shows, whether torch can use them or not."""
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def unusable_because() -> str | None:
+    """Why torch cannot use a GPU here, or None where it can."""
+    if not torch.cuda.is_available():
+        if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            return "CUDA_VISIBLE_DEVICES is empty and hides it; unset it"
+        if torch.version.cuda is None:
+            return "this torch is a CPU-only build; `pip install --force-reinstall torch torchvision` brings a CUDA one"
+        return f"torch {torch.__version__} cannot start CUDA {torch.version.cuda}; the driver may be too old"
+    major, minor = torch.cuda.get_device_capability()
+    built = torch.cuda.get_arch_list()
+    if built and not any(_runs_on(arch, major, minor) for arch in built):
+        return (
+            f"it has capability {major}.{minor} and torch {torch.__version__} is built for {', '.join(built)}; "
+            "the last default wheels for V100 are torch 2.10"
+        )
+    return None
+
+
+def _runs_on(arch: str, major: int, minor: int) -> bool:
+    """Machine code (`sm_86`) runs on its own major version from its minor on, PTX (`compute_90`) on anything newer."""
+    kind, _, number = arch.partition("_")
+    built = divmod(int("".join(filter(str.isdigit, number))), 10)
+    return built <= (major, minor) and (kind == "compute" or built[0] == major)
+
+
+def resolve(wanted: str | None = None) -> Device:
+    """The device for `wanted` (`cpu`, `cuda`, `cuda:1`, or None for the best usable one).
+
+    Raises:
+        DeviceRefusedError: a GPU is asked for or physically present, and torch cannot use it; `cpu` must be asked
+            for by name then, so that nobody pays for a GPU and trains on the CPU.
+        UsageError: an unknown name.
+    """
+    if wanted == "cpu":
+        return Device(torch.device("cpu"), "float32", f"cpu ({torch.get_num_threads()} threads), float32, as asked")
+    if wanted is not None and not wanted.startswith("cuda"):
+        raise UsageError(f"`device` must be cpu, cuda or cuda:N; got {wanted!r}")
+    if wanted is None and physical_gpus() == 0 and not torch.cuda.is_available():
+        return Device(torch.device("cpu"), "float32", f"cpu ({torch.get_num_threads()} threads), float32: no GPU here")
+    cause = unusable_because()
+    if cause is not None:
+        there = "a GPU is present" if physical_gpus() else "no GPU is present"
+        raise DeviceRefusedError(f"{there}, but {cause}. To train on the CPU all the same, say --device cpu")
+    device = torch.device(wanted or "cuda")
+    return Device(device, "float32", f"{torch.cuda.get_device_name(device)}, float32")
+
+
+def environment(device: Device) -> dict[str, Any]:
+    """Versions, device and precision: what environment.json holds."""
+    names = ("grokkit", "torch", "torchvision", "captum", "numpy", "h5py")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "device": device.description, "precision": device.precision, "python": platform.python_version(),
+        "system": platform.platform(), "threads": torch.get_num_threads(), "versions": versions,
+    }  # fmt: skip

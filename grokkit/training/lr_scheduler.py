@@ -1,0 +1,133 @@
+"""A policy as a torch learning-rate scheduler, in grokkit's loop or in anyone's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from grokkit import policies
+from grokkit.errors import UsageError
+from grokkit.policies import Observation, Policy
+
+
+class PolicyLR(LRScheduler):
+    """Drive an optimizer's learning rates by a policy.
+
+    `.observe(readings)` delivers news, `.step()` after each `optimizer.step()` advances the clock. Every parameter
+    group keeps its own base rate; the policy sees the first group's. The rates change by factors on what they are, so
+    the scheduler works inside `ChainedScheduler` and `SequentialLR`; there its clock starts at 0 at its milestone.
+
+    Args:
+        optimizer: its current rates are the base rates, for which a scale of 1 stands.
+        policy: a policy, or a registered name for one with default parameters.
+        total_steps: optimizer updates that the policy's budget holds, >= 1.
+        last_epoch: only -1, a fresh start; to resume, build it afresh and call `load_state_dict`.
+
+    Raises:
+        UsageError: on a budget below 1, another `last_epoch`, or a loaded state of another policy or budget.
+    """
+
+    def __init__(self, optimizer: Optimizer, policy: str | Policy, total_steps: int, last_epoch: int = -1) -> None:
+        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+            raise UsageError(f"`total_steps` must be an int >= 1 (optimizer updates); got {total_steps!r}")
+        if last_epoch != -1:
+            raise UsageError(
+                f"`last_epoch` must be -1, because a policy has a state of its own; got {last_epoch}. "
+                "To resume, build PolicyLR afresh and call load_state_dict"
+            )
+        if isinstance(policy, str):
+            policy = policies.create(policy)
+        if not isinstance(policy, Policy):
+            raise UsageError(f"`policy` must be a policy or one of {', '.join(policies.names())}; got {policy!r}")
+        # The base class's constructor calls step(), so everything that step() needs comes before it.
+        self.policy = policy
+        self.total_steps = total_steps
+        self.decisions: list[dict[str, Any]] = []
+        self._news: dict[str, float] = {}
+        self._restart()
+        super().__init__(optimizer, last_epoch)
+
+    @property
+    def updates(self) -> int:
+        """Optimizer updates done on this scheduler's clock."""
+        return self._updates
+
+    @property
+    def scale(self) -> float:
+        """The factor on the base rates for the next update."""
+        return self._scale
+
+    def observe(self, readings: Mapping[str, float] | None) -> None:
+        """Deliver news, name -> number; kept until the next `step()`, the newest of a name counts. None is no news."""
+        self._news.update({name: float(value) for name, value in (readings or {}).items()})
+
+    def step(self, epoch: int | None = None) -> None:
+        """Advance the clock by one update and set the rates for the next one; call it after `optimizer.step()`."""
+        if epoch is None:
+            self._advance()
+        super().step(epoch)
+        self._factor = 1.0
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates of all groups, from what they are now."""
+        return [group["lr"] * self._factor for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts only; of the policy just its description, to be compared on loading."""
+        kept = {key: value for key, value in super().state_dict().items() if key != "policy"}
+        for key in ("base_lrs", "_last_lr"):
+            kept[key] = [float(rate) for rate in kept[key]]
+        return copy.deepcopy(kept) | {"policy": self._description()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken; the optimizer's own state is loaded separately."""
+        ours = {"policy": self._description(), "total_steps": self.total_steps}
+        for key, own in ours.items():
+            if state_dict.get(key) != own:
+                raise UsageError(f"the state was saved with {key} {state_dict.get(key)}; this scheduler has {own}")
+        kept = {key: value for key, value in state_dict.items() if key != "policy"}
+        super().load_state_dict(copy.deepcopy(kept))
+
+    def _initial_step(self) -> None:
+        # SequentialLR repeats this after it has put the rates back, so the first answer is asked for again.
+        self._restart()
+        super()._initial_step()
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
+        """The rates at a milestone of `SequentialLR`, where torch sets the epoch to 0 instead of stepping."""
+        if self.last_epoch != 0:
+            raise UsageError(
+                f"PolicyLR cannot jump to epoch {self.last_epoch}; a policy sees every update: call step()"
+            )
+        self._restart()
+        self._advance()
+        self._factor = 1.0
+        return [rate * self._scale for rate in self.base_lrs]
+
+    def _restart(self) -> None:
+        """Back to before the first question; news that already came is kept for it."""
+        self._updates = -1
+        self._scale = self._factor = 1.0
+        self._policy_state = self.policy.init()
+        self.decisions.clear()
+
+    def _advance(self) -> None:
+        """Ask the policy for the next update's scale."""
+        self._updates += 1
+        base = float(self.base_lrs[0])
+        observation = Observation(self._updates, self.total_steps, base, self._news)
+        scale, self._policy_state, reason = self.policy.update(observation, self._policy_state)
+        self._news = {}
+        self._factor, self._scale = scale / self._scale, scale
+        if reason:
+            self.decisions.append({"step": self._updates, "lr": base * scale, "reason": reason})
+
+    def _description(self) -> str:
+        parameters: dict[str, Any] = asdict(self.policy) if is_dataclass(self.policy) else {}
+        return f"{type(self.policy).__name__}({', '.join(f'{k}={v!r}' for k, v in parameters.items())})"

@@ -1,0 +1,294 @@
+"""The recorder: the one way into a trajectory, for our loop and anyone's."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import tomli_w
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from grokkit import measures as measure_room
+from grokkit.borrow import device_of, unwrap
+from grokkit.errors import GrokkitError, Interrupted, TrajectoryError, UsageError
+from grokkit.measures import Context, Measure
+from grokkit.measures.loss import loss_function
+from grokkit.measures.take import AttributionPlan, take_any
+from grokkit.names import ProbeSet
+from grokkit.training.config import Part, RunConfig
+from grokkit.training.device import Device, environment
+from grokkit.training.schedule import checked, log_spaced
+from grokkit.training.signal import Signal
+from grokkit.trajectory import Run, resume, run, snapshot, store
+from grokkit.trajectory.lock import RunLock
+from grokkit.trajectory.log import Log
+
+
+class Stateful(Protocol):
+    """Whatever can be saved in a resume slot: an optimizer, a `PolicyLR`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+def record(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    probes: Mapping[str, ProbeSet],
+    measures: Iterable[str | Part | Measure] = ("accuracy", "local_complexity", "weight_norm", "logit_scale"),
+    attributions: Iterable[str | Part | AttributionPlan] = (),
+    schedule: Iterable[int] | None = None,
+    signal: Signal | None = None,
+    seed: int = 0,
+    loss: str = "cross_entropy",
+    total_steps: int | None = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
+    experiment: str | None = None,
+    resume: bool = False,
+    initial: bool = True,
+) -> Recorder:
+    """Start a run folder at `path` and record step 0, or go on with the one that is there.
+
+    Args:
+        path: the run folder, for example `runs/mine`; must not exist unless `resume`.
+        model: any module; its weights and buffers are what snapshots hold.
+        optimizer: saved in resume slots and asked for its learning rate; optional.
+        probes: probe sets by name, for example from `grokkit.probe_sets(data)`.
+        measures: names, parts with options, or measure objects; taken at every step of the schedule.
+        attributions: names, parts or plans; taken at the same steps.
+        schedule: steps to record, by default `log_spaced()`; 0 is always among them.
+        signal: what a policy listens to; None: nothing.
+        seed: root of the measures' random streams.
+        loss: `cross_entropy` or `mse`, for the measure `loss`.
+        total_steps: how long the run is meant to be, for its status; optional.
+        config: kept as config.toml; by default the arguments above.
+        experiment: source text kept as experiment.py.
+        resume: open an existing folder; call `Recorder.restore` to get the state back.
+        initial: record step 0 at once; False where the model's present weights are not those of step 0.
+
+    Returns:
+        The recorder: call `.step(step)` after every update and `.close()` at the end, or use it in a `with` block.
+
+    Raises:
+        TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
+        UsageError: an unknown measure, attribution, loss or probe set.
+    """
+    path = Path(path)
+    taken = [as_measure(each) for each in measures]
+    plans = [as_plan(each) for each in attributions]
+    loss_function(loss)
+    if not resume:
+        if config is None:
+            listed = [measure_room.registry.name_of(type(each)) for each in taken]
+            config = {"seed": seed, "loss": loss, "measures": listed, "attributions": [plan.method for plan in plans]}
+        text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
+        device = device_of(model)
+        machine = environment(Device(device, "float32", str(device)))
+        status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
+        run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
+    steps = checked(log_spaced() if schedule is None else schedule)
+    context = Context(model, run.open_run(path).probes, loss, seed)
+    return Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, initial)
+
+
+class Recorder:
+    """Writes a trajectory; made by `record`.
+
+    What is due at a step is decided by the schedule alone, so a resumed run writes the same files as a straight one.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        context: Context,
+        optimizer: Optimizer | None,
+        measures: list[Measure],
+        attributions: list[AttributionPlan],
+        schedule: tuple[int, ...],
+        signal: Signal | None,
+        total_steps: int | None,
+        initial: bool,
+    ) -> None:
+        self.path = path
+        self.schedule = schedule
+        self._due = frozenset(schedule)
+        self._context, self._optimizer = context, optimizer
+        self._measures, self._attributions, self._signal = measures, attributions, signal
+        self._total_steps = total_steps
+        self._lock = RunLock(path)
+        earlier = Run(path)
+        self._attempt = earlier.status["attempt"] + 1
+        self._step = -1
+        self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
+        self._open = True
+        self._status("running")
+        if initial and self._attempt == 1:
+            self._first_record()
+
+    def _first_record(self) -> None:
+        try:
+            self.first_readings = self.step(0)
+        except BaseException:
+            # Nothing was learned yet, and the mended run is to have this name.
+            self.close()
+            shutil.rmtree(self.path)
+            raise
+
+    first_readings: dict[str, float] | None = None
+    """The signal at step 0, for a policy that is made after the recorder."""
+
+    def due(self, step: int) -> bool:
+        """Whether `step` is on the schedule."""
+        return step in self._due
+
+    def step(self, step: int) -> dict[str, float] | None:
+        """Write what is due after `step` updates.
+
+        Args:
+            step: optimizer updates done so far; must grow from call to call.
+
+        Returns:
+            The signal's readings where the signal was due, else None.
+
+        Raises:
+            UsageError: `step` does not grow.
+            GrokkitError: a snapshot could not be written, or at step 0 a measure could not be taken. A measure that
+                fails later is noted in events.jsonl and the run goes on.
+        """
+        if step <= self._step:
+            raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
+        self._step = step
+        if step in self._due:
+            self._record(step)
+        if self._signal is None or not self._signal.due(step):
+            return None
+        readings = self._signal.read(self._context)
+        self.log(step, "signal", **readings)
+        return readings
+
+    def log(self, step: int, split: str, **values: float) -> None:
+        """Append numbers to metrics.jsonl: one row per name, for example `log(step, "batch", loss=0.3)`."""
+        for metric, value in values.items():
+            self._metrics.append({"step": step, "split": split, "metric": metric, "value": float(value)})
+
+    def event(self, step: int, kind: str, text: str, **fields: Any) -> None:
+        """Append a decision or an incident to events.jsonl."""
+        self._events.append({"step": step, "kind": kind, "text": text, "time": time.time(), **fields})
+
+    def save(self, step: int, **parts: Stateful) -> None:
+        """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random state."""
+        self._metrics.sync()
+        self._events.sync()
+        state = {
+            "model": dict(unwrap(self._context.model).state_dict()),
+            "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
+            "parts": {name: each.state_dict() for name, each in parts.items()},
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            },
+        }
+        resume.save(self.path / "resume", step, state)
+
+    def restore(self, **parts: Stateful) -> int:
+        """Load the newest valid slot into model, optimizer and `parts`.
+
+        Returns:
+            The step to go on from; 0, with nothing loaded, where no slot was ever saved.
+        """
+        found = resume.load(self.path / "resume")
+        step = 0
+        if found is not None:
+            step, state = found
+            unwrap(self._context.model).load_state_dict(state["model"])
+            if self._optimizer is not None:
+                self._optimizer.load_state_dict(state["optimizer"])
+            for name, each in parts.items():
+                each.load_state_dict(state["parts"][name])
+            torch.set_rng_state(state["rng"]["cpu"])
+            if state["rng"]["cuda"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        self._step = step
+        self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
+        return step
+
+    def _record(self, step: int) -> None:
+        state = unwrap(self._context.model).state_dict()
+        try:
+            snapshot.write(self.path / "snapshots" / store.file_name(step), step, state)
+        except TrajectoryError as error:
+            if not (self.path / "snapshots" / store.file_name(step)).exists():
+                raise
+            # A step repeated after a resume on another machine may differ in the last bits: the first one stays.
+            self.event(step, "differs", str(error))
+            return
+        self._take_all(step)
+        self._metrics.sync()
+        self._status("running")
+
+    def _take_all(self, step: int) -> None:
+        subjects: list[Measure | AttributionPlan] = [*self._measures, *self._attributions]
+        for subject in subjects:
+            try:
+                take_any(self.path, step, subject, self._context)
+            except GrokkitError as error:
+                if step == 0:
+                    raise
+                self.event(step, "measure_failed", str(error))
+
+    def _status(self, state: str, reason: str = "") -> None:
+        run.write_status(
+            self.path, state=state, step=max(self._step, 0), total_steps=self._total_steps,
+            attempt=self._attempt, reason=reason,
+        )  # fmt: skip
+
+    def close(self, state: str = "done", reason: str = "") -> None:
+        """Make the logs durable, note in status.json how the run ended, give the lock back; only once."""
+        if not self._open:
+            return
+        self._open = False
+        self._metrics.close()
+        self._events.close()
+        self._status(state, reason)
+        self._lock.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, Interrupted | KeyboardInterrupt):
+            self.close("interrupted", str(error))
+        else:
+            self.close("failed", f"{type(error).__name__}: {error}")
+
+
+def as_measure(wanted: str | Part | Measure) -> Measure:
+    """A measure from its name, a part with options, or itself."""
+    if isinstance(wanted, str):
+        return measure_room.create(wanted)
+    if isinstance(wanted, Part):
+        return measure_room.create(wanted.name, **wanted.options)
+    return wanted
+
+
+def as_plan(wanted: str | Part | AttributionPlan) -> AttributionPlan:
+    """A plan from a method's name, a part with options, or itself."""
+    from grokkit import attribution
+
+    if isinstance(wanted, AttributionPlan):
+        return wanted
+    name, options = (wanted, {}) if isinstance(wanted, str) else (wanted.name, dict(wanted.options))
+    attribution.registry.get(name)
+    own = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
+    return AttributionPlan(name, **own, parameters=options)

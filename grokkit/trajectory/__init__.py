@@ -1,0 +1,5 @@
+"""The run folder: snapshots, resume slots, logs, readings, probes; written once, read from anywhere."""
+
+from grokkit.trajectory.run import Run, find_runs, open_run
+
+__all__ = ["Run", "find_runs", "open_run"]

@@ -1,0 +1,235 @@
+"""The run folder: made in one rename, read without a lock, on any machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import tomllib
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from grokkit.errors import TrajectoryError
+from grokkit.names import ProbeSet, Reading
+from grokkit.trajectory import log, store
+from grokkit.trajectory.sealed import publish, sync_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+
+def create(
+    path: Path,
+    *,
+    config: str,
+    environment: Mapping[str, Any],
+    probes: Iterable[ProbeSet],
+    status: Mapping[str, Any],
+    experiment: str | None = None,
+) -> None:
+    """Make a run folder that is complete from the moment it can be seen.
+
+    Args:
+        path: where the run goes; must not exist.
+        config: the run's choices as TOML.
+        environment: versions, device and precision.
+        probes: probe sets to store.
+        status: first content of status.json.
+        experiment: source text of the experiment, kept as experiment.py.
+
+    Raises:
+        TrajectoryError: the folder exists.
+    """
+    if path.exists():
+        raise TrajectoryError(
+            f"{path} exists already; a run is never overwritten. "
+            "Resume it, remove it, or choose another seed, name or --runs"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        draft.mkdir()
+        publish(draft / "config.toml", config.encode())
+        publish(draft / "environment.json", json.dumps(environment, indent=1).encode())
+        if experiment is not None:
+            publish(draft / "experiment.py", experiment.encode())
+        for probe in probes:
+            store.write_probes(draft / "probes", probe)
+        write_status(draft, **status)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def write_status(path: Path, **fields: Any) -> None:
+    """Replace status.json; `updated` is added."""
+    publish(path / "status.json", json.dumps({**fields, "updated": time.time()}, indent=1).encode())
+
+
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for reading. Raises TrajectoryError where there is none."""
+    return Run(Path(path))
+
+
+class Run:
+    """A run folder, read only. Everything is read when asked for, so a live run can be followed by asking again.
+
+    Args:
+        path: a folder with a status.json.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not (path / "status.json").is_file():
+            raise TrajectoryError(f"{path} is not a run folder: it holds no status.json. `grokkit ls` lists runs")
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {self.status.get('state')}, {len(self.steps())} snapshots)"
+
+    @property
+    def name(self) -> str:
+        """`<experiment>/<variant>-s<seed>-<config hash>`: the last two parts of the path."""
+        return "/".join(self.path.resolve().parts[-2:])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The stored choices; `seed` is always among them."""
+        return self._parsed("config.toml", tomllib.loads)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and precision of the machine that made the run."""
+        return self._parsed("environment.json", json.loads)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`."""
+        return self._parsed("status.json", json.loads)
+
+    def _parsed(self, file: str, parse: Any) -> dict[str, Any]:
+        try:
+            parsed: dict[str, Any] = parse((self.path / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrajectoryError(f"{self.path / file} cannot be read: {error}") from error
+        return parsed
+
+    def steps(self) -> list[int]:
+        """Steps that have a snapshot, ascending; 0 holds the initial weights."""
+        return store.steps_in(self.path / "snapshots")
+
+    def load(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Weights and buffers at `step`: name -> CPU tensor; only `names` where given.
+
+        Raises:
+            TrajectoryError: no snapshot at this step, a damaged file, or an unknown name.
+        """
+        from grokkit.trajectory import snapshot
+
+        if step not in self.steps():
+            near = min(self.steps(), key=lambda known: abs(known - step), default=None)
+            raise TrajectoryError(f"{self.path} has no snapshot at step {step}; the nearest is {near}")
+        return snapshot.read(self.path / "snapshots" / store.file_name(step), names)
+
+    @property
+    def probes(self) -> dict[str, ProbeSet]:
+        """The stored probe sets by name."""
+        return store.read_probes(self.path / "probes")
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Tidy frame of run, seed, step, split, metric, value; of a repeated step the newest attempt counts."""
+        import pandas as pd
+
+        columns = ["run", "seed", "step", "split", "metric", "value"]
+        latest: dict[tuple[int, str, str], tuple[int, float]] = {}
+        for record in log.read(self.path / "metrics.jsonl"):
+            key = record["step"], record["split"], record["metric"]
+            if key not in latest or record["attempt"] >= latest[key][0]:
+                latest[key] = record["attempt"], record["value"]
+        seed = self.config.get("seed", 0)
+        rows = [(self.name, seed, *key, value) for key, (_, value) in sorted(latest.items())]
+        return pd.DataFrame(rows, columns=columns)
+
+    def newest_metrics(self) -> dict[str, float]:
+        """The last value of every metric, by `<split>.<metric>`; needs no pandas."""
+        newest: dict[str, float] = {}
+        for record in log.read(self.path / "metrics.jsonl"):
+            newest[f"{record['split']}.{record['metric']}"] = record["value"]
+        return newest
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Decisions and incidents in order: dicts with `step`, `kind`, `text` and the event's own fields.
+
+        A resumed run takes the steps after its slot again: policy decisions of an older attempt beyond it are left out.
+        """
+        kept: list[dict[str, Any]] = []
+        for event in log.read(self.path / "events.jsonl"):
+            if event["kind"] == "resumed":
+                kept = [e for e in kept if e["step"] <= event["step"] or e["kind"] != "policy"]
+            kept.append(event)
+        return kept
+
+    def measures(self) -> dict[str, list[int]]:
+        """Measure identity -> steps that have a reading."""
+        return self._results("measures")
+
+    def reading(self, measure_id: str, step: int) -> Reading:
+        """One stored reading."""
+        return store.read_reading(self.path / "measures" / measure_id, step)
+
+    def readings(self) -> Iterator[tuple[str, int, Reading]]:
+        """Every stored reading with its measure's identity and step."""
+        for measure_id, steps in self.measures().items():
+            for step in steps:
+                yield measure_id, step, self.reading(measure_id, step)
+
+    def attributions(self) -> dict[str, list[int]]:
+        """Attribution identity -> steps that have maps."""
+        return self._results("attributions")
+
+    def attribution(self, identity: str, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Values (image, channel, height, width), target labels (image,) and settings at one step."""
+        return store.read_attribution(self.path / "attributions" / identity, step)
+
+    def _results(self, room: str) -> dict[str, list[int]]:
+        folders = sorted(path for path in (self.path / room).glob("*") if path.is_dir())
+        return {folder.name: store.steps_in(folder) for folder in folders}
+
+    def verify(self) -> list[str]:
+        """Check every file against its digest and every log line against its checksum.
+
+        Returns:
+            One sentence per problem; an empty list means that all is well.
+        """
+        found = []
+        for name in ("config", "environment", "status"):
+            try:
+                getattr(self, name)
+            except TrajectoryError as error:
+                found.append(str(error))
+        found += store.problems_in(self.path / "probes", "probes")
+        found += store.problems_in(self.path / "snapshots", "snapshot")
+        found += store.problems_in(self.path / "resume", "resume")
+        for room, kind in (("measures", "reading"), ("attributions", "attribution")):
+            for name in self._results(room):
+                found += store.problems_in(self.path / room / name, kind)
+        for name in ("metrics.jsonl", "events.jsonl"):
+            damaged = log.damaged_lines(self.path / name)
+            found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
+        return found
+
+
+def find_runs(root: str | Path) -> list[Run]:
+    """Every run below `root`, or `root` itself where it is one, sorted by name."""
+    root = Path(root)
+    if (root / "status.json").is_file():
+        return [Run(root)]
+    found = {path.parent for pattern in ("*/status.json", "*/*/status.json") for path in root.glob(pattern)}
+    return [Run(path) for path in sorted(found) if not path.name.startswith(".")]

@@ -1,0 +1,91 @@
+"""Probe sets, readings and attributions as sealed files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grokkit.errors import TrajectoryError
+from grokkit.names import ProbeSet, Reading
+from grokkit.trajectory import sealed
+
+
+def file_name(step: int) -> str:
+    """`000000012000.h5`: sorts as text in the order of steps."""
+    return f"{step:012d}.h5"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps that have a file in `folder`, ascending; unfinished temporary files do not count."""
+    return sorted(int(path.stem) for path in folder.glob("*.h5") if path.stem.isdecimal())
+
+
+def identity(name: str, settings: Mapping[str, Any], probes: Iterable[ProbeSet]) -> str:
+    """`<name>-<8 hex digits>` of the parameters and the probe sets: two readings with one identity are comparable."""
+    content = [name, dict(settings), [[probe.name, probe.hash] for probe in probes]]
+    return f"{name}-{hashlib.sha256(sealed.as_json(content)).hexdigest()[:8]}"
+
+
+def write_probes(folder: Path, probe: ProbeSet) -> None:
+    """Store one probe set as `<folder>/<name>.h5`."""
+    arrays = {"images": probe.images, "labels": probe.labels, "indices": probe.indices}
+    meta = {"name": probe.name, "source": probe.source, "hash": probe.hash}
+    sealed.write(folder / f"{probe.name}.h5", "probes", arrays, meta)
+
+
+def read_probes(folder: Path) -> dict[str, ProbeSet]:
+    """All stored probe sets by name, in the order `train`, `test`, others."""
+    sets = {}
+    for path in folder.glob("*.h5"):
+        arrays, meta = sealed.read(path, "probes")
+        sets[meta["name"]] = ProbeSet(name=meta["name"], source=meta["source"], **arrays)
+    order = {"train": 0, "test": 1}
+    return {name: sets[name] for name in sorted(sets, key=lambda name: (order.get(name, 2), name))}
+
+
+def write_reading(folder: Path, step: int, reading: Reading) -> None:
+    """Store the reading of one step in the folder of its measure."""
+    bounds = {"low": reading.low, "high": reading.high}
+    arrays = {"values": reading.values} | {name: array for name, array in bounds.items() if array is not None}
+    meta = {
+        "measure": reading.measure, "step": step, "dims": reading.dims, "unit": reading.unit, "n": reading.n,
+        "coords": {dim: list(labels) for dim, labels in reading.coords.items()}, "settings": dict(reading.settings),
+    }  # fmt: skip
+    sealed.write(folder / file_name(step), "reading", arrays, meta)
+
+
+def read_reading(folder: Path, step: int) -> Reading:
+    """The reading of one step."""
+    arrays, meta = sealed.read(folder / file_name(step), "reading")
+    count = meta["n"] if isinstance(meta["n"], int) else tuple(meta["n"])
+    return Reading(
+        measure=meta["measure"], values=arrays["values"], dims=tuple(meta["dims"]), coords=meta["coords"],
+        unit=meta["unit"], n=count, low=arrays.get("low"), high=arrays.get("high"), settings=meta["settings"],
+    )  # fmt: skip
+
+
+def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.ndarray, meta: Mapping[str, Any]) -> None:
+    """Store a method's maps at one step: `values` (image, channel, height, width), target `labels` (image,), note."""
+    arrays = {"values": values, "labels": labels}
+    sealed.write(folder / file_name(step), "attribution", arrays, {**meta, "step": step})
+
+
+def read_attribution(folder: Path, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Values, target labels and the note of one step."""
+    arrays, meta = sealed.read(folder / file_name(step), "attribution")
+    return arrays["values"], arrays["labels"], meta
+
+
+def problems_in(folder: Path, kind: str) -> list[str]:
+    """One sentence for every file of `kind` in `folder` that does not match its digest."""
+    found = []
+    for path in sorted(folder.glob("[!.]*.h5")):
+        try:
+            sealed.read(path, kind)
+        except TrajectoryError as error:
+            found.append(str(error))
+    return found

@@ -1,0 +1,181 @@
+"""What every attribution method must keep, whichever they are."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from grokkit import attribution
+from grokkit.errors import ModelContractError, UsageError
+
+METHODS = attribution.names()
+
+
+class _Net(nn.Module):
+    """Convolutions, batch statistics, dropout, a functional and an in-place activation; works in place on its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.norm, self.second = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Conv2d(6, 5, 3)
+            self.drop, self.head = nn.Dropout(0.5), nn.Linear(5, 4)
+        self.norm.running_mean.fill_(0.1)
+
+    def forward(self, x):
+        x = x.sub_(0.1)
+        x = nn.functional.relu(self.norm(self.first(x)), inplace=True)
+        x = torch.relu_(self.second(x)).mean(dim=(2, 3))
+        return self.head(self.drop(x))
+
+
+def _images(count: int = 5) -> torch.Tensor:
+    return torch.rand(count, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+
+
+def _fail_under_gradients(module, inputs, output):
+    if output.requires_grad:
+        raise RuntimeError("deliberate")
+
+
+def _hooks(model: nn.Module) -> list[int]:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [len(getattr(module, kind)) for module in model.modules() for kind in kinds]
+
+
+def _trace(model: nn.Module) -> tuple:
+    """All that a call could have changed, in comparable form."""
+    return (
+        {name: tensor.tolist() for name, tensor in model.state_dict().items()},
+        [(module.training, sorted(vars(module))) for module in model.modules()],
+        [(parameter.requires_grad, parameter.grad is None) for parameter in model.parameters()],
+        _hooks(model),
+        torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(),  # noqa: NPY002
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_are_float32_maps_on_the_cpu_beside_their_settings(method):
+    found = attribution.attribute(_Net(), _images(), 2, method, seed=3)
+    assert found.values.shape[0] == 5
+    assert found.values.shape[1] in (1, 3)
+    assert found.values.shape[2:] == (9, 8)
+    assert found.values.dtype == torch.float32
+    assert found.values.device.type == "cpu"
+    assert not found.values.requires_grad
+    assert found.values.abs().sum() > 0
+    assert found.settings["method"] == method
+    assert found.settings["targets"] == [2] * 5
+    assert found.settings["seed"] == 3
+    assert found.settings["captum"].startswith("0.9")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_values_do_not_depend_on_the_batch_size(method):
+    model, images, target = _Net().double(), _images(), torch.tensor([0, 3, 1, 2, 2])
+    whole = attribution.attribute(model, images, target, method).values
+    for size in (1, 2, 3):
+        torch.testing.assert_close(attribution.attribute(model, images, target, method, batch_size=size).values, whole)
+    alone = attribution.attribute(model, images[3:4], 2, method).values
+    torch.testing.assert_close(alone, whole[3:4])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_forward_pass_is_larger_than_the_batch_size(method):
+    model, sizes = _Net(), []
+    model.head.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    attribution.attribute(model, _images(7), 0, method, batch_size=4)
+    assert max(sizes) == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_call_leaves_no_trace_also_after_an_exception(method, fail):
+    model, images = _Net().train(), _images().requires_grad_()
+    model.norm.eval()
+    model.first.weight.requires_grad_(False)
+    model.second.register_forward_hook(_fail_under_gradients if fail else lambda *_: None)
+    before, kept = _trace(model), images.detach().clone()
+    if fail:
+        with pytest.raises(RuntimeError, match="deliberate"):
+            attribution.attribute(model, images, 0, method)
+    else:
+        with torch.no_grad():
+            attribution.attribute(model, images, 0, method)
+    assert _trace(model) == before
+    assert torch.equal(images.detach(), kept)
+    assert images.requires_grad
+    assert images.grad is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_works_in_inference_mode_and_leaves_the_callers_tensor_alone(method):
+    model, images = _Net(), _images()
+    expected = attribution.attribute(model, images, 0, method).values
+    assert not images.requires_grad
+    assert torch.equal(images, _images())
+    with torch.inference_mode():
+        assert torch.equal(attribution.attribute(model, images.clone(), 0, method).values, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_in_training_mode_is_explained_in_eval_mode(method):
+    model, images = _Net(), _images()
+    training = attribution.attribute(model.train(), images, 1, method).values
+    assert torch.equal(training, attribution.attribute(model.eval(), images, 1, method).values)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wrapped_model_is_explained_as_the_model_itself(method):
+    class Compiled(nn.Module):
+        """The shape of what `torch.compile` returns; its own forward must not be used."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self._orig_mod = inner
+
+        def forward(self, x):
+            raise AssertionError("the wrapper was called")
+
+    model, images = _Net(), _images()
+    plain = attribution.attribute(model, images, 1, method).values
+    assert torch.equal(attribution.attribute(nn.DataParallel(model), images, 1, method).values, plain)
+    assert torch.equal(attribution.attribute(Compiled(model), images, 1, method).values, plain)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dead_net_gives_maps_of_zeros(method):
+    model = _Net()
+    nn.init.zeros_(model.head.weight)
+    found = attribution.attribute(model, _images(), 0, method)
+    assert not found.values.any()
+    assert found.checks.get("complete", True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_random_draws_are_common_to_all_calls_with_one_seed(method):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = _Net()
+
+        def forward(self, x):
+            return self.net(x) * (1 + torch.rand(()) + random.random() + np.random.rand())  # noqa: NPY002
+
+    images = _images()
+    try:
+        first = attribution.attribute(Noisy(), images, 0, method).values
+    except ModelContractError:
+        pytest.skip("a method that needs a graph refuses a forward pass that is not the same twice")
+    random.seed(5)
+    torch.rand(3)
+    assert torch.equal(attribution.attribute(Noisy(), images, 0, method).values, first)
+    assert not torch.equal(attribution.attribute(Noisy(), images, 0, method, seed=1).values, first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_unknown_parameter_is_answered_with_those_the_method_takes(method):
+    with pytest.raises(UsageError, match="has no parameter 'steps_n'"):
+        attribution.attribute(_Net(), _images(), 0, method, steps_n=3)

@@ -1,0 +1,195 @@
+"""The command line as a newcomer uses it: the pipeline on own data, one sentence and one exit code per mistake."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import SMALL
+
+import grokkit as gk
+from grokkit.cli import VERBS, main
+
+STUDY = '''"""Two small arms."""
+from grokkit import RunConfig, part
+
+def plain() -> RunConfig:
+    return RunConfig(
+        experiment="study", variant="plain", data=part("digits", train=60), model=part("cnn", channels=(4, 4, 4, 4, 8)),
+        batch_size=20, steps=6, records=3, probes={"train": 8, "test": 8, "random": 4},
+        measures=(part("accuracy"), part("local_complexity", radii=(0.05,), points=4, directions=3)),
+    )
+
+def scaled() -> RunConfig:
+    return plain().replace(variant="scaled", init_scale=2.0)
+'''
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("study.py").write_text(STUDY)
+    return tmp_path
+
+
+def pictures(count: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
+    """Two classes that differ in brightness: uint8 (N, size, size, 3) and labels."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(count) % 2
+    return (rng.integers(0, 120, (count, size, size, 3)) + 120 * labels[:, None, None, None]).astype(np.uint8), labels
+
+
+def as_archive(folder: Path) -> str:
+    x, y = pictures(80)
+    np.savez(folder / "own.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    return str(folder / "own.npz")
+
+
+def as_class_folder(folder: Path) -> str:
+    x, y = pictures(80)
+    for i, (image, label) in enumerate(zip(x, y, strict=True)):
+        place = folder / "own" / ("train" if i < 60 else "test") / ("dark", "bright")[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i:03}.png")
+    return str(folder / "own")
+
+
+@pytest.mark.parametrize("make", [as_archive, as_class_folder], ids=["npz", "class folder"])
+def test_the_whole_pipeline_on_own_data(study: Path, capsys, make) -> None:
+    data = make(study)
+    assert main(["train", "study.py:plain", "--data", data, "--device", "cpu"]) == 0
+    (run,) = Path("runs/study").iterdir()
+    assert gk.open_run(run).config["data"] == {"name": data, "train": 60}
+    assert main(["lc", str(run), "--radius", "0.05", "0.5", "--points", "4", "--directions", "3"]) == 0
+    assert main(["attribute", str(run), "--method", "saliency", "grad_cam", "--images", "2", "--device", "cpu"]) == 0
+    assert main(["attack", str(run), "--epsilon", "0.1", "--steps", "2", "--points", "8"]) == 0
+    capsys.readouterr()
+    assert main(["figure", "phases", str(run)]) == 0
+    assert main(["figure", "attributions", str(run), "--out", "drawn"]) == 0
+    files = capsys.readouterr().out.split()
+    assert len(files) == 4 and all(Path(file).stat().st_size > 1000 for file in files)
+    assert main(["status", str(run), "--verify"]) == 0
+    assert "every file matches its digest" in capsys.readouterr().out
+
+
+def test_train_runs_every_variant_and_ls_lists_them(study: Path, capsys) -> None:
+    assert main(["train", "study.py", "--seed", "3", "--steps", "4", "--device", "cpu", "--runs", "elsewhere"]) == 0
+    names = sorted(path.name for path in Path("elsewhere/study").iterdir())
+    assert [name.rpartition("-")[0] for name in names] == ["plain-s3", "scaled-s3"]
+    assert (Path("elsewhere/study") / names[0] / "experiment.py").read_text() == STUDY
+    capsys.readouterr()
+    assert main(["ls", "elsewhere", "--as-json"]) == 0
+    assert capsys.readouterr().out.count('"done"') == 2
+
+
+def test_every_verb_explains_itself(capsys) -> None:
+    for verb in VERBS:
+        with pytest.raises(SystemExit) as ended:
+            main([verb, "--help"])
+        said = capsys.readouterr().out
+        assert ended.value.code == 0 and "Try:" in said and f"grokkit {verb}" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (["trian"], 2, "Did you mean 'train'?"),
+        (["train", "quickstrat"], 2, "Did you mean 'quickstart'?"),
+        (["train", "missing.py"], 2, "there is no experiment file missing.py"),
+        (["train", "study.py:plian", "--device", "cpu"], 2, "Did you mean 'plain'?"),
+        (["train", "study.py", "--data", "digts", "--device", "cpu"], 2, "Did you mean 'digits'?"),
+        (["train", "study.py", "--data", "missing.npz", "--device", "cpu"], 4, "missing.npz"),
+        (["train", "study.py", "--data", "empty.npz", "--device", "cpu"], 4, "x_train"),
+        (["train", "study.py", "--data", "floats.npz", "--device", "cpu"], 4, "lie in [0, 1]"),
+        (["train", "study.py", "--data", "uneven.npz", "--device", "cpu"], 4, "y_train"),
+        (["train", "study.py", "--steps", "0", "--device", "cpu"], 2, "`steps` must be an int of at least 1; got 0"),
+        (["resume", "nowhere"], 4, "nowhere is not a run folder"),
+        (["status", "nowhere"], 4, "nowhere is not a run folder"),
+        (["figure", "phases", "nowhere"], 2, "there are no runs at nowhere"),
+        (["model", "resnet81"], 2, "Did you mean 'resnet18'?"),
+        (["model", "vgg11", "--input-shape", "1", "8", "8"], 2, "16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_mistake_is_answered_with_one_sentence_and_its_code(study, capsys, words, code, sentence) -> None:
+    x, y = pictures(10)
+    np.savez("empty.npz", a=x)
+    np.savez("floats.npz", x_train=x * 3.5, y_train=y, x_test=x, y_test=y)
+    np.savez("uneven.npz", x_train=x, y_train=y[:-1], x_test=x, y_test=y)
+    assert main(words) == code
+    said = capsys.readouterr().err
+    assert sentence in said and "Traceback" not in said
+    assert not Path("runs").exists() or not any(Path("runs").rglob("*.h5"))
+
+
+def test_usage_errors_of_flags_end_with_two(capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "quickstart", "--stepz", "3"])
+    assert ended.value.code == 2 and "--steps" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory) -> gk.open_run:
+    return gk.train(SMALL.replace(measures=(), attributions=()), runs=tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+def test_figures_say_what_is_missing_and_which_verb_adds_it(small_run, capsys) -> None:
+    assert main(["figure", "attributions", str(small_run.path)]) == 2
+    assert "grokkit attribute" in capsys.readouterr().err
+    assert main(["figure", "phasse", str(small_run.path)]) == 2
+    assert "Did you mean 'phases'?" in capsys.readouterr().err
+
+
+def test_a_damaged_snapshot_is_named_with_code_four(small_run, capsys) -> None:
+    file = small_run.path / "snapshots" / "000000000024.h5"
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:-20])
+        assert main(["lc", str(small_run.path), "--points", "4", "--last", "1"]) == 4
+        assert "000000000024.h5 is damaged" in capsys.readouterr().err
+        assert main(["status", str(small_run.path), "--verify"]) == 4
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_loss_that_diverges_ends_with_five(study, capsys) -> None:
+    Path("wild.py").write_text(STUDY.replace("batch_size", 'optimizer=part("sgd", lr=1e30), batch_size'))
+    assert main(["train", "wild.py:plain", "--device", "cpu"]) == 5
+    assert "the training loss is" in capsys.readouterr().err
+
+
+def test_a_run_that_exists_is_left_alone(study, capsys) -> None:
+    words = ["train", "study.py:plain", "--device", "cpu"]
+    assert main(words) == 0 and main(words) == 4
+    assert "a run is never overwritten" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_resume_goes_on(study) -> None:
+    import signal
+    import time
+
+    Path("long.py").write_text(STUDY.replace("steps=6", "steps=100_000"))
+    words = [sys.executable, "-m", "grokkit", "train", "long.py:plain", "--device", "cpu"]
+    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        time.sleep(0.1)
+        if any(Path("runs").rglob("metrics.jsonl")) and next(Path("runs").rglob("metrics.jsonl")).stat().st_size > 500:
+            break
+    child.send_signal(signal.SIGINT)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 75 and "grokkit resume" in said
+    (run,) = (gk.open_run(path.parent) for path in Path("runs").rglob("status.json"))
+    assert run.status["state"] == "interrupted" and run.verify() == [] and 0 < run.status["step"] < 100_000
+
+
+@pytest.mark.slow
+def test_the_demo_works_in_an_empty_folder(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "grokkit", "demo", "--steps", "60", "--device", "cpu"]
+    first = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True)
+    assert len(list((tmp_path / "runs/quickstart/figures").glob("*.png"))) == 4
+    assert (tmp_path / "runs/quickstart/table.csv").stat().st_size > 1000 and "phases.png" in first.stdout
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True)
+    assert "phases.png" in again.stdout

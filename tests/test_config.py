@@ -1,0 +1,66 @@
+"""A config is a frozen value that survives TOML, names its folder, and refuses what it does not know."""
+
+import pytest
+
+from grokkit import recipes
+from grokkit.errors import UnknownNameError, UsageError
+from grokkit.training.config import RunConfig, part
+from grokkit.training.schedule import checked, log_spaced
+
+
+@pytest.mark.parametrize("name", ["quickstart", "cifar10_small", "cifar10_in_minutes"])
+def test_every_shipped_config_survives_toml(name: str) -> None:
+    for make in recipes.shipped(name).variants.values():
+        config = make()
+        assert RunConfig.from_toml(config.to_toml()) == RunConfig.from_dict(config.to_dict())
+        assert RunConfig.from_toml(config.to_toml()).run_name == config.run_name
+
+
+def test_the_hash_follows_every_choice() -> None:
+    config = RunConfig(experiment="a")
+    assert config.run_name == RunConfig(experiment="a").run_name
+    assert config.run_name != config.replace(steps=999).run_name
+    assert config.run_name != config.replace(optimizer=part("adamw", lr=2e-3)).run_name
+    assert config.replace(seed=7).run_name.startswith("a/default-s7-")
+
+
+def test_unknown_and_impossible_choices_are_named() -> None:
+    with pytest.raises(UsageError, match=r"no choice 'step'. Did you mean 'steps'\?"):
+        RunConfig(experiment="a").replace(step=3)
+    with pytest.raises(UsageError, match="Did you mean 'batch_size'"):
+        RunConfig.from_toml('experiment = "a"\nbatchsize = 3')
+    with pytest.raises(UsageError, match="`steps` must be an int of at least 1; got 0"):
+        RunConfig(experiment="a", steps=0)
+    with pytest.raises(UsageError, match="names a folder"):
+        RunConfig(experiment="../a")
+
+
+def test_experiments_are_found_by_name_path_and_variant(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(recipes.find("quickstart").variants) == ["constant", "decay_at_peak"]
+    assert list(recipes.find("quickstart:constant").variants) == ["constant"]
+    with pytest.raises(UnknownNameError, match="Did you mean 'quickstart'"):
+        recipes.find("quickstrat")
+    with pytest.raises(UnknownNameError, match="Did you mean 'constant'"):
+        recipes.find("quickstart:konstant")
+    study = tmp_path / "experiments" / "mine.py"
+    study.parent.mkdir()
+    study.write_text(
+        "from grokkit import RunConfig\n\ndef arm() -> RunConfig:\n    return RunConfig(experiment='mine')\n"
+    )
+    assert list(recipes.find("mine").variants) == ["arm"]
+    assert recipes.find(str(study)).source == study.read_text()
+    study.write_text("x = 1\n")
+    with pytest.raises(UsageError, match="no function with the return annotation RunConfig"):
+        recipes.find(str(study))
+    with pytest.raises(UnknownNameError, match="there is no experiment file"):
+        recipes.find("nowhere.py")
+
+
+def test_log_spaced_steps() -> None:
+    assert log_spaced(4, 1000) == (0, 1, 10, 100, 1000)
+    assert log_spaced(1, 7) == (0, 7)
+    assert log_spaced(50, 10) == (0, *range(1, 11))
+    assert checked([5, 3, 5]) == (0, 3, 5)
+    with pytest.raises(UsageError, match="at least 0; got -1"):
+        checked([-1])

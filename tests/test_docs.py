@@ -1,0 +1,37 @@
+"""The code in README and docs runs, page by page, as it stands there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def python_of(page: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    script = tmp_path / "page.py"
+    script.write_text(python_of(page))
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_of_a_page_exist(page: Path) -> None:
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} points at {target}, which is not there"
+
+
+def test_every_public_name_is_in_the_list_of_public_names() -> None:
+    import grokkit
+
+    listed = set(re.findall(r"^\| `([a-zA-Z_]+)", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE))
+    assert listed == set(grokkit.__all__)
+    assert all(getattr(grokkit, name) is not None for name in grokkit.__all__)

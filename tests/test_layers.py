@@ -1,0 +1,70 @@
+"""Imports go down only, never sideways between rooms of one level; heavy libraries stay out of the quick verbs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "grokkit"
+LEVELS = {
+    "errors": 0, "names": 0.5, "seeding": 0.5, "registry": 0.5,
+    "borrow": 1, "units": 1,
+    "data": 2, "models": 2, "spline": 2, "robustness": 2, "attribution": 2, "policies": 2, "trajectory": 2,
+    "measures": 3,
+    "training": 4, "replay": 4.5,
+    "analysis": 5,
+    "figures": 6, "live": 6,
+    "sweep": 7, "recipes": 7,
+    "cli": 8, "__main__": 9, "__init__": 10,
+}  # fmt: skip
+FORBIDDEN = {"policies": {"torch"}, "figures": {"torch", "h5py"}, "live": {"torch"}}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_down_only(path: Path) -> None:
+    room = room_of(path)
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] in FORBIDDEN.get(room, ()):
+            pytest.fail(f"grokkit/{room} may not import {parts[0]}: numbers in, numbers or figures out")
+        if parts[0] != "grokkit" or len(parts) == 1 or parts[1] == room or parts[1] not in LEVELS:
+            continue
+        below = LEVELS[parts[1]] < LEVELS[room] or room in ("__init__",)
+        assert below, f"grokkit/{room} may not import grokkit/{parts[1]}: imports go down, never up or sideways"
+
+
+def test_every_room_has_a_level() -> None:
+    assert {room_of(path) for path in FILES} <= set(LEVELS)
+
+
+HEAVY = ("torch", "matplotlib", "seaborn", "scipy", "captum", "pandas", "sklearn")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["ls", "nowhere"], ["train", "--help"], ["lc", "--help"]], ids=" ".join)
+def test_quick_verbs_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom grokkit.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip().endswith("LOADED []"), done.stdout[-300:]

@@ -1,0 +1,121 @@
+"""Logs: whole records only, the torn end cut, damage said, and each attempt known."""
+
+import json
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+
+from grokkit.errors import TrajectoryError
+from grokkit.trajectory import log
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def write(path, *records, attempt=1):
+    written = log.Log(path, attempt)
+    for record in records:
+        written.append(record)
+    written.close()
+
+
+def read(path):
+    return list(log.read(path))
+
+
+def test_records_come_back_in_order_with_their_attempt(path):
+    records = [
+        {"step": 0, "value": 0.1, "text": "Grüße\nzweite Zeile", "crc": "mine", "nested": {"crc": [1, None, True]}},
+        {"value": float("inf"), "number": np.float32(0.1), "big": 2**80, "a,\"crc\":\"00000000\"}": 1},
+        {},
+    ]  # fmt: skip
+    write(path, *records)
+    assert read(path) == [record | {"attempt": 1} for record in records]
+    assert np.isnan(read_after(path, {"value": float("nan")})["value"])
+
+
+def read_after(path, record):
+    write(path, record)
+    return read(path)[-1]
+
+
+def test_keys_that_are_numbers_do_not_look_like_damage(path):
+    assert read_after(path, {"by_layer": {1: "a", 10: "b", 2: "c"}})["by_layer"] == {"1": "a", "10": "b", "2": "c"}
+
+
+def test_every_line_is_json_that_ends_in_the_checksum_of_what_stands_before(path):
+    write(path, {"step": 3, "value": 0.5})
+    line = path.read_bytes()
+    crc = zlib.crc32(b'{"attempt":1,"step":3,"value":0.5}')
+    assert line == b'{"attempt":1,"step":3,"value":0.5,"crc":"%08x"}\n' % crc
+    assert json.loads(line)["step"] == 3
+
+
+def test_a_log_that_does_not_exist_is_empty(path):
+    assert read(path) == [] and log.damaged_lines(path) == []
+
+
+def test_what_was_appended_is_there_before_the_log_is_closed(path):
+    written = log.Log(path, 1)
+    written.append({"step": 1})
+    assert [record["step"] for record in read(path)] == [1]
+    written.close()
+
+
+def test_a_log_cut_anywhere_gives_its_whole_lines_and_goes_on(path):
+    write(path, {"step": 1, "text": "first"}, {"step": 2, "text": "second"})
+    raw = path.read_bytes()
+    first = raw.index(b"\n") + 1
+    for length in range(len(raw) + 1):
+        path.write_bytes(raw[:length])
+        whole = [1, 2][: int(length >= first) + int(length == len(raw))]
+        assert [record["step"] for record in read(path)] == whole, "the torn line is dropped without a warning"
+        assert log.damaged_lines(path) == []
+        write(path, {"step": 9}, attempt=2)
+        assert [(record["step"], record["attempt"]) for record in read(path)] == [(s, 1) for s in whole] + [(9, 2)]
+        assert path.read_bytes().startswith(raw[: first * len(whole)] if len(whole) < 2 else raw)
+
+
+def test_a_damaged_line_in_the_middle_is_left_out_with_a_warning(path):
+    write(path, {"step": 1}, {"step": 2}, {"step": 3})
+    path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":7'))
+    with pytest.warns(UserWarning, match=r"line 2 of .*metrics\.jsonl is damaged and left out"):
+        assert [record["step"] for record in read(path)] == [1, 3]
+    assert log.damaged_lines(path) == [2]
+
+
+def test_every_flipped_bit_of_a_line_is_found(path):
+    write(path, {"step": 1, "value": 0.25}, {"step": 2})
+    raw = path.read_bytes()
+    for place in range(8 * raw.index(b"\n")):
+        copy = bytearray(raw)
+        copy[place // 8] ^= 1 << place % 8
+        path.write_bytes(copy)
+        assert 1 in log.damaged_lines(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert [record["step"] for record in read(path)] == [2]
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"null", b"{}", b'{"step":1}', b'{"crc":"00000000"}', b"\xff\x00"])
+def test_a_foreign_line_is_damage_and_no_crash(path, line):
+    path.write_bytes(line + b"\n")
+    assert log.damaged_lines(path) == [1]
+
+
+def test_a_log_on_a_full_disk_says_so(path):
+    class Full:
+        name = str(path)
+
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+
+    written = log.Log(path, 1)
+    written._file.close()
+    written._file = Full()
+    with pytest.raises(TrajectoryError, match=r"could not write .*metrics\.jsonl: No space left on device"):
+        written.append({"step": 1})

@@ -1,0 +1,302 @@
+"""The loop, the recorder and resuming: one trajectory whoever writes it and however often it is interrupted."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torchmetrics
+from runs import SMALL, contents
+from torch import nn
+
+import grokkit as gk
+from grokkit.errors import Interrupted, NumericsError, TrajectoryError, UsageError
+from grokkit.measures.loss import loss_function
+from grokkit.training import loop
+from grokkit.training.config import part
+from grokkit.training.loop import Meter, build
+from grokkit.training.observers import Silent
+
+
+class PressesCtrlC(Silent):
+    """Sends SIGINT to this very process when a step is reported."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def report(self, step, values) -> None:
+        if step == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> gk.open_run:
+    return gk.train(SMALL, runs=tmp_path_factory.mktemp("runs"), device="cpu")
+
+
+def test_a_run_holds_what_its_config_asks_for(straight) -> None:
+    assert straight.status["state"] == "done" and straight.status["step"] == 24
+    assert straight.steps() == list(gk.log_spaced(5, 24))
+    assert {name.rpartition("-")[0] for name in straight.measures()} == {each.name for each in SMALL.measures}
+    assert all(steps == straight.steps() for steps in straight.measures().values())
+    assert {name.rpartition("-")[0] for name in straight.attributions()} == {"saliency", "integrated_gradients"}
+    assert straight.verify() == []
+    metrics = straight.metrics
+    assert set(metrics.split) == {"batch", "test_set", "signal"}
+    assert metrics[(metrics.split == "signal") & (metrics.metric == "log_density")].step.tolist() == list(
+        range(0, 25, 4)
+    )
+    assert any(event["kind"] == "policy" for event in straight.events)
+
+
+def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Path) -> None:
+    job = build(SMALL, torch.device("cpu"))
+    model, loss_of = job.model, loss_function(SMALL.loss)
+    images, labels = torch.from_numpy(job.dataset.x_test).float() / 255, torch.from_numpy(job.dataset.y_test)
+
+    def test_set(step: int) -> None:
+        model.eval()
+        with torch.no_grad():
+            logits = model(images)
+        right = (logits.argmax(1) == labels).double().mean().item()
+        rec.log(step, "test_set", loss=loss_of(logits, labels).double().item(), accuracy=right)
+        model.train()
+
+    rec = gk.record(
+        tmp_path / "plain", model, job.optimizer, probes=gk.probe_sets(job.dataset, **SMALL.probes),
+        measures=SMALL.measures, attributions=SMALL.attributions, schedule=gk.log_spaced(SMALL.records, SMALL.steps),
+        signal=gk.Signal(**SMALL.signal), seed=SMALL.seed, loss=SMALL.loss, total_steps=SMALL.steps, config=SMALL,
+    )  # fmt: skip
+    policy = gk.PolicyLR(job.optimizer, "lc_wsd", SMALL.steps)
+    test_set(0)
+    policy.observe(rec.first_readings)
+    for step in range(1, SMALL.steps + 1):
+        x, y = job.batches.at(step)
+        logits = model(x)
+        loss = loss_of(logits, y)
+        job.optimizer.zero_grad()
+        loss.backward()
+        job.optimizer.step()
+        right = (logits.argmax(1) == y).double().mean().item()
+        rate = job.optimizer.param_groups[0]["lr"]
+        rec.log(step, "batch", loss=loss.double().item(), accuracy=right, learning_rate=rate)
+        policy.observe({"train_loss": loss.item()})
+        policy.observe(rec.step(step))
+        if rec.due(step):
+            test_set(step)
+        policy.step()
+        for decision in policy.decisions:
+            if decision["step"] == policy.updates:
+                rec.event(decision["step"], "policy", decision["reason"], lr=decision["lr"])
+    rec.save(SMALL.steps, policy=policy)
+    rec.close()
+    mine, theirs = contents(tmp_path / "plain"), contents(straight.path)
+    assert mine.keys() == theirs.keys()
+    logs = {name for name in mine if name.endswith(".jsonl")}
+    for name in mine.keys() - logs:
+        assert mine[name] == theirs[name], name
+    for name in logs:
+        assert len(mine[name]) == len(theirs[name]), name
+        for ours, other in zip(mine[name], theirs[name], strict=True):
+            assert ours.keys() == other.keys()
+            assert ours == {key: pytest.approx(value, abs=1e-6) for key, value in other.items()}
+    assert (tmp_path / "plain" / "config.toml").read_text() == (straight.path / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("at", [1, 11, 16, 23])
+def test_interrupted_and_resumed_equals_straight_bit_for_bit(straight, tmp_path: Path, at: int) -> None:
+    with pytest.raises(Interrupted, match=rf"after step {at} of 24; go on with: grokkit resume"):
+        gk.train(SMALL, runs=tmp_path, device="cpu", observer=PressesCtrlC(at))
+    path = tmp_path / SMALL.run_name
+    assert gk.open_run(path).status["state"] == "interrupted"
+    done = gk.resume(path, device="cpu")
+    assert done.status["state"] == "done" and done.status["attempt"] == 2
+    mine, theirs = contents(path), contents(straight.path)
+    mine["events.jsonl"] = [event for event in mine["events.jsonl"] if event["kind"] != "resumed"]
+    assert mine == theirs
+    assert gk.resume(path).status["attempt"] == 2, "a finished run is left alone"
+
+
+def test_a_run_without_a_slot_starts_again_and_writes_the_same(straight, tmp_path: Path, monkeypatch) -> None:
+    def dies(*_) -> None:
+        raise MemoryError("killed")
+
+    monkeypatch.setattr(loop, "_report", lambda job, rec, obs, meter, step: dies() if step == 13 else meter.read())
+    with pytest.raises(MemoryError):
+        gk.train(SMALL, runs=tmp_path, device="cpu")
+    monkeypatch.undo()
+    path = tmp_path / SMALL.run_name
+    assert gk.open_run(path).status["state"] == "failed"
+    gk.resume(path, device="cpu")
+    snapshots = {name: data for name, data in contents(straight.path).items() if name.endswith(".h5")}
+    assert {name: data for name, data in contents(path).items() if name.endswith(".h5")} == snapshots
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
+    config = SMALL.replace(optimizer=part("sgd", lr=1e30), policy=part("constant"), measures=(), attributions=())
+    with pytest.raises(NumericsError, match=r"the training loss is (nan|inf) by step \d+; snapshots up to step"):
+        gk.train(config, runs=tmp_path, device="cpu")
+    run = gk.open_run(tmp_path / config.run_name)
+    assert run.status["state"] == "failed" and "NumericsError" in run.status["reason"]
+    assert run.steps()[0] == 0 and run.verify() == []
+
+
+def test_an_existing_folder_is_never_overwritten(straight) -> None:
+    before = contents(straight.path)
+    with pytest.raises(TrajectoryError, match="exists already; a run is never overwritten"):
+        gk.train(SMALL, runs=straight.path.parents[1], device="cpu")
+    assert contents(straight.path) == before
+
+
+def test_a_wrong_choice_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    for change, message in (
+        ({"loss": "crossentropy"}, "Did you mean 'cross_entropy'"),
+        ({"optimizer": part("adam_w")}, "Did you mean 'adamw'"),
+        ({"optimizer": part("sgd", lr=0.1, beta=3)}, "beta"),
+        ({"model": part("mpl")}, "Did you mean 'mlp'"),
+        ({"policy": part("cosin")}, "Did you mean 'cosine'"),
+        ({"measures": (part("weight_nrom"),)}, "Did you mean 'weight_norm'"),
+        ({"attributions": (part("salience"),)}, "Did you mean 'saliency'"),
+        ({"clip": part("value")}, "limit > 0"),
+        ({"signal": {"every": 0}}, "`every` must be at least 1"),
+        ({"measures": (part("local_complexity", radii=(-1.0,)),)}, "radi"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            gk.train(SMALL.replace(**change), runs=tmp_path, device="cpu")
+    assert not any(tmp_path.rglob("*.h5")), "a run that cannot start leaves nothing behind"
+
+
+def test_a_measure_that_fails_later_is_noted_and_the_run_goes_on(tmp_path: Path, monkeypatch) -> None:
+    from grokkit.measures.weight_norm import WeightNorm
+
+    taken = WeightNorm.__call__
+    calls = []
+
+    def fails_later(self, context):
+        calls.append(1)
+        if len(calls) > 1:
+            raise NumericsError("planted")
+        return taken(self, context)
+
+    monkeypatch.setattr(WeightNorm, "__call__", fails_later)
+    run = gk.train(SMALL.replace(measures=(part("weight_norm"),), attributions=()), runs=tmp_path, device="cpu")
+    failed = [event for event in run.events if event["kind"] == "measure_failed"]
+    assert run.status["state"] == "done" and len(failed) == len(run.steps()) - 1
+    assert "weight_norm" in failed[0]["text"] and "planted" in failed[0]["text"]
+
+
+def test_measures_do_not_change_the_run(straight, tmp_path: Path) -> None:
+    bare = gk.train(SMALL.replace(measures=(), attributions=()), runs=tmp_path, device="cpu")
+    last, other = straight.load(24), bare.load(24)
+    assert all(torch.equal(last[name], other[name]) for name in last)
+
+
+def test_replayed_readings_equal_live_ones(straight, tmp_path: Path) -> None:
+    bare = gk.train(SMALL.replace(measures=(), attributions=()), runs=tmp_path, device="cpu")
+    added = gk.replay_run(bare, SMALL.measures, SMALL.attributions, device="cpu")
+    assert added == len(bare.steps()) * (len(SMALL.measures) + len(SMALL.attributions))
+    assert gk.replay_run(bare, SMALL.measures, SMALL.attributions, device="cpu") == 0
+    live = {name: data for name, data in contents(straight.path).items() if name.startswith(("meas", "attr"))}
+    assert {n: d for n, d in contents(bare.path).items() if n.startswith(("meas", "attr"))} == live
+
+
+def test_replay_refuses_a_snapshot_that_is_damaged(straight, tmp_path: Path) -> None:
+    run = gk.train(SMALL.replace(measures=(), attributions=()), runs=tmp_path, device="cpu")
+    file = run.path / "snapshots" / "000000000024.h5"
+    data = bytearray(file.read_bytes())
+    data[-9] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(TrajectoryError, match=r"000000000024.h5 is damaged"):
+        gk.replay_run(run, ["weight_norm"], device="cpu")
+    assert gk.open_run(run.path).measures()[next(iter(run.measures()))] == run.steps()[:-1]
+    assert len(run.verify()) == 1
+
+
+class Own(nn.Module):
+    """A module of a user's own: functional, re-used and in-place activations, no Classifier around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        x = self.act(self.conv(x))
+        x = torch.relu(x - x.mean(dim=(2, 3), keepdim=True))
+        return self.head(self.act(x - 0.1).mean(dim=(2, 3)))
+
+
+def own_loop(path: Path, model: nn.Module, steps: int) -> gk.open_run:
+    data = gk.load_data("digits", size=8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = torch.from_numpy(data.x_train).float() / 255, torch.from_numpy(data.y_train)
+    with gk.record(
+        path, model, optimizer, probes=gk.probe_sets(data, train=20, test=20, random=10),
+        schedule=[0, 2, steps], attributions=["grad_cam"],
+    ) as rec:  # fmt: skip
+        for step in range(1, steps + 1):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            rec.step(step)
+    return gk.open_run(path)
+
+
+def test_a_users_own_module_in_a_users_own_loop(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    run = own_loop(tmp_path / "mine", Own(), 5)
+    assert run.steps() == [0, 2, 5] and run.status["state"] == "done" and run.verify() == []
+    reading = run.reading(next(name for name in run.measures() if name.startswith("local_complexity")), 5)
+    assert list(reading.coords["layer"]) == ["act", "relu", "act#2", "total"]
+    assert reading.unit == "units per point (input space as given)"
+    with pytest.raises(UsageError, match="pass its architecture as `model`"):
+        gk.replay_run(run, ["weight_norm"], device="cpu")
+    assert gk.replay_run(run, ["robust_accuracy"], model=Own()) == 3
+
+
+def test_checkpoints_come_in(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    files = []
+    for step in (0, 10, 200):
+        model = Own()
+        files.append(tmp_path / f"ckpt_{step}.pt")
+        torch.save({"state_dict": model.state_dict()} if step else model.state_dict(), files[-1])
+    probes = gk.probe_sets("digits", train=10, test=10, random=0)
+    run = gk.import_checkpoints(tmp_path / "came", files, Own(), probes=probes)
+    assert run.steps() == [0, 10, 200] and run.status["state"] == "done"
+    assert torch.equal(run.load(200)["head.weight"], model.head.weight)
+    assert gk.replay_run(run, ["accuracy"], model=Own()) == 3
+    with pytest.raises(UsageError, match="must end in a step"):
+        gk.import_checkpoints(tmp_path / "b", [tmp_path / "last.pt"], Own(), probes=probes)
+    with pytest.raises(TrajectoryError, match=r"does not fit the model at '0.bias'"):
+        gk.import_checkpoints(tmp_path / "c", files, nn.Sequential(nn.Linear(2, 2)), probes=probes)
+    (tmp_path / "bad_3.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(TrajectoryError, match="cannot be read as a checkpoint"):
+        gk.import_checkpoints(tmp_path / "d", [tmp_path / "bad_3.pt"], Own(), probes=probes)
+    assert not (tmp_path / "c").exists() and not (tmp_path / "d").exists()
+
+
+def test_the_meter_counts_every_sample() -> None:
+    generator = torch.Generator().manual_seed(0)
+    meter, accuracy, loss = Meter(torch.device("cpu")), torchmetrics.MeanMetric(), torchmetrics.MeanMetric()
+    for size in (64, 64, 7):
+        logits = torch.randn(size, 10, generator=generator)
+        labels = torch.randint(10, (size,), generator=generator)
+        value = nn.functional.cross_entropy(logits, labels)
+        meter.add(value, logits, labels)
+        accuracy.update((logits.argmax(1) == labels).float())
+        loss.update(value, weight=size)
+    assert meter.read() == pytest.approx((loss.compute().item(), accuracy.compute().item()), abs=1e-6)
+    assert meter.read() == (0.0, 0.0)
+
+
+def test_a_recorder_wants_growing_steps(tmp_path: Path) -> None:
+    data = gk.load_data("digits", size=8)
+    with gk.record(tmp_path / "r", Own(), probes=gk.probe_sets(data, train=5, test=5, random=0), measures=[]) as rec:
+        rec.step(3)
+        with pytest.raises(UsageError, match="must grow from call to call; got 3 after 3"):
+            rec.step(3)
+        with pytest.raises(TrajectoryError, match="is being written by"):
+            gk.record(tmp_path / "r", Own(), probes={}, measures=[], resume=True)
