@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import SMALL
 
 import grokkit as gk
 from grokkit.cli import VERBS, main
+from tests.runs import SMALL
 
 STUDY = '''"""Two small arms."""
 from grokkit import RunConfig, part
@@ -19,7 +19,7 @@ def plain() -> RunConfig:
     return RunConfig(
         experiment="study", variant="plain", data=part("digits", train=60), model=part("cnn", channels=(4, 4, 4, 4, 8)),
         batch_size=20, steps=6, records=3, probes={"train": 8, "test": 8, "random": 4},
-        measures=(part("accuracy"), part("local_complexity", radii=(0.05,), points=4, directions=3)),
+        measures=(part("accuracy"),),
     )
 
 def scaled() -> RunConfig:
@@ -69,7 +69,10 @@ def test_the_whole_pipeline_on_own_data(study: Path, capsys, make) -> None:
     assert main(["figure", "phases", str(run)]) == 0
     assert main(["figure", "attributions", str(run), "--out", "drawn"]) == 0
     files = capsys.readouterr().out.split()
-    assert len(files) == 4 and all(Path(file).stat().st_size > 1000 for file in files)
+    assert len(files) == 6 and all(Path(file).stat().st_size > 1000 for file in files)
+    assert main(["figure", "phases", "drawn/table.csv", "--out", "again"]) == 0
+    assert Path("again/phases.png").read_bytes() == (run / "figures/phases.png").read_bytes()
+    assert main(["figure", "layers", "study.py.csv"]) == 4
     assert main(["status", str(run), "--verify"]) == 0
     assert "every file matches its digest" in capsys.readouterr().out
 
@@ -190,6 +193,6 @@ def test_the_demo_works_in_an_empty_folder(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "grokkit", "demo", "--steps", "60", "--device", "cpu"]
     first = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True)
     assert len(list((tmp_path / "runs/quickstart/figures").glob("*.png"))) == 4
-    assert (tmp_path / "runs/quickstart/table.csv").stat().st_size > 1000 and "phases.png" in first.stdout
+    assert (tmp_path / "runs/quickstart/figures/table.csv").stat().st_size > 1000 and "phases.png" in first.stdout
     again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True)
     assert "phases.png" in again.stdout

@@ -214,8 +214,7 @@ def test_step_zero_stands_at_the_left_edge_of_the_log_axis():
 @pytest.mark.parametrize(
     ("figure", "measure", "way"),
     [
-        ("phases", "robust_accuracy", "grokkit attack RUN"), ("phases", "local_complexity", "grokkit lc RUN"),
-        ("phases", "accuracy", "replay_run"), ("phases", "weight_norm", "replay_run"),
+        ("phases", "local_complexity", "grokkit lc RUN"), ("phases", "accuracy", "replay_run"),
         ("layers", "local_complexity", "grokkit lc RUN"), ("policy", "learning_rate", "grokkit train"),
     ],
 )  # fmt: skip
@@ -224,16 +223,26 @@ def test_a_missing_measure_is_named_with_the_command_that_adds_it(figure, measur
         figures.create(figure, _without(synthetic(), measure))
 
 
-def test_phases_can_leave_out_what_was_never_attacked():
-    axes = figures.create("phases", _without(synthetic(), "robust_accuracy"), robust=False).axes[0]
-    assert len(axes.lines) == 2
+def test_phases_leaves_out_what_was_never_taken():
+    assert len(figures.create("phases", _without(synthetic(), "robust_accuracy")).axes[0].lines) == 2
+    labels = [axes.get_ylabel() for axes in figures.create("phases", _without(synthetic(), "weight_norm")).axes]
+    assert labels == ["accuracy\n(share of images)", "local complexity\n(units per point)", "logit scale\n(logits)"]
 
 
-def test_two_recordings_of_one_number_are_refused_not_averaged():
+def test_of_two_recordings_the_longer_is_drawn_and_said_so():
     data = synthetic()
-    twice = pd.concat([data.table, data.table.assign(measure_id="other")])
-    with pytest.raises(UsageError, match="more than once"):
-        figures.create("phases", FigureData(twice, {}, data.events))
+    shorter = data.table[data.table.step < 100].assign(measure_id="other", value=-1.0)
+    with pytest.warns(UserWarning, match="recorded in several ways"):
+        both = figures.create("phases", FigureData(pd.concat([shorter, data.table]), {}, data.events))
+    alone = figures.create("phases", data)
+    for ours, other in zip(both.axes, alone.axes, strict=True):
+        assert [line.get_ydata().tolist() for line in ours.lines] == [line.get_ydata().tolist() for line in other.lines]
+
+
+def test_one_recording_given_twice_is_refused():
+    data = synthetic()
+    with pytest.raises(UsageError, match="twice under one identity"):
+        figures.create("phases", FigureData(pd.concat([data.table, data.table]), {}, data.events))
 
 
 def test_layers_draws_each_layer_of_each_probe_set_in_its_own_colour():

@@ -172,4 +172,5 @@ def test_two_damaged_slots_are_no_slot(tmp_path):
         flip(tmp_path / name)
         with pytest.raises(TrajectoryError):
             sealed.read(tmp_path / name, "resume")
-    assert resume.load(tmp_path) is None
+    with pytest.warns(UserWarning, match="both resume slots .* are damaged; the run starts again at step 0"):
+        assert resume.load(tmp_path) is None

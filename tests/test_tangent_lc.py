@@ -226,3 +226,18 @@ def test_torchvision_nets_unmodified(name):
     assert vertex.layers == tangent.layers and vertex.live_units == tangent.live_units
     assert torch.equal(vertex.counts, tangent.counts)
     assert abs(int(wide)) <= 2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    "pool", [nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(3), nn.AvgPool2d(2), nn.Upsample(scale_factor=2)]
+)
+def test_pooling_in_either_layout_gives_the_counts_of_the_vertices(layout, pool) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), pool, nn.Conv2d(16, 8, 1), nn.ReLU(), nn.Flatten())
+    model = body.to(memory_format=layout)
+    images = torch.randn(6, 3, 12, 12)
+    vertex = local_complexity(model, images, 0.01, directions=6, method="vertex")
+    tangent = local_complexity(model, images, 0.01, directions=6, method="tangent")
+    assert vertex.counts.sum() > 0
+    assert (vertex.counts - tangent.counts).abs().sum() <= 0.05 * vertex.counts.sum() + 1

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchmetrics
-from runs import SMALL, contents
 from torch import nn
 
 import grokkit as gk
@@ -17,6 +16,7 @@ from grokkit.training import loop
 from grokkit.training.config import part
 from grokkit.training.loop import Meter, build
 from grokkit.training.observers import Silent
+from tests.runs import SMALL, contents
 
 
 class PressesCtrlC(Silent):

@@ -280,13 +280,16 @@ def test_nothing_is_left_behind_also_after_an_exception(method, kind):
 
 @both
 def test_a_model_that_begins_in_place_leaves_the_images_and_the_frame_alone(method):
-    images, frame = torch.tensor([[-0.05, 1.0], [0.05, -1.0]]), torch.eye(2)
-    kept = images.clone()
-    counts = local_complexity(nn.ReLU(inplace=True), images, 0.1, method=method, frame=frame).counts
-    assert torch.equal(images, kept) and torch.equal(frame, torch.eye(2))
-    assert counts.tolist() == [[1], [1]]
-    one = local_complexity(nn.ReLU(inplace=True), images[:1], 0.1, method=method, frame=frame).counts
-    assert one.tolist() == [[1]]
+    images = torch.tensor([[-0.05, 1.0], [0.05, -1.0]], dtype=torch.float64)
+    net, frame, kept = (
+        nn.Sequential(nn.ReLU(inplace=True), nn.Linear(2, 1)).double(),
+        torch.eye(2).double(),
+        images.clone(),
+    )
+    assert _counts(net, images, 0.1, method=method, frame=frame).tolist() == [[1], [1]]
+    for image in images:  # a single point's directions would be the frame itself
+        assert _counts(net, image[None], 0.1, method=method, frame=frame).tolist() == [[1]]
+    assert torch.equal(images, kept) and torch.equal(frame, torch.eye(2).double())
 
 
 # --- results and refusals --------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.trajectory import Run, open_run
 
@@ -37,6 +38,22 @@ def _of(run: Run) -> pd.DataFrame:
         })  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
     frame["run"], frame["seed"] = run.name, run.config.get("seed", 0)
+    return _typed(frame)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A table that was written as .csv. Raises DataError where it is none."""
+    try:
+        frame = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}") from error
+    if list(frame.columns) != list(TABLE_COLUMNS):
+        raise DataError(f"{path} is not a table: its columns must be {', '.join(TABLE_COLUMNS)}")
+    return _typed(frame)
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Text columns empty and counts 0 where nothing applies, the rest floats."""
     for column in TABLE_COLUMNS:
         if column in _TEXT:
             frame[column] = [text if isinstance(text, str) else "" for text in frame[column]]
@@ -48,14 +65,27 @@ def _of(run: Run) -> pd.DataFrame:
 
 
 def figure_data(runs: Iterable[Run | str | Path]) -> FigureData:
-    """The table, the stored images and maps of the first run that has any, and all events."""
-    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    """The table, the stored images and maps of the first run that has any, and all events.
+
+    Args:
+        runs: runs, their folders, or tables written as .csv (which bring neither maps nor events).
+    """
+    written: list[pd.DataFrame] = []
+    opened: list[Run] = []
+    for source in runs:
+        if isinstance(source, Run):
+            opened.append(source)
+        elif Path(source).suffix == ".csv":
+            written.append(read_table(source))
+        else:
+            opened.append(open_run(source))
     arrays: dict[str, np.ndarray] = {}
     for run in opened:
         arrays = arrays or _attribution_arrays(run)
     events = [{"run": run.name, "seed": run.config.get("seed", 0), **event} for run in opened for event in run.events]
     columns = ["run", "seed", "step", "kind", "text"]
-    return FigureData(table(opened), arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))
+    rows = pd.concat([*written, *([table(opened)] if opened else [])], ignore_index=True)
+    return FigureData(rows, arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))
 
 
 def _attribution_arrays(run: Run) -> dict[str, np.ndarray]:

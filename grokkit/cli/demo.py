@@ -50,14 +50,7 @@ def demo(
             loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
         paths.append(path)
     drawn = draw(FIGURES, tuple(paths), runs / "quickstart" / "figures")
-    print(f"done in {time.monotonic() - began:.0f} s; numbers: {_write_table(paths, runs / 'quickstart')}")
+    print(f"done in {time.monotonic() - began:.0f} s")
+    print(f"numbers:  {drawn[-1]}")
     print("runs:     " + "\n          ".join(map(str, paths)))
     print("figures:  " + "\n          ".join(str(path) for path in drawn if path.suffix == ".png"))
-
-
-def _write_table(paths: list[Path], folder: Path) -> Path:
-    from grokkit.analysis.tables import table
-
-    file = folder / "table.csv"
-    table(paths).to_csv(file, index=False)
-    return file

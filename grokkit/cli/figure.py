@@ -21,7 +21,9 @@ def figure(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")],
     out: Path | None = None,
 ) -> None:
-    """Draw a figure from stored tables only, as PDF and PNG; several runs share one figure.
+    """Draw a figure from stored tables only, as PDF and PNG, and write the numbers beside it as table.csv.
+
+    Several runs share one figure; a table.csv can stand for the runs it was made from.
 
     Try:
         grokkit figure phases runs/quickstart/*
@@ -29,7 +31,7 @@ def figure(
 
     Args:
         name: a name from `grokkit.figures.names()`.
-        runs: folders of runs, or a folder that holds runs.
+        runs: folders of runs, a folder that holds runs, or a table.csv.
         out: folder to write to; by default `figures` in the run, or in the folder above several runs.
     """
     for path in draw([name], runs, out):
@@ -37,16 +39,19 @@ def figure(
 
 
 def draw(names: list[str], runs: tuple[Path, ...], out: Path | None) -> list[Path]:
-    """Draw every figure in `names` over all `runs` and return the files."""
+    """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
     from grokkit import figures
     from grokkit.analysis.tables import figure_data
     from grokkit.trajectory import find_runs
 
-    found = [run for root in runs for run in find_runs(root)]
+    found = [source for root in runs for source in ([root] if root.suffix == ".csv" else find_runs(root))]
     if not found:
         raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
     for name in names:
         figures.registry.get(name)
-    folder = out or (found[0].path if len(found) == 1 else found[0].path.parent) / "figures"
+    first = found[0] if isinstance(found[0], Path) else found[0].path
+    folder = out or (first if len(found) == 1 and first.is_dir() else first.parent) / "figures"
     data = figure_data(found)
-    return [path for name in names for path in figures.save(figures.create(name, data), folder / name)]
+    files = [path for name in names for path in figures.save(figures.create(name, data), folder / name)]
+    data.table.to_csv(folder / "table.csv", index=False)
+    return [*files, folder / "table.csv"]

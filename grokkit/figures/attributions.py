@@ -20,6 +20,8 @@ COLUMNS = 8
 """Snapshots at most; more would be smaller than a stamp."""
 SIGNED = ("integrated_gradients", "input_x_gradient", "deep_lift")
 """Methods whose sign has a meaning even where a map happens to have only one."""
+SLOPES = ("saliency", "guided_backprop")
+"""Methods that give a gradient, per unit of pixel, not a share of the logit."""
 
 
 @register("attributions")
@@ -112,7 +114,13 @@ def _row(
         drawn = axes.imshow(each, cmap="RdBu_r" if signed else "magma", vmin=-limit if signed else 0.0, vmax=limit)
         hide_ticks(axes)
     bar: Any = figure.colorbar(
-        drawn, ax=row, aspect=10, shrink=0.85, pad=0.01, extend="both" if signed else "max", label="logits"
+        drawn,
+        ax=row,
+        aspect=10,
+        shrink=0.85,
+        pad=0.01,
+        extend="both" if signed else "max",
+        label="logits / pixel" if method in SLOPES else "logits",
     )
     bar.outline.set_visible(False)
     bar.set_ticks([-limit, 0.0, limit] if signed else [0.0, limit])

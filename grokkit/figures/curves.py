@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = No
     """The rows of one measure, with a column `variant`: the run's name before its seed.
 
     Raises:
-        UsageError: there are none (says what adds them), or a run holds two recordings of the same number.
+        UsageError: there are none (says what adds them), or a run holds one recording of a number twice.
     """
     rows = data.table[data.table["measure"] == measure].copy()
     for column in ("probe_set", "layer", "attack"):
@@ -41,15 +42,31 @@ def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = No
         where = f" on {' or '.join(probe_sets)}" if probe_sets is not None else ""
         command = COMMANDS.get(measure, f"`grokkit.replay_run(RUN, measures=[{measure!r}])`")
         raise UsageError(f"the table holds no {measure}{where}, which this figure draws; add it with {command}")
-    twice = rows[rows.duplicated(_KEYS, keep=False)]
-    if len(twice):
-        ids = ", ".join(sorted(set(twice["measure_id"].astype(str))))
-        raise UsageError(
-            f"run {twice['run'].iloc[0]} holds {measure} more than once for the same step ({ids}); "
-            "hand over a table with one `measure_id` per run"
-        )
+    rows = one_recording(rows)
     rows["variant"] = variants_of(rows["run"])
     return rows
+
+
+def one_recording(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of several recordings of the same numbers (by other parameters, or of other points) the one with the most steps,
+    then the most images; a warning says which. Curves that mix them would jump where one ends."""
+    if not rows.duplicated(_KEYS).any():
+        return rows
+    group = [key for key in _KEYS if key != "step"]
+    known = rows.groupby([*group, "measure_id"], dropna=False, as_index=False).agg(
+        steps=("step", "nunique"), images=("n", "max")
+    )
+    ranked = known.sort_values(["steps", "images", "measure_id"], ascending=False, kind="stable")
+    kept = rows.merge(ranked.drop_duplicates(group)[[*group, "measure_id"]], on=[*group, "measure_id"])
+    if kept.duplicated(_KEYS).any():
+        raise UsageError(f"run {kept['run'].iloc[0]} holds {kept['measure'].iloc[0]} twice under one identity")
+    ids = sorted(set(kept["measure_id"]))
+    warnings.warn(
+        f"{kept['measure'].iloc[0]} was recorded in several ways; drawn: {', '.join(ids)}. "
+        "Hand over a table with other rows left out to draw another",
+        stacklevel=4,
+    )
+    return kept
 
 
 def variants_of(runs: pd.Series) -> pd.Series:
@@ -124,7 +141,7 @@ STEP_LABEL = "step (optimizer updates, log scale)"
 
 @register("phases")
 @themed
-def phases(data: FigureData, radius: float | None = None, robust: bool = True) -> Figure:
+def phases(data: FigureData, radius: float | None = None) -> Figure:
     """Accuracy, robust accuracy, local complexity and the size of weights and logits on one axis of updates.
 
     Colour is the probe set, line style the variant. Seeds of a variant are drawn as their mean in a band from the
@@ -132,10 +149,9 @@ def phases(data: FigureData, radius: float | None = None, robust: bool = True) -
     accuracy is drawn strong, each attack thin.
 
     Args:
-        data: needs the measures accuracy, local_complexity, weight_norm, logit_scale and, where `robust`,
-            robust_accuracy.
+        data: needs the measures accuracy and local_complexity; robust_accuracy, weight_norm and logit_scale are
+            drawn where they were taken.
         radius: of the local complexity; None: the middle one of those measured.
-        robust: draw robust accuracy.
 
     Returns:
         A figure one column wide.
@@ -145,27 +161,40 @@ def phases(data: FigureData, radius: float | None = None, robust: bool = True) -
     """
     accuracy = select(data, "accuracy", ("train", "test"))
     complexity, radius = at_radius(select(data, "local_complexity"), radius)
-    norms, logits = totals(select(data, "weight_norm"), power=2), select(data, "logit_scale")
-    attacked = select(data, "robust_accuracy") if robust else None
-    figure = Figure(figsize=(COLUMN, 4.9), layout="constrained")
-    panels = figure.subplots(4, 1, sharex=True, height_ratios=(1.35, 1.35, 0.8, 0.8))
+    taken = set(data.table["measure"])
+    sizes = [name for name in ("weight_norm", "logit_scale") if name in taken]
+    heights = [1.35, 1.35, *(0.8 for _ in sizes)]
+    figure = Figure(figsize=(COLUMN, 0.75 + 0.97 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     _by_probe_set(panels[0], accuracy)
-    marks = _robust(panels[0], attacked) if attacked is not None else []
-    _by_probe_set(panels[1], totals(complexity))
-    for line, rows in _by_variant(norms):
-        draw(panels[2], rows, color="black", linestyle=line)
-    _by_probe_set(panels[3], logits)
-    unit, _, space = str(complexity["unit"].iloc[0]).partition(" (")
+    marks = _robust(panels[0], select(data, "robust_accuracy")) if "robust_accuracy" in taken else []
     panels[0].set(ylabel="accuracy\n(share of images)", ylim=(-0.02, 1.02))
-    panels[1].set_ylabel(f"local complexity\n({unit})")
-    panels[1].set_title(f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}", fontsize=7, color="0.35")
-    panels[2].set_ylabel("weights\n(L2 norm)")
-    panels[3].set(ylabel="logit scale\n(logits)", xlabel=STEP_LABEL)
-    log_steps(panels[3], pd.concat([accuracy["step"], complexity["step"], norms["step"], logits["step"]]))
+    _complexity(panels[1], complexity, radius)
+    for panel, name in zip(panels[2:], sizes, strict=True):
+        _size(panel, select(data, name), name)
+    panels[-1].set_xlabel(STEP_LABEL)
+    log_steps(panels[-1], pd.concat([accuracy["step"], complexity["step"]]))
     figure.align_ylabels(panels)
     probe_sets = pd.concat([accuracy["probe_set"], complexity["probe_set"]])
     _legend(figure, list(dict.fromkeys(probe_sets)), list(dict.fromkeys(accuracy["variant"])), marks)
     return figure
+
+
+def _complexity(axes: Axes, rows: pd.DataFrame, radius: float) -> None:
+    _by_probe_set(axes, totals(rows))
+    unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
+    axes.set_ylabel(f"local complexity\n({unit})")
+    axes.set_title(f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}", fontsize=7, color="0.35")
+
+
+def _size(axes: Axes, rows: pd.DataFrame, measure: str) -> None:
+    if measure == "logit_scale":
+        _by_probe_set(axes, rows)
+        axes.set_ylabel("logit scale\n(logits)")
+        return
+    for line, part in _by_variant(totals(rows, power=2)):
+        draw(axes, part, color="black", linestyle=line)
+    axes.set_ylabel("weights\n(L2 norm)")
 
 
 def _by_variant(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:

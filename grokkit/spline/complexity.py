@@ -35,7 +35,7 @@ def local_complexity(
 
     The neighbourhood of x is the convex hull of its 2 P vertices x ± radius * v_p. "vertex" compares the signs at the
     vertices: exact for the first layer and a lower bound deeper down. "tangent" counts the units with
-    |z| < radius * max_p |J v_p|: the same count to first order, at about 0.4 of the price, and little moved by
+    |z| < radius * max_p |J v_p|: the same count to first order, at about 0.6 of the price, and little moved by
     rounding. A unit that is exactly zero everywhere is not counted by either.
 
     Args:

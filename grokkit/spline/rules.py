@@ -41,6 +41,14 @@ def _convolution(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, *
     return Dual(func(x.primal, weight, bias, *args, **kwargs), tangent.unflatten(0, x.tangent.shape[:2]))
 
 
+def _per_image(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Linear, image by image: the tangents go through as one flat batch, because vmap lacks rules for some of these."""
+    if not isinstance(x, Dual) or x.dim() < 3 or any_dual(args, kwargs):
+        return forward_ad(func, x, *args, **kwargs)
+    tangent = func(x.tangent.flatten(0, 1), *args, **kwargs)
+    return Dual(func(x.primal, *args, **kwargs), tangent.unflatten(0, x.tangent.shape[:2]))
+
+
 def _fully_connected(func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
     if not isinstance(x, Dual) or any_dual(weight, bias):
         return forward_ad(func, x, weight, bias)
@@ -150,7 +158,8 @@ Dual.rules |= {
     **_table(linear, _ANYWHERE,
         "view view_as reshape flatten unflatten permute transpose movedim squeeze unsqueeze chunk split unbind narrow "
         "select expand expand_as repeat contiguous clone detach flip roll __getitem__ t mean sum neg __neg__ "
-        "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__ "
+        "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__"),
+    **_table(_per_image, (torch, F),
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
         "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle"),
     **_table(_sum, _ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
