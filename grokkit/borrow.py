@@ -46,21 +46,36 @@ def strict_precision() -> Iterator[None]:
     """
     backends: Any = torch.backends
     knobs = (
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.cuda.matmul,
-        backends.mkldnn.conv,
-        backends.mkldnn.matmul,
-    )
+        backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
+    )  # fmt: skip
     before = [knob.fp32_precision for knob in knobs]
+    legacy = _legacy_precision()
+    _set_legacy_precision(legacy and (False, "highest"))
     for knob in knobs:
         knob.fp32_precision = "ieee"
     try:
         with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
+        _set_legacy_precision(legacy)
         for knob, precision in zip(knobs, before, strict=True):
-            knob.fp32_precision = precision
+            # What was inherited from the global setting goes on inheriting it.
+            knob.fp32_precision = "none" if precision == backends.fp32_precision != "none" else precision
+
+
+def _legacy_precision() -> tuple[bool, str] | None:
+    """The older switches beside the knobs, kept in step with them because torch refuses to read a mix of the two; None
+    where the caller has mixed them already."""
+    try:
+        return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _set_legacy_precision(switches: tuple[bool, str] | None) -> None:
+    if switches is not None:
+        torch.backends.cudnn.allow_tf32, matmul = switches
+        torch.set_float32_matmul_precision(matmul)
 
 
 @contextmanager
@@ -88,8 +103,22 @@ def untouched_gradients(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def untouched_buffers(model: nn.Module) -> Iterator[None]:
+    """The values of all buffers are handed back, also where a forward pass writes to them in eval mode."""
+    kept = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value, version in kept:
+                # Only where it was written to: a needless write would spoil a backward pass that still needs it.
+                if buffer._version != version:
+                    buffer.copy_(value)
+
+
+@contextmanager
 def borrowed(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
-    """The unwrapped model in eval mode, random state, gradients and flags restored on the way out.
+    """The unwrapped model in eval mode; random state, gradients, buffers and flags are restored on the way out.
 
     Args:
         model: any module, wrapped or not.
@@ -100,6 +129,7 @@ def borrowed(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
         stack.enter_context(preserved_rng())
         stack.enter_context(eval_mode(inner))
         stack.enter_context(untouched_gradients(inner))
+        stack.enter_context(untouched_buffers(inner))
         if strict:
             stack.enter_context(strict_precision())
         yield inner

@@ -118,9 +118,8 @@ class FigureData:
 
     Args:
         table: tidy frame with `TABLE_COLUMNS`.
-        arrays: named arrays: `probes/<set>/images` (N, ...), `attributions/<method>/values`
-            (step, image, channel, height, width), `attributions/<method>/steps` (step,),
-            `attributions/<method>/labels` (image,).
+        arrays: named arrays of each attribution method, `attributions/<method>/...`: `values` (step, image, channel,
+            height, width), `steps` (step,), `labels` (image,), `images` (image, ...) and `run`, the run's name.
         events: frame of decisions and incidents: `run`, `seed`, `step`, `kind`, `text` and the event's own fields.
     """
 

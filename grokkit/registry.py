@@ -4,11 +4,15 @@ whatever a decorator adds at run time; there is no list to edit."""
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from grokkit.errors import UnknownNameError, UsageError
@@ -90,8 +94,33 @@ class Registry:
         if self._scanned:
             return
         self._scanned = True
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
-        for entry in entry_points(group=f"grokkit.{self.kind}"):
-            entry.load()
+        try:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            for entry in entry_points(group=f"grokkit.{self.kind}"):
+                entry.load()
+        except BaseException:
+            self._scanned = False
+            raise
+
+
+def run_file(path: Path) -> ModuleType:
+    """Run a study's own file, so that what it registers has a name; a file with the same text is run once.
+
+    Raises:
+        UsageError: the file cannot be imported.
+    """
+    source = path.read_bytes()
+    name = f"grokkit_study_{hashlib.sha256(source).hexdigest()[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    try:
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

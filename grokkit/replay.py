@@ -15,8 +15,8 @@ from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, place_of, take_any
 from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet
-from grokkit.training.build import build_data, build_model, placed
-from grokkit.training.config import Part, RunConfig
+from grokkit.training.build import build_model, config_of, placed
+from grokkit.training.config import Part
 from grokkit.training.device import resolve
 from grokkit.training.recorder import as_measure, as_plan, record
 from grokkit.trajectory import Run, open_run, snapshot, store
@@ -55,11 +55,11 @@ def replay_run(
         UsageError: an unknown name, or a run whose model has to be given.
     """
     run = run if isinstance(run, Run) else open_run(run)
+    model = model if model is not None else placed(rebuilt(run), resolve(device).torch_device)
     subjects: list[Measure | AttributionPlan] = [
         *(as_measure(each) for each in measures),
         *(as_plan(each) for each in attributions),
     ]
-    model = model if model is not None else placed(rebuilt(run), resolve(device).torch_device)
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
     chosen = list(run.steps() if steps is None else steps)
     added = 0
@@ -72,12 +72,12 @@ def replay_run(
 
 
 def rebuilt(run: Run) -> Classifier:
-    """The classifier of a run that `grokkit.train` made, from its config; weights are still the initial ones."""
-    config = run.config
-    if "model" not in config or "data" not in config:
-        raise UsageError(f"{run.path} was not made by grokkit.train: pass its architecture as `model`")
-    wanted = RunConfig.from_dict(config)
-    return build_model(wanted, build_data(wanted))
+    """The classifier of a run that `grokkit.train` made, from what the run stores; weights are still the initial ones.
+
+    Raises:
+        UsageError: another loop made the run.
+    """
+    return build_model(config_of(run), run.environment["data"])
 
 
 def _replay_step(run: Run, step: int, context: Context, subjects: list[Measure | AttributionPlan]) -> int:

@@ -48,5 +48,9 @@ def seeded(seed: int, *names: str | int) -> Iterator[None]:
         root = stream(seed, *names)
         random.seed(root)
         np.random.seed(root % 2**32)  # noqa: NPY002
-        torch.manual_seed(root)
+        if torch.cuda.is_initialized():
+            torch.manual_seed(root)
+        else:
+            # torch.manual_seed would leave this seed for the moment CUDA starts, after the state was handed back.
+            torch.random.default_generator.manual_seed(root)
         yield

@@ -73,7 +73,8 @@ def _attributions() -> dict[str, np.ndarray]:
         arrays[f"attributions/{method}/values"] = np.abs(values) if method == "saliency" else values
         arrays[f"attributions/{method}/steps"] = steps
         arrays[f"attributions/{method}/labels"] = np.array([7, 2, 1])
-    return arrays | {"probes/test/images": images}
+        arrays[f"attributions/{method}/images"] = images
+    return arrays
 
 
 def synthetic(runs: tuple[str, ...] = (RUN,)) -> FigureData:
@@ -277,7 +278,7 @@ def test_attributions_share_one_scale_per_row_symmetric_where_signed():
         np.testing.assert_array_equal(row[-1].get_array(), values[-1, 1, 0])
     low, high = signed[0].get_clim()
     assert low == -high and unsigned[0].get_clim()[0] == 0
-    np.testing.assert_allclose(maps[0].get_array() * 255, data.arrays["probes/test/images"][1, ..., 0])
+    np.testing.assert_allclose(maps[0].get_array() * 255, data.arrays["attributions/saliency/images"][1, ..., 0])
 
 
 def test_attributions_show_at_most_eight_snapshots_with_the_first_and_the_last():
@@ -287,10 +288,9 @@ def test_attributions_show_at_most_eight_snapshots_with_the_first_and_the_last()
     assert "class 7" in figure.get_suptitle()
 
 
-@pytest.mark.parametrize(("options", "word"), [({"image": 3}, "image"), ({"probe_set": "train"}, "probe_set")])
-def test_attributions_name_what_there_is_not(options, word):
-    with pytest.raises(UsageError, match=f"`{word}`"):
-        figures.create("attributions", synthetic(), **options)
+def test_attributions_name_what_there_is_not():
+    with pytest.raises(UsageError, match=r"`image` must be an int in 0..2, the explained images; got 3"):
+        figures.create("attributions", synthetic(), image=3)
 
 
 def test_attributions_say_how_to_add_them():

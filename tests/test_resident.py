@@ -8,7 +8,7 @@ from torchvision import transforms
 
 from grokkit import seeding
 from grokkit.data import augment
-from grokkit.data.resident import Batches, chunks, pixels
+from grokkit.data.resident import Batches, pixels
 from grokkit.errors import DataError, UsageError
 
 
@@ -274,7 +274,7 @@ def test_bad_data_steps_and_augmentations_fail_early():
         Batches(x, y, 2, seed=0).at(0)
 
 
-# ---- pixels and chunks
+# ---- pixels
 
 
 def test_bytes_become_pixels_and_floats_are_left():
@@ -286,11 +286,3 @@ def test_bytes_become_pixels_and_floats_are_left():
     for wrong in (held.double(), torch.arange(3)):
         with pytest.raises(DataError, match=r"uint8 in 0\.\.255 or float32; got torch"):
             pixels(wrong)
-
-
-def test_chunks_are_all_images_in_order():
-    x = images(7, 1, 2, 2)
-    made = list(chunks(x.numpy(), 3))
-    assert [len(piece) for piece in made] == [3, 3, 1] and torch.equal(torch.cat(made), pixels(x))
-    with pytest.raises(UsageError, match="`size`"):
-        next(chunks(x, 0))

@@ -2,15 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchmetrics
 from torch import nn
 
 import grokkit as gk
-from grokkit.errors import Interrupted, NumericsError, TrajectoryError, UsageError
+from grokkit.errors import DataError, Interrupted, NumericsError, TrajectoryError, UsageError
 from grokkit.measures.loss import loss_function
 from grokkit.training import loop
 from grokkit.training.config import part
@@ -119,18 +122,138 @@ def test_interrupted_and_resumed_equals_straight_bit_for_bit(straight, tmp_path:
 
 
 def test_a_run_without_a_slot_starts_again_and_writes_the_same(straight, tmp_path: Path, monkeypatch) -> None:
-    def dies(*_) -> None:
-        raise MemoryError("killed")
+    report = loop._report
 
-    monkeypatch.setattr(loop, "_report", lambda job, rec, obs, meter, step: dies() if step == 13 else meter.read())
+    def dies(job, recorder, observer, step) -> None:
+        if step == 13:
+            raise MemoryError("killed")
+        report(job, recorder, observer, step)
+
+    monkeypatch.setattr(loop, "_report", dies)
     with pytest.raises(MemoryError):
         gk.train(SMALL, runs=tmp_path, device="cpu")
     monkeypatch.undo()
     path = tmp_path / SMALL.run_name
     assert gk.open_run(path).status["state"] == "failed"
-    gk.resume(path, device="cpu")
-    snapshots = {name: data for name, data in contents(straight.path).items() if name.endswith(".h5")}
-    assert {name: data for name, data in contents(path).items() if name.endswith(".h5")} == snapshots
+    (path / "snapshots" / "000000000000.h5").unlink()  # as if killed within the very first record
+    done = gk.resume(path, device="cpu")
+    theirs, mine = contents(straight.path), contents(path)
+    assert {name: mine[name] for name in mine if name.endswith(".h5")} == {
+        name: theirs[name] for name in theirs if name.endswith(".h5")
+    }
+    assert [e for e in done.events if e["kind"] == "policy"] != []
+    assert done.metrics.equals(straight.metrics.assign(run=done.name))
+    decisions = [(event["step"], event["text"]) for event in done.events if event["kind"] == "policy"]
+    assert decisions == [(event["step"], event["text"]) for event in straight.events if event["kind"] == "policy"]
+
+
+def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, monkeypatch) -> None:
+    """Reports every 6 steps, a slot after every step, and the process dies at 15."""
+    monkeypatch.setattr(loop, "REPORTS", 4)
+    config = SMALL.replace(measures=(), attributions=())
+    whole = gk.train(config, runs=tmp_path / "a", device="cpu")
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    clip = loop.clip_gradients
+    calls: list[int] = []
+
+    def dies(*arguments) -> None:
+        calls.append(1)
+        if len(calls) == 16:
+            raise MemoryError("killed")
+        clip(*arguments)
+
+    monkeypatch.setattr(loop, "clip_gradients", dies)
+    with pytest.raises(MemoryError):
+        gk.train(config, runs=tmp_path / "b", device="cpu")
+    parts = gk.resume(tmp_path / "b" / config.run_name, device="cpu")
+    assert len(calls) == 16 + 24 - 15
+    assert parts.metrics.equals(whole.metrics.assign(run=parts.name))
+
+
+def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: Path) -> None:
+    config = SMALL.replace(
+        data=part("digits", size=32, train=60, test=20), model=part("nin"), measures=(), attributions=(),
+        policy=part("constant"), signal={}, steps=3, batch_size=20, probes={"train": 8, "test": 8, "random": 0},
+    )  # fmt: skip
+    finals = []
+    for place in ("a", "b"):
+        torch.manual_seed(len(finals))
+        before = torch.get_rng_state()
+        finals.append(gk.train(config, runs=tmp_path / place, device="cpu").load(3))
+        assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(Interrupted):
+        gk.train(config, runs=tmp_path / "c", device="cpu", observer=PressesCtrlC(2))
+    finals.append(gk.resume(tmp_path / "c" / config.run_name, device="cpu").load(3))
+    for other in finals[1:]:
+        assert all(torch.equal(finals[0][name], other[name]) for name in other)
+
+
+STUDY = '''
+from dataclasses import dataclass
+import numpy as np
+from torch import nn
+from grokkit import Reading, RunConfig, measures, models, part
+
+@models.register("own_net")
+def own_net(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, classes))
+
+@measures.register("own_measure")
+@dataclass(frozen=True)
+class OwnMeasure:
+    def __call__(self, context):
+        """Unit: ones."""
+        return Reading("own_measure", np.array(1.0), (), {}, "ones")
+
+def arm() -> RunConfig:
+    return RunConfig(
+        experiment="own", model=part("own_net"), measures=(part("own_measure"),), steps=8, batch_size=50, records=3,
+        probes={"train": 8, "test": 8},
+    )
+'''
+
+
+def test_what_the_studys_own_file_registers_is_known_to_resume_and_replay(tmp_path: Path) -> None:
+    """In a fresh process, as on the next morning."""
+    (tmp_path / "study.py").write_text(STUDY)
+    script = (
+        "import os, signal, sys\nimport grokkit as gk\nfrom grokkit import recipes\n"
+        "from grokkit.training.observers import Silent\n"
+        "class Stops(Silent):\n"
+        "    def report(self, step, values):\n"
+        "        if step == 4: os.kill(os.getpid(), signal.SIGINT)\n"
+        "found = recipes.find('study.py')\n"
+        "gk.train(found.variants['arm'](), device='cpu', observer=Stops(), experiment=found.source)\n"
+    )
+    first = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert "Interrupted" in first.stderr, first.stderr
+    (tmp_path / "study.py").unlink()
+    (path,) = (tmp_path / "runs" / "own").iterdir()
+    run = gk.resume(path, device="cpu")
+    assert run.status["state"] == "done" and len(next(iter(run.measures().values()))) == len(run.steps())
+    assert gk.replay_run(run, ["accuracy"], device="cpu") == len(run.steps())
+
+
+def test_replay_needs_no_data_and_resume_knows_other_data(tmp_path: Path, monkeypatch) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {f"x_{split}": rng.integers(0, 256, (40, 8, 8, 1), np.uint8) for split in ("train", "test")}
+    arrays |= {f"y_{split}": np.arange(40) % 10 for split in ("train", "test")}
+    np.savez(tmp_path / "own.npz", **arrays)
+    config = SMALL.replace(data=part(str(tmp_path / "own.npz")), measures=(), attributions=())
+    with pytest.raises(Interrupted):
+        gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(12))
+    path = tmp_path / config.run_name
+    np.savez(tmp_path / "own.npz", **{**arrays, "x_train": 255 - arrays["x_train"]})
+    with pytest.raises(DataError, match="began on other data"):
+        gk.resume(path, device="cpu")
+    (tmp_path / "own.npz").unlink()
+    assert gk.replay_run(path, ["weight_norm"], device="cpu") == len(gk.open_run(path).steps())
+
+
+def test_readings_say_how_they_were_taken(straight) -> None:
+    identity = next(name for name in straight.measures() if name.startswith("local_complexity"))
+    settings = straight.reading(identity, 0).settings
+    assert settings["parameters"]["radii"] == [0.05, 0.5] and settings["seed"] == 0 and settings["directions"] == 4
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:

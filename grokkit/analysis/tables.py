@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _UNITS = {"accuracy": "share of images", "learning_rate": "1", "log_density": "l
 def table(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
     """All readings and metrics of `runs` as one frame with the columns `TABLE_COLUMNS`.
 
+    Beside every local complexity stand the live units of each layer as `live_units`; its density is value / radius.
     Metrics come in with their split as `probe_set` (`batch`, `test_set`, `signal`) and measure_id `log`. Text columns
     are empty where they do not apply, numeric ones NaN.
     """
@@ -30,7 +32,11 @@ def table(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
 def _of(run: Run) -> pd.DataFrame:
     rows = []
     for identity, step, reading in run.readings():
-        rows += [{**row, "measure_id": identity, "step": step} for row in reading.rows()]
+        labels = {"measure_id": identity, "step": step}
+        rows += [row | labels for row in reading.rows()]
+        for probe_set, layers in reading.settings.get("live_units", {}).items():
+            live = {**labels, "measure": "live_units", "probe_set": probe_set, "unit": "units"}
+            rows += [{**live, "layer": layer, "value": count} for layer, count in layers.items()]
     for record in run.metrics.itertuples():
         rows.append({
             "measure": record.metric, "measure_id": "log", "probe_set": record.split, "step": record.step,
@@ -89,16 +95,21 @@ def figure_data(runs: Iterable[Run | str | Path]) -> FigureData:
 
 
 def _attribution_arrays(run: Run) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
+    """Of every method the recording with the most steps, then the most images."""
+    found: dict[str, list[tuple[int, int, str, dict[str, np.ndarray]]]] = {}
     for identity, steps in run.attributions().items():
-        found = [run.attribution(identity, step) for step in steps]
-        if not found:
-            continue
-        _, labels, meta = found[0]
-        key = f"attributions/{meta['method']}"
-        arrays[f"{key}/values"] = np.stack([values for values, _, _ in found])
-        arrays[f"{key}/steps"] = np.array(steps)
-        arrays[f"{key}/labels"] = labels
-        images = run.probes[meta["probe_set"]].images[: len(labels)]
-        arrays[f"probes/{meta['probe_set']}/images"] = images
-    return arrays
+        maps = [run.attribution(identity, step) for step in steps]
+        if maps:
+            _, labels, meta = maps[0]
+            arrays = {
+                "values": np.stack([values for values, _, _ in maps]), "steps": np.array(steps), "labels": labels,
+                "run": np.array(run.name), "images": run.probes[meta["probe_set"]].images[: len(labels)],
+            }  # fmt: skip
+            found.setdefault(meta["method"], []).append((len(steps), len(labels), identity, arrays))
+    chosen: dict[str, np.ndarray] = {}
+    for method, recordings in found.items():
+        _, _, identity, arrays = max(recordings, key=lambda recording: recording[:3])
+        if len(recordings) > 1:
+            warnings.warn(f"{run.name} holds {method} maps recorded in several ways; taken: {identity}", stacklevel=3)
+        chosen |= {f"attributions/{method}/{name}": array for name, array in arrays.items()}
+    return chosen

@@ -16,7 +16,7 @@ VERBS = {
     "status": "say how a run stands",
     "lc": "measure local complexity at the stored snapshots",
     "attack": "attack the stored snapshots by projected gradient descent",
-    "attribute": "explain the predictions of the stored snapshots",
+    "attribute": "explain the stored snapshots: which pixels speak for the true class",
     "figure": "draw a figure from stored tables",
     "model": "print parameters, FLOPs, receptive field and counted units of a model",
     "doctor": "check the machine: device, versions, data, disk",

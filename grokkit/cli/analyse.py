@@ -12,7 +12,8 @@ from grokkit.training.config import Part
 def analyse(
     run: Path, measures: Sequence[Part], attributions: Sequence[Part], device: str | None, last: int | None
 ) -> None:
-    """Replay over the stored snapshots (or only the `last` ones) and print what was added."""
+    """Replay over the stored snapshots (or only the `last` ones) and print what was added; an interrupted replay is
+    gone on with by the same command."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -29,24 +30,31 @@ def analyse(
             opened, measures, attributions, steps=steps, device=device,
             on_step=lambda done, _: bar.update(task, completed=done),
         )  # fmt: skip
-    print(f"{added} added, the rest of {len(steps)} snapshots x {len(measures) + len(attributions)} was there already")
+    subjects = len(measures) + len(attributions)
+    print(f"{added} added, {len(steps) * subjects - added} were there: {subjects} x {len(steps)} snapshots")
 
 
-def print_measure(run: Path, measure: str) -> None:
-    """Print the newest readings of `measure`: one line per step at about eight steps, totals only."""
+def print_measure(run: Path, measure: Part) -> None:
+    """Print the readings of `measure` with these parameters at about eight steps, layers summed."""
     from rich.console import Console
     from rich.table import Table
 
     from grokkit.analysis.tables import table
+    from grokkit.measures.take import measure_id
+    from grokkit.training.recorder import as_measure
+    from grokkit.trajectory import open_run
 
-    frame = table([run])
-    rows = frame[(frame.measure == measure) & frame.layer.isin(["", "total"])]
-    rows = rows[rows.measure_id == rows.measure_id.iloc[-1]]
+    opened = open_run(run)
+    identity = measure_id(as_measure(measure), opened.probes, opened.config.get("seed", 0))
+    rows = table([opened]).query("measure_id == @identity and layer in ('', 'total')")
+    if rows.empty:
+        return
     steps = sorted(rows.step.unique())
-    shown = steps[:: max(1, len(steps) // 8)] + ([steps[-1]] if steps else [])
+    shown = {*steps[:: max(1, len(steps) // 8)], steps[-1]}
     columns = [name for name in ("probe_set", "radius", "epsilon", "attack") if rows[name].astype(str).nunique() > 1]
     wide = rows[rows.step.isin(shown)].pivot_table(index="step", columns=columns or "probe_set", values="value")
-    printed = Table("step", *(_title(column) for column in wide.columns), title=f"{measure}, {rows.unit.iloc[0]}")
+    title = f"{identity}, {rows.unit.iloc[0]}"
+    printed = Table("step", *(_title(column) for column in wide.columns), title=title)
     for step, values in wide.iterrows():
         printed.add_row(str(step), *(f"{value:.4g}" for value in values))
     Console().print(printed)

@@ -39,5 +39,6 @@ def attack(
         last: only the newest snapshots, this many.
         device: cpu or cuda; by default a GPU where there is one.
     """
-    analyse(run, [part("robust_accuracy", epsilons=epsilon, steps=steps, points=points)], [], device, last)
-    print_measure(run, "robust_accuracy")
+    wanted = part("robust_accuracy", epsilons=epsilon, steps=steps, points=points)
+    analyse(run, [wanted], [], device, last)
+    print_measure(run, wanted)

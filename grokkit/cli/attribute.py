@@ -24,7 +24,7 @@ def attribute(
     last: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
-    """Attribute the predictions on the same test images at the stored snapshots.
+    """Attribute the true class's logit to the pixels of the same test images at the stored snapshots.
 
     Try:
         grokkit attribute RUN

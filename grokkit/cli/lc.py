@@ -43,4 +43,4 @@ def lc(
     """
     wanted = part("local_complexity", radii=radius, directions=directions, points=points, method=method)
     analyse(run, [wanted], [], device, last)
-    print_measure(run, "local_complexity")
+    print_measure(run, wanted)

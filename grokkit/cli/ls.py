@@ -34,7 +34,7 @@ def ls(
 
     from grokkit.trajectory import find_runs
 
-    rows = [{"path": str(run.path), **run.status} for run in find_runs(runs)]
+    rows = [{"path": str(run.path), **run.status, "state": run.state} for run in find_runs(runs)]
     if as_json:
         print(json.dumps(rows, indent=1))
         return

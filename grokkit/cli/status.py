@@ -38,6 +38,7 @@ def status(
     opened = open_run(run)
     told = {
         **opened.status,
+        "state": opened.state,
         "device": opened.environment["device"],
         "snapshots": len(opened.steps()),
         "measures": {name: len(steps) for name, steps in opened.measures().items()},

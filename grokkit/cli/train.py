@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.errors import TrajectoryError
 from grokkit.training.config import Part, RunConfig
 
 
@@ -46,8 +47,14 @@ def train(
     from grokkit.training.observers import for_terminal
 
     found = recipes.find(experiment)
-    for make in found.variants.values():
-        config = adjusted(make(), data, seed, steps)
+    configs = [adjusted(make(), data, seed, steps) for make in found.variants.values()]
+    there = [str(runs / config.run_name) for config in configs if (runs / config.run_name).exists()]
+    if there:
+        raise TrajectoryError(
+            f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
+            "another --seed or --runs"
+        )
+    for config in configs:
         run = loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
         print(f"{run.path}: {len(run.steps())} snapshots; draw them with: grokkit figure phases {run.path}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -112,13 +112,6 @@ def pixels(images: np.ndarray | Tensor, device: str | torch.device | None = None
     if tensor.dtype != torch.float32:
         raise DataError(f"images must be uint8 in 0..255 or float32; got {tensor.dtype}. Convert them first")
     return tensor
-
-
-def chunks(images: np.ndarray | Tensor, size: int, device: str | torch.device | None = None) -> Iterator[Tensor]:
-    """All images in order as `pixels`, at most `size` at a time, the ragged last piece included."""
-    check_count("size", size, 1)
-    for start in range(0, len(images), size):
-        yield pixels(images[start : start + size], device)
 
 
 def _check(images: Tensor, labels: Tensor) -> None:

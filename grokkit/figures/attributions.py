@@ -26,41 +26,41 @@ SLOPES = ("saliency", "guided_backprop")
 
 @register("attributions")
 @themed
-def attributions(data: FigureData, image: int = 0, probe_set: str | None = None) -> Figure:
+def attributions(data: FigureData, image: int = 0) -> Figure:
     """One image's attributions: a row per method, a column per snapshot, beside the image itself.
 
     Relevance is summed over channels. A row has one colour scale, up to the 99.5 % quantile of its absolute values
     over the snapshots drawn, so columns can be compared; signed maps diverge from white at 0.
 
     Args:
-        data: needs the arrays `attributions/<method>/{values,steps,labels}` and `probes/<set>/images`.
+        data: needs the arrays `attributions/<method>/{values,steps,labels,images}`.
         image: number of the image, from 0.
-        probe_set: whose images were explained; None: `test` where it is there, else the first.
 
     Returns:
         A figure as wide as the page.
 
     Raises:
-        UsageError: there are no attributions, methods share no step, or there is no such image or probe set.
+        UsageError: there are no attributions, methods share no step, or there is no such image.
     """
     methods = sorted({key.split("/")[1] for key in data.arrays if key.startswith("attributions/")})
     if not methods:
         raise UsageError("there are no attributions, which this figure draws; add them with `grokkit attribute RUN`")
-    picture, steps = _picture(data.arrays, image, probe_set), _steps(data.arrays, methods)
-    labels = data.arrays[f"attributions/{methods[0]}/labels"]
+    steps, labels = _steps(data.arrays, methods), data.arrays[f"attributions/{methods[0]}/labels"]
     if not 0 <= image < len(labels):
         raise UsageError(f"`image` must be an int in 0..{len(labels) - 1}, the explained images; got {image}")
     layout = ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.02, wspace=0.0, hspace=0.0)
     figure = Figure(figsize=(FULL, 0.4 + 0.68 * len(methods)), layout=layout)
     panels = figure.subplots(len(methods), 1 + len(steps), squeeze=False)
     for row, method in zip(panels, methods, strict=True):
-        _show_picture(row[0], picture)
+        _show_picture(row[0], _picture(data.arrays[f"attributions/{method}/images"][image]))
         row[0].set_ylabel(textwrap.fill(method.replace("_", " "), 12), rotation=0, ha="right", va="center")
         _row(figure, row, data.arrays, method, image, steps)
     panels[0, 0].set_title(f"image {image}", loc="center")
     for axes, step in zip(panels[0, 1:], steps, strict=True):
         axes.set_title(f"step {step}" if step == steps[0] else f"{step:,}", loc="center")
-    figure.suptitle(f"relevance for class {labels[image]}, along training (optimizer updates)", x=0.01, ha="left")
+    run = str(data.arrays.get(f"attributions/{methods[0]}/run", ""))
+    title = f"relevance for class {labels[image]}, along training (optimizer updates)"
+    figure.suptitle(f"{title}, {run}" if run else title, x=0.01, ha="left")
     return figure
 
 
@@ -79,16 +79,9 @@ def _steps(arrays: Mapping[str, np.ndarray], methods: list[str]) -> list[int]:
     return sorted(set(chosen))
 
 
-def _picture(arrays: Mapping[str, np.ndarray], image: int, probe_set: str | None) -> np.ndarray:
+def _picture(image: np.ndarray) -> np.ndarray:
     """The image as (height, width) or (height, width, 3) in 0..1."""
-    known = sorted(key.split("/")[1] for key in arrays if key.startswith("probes/") and key.endswith("/images"))
-    name = probe_set or ("test" if "test" in known else next(iter(known), ""))
-    if name not in known:
-        raise UsageError(f"`probe_set` must be one of {', '.join(known) or 'none: no images came along'}; got {name!r}")
-    images = arrays[f"probes/{name}/images"]
-    if not 0 <= image < len(images):
-        raise UsageError(f"`image` must be an int in 0..{len(images) - 1}, the images of {name}; got {image}")
-    pixels = images[image].astype(float) / (255 if images.dtype == np.uint8 else 1)
+    pixels = image.astype(float) / (255 if image.dtype == np.uint8 else 1)
     if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[-1] not in (1, 3):
         pixels = np.moveaxis(pixels, 0, -1)
     if pixels.min() < 0 or pixels.max() > 1:

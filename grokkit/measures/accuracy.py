@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, logits_of, tensor_of, wilson
+from grokkit.measures.base import Context, labelled, logits_of, tensor_of, wilson
 from grokkit.names import Reading
 
 
@@ -27,11 +27,11 @@ class Accuracy:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: share of images."""
-        probes = chosen(context, self.probe_sets)
+        probes = labelled(context, self.probe_sets)
         correct = np.zeros(len(probes))
         for place, probe in enumerate(probes.values()):
-            logits = torch.cat([batch.argmax(1) for batch in logits_of(context.model, tensor_of(probe, context.model))])
-            correct[place] = int((logits.cpu() == torch.from_numpy(probe.labels)).sum())
+            answers = logits_of(context.model, tensor_of(probe, context.model)).argmax(1).cpu()
+            correct[place] = int((answers == torch.from_numpy(probe.labels)).sum())
         seen = np.array([len(probe) for probe in probes.values()])
         low, high = wilson(correct, seen)
         return Reading(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.borrow import borrowed, device_of, dtype_of, unwrap
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet, Reading
@@ -76,17 +76,26 @@ def tensor_of(probe: ProbeSet, model: nn.Module) -> Tensor:
 def net_and_inputs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, str]:
     """The net, its input for these images, and the name of that space: a `Classifier` is measured behind its
     normalisation, any other module on exactly the tensor it is given."""
+    model = unwrap(model)
     if isinstance(model, Classifier):
         with torch.no_grad():
             return model.net, model.normalise(images), "normalised input space"
     return model, images, "input space as given"
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Iterator[Tensor]:
-    """Logits batch by batch, the ragged last one included; eval mode, strict precision, no gradients."""
+def labelled(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
+    """As `chosen`, for measures that need labels; a set without them (`random`) is an UsageError."""
+    probes = chosen(context, names, points)
+    for name, probe in probes.items():
+        if (probe.labels < 0).any():
+            raise UsageError(f"the images of probe set {name!r} have no labels; choose others in `probe_sets`")
+    return probes
+
+
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Logits (N, classes) of all images, the ragged last batch included; eval mode, strict precision, no gradients."""
     with borrowed(model) as inner, torch.no_grad():
-        for batch in images.split(BATCH):
-            yield inner(batch)
+        return torch.cat([inner(batch) for batch in images.split(BATCH)])
 
 
 def wilson(correct: np.ndarray, seen: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
+from grokkit.errors import UsageError
 from grokkit.measures import register
 from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
 from grokkit.names import Reading
@@ -38,6 +39,10 @@ class Complexity:
     points: int = 256
     probe_sets: tuple[str, ...] = ("train", "test", "random")
 
+    def __post_init__(self) -> None:
+        if self.method not in ("vertex", "tangent"):
+            raise UsageError(f"`method` must be vertex or tangent; got {self.method!r}")
+
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, radius, layer); unit: units per point in the named input space."""
         probes = chosen(context, self.probe_sets, self.points)
@@ -51,13 +56,14 @@ class Complexity:
             units, live[name] = found.units, found.live_units
             with_total = np.concatenate([counts, counts.sum(2, keepdims=True)], axis=2)
             means.append(with_total.mean(1))
-            errors.append(1.96 * with_total.std(1, ddof=1) / np.sqrt(len(probe)) if len(probe) > 1 else 0 * means[-1])
+            spread = with_total.std(1, ddof=1) if len(probe) > 1 else np.full_like(means[-1], np.nan)
+            errors.append(1.96 * spread / np.sqrt(len(probe)))
         values, error = np.stack(means), np.stack(errors)
         coords = {"probe_set": tuple(probes), "radius": self.radii, "layer": (*units, "total")}
         return Reading(
             "local_complexity", values, ("probe_set", "radius", "layer"), coords, f"units per point ({space})",
             n=tuple(len(probe) for probe in probes.values()), low=values - error, high=values + error,
-            settings={"units": units, "live_units": live},
+            settings={"units": units, "live_units": live, "directions": found.directions},
         )  # fmt: skip
 
     def _counted(
@@ -69,5 +75,7 @@ class Complexity:
         if self.method == "tangent":
             spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed)
             return spectrum.counts.numpy(), spectrum
-        single = [local_complexity(net, inputs, radius, directions, seed=seed) for radius in self.radii]
+        single = [
+            local_complexity(net, inputs, radius, directions, method=self.method, seed=seed) for radius in self.radii
+        ]
         return np.stack([one.counts.numpy() for one in single]), single[0]

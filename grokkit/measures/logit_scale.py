@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from grokkit.measures import register
 from grokkit.measures.base import Context, chosen, logits_of, tensor_of
@@ -30,8 +29,8 @@ class LogitScale:
         probes = chosen(context, self.probe_sets)
         values = []
         for probe in probes.values():
-            largest = [b.abs().amax(1) for b in logits_of(context.model, tensor_of(probe, context.model))]
-            values.append(float(torch.cat(largest).double().mean()))
+            logits = logits_of(context.model, tensor_of(probe, context.model))
+            values.append(float(logits.abs().amax(1).double().mean()))
         counts = tuple(len(probe) for probe in probes.values())
         return Reading(
             "logit_scale", np.array(values), ("probe_set",), {"probe_set": tuple(probes)}, "logits", n=counts

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grokkit.errors import UsageError
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, logits_of, tensor_of
+from grokkit.measures.base import Context, labelled, logits_of, tensor_of
 from grokkit.names import Reading
 from grokkit.registry import nearest
 
@@ -55,10 +55,10 @@ class Loss:
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: nats for cross-entropy, squared logits for mse."""
         function = loss_function(context.loss)
-        probes = chosen(context, self.probe_sets)
+        probes = labelled(context, self.probe_sets)
         values = np.zeros(len(probes))
         for place, probe in enumerate(probes.values()):
-            logits = torch.cat(list(logits_of(context.model, tensor_of(probe, context.model))))
+            logits = logits_of(context.model, tensor_of(probe, context.model))
             values[place] = float(function(logits, torch.from_numpy(probe.labels).to(logits.device)))
         unit = "nats" if context.loss == "cross_entropy" else "squared logits"
         counts = tuple(len(probe) for probe in probes.values())

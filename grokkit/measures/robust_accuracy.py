@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, tensor_of, wilson
+from grokkit.measures.base import Context, labelled, tensor_of, wilson
 from grokkit.names import Reading
 from grokkit.robustness import pgd
 
@@ -27,7 +27,7 @@ class RobustAccuracy:
         points: images of each probe set that are attacked, the first ones.
         probe_sets: sets to attack.
 
-    Cost: per epsilon, 2 * (steps + 1) forward and backward passes per image.
+    Cost: per epsilon, 2 * (steps + 2) forward and 2 * steps backward passes per image.
     """
 
     epsilons: tuple[float, ...] = (8 / 255,)
@@ -37,7 +37,7 @@ class RobustAccuracy:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, epsilon, attack); unit: share of images."""
-        probes = chosen(context, self.probe_sets, self.points)
+        probes = labelled(context, self.probe_sets, self.points)
         losses = ("cross_entropy", "margin")
         correct = np.zeros((len(probes), len(self.epsilons), len(losses)))
         zero_gradient = np.zeros_like(correct)

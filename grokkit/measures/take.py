@@ -3,6 +3,7 @@ so a replayed number cannot differ from a live one by construction of the two.""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 
 from grokkit import attribution
-from grokkit.errors import GrokkitError, NumericsError, UsageError
+from grokkit.errors import GrokkitError, NumericsError
 from grokkit.measures import registry
-from grokkit.measures.base import Context, Measure, chosen, settings_of, tensor_of
+from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import store
 
@@ -39,7 +40,8 @@ def take(run: Path, step: int, measure: Measure, context: Context) -> Reading:
         raise type(error)(f"{identity} at step {step}: {error}") from error
     if not np.isfinite(reading.values).all():
         raise NumericsError(f"{identity} at step {step}: a value is not finite; the weights may have diverged")
-    store.write_reading(run / "measures" / identity, step, reading)
+    note = {"parameters": settings_of(measure), "seed": context.seed, **reading.settings}
+    store.write_reading(run / "measures" / identity, step, dataclasses.replace(reading, settings=note))
     return reading
 
 
@@ -61,19 +63,16 @@ class AttributionPlan:
 
     def identity(self, probes: Mapping[str, ProbeSet], seed: int) -> str:
         """`<method>-<hash>`: the folder of its maps."""
-        settings = {"images": self.images, "seed": seed, **(self.parameters or {})}
+        own = dataclasses.asdict(attribution.create(self.method, **(self.parameters or {})))
+        settings = {"images": self.images, "seed": seed, "parameters": own}
         return store.identity(self.method, settings, [probes[self.probe_set]] if self.probe_set in probes else [])
 
 
 def take_attribution(run: Path, step: int, plan: AttributionPlan, context: Context) -> None:
     """Attribute the plan's images, store the maps in `run`. Raises GrokkitError with method and step in front."""
     identity = plan.identity(context.probes, context.seed)
-    (probe,) = chosen(context, (plan.probe_set,), plan.images).values()
+    (probe,) = labelled(context, (plan.probe_set,), plan.images).values()
     images, labels = tensor_of(probe, context.model), torch.from_numpy(probe.labels)
-    if bool((labels < 0).any()):
-        raise UsageError(
-            f"{identity}: the images of {plan.probe_set!r} have no labels to attribute; choose another set"
-        )
     try:
         found = attribution.attribute(
             context.model, images, labels, plan.method, seed=context.seed, **(plan.parameters or {})

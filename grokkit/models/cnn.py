@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -42,15 +43,17 @@ def cnn(
             f"model 'cnn': `channels` and `strides` need one number per convolution; "
             f"got {len(channels)} and {len(strides)}"
         )
-    layers: list[nn.Module] = []
-    for out, stride in zip(channels, strides, strict=True):
-        layers.append(nn.Conv2d(depth, out, 3, stride, padding=1, bias=norm == "none"))
-        layers += [norm_layer("cnn", norm, out), nn.ReLU()] if norm != "none" else [nn.ReLU()]
+    layers: dict[str, nn.Module] = {}
+    for number, (out, stride) in enumerate(zip(channels, strides, strict=True), start=1):
+        layers[f"conv{number}"] = nn.Conv2d(depth, out, 3, stride, padding=1, bias=norm == "none")
+        if norm != "none":
+            layers[f"norm{number}"] = norm_layer("cnn", norm, out)
+        layers[f"relu{number}"] = nn.ReLU()
         depth = out
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     if hidden != 0:
         check_positive("cnn", "hidden", [hidden])
-        layers += [nn.Linear(depth, hidden), nn.ReLU()]
+        layers |= {"hidden": nn.Linear(depth, hidden), "relu_hidden": nn.ReLU()}
         depth = hidden
-    layers.append(nn.Linear(depth, classes))
-    return nn.Sequential(*layers)
+    layers["head"] = nn.Linear(depth, classes)
+    return nn.Sequential(OrderedDict(layers))

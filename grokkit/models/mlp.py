@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import nn
@@ -27,10 +28,10 @@ def mlp(
     """
     channels, height, width = check_input("mlp", input_shape, classes)
     check_positive("mlp", "widths", widths)
-    layers: list[nn.Module] = [nn.Flatten()]
+    layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     features = channels * height * width
-    for units in widths:
-        layers += [nn.Linear(features, units, bias=bias), nn.ReLU()]
+    for number, units in enumerate(widths, start=1):
+        layers[f"linear{number}"], layers[f"relu{number}"] = nn.Linear(features, units, bias=bias), nn.ReLU()
         features = units
-    layers.append(nn.Linear(features, classes, bias=bias))
-    return nn.Sequential(*layers)
+    layers["head"] = nn.Linear(features, classes, bias=bias)
+    return nn.Sequential(OrderedDict(layers))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import pkgutil
-import sys
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from grokkit.errors import UnknownNameError, UsageError
-from grokkit.registry import nearest
+from grokkit.registry import nearest, run_file
 from grokkit.training.config import RunConfig
 
 
@@ -50,7 +48,7 @@ def shipped(name: str) -> Experiment:
 def _experiment(module: ModuleType, variant: str) -> Experiment:
     variants = {key: value for key, value in vars(module).items() if _returns_config(value)}
     source = Path(str(module.__file__)).read_text()
-    short = module.__name__.rpartition(".")[2]
+    short = Path(str(module.__file__)).stem
     if not variants:
         raise UsageError(f"{module.__file__} defines no function with the return annotation RunConfig")
     if variant:
@@ -84,16 +82,7 @@ def _by_name(name: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownNameError(f"there is no experiment file {path}")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"{path} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    return module
+    return run_file(path)
 
 
 def _returns_config(value: object) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +14,10 @@ from grokkit import data, models
 from grokkit.data.base import Dataset
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
-from grokkit.registry import nearest
+from grokkit.registry import nearest, run_file
 from grokkit.seeding import seeded
 from grokkit.training.config import Part, RunConfig
+from grokkit.trajectory import Run
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
@@ -24,12 +27,39 @@ def build_data(config: RunConfig) -> Dataset:
     return data.load(config.data.name, **config.data.options)
 
 
-def build_model(config: RunConfig, dataset: Dataset) -> Classifier:
-    """The classifier, initialised from the stream `init` and scaled by `init_scale`, in eval-independent order."""
+def facts_of(dataset: Dataset) -> dict[str, Any]:
+    """What a run has to remember of its data: enough to build its model again, and to know the data again."""
+    return {
+        "name": dataset.name, "hash": dataset.hash, "input_shape": list(dataset.input_shape),
+        "classes": list(dataset.classes), "mean": list(dataset.mean), "std": list(dataset.std),
+    }  # fmt: skip
+
+
+def build_model(config: RunConfig, facts: Mapping[str, Any]) -> Classifier:
+    """The classifier for data with these facts, initialised from the stream `init` and scaled by `init_scale`."""
     with seeded(config.seed, "init"):
-        net = models.create(config.model.name, dataset.input_shape, len(dataset.classes), **config.model.options)
+        shape = tuple(facts["input_shape"])
+        net = models.create(config.model.name, shape, len(facts["classes"]), **config.model.options)
     scale_init(net, config.init_scale)
-    return Classifier(Normalise(dataset.mean, dataset.std), net)
+    return Classifier(Normalise(facts["mean"], facts["std"]), net)
+
+
+def config_of(run: Run) -> RunConfig:
+    """The config of a run that `grokkit.train` made; names that only its own experiment.py registers are learned.
+
+    Raises:
+        UsageError: another loop made the run.
+    """
+    if not {"experiment", "model", "data"} <= run.config.keys():
+        raise UsageError(f"{run.path} was not made by grokkit.train: pass its architecture as `model`, or go on with "
+                         "gk.record(..., resume=True) in the loop that made it")  # fmt: skip
+    study = run.path / "experiment.py"
+    if study.exists():
+        try:
+            run_file(study)
+        except UsageError as error:
+            warnings.warn(f"{error}; what it registers stays unknown", stacklevel=2)
+    return RunConfig.from_dict(run.config)
 
 
 def placed(model: Classifier, device: torch.device) -> Classifier:

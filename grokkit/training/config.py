@@ -14,6 +14,9 @@ import tomli_w
 from grokkit.errors import UsageError
 from grokkit.registry import nearest
 
+PROBE_SETS = ["train", "test", "random"]
+"""The probe sets that a run builds from its data."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -24,8 +27,8 @@ class Part:
 
 
 def part(name: str, **options: Any) -> Part:
-    """`part("sgd", lr=0.1)`: a name and its options."""
-    return Part(name, {key: _plain(value) for key, value in options.items()})
+    """`part("sgd", lr=0.1)`: a name and its options; None stands for the option's default."""
+    return Part(name, {key: _plain(value) for key, value in options.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +38,8 @@ class RunConfig:
     Args:
         experiment: the study; first part of the run's folder.
         variant: this arm of the study.
-        seed: root of every random stream: `init`, `order`, `augment`, probes, frames, attacks.
+        seed: root of the run's random streams: `init`, `order`, `augment`, `training` (dropout), frames, attacks. Probe
+            sets and data subsets do not follow it, so that runs with other seeds are measured on the same images.
         data: a dataset by name, or a path to an .npz file or a class folder.
         model: a model by name.
         init_scale: factor on all initial parameters; large values delay generalisation.
@@ -83,6 +87,11 @@ class RunConfig:
             value = getattr(self, name)
             if not value or "/" in value or value.startswith("."):
                 raise UsageError(f"`{name}` names a folder and must be a plain word; got {value!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"`label_smoothing` must lie in [0, 1); got {self.label_smoothing!r}")
+        for name in self.probes:
+            if name not in PROBE_SETS:
+                raise UsageError(f"`probes` takes {', '.join(PROBE_SETS)}; got {name!r}.{nearest(name, PROBE_SETS)}")
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with other choices; an unknown name is an error with the nearest match."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ class Device:
 
     Args:
         torch_device: where tensors live.
-        precision: of the training arithmetic, `float32`.
+        precision: of the training arithmetic, with TF32 named where torch uses it; measures never do.
         description: one line for people.
     """
 
@@ -34,16 +35,18 @@ def physical_gpus() -> int:
     return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
-def unusable_because() -> str | None:
-    """Why torch cannot use a GPU here, or None where it can."""
+def unusable_because(index: int = 0) -> str | None:
+    """Why torch cannot use GPU number `index` here, or None where it can."""
     if not torch.cuda.is_available():
         if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
             return "CUDA_VISIBLE_DEVICES is empty and hides it; unset it"
         if torch.version.cuda is None:
             return "this torch is a CPU-only build; `pip install --force-reinstall torch torchvision` brings a CUDA one"
         return f"torch {torch.__version__} cannot start CUDA {torch.version.cuda}; the driver may be too old"
-    major, minor = torch.cuda.get_device_capability()
-    built = torch.cuda.get_arch_list()
+    if index >= torch.cuda.device_count():
+        return f"torch sees {torch.cuda.device_count()} of them and none has number {index}"
+    major, minor = torch.cuda.get_device_capability(index)
+    built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith(("sm_", "compute_"))]
     if built and not any(_runs_on(arch, major, minor) for arch in built):
         return (
             f"it has capability {major}.{minor} and torch {torch.__version__} is built for {', '.join(built)}; "
@@ -67,18 +70,27 @@ def resolve(wanted: str | None = None) -> Device:
             for by name then, so that nobody pays for a GPU and trains on the CPU.
         UsageError: an unknown name.
     """
-    if wanted == "cpu":
-        return Device(torch.device("cpu"), "float32", f"cpu ({torch.get_num_threads()} threads), float32, as asked")
-    if wanted is not None and not wanted.startswith("cuda"):
+    if wanted == "cpu" or (wanted is None and physical_gpus() == 0 and not torch.cuda.is_available()):
+        return described(torch.device("cpu"), "as asked" if wanted else "no GPU here")
+    if wanted is not None and not re.fullmatch(r"cuda(:\d+)?", wanted):
         raise UsageError(f"`device` must be cpu, cuda or cuda:N; got {wanted!r}")
-    if wanted is None and physical_gpus() == 0 and not torch.cuda.is_available():
-        return Device(torch.device("cpu"), "float32", f"cpu ({torch.get_num_threads()} threads), float32: no GPU here")
-    cause = unusable_because()
+    device = torch.device(wanted or "cuda")
+    cause = unusable_because(device.index or 0)
     if cause is not None:
         there = "a GPU is present" if physical_gpus() else "no GPU is present"
         raise DeviceRefusedError(f"{there}, but {cause}. To train on the CPU all the same, say --device cpu")
-    device = torch.device(wanted or "cuda")
-    return Device(device, "float32", f"{torch.cuda.get_device_name(device)}, float32")
+    return described(device)
+
+
+def described(device: torch.device, why: str = "") -> Device:
+    """`device` in words, with the precision that convolutions and products have on it."""
+    if device.type == "cpu":
+        return Device(device, "float32", f"cpu ({torch.get_num_threads()} threads), float32{why and ': '}{why}")
+    backends: Any = torch.backends
+    lowered = [name for name, knob in (("convolutions", backends.cudnn.conv), ("products", backends.cuda.matmul))
+               if knob.fp32_precision == "tf32"]  # fmt: skip
+    precision = f"float32 with {' and '.join(lowered)} in tf32" if lowered else "float32"
+    return Device(device, precision, f"{torch.cuda.get_device_name(device)}, {precision}")
 
 
 def environment(device: Device) -> dict[str, Any]:

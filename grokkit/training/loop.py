@@ -14,12 +14,22 @@ from torch.optim import Optimizer
 from grokkit import policies
 from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
-from grokkit.data.resident import Batches
-from grokkit.errors import Interrupted, NumericsError
+from grokkit.data.resident import Batches, pixels
+from grokkit.errors import DataError, Interrupted, NumericsError
 from grokkit.measures.base import logits_of
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
-from grokkit.training.build import build_data, build_model, build_optimizer, checked_clip, clip_gradients, placed
+from grokkit.seeding import seeded
+from grokkit.training.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    checked_clip,
+    clip_gradients,
+    config_of,
+    facts_of,
+    placed,
+)
 from grokkit.training.config import RunConfig
 from grokkit.training.device import resolve
 from grokkit.training.interrupt import StopRequest
@@ -31,7 +41,10 @@ from grokkit.training.signal import Signal
 from grokkit.trajectory import Run, open_run
 
 REPORTS = 200
-"""Rows of batch metrics per run: the only moments at which the loop waits for the device."""
+"""Rows of batch metrics per run; between them and the recorded steps the loop does not wait for the device."""
+
+EVALUATED = 2048
+"""Test images converted to floats at a time."""
 
 SAVE_SECONDS = 120.0
 """Longest time between two resume slots."""
@@ -47,6 +60,8 @@ class Job:
     optimizer: Optimizer
     policy: PolicyLR
     batches: Batches
+    meter: Meter
+    test_set: tuple[Tensor, Tensor]
 
 
 def train(
@@ -87,36 +102,49 @@ def resume(path: str | Path, *, device: str | None = None, observer: Observer | 
     found = open_run(path)
     if found.status["state"] == "done":
         return found
-    return _run(RunConfig.from_dict(found.config), Path(path), device, observer, None, resumed=True)
+    return _run(config_of(found), Path(path), device, observer, None, resumed=True)
 
 
 def _run(
     config: RunConfig, path: Path, device: str | None, observer: Observer | None, experiment: str | None, resumed: bool
 ) -> Run:
     machine = resolve(device)
-    job = build(config, machine.torch_device)
     observer = observer or Silent()
-    with StopRequest() as stop, _recorder(job, path, experiment, resumed) as recorder:
-        start = recorder.restore(policy=job.policy) if resumed else _begin(job, recorder)
-        observer.start(f"{path}  on {machine.description}", start, config.steps)
-        try:
-            _loop(job, recorder, observer, stop, start)
-        finally:
-            observer.close()
+    with seeded(config.seed, "training"):
+        job = build(config, machine.torch_device)
+        if resumed:
+            _check_data(job, open_run(path))
+        with StopRequest() as stop, _recorder(job, path, experiment, resumed) as recorder:
+            start = recorder.restore(policy=job.policy, meter=job.meter) if resumed else 0
+            if start == 0:
+                _evaluate(job, recorder, 0)
+                job.policy.observe(recorder.first_readings)
+            observer.start(f"{path}  on {machine.description}", start, config.steps)
+            try:
+                _loop(job, recorder, observer, stop, start)
+            finally:
+                observer.close()
     return open_run(path)
 
 
+def _check_data(job: Job, run: Run) -> None:
+    then, now = run.environment["data"]["hash"], job.dataset.hash
+    if then != now:
+        raise DataError(f"{run.path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
+
+
 def build(config: RunConfig, device: torch.device) -> Job:
-    """Data, model, optimizer, policy and batches for `config` on `device`; every wrong choice is found here."""
+    """Data, model, optimizer, policy and batches for `config` on `device`."""
     checked_clip(config.clip)
     dataset = build_data(config)
-    model = placed(build_model(config, dataset), device)
+    model = placed(build_model(config, facts_of(dataset)), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
     batches = Batches(
         dataset.x_train, dataset.y_train, config.batch_size, seed=config.seed, device=device, augment=config.augment
     )
-    return Job(config, dataset, model, optimizer, policy, batches)
+    test_set = torch.from_numpy(dataset.x_test).to(device), torch.from_numpy(dataset.y_test).to(device)
+    return Job(config, dataset, model, optimizer, policy, batches, Meter(device), test_set)
 
 
 def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Recorder:
@@ -124,25 +152,18 @@ def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Re
     return record(
         path, job.model, job.optimizer,
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
-        schedule=log_spaced(config.records, config.steps), signal=Signal(**config.signal) if config.signal else None,
+        schedule=log_spaced(config.records, config.steps), signal=Signal.of(config.signal),
         seed=config.seed, loss=config.loss, total_steps=config.steps, config=config, experiment=experiment,
-        resume=resumed,
+        facts=facts_of(job.dataset), resume=resumed,
     )  # fmt: skip
-
-
-def _begin(job: Job, recorder: Recorder) -> int:
-    _evaluate(job, recorder, 0)
-    job.policy.observe(recorder.first_readings)
-    return 0
 
 
 def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, start: int) -> None:
     config, model, optimizer = job.config, job.model, job.optimizer
     loss_of = loss_function(config.loss)
-    meter = Meter(job.batches.images.device)
     report_every = max(1, config.steps // REPORTS)
     saved = time.monotonic()
-    told = len(job.policy.decisions)
+    told = 0 if start == 0 else len(job.policy.decisions)
     model.train()
     for step in range(start + 1, config.steps + 1):
         x, y = job.batches.at(step)
@@ -152,16 +173,16 @@ def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, s
         loss.backward()
         clip_gradients(config.clip, model)
         optimizer.step()
-        meter.add(loss, logits, y)
+        job.meter.add(loss, logits, y)
         if step % report_every == 0 or step == config.steps:
-            _report(job, recorder, observer, meter, step)
+            _report(job, recorder, observer, step)
         job.policy.observe(recorder.step(step))
         if recorder.due(step):
             _evaluate(job, recorder, step)
         job.policy.step()
         told = _note_decisions(job, recorder, told)
         if stop.asked or time.monotonic() - saved > SAVE_SECONDS or step == config.steps:
-            recorder.save(step, policy=job.policy, meter=meter)
+            recorder.save(step, policy=job.policy, meter=job.meter)
             saved = time.monotonic()
         if stop.asked and step < config.steps:
             raise Interrupted(
@@ -169,13 +190,14 @@ def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, s
             )
 
 
-def _report(job: Job, recorder: Recorder, observer: Observer, meter: Meter, step: int) -> None:
+def _report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
     """Read the meter, check it, log it and tell the policy and the observer."""
-    loss, accuracy = meter.read()
+    loss, accuracy = job.meter.read()
     if not math.isfinite(loss):
         kept = max(open_run(recorder.path).steps())
         raise NumericsError(
-            f"the training loss is {loss} by step {step}; snapshots up to step {kept} are kept. "
+            f"the training loss is {loss} by step {step}; snapshots up to step {kept} are kept (the last ones may "
+            "hold such numbers too). "
             "A smaller learning rate, or clip = norm, is the usual remedy"
         )
     rate = float(job.optimizer.param_groups[0]["lr"])
@@ -186,13 +208,10 @@ def _report(job: Job, recorder: Recorder, observer: Observer, meter: Meter, step
 
 def _evaluate(job: Job, recorder: Recorder, step: int) -> None:
     """Loss and plain accuracy on the whole test set: correct / seen."""
-    meter = Meter(job.batches.images.device)
-    images, labels = torch.from_numpy(job.dataset.x_test), torch.from_numpy(job.dataset.y_test)
-    at = 0
-    for logits in logits_of(job.model, images.to(meter.device).float() / 255):
-        y = labels[at : at + len(logits)].to(meter.device)
-        meter.add(loss_function(job.config.loss)(logits, y), logits, y)
-        at += len(logits)
+    meter = Meter(job.meter.device)
+    for images, labels in zip(*(part.split(EVALUATED) for part in job.test_set), strict=True):
+        logits = logits_of(job.model, pixels(images))
+        meter.add(loss_function(job.config.loss)(logits, labels), logits, labels)
     loss, accuracy = meter.read()
     recorder.log(step, "test_set", loss=loss, accuracy=accuracy)
 

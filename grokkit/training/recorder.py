@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 import tomli_w
 import torch
 from torch import nn
@@ -16,13 +19,14 @@ from torch.optim import Optimizer
 
 from grokkit import measures as measure_room
 from grokkit.borrow import device_of, unwrap
-from grokkit.errors import GrokkitError, Interrupted, TrajectoryError, UsageError
+from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.measures import Context, Measure
+from grokkit.measures.base import settings_of
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
-from grokkit.training.device import Device, environment
+from grokkit.training.device import described, environment
 from grokkit.training.schedule import checked, log_spaced
 from grokkit.training.signal import Signal
 from grokkit.trajectory import Run, resume, run, snapshot, store
@@ -53,6 +57,7 @@ def record(
     total_steps: int | None = None,
     config: RunConfig | Mapping[str, Any] | None = None,
     experiment: str | None = None,
+    facts: Mapping[str, Any] | None = None,
     resume: bool = False,
     initial: bool = True,
 ) -> Recorder:
@@ -72,6 +77,7 @@ def record(
         total_steps: how long the run is meant to be, for its status; optional.
         config: kept as config.toml; by default the arguments above.
         experiment: source text kept as experiment.py.
+        facts: kept in environment.json under `data`: what has to be remembered of the data.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
 
@@ -86,18 +92,23 @@ def record(
     taken = [as_measure(each) for each in measures]
     plans = [as_plan(each) for each in attributions]
     loss_function(loss)
+    steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
         if config is None:
-            listed = [measure_room.registry.name_of(type(each)) for each in taken]
-            config = {"seed": seed, "loss": loss, "measures": listed, "attributions": [plan.method for plan in plans]}
-        text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
-        device = device_of(model)
-        machine = environment(Device(device, "float32", str(device)))
-        status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
-        run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
-    steps = checked(log_spaced() if schedule is None else schedule)
+            config = _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
+        run.create(
+            path,
+            config=config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config)),
+            environment=environment(described(device_of(model))) | ({"data": dict(facts)} if facts else {}),
+            probes=probes.values(),
+            status={"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0},
+            experiment=experiment,
+        )
     context = Context(model, run.open_run(path).probes, loss, seed)
-    return Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, initial)
+    recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps)
+    if initial and not resume:
+        recorder.begin()
+    return recorder
 
 
 class Recorder:
@@ -116,7 +127,6 @@ class Recorder:
         schedule: tuple[int, ...],
         signal: Signal | None,
         total_steps: int | None,
-        initial: bool,
     ) -> None:
         self.path = path
         self.schedule = schedule
@@ -131,14 +141,13 @@ class Recorder:
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._open = True
         self._status("running")
-        if initial and self._attempt == 1:
-            self._first_record()
 
-    def _first_record(self) -> None:
+    def begin(self) -> None:
+        """Record step 0. Where that fails the folder goes again: nothing was learned, and the mended run is to have
+        its name."""
         try:
             self.first_readings = self.step(0)
         except BaseException:
-            # Nothing was learned yet, and the mended run is to have this name.
             self.close()
             shutil.rmtree(self.path)
             raise
@@ -161,8 +170,9 @@ class Recorder:
 
         Raises:
             UsageError: `step` does not grow.
-            GrokkitError: a snapshot could not be written, or at step 0 a measure could not be taken. A measure that
-                fails later is noted in events.jsonl and the run goes on.
+            TrajectoryError: a snapshot could not be written.
+            Exception: whatever a measure raises at step 0; one that fails later is noted in events.jsonl and the
+                run goes on.
         """
         if step <= self._step:
             raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
@@ -192,34 +202,36 @@ class Recorder:
             "model": dict(unwrap(self._context.model).state_dict()),
             "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
             "parts": {name: each.state_dict() for name, each in parts.items()},
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            },
+            "rng": _random_state(device_of(self._context.model)),
         }
         resume.save(self.path / "resume", step, state)
+        self._status("running")
 
     def restore(self, **parts: Stateful) -> int:
         """Load the newest valid slot into model, optimizer and `parts`.
 
         Returns:
-            The step to go on from; 0, with nothing loaded, where no slot was ever saved.
+            The step to go on from. 0 where no slot was ever saved: nothing is loaded then, step 0 is recorded again,
+            and `first_readings` are there as in a fresh run.
+
+        Raises:
+            TrajectoryError: no slot, and the model's weights are not the ones the run began with.
         """
         found = resume.load(self.path / "resume")
-        step = 0
-        if found is not None:
-            step, state = found
-            unwrap(self._context.model).load_state_dict(state["model"])
-            if self._optimizer is not None:
-                self._optimizer.load_state_dict(state["optimizer"])
-            for name, each in parts.items():
-                each.load_state_dict(state["parts"][name])
-            torch.set_rng_state(state["rng"]["cpu"])
-            if state["rng"]["cuda"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-        self._step = step
-        self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
-        return step
+        if found is None:
+            self.event(0, "restarted", f"attempt {self._attempt} finds no resume slot and starts again")
+            self.first_readings = self.step(0)
+            return 0
+        self._step, state = found
+        unwrap(self._context.model).load_state_dict(state["model"])
+        if self._optimizer is not None:
+            self._optimizer.load_state_dict(state["optimizer"])
+            _lay_out_as_parameters(self._optimizer)
+        for name, each in parts.items():
+            each.load_state_dict(state["parts"][name])
+        _set_random_state(state["rng"], device_of(self._context.model))
+        self.event(self._step, "resumed", f"attempt {self._attempt} goes on from step {self._step}")
+        return self._step
 
     def _record(self, step: int) -> None:
         state = unwrap(self._context.model).state_dict()
@@ -228,6 +240,11 @@ class Recorder:
         except TrajectoryError as error:
             if not (self.path / "snapshots" / store.file_name(step)).exists():
                 raise
+            if step == 0:
+                raise TrajectoryError(
+                    f"{self.path} began with other weights than the model has now: build the model as then, from the "
+                    "same seed"
+                ) from error
             # A step repeated after a resume on another machine may differ in the last bits: the first one stays.
             self.event(step, "differs", str(error))
             return
@@ -240,10 +257,11 @@ class Recorder:
         for subject in subjects:
             try:
                 take_any(self.path, step, subject, self._context)
-            except GrokkitError as error:
+            except Exception as error:
+                # A paid run is not lost to one of its instruments; at step 0 nothing is lost yet.
                 if step == 0:
                     raise
-                self.event(step, "measure_failed", str(error))
+                self.event(step, "measure_failed", f"{type(error).__name__}: {error}")
 
     def _status(self, state: str, reason: str = "") -> None:
         run.write_status(
@@ -271,6 +289,43 @@ class Recorder:
             self.close("interrupted", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
+
+
+def _described(
+    measures: list[Measure],
+    plans: list[AttributionPlan],
+    schedule: tuple[int, ...],
+    signal: Signal | None,
+    rest: dict[str, Any],
+) -> dict[str, Any]:
+    """What `record` was asked for, as TOML values."""
+    listed = [{"name": measure_room.registry.name_of(type(each)), **settings_of(each)} for each in measures]
+    maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
+    told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
+    return told | ({"signal": dataclasses.asdict(signal)} if signal else {})
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give loaded moments the strides of their parameters: fused optimizers walk through memory side by side, so that a
+    channels_last parameter would be paired with the wrong elements of a contiguous moment, without a word."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                laid_out = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype, device=value.device)
+                state[name] = laid_out.copy_(value)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 def as_measure(wanted: str | Part | Measure) -> Measure:

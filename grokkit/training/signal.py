@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from grokkit.errors import UsageError
 from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.registry import nearest
 from grokkit.spline import complexity_spectrum
 
 
@@ -40,6 +44,15 @@ class Signal:
         if self.every < 1:
             raise UsageError(f"`every` must be at least 1 step; got {self.every}")
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Signal | None:
+        """The signal with these fields; None for none. Raises UsageError for an unknown one, naming the nearest."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise UsageError(f"a signal has no field {name!r}.{nearest(name, known)} It has: {', '.join(known)}")
+        return cls(**fields) if fields else None
+
     def due(self, step: int) -> bool:
         """Whether a reading is taken after `step` updates."""
         return step % self.every == 0
@@ -51,7 +64,7 @@ class Signal:
         directions = min(self.directions, inputs[0].numel())
         spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=context.seed)
         radii = torch.tensor(self.radii, dtype=torch.float64)
-        density = (spectrum.counts.sum(2).cpu().double() / radii[:, None]).median(0).values.numpy()
+        density = np.median((spectrum.counts.sum(2).double() / radii[:, None]).numpy(), axis=0)
         live = max(sum(spectrum.live_units.values()), 1)
         mean = float(density.mean())
         if mean == 0:

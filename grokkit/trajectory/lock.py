@@ -43,3 +43,15 @@ class RunLock:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a live process on this file system writes the run in `folder`."""
+    try:
+        with open(folder / "LOCK") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

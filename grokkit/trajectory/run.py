@@ -16,6 +16,7 @@ import numpy as np
 from grokkit.errors import TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import log, store
+from grokkit.trajectory.lock import is_held
 from grokkit.trajectory.sealed import publish, sync_folder
 
 if TYPE_CHECKING:
@@ -119,6 +120,12 @@ class Run:
             raise TrajectoryError(f"{self.path / file} cannot be read: {error}") from error
         return parsed
 
+    @property
+    def state(self) -> str:
+        """The state in status.json, or `killed` where that says `running` and no process holds the run."""
+        state = str(self.status["state"])
+        return "killed" if state in ("starting", "running") and not is_held(self.path) else state
+
     def steps(self) -> list[int]:
         """Steps that have a snapshot, ascending; 0 holds the initial weights."""
         return store.steps_in(self.path / "snapshots")
@@ -171,8 +178,9 @@ class Run:
         """
         kept: list[dict[str, Any]] = []
         for event in log.read(self.path / "events.jsonl"):
-            if event["kind"] == "resumed":
-                kept = [e for e in kept if e["step"] <= event["step"] or e["kind"] != "policy"]
+            if event["kind"] in ("resumed", "restarted"):
+                last = event["step"] if event["kind"] == "resumed" else -1
+                kept = [e for e in kept if e["step"] <= last or e["kind"] != "policy"]
             kept.append(event)
         return kept
 
