@@ -203,7 +203,7 @@ def _report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None
     rate = float(job.optimizer.param_groups[0]["lr"])
     recorder.log(step, "batch", loss=loss, accuracy=accuracy, learning_rate=rate)
     job.policy.observe({"train_loss": loss})
-    observer.report(step, {"loss": loss, "accuracy": accuracy, "learning_rate": rate})
+    observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": rate})
 
 
 def _evaluate(job: Job, recorder: Recorder, step: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Observer(Protocol):
@@ -69,14 +69,14 @@ class Live:
 
     def __init__(self, console: Console) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed}/{task.total}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"), console=console,
+            BarColumn(bar_width=12), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[values]}"), console=console,
         )  # fmt: skip
         self._task = TaskID(0)
 
     def start(self, title: str, done: int, total: int) -> None:
         self._bar.console.print(title, highlight=False)
-        self._task = self._bar.add_task("training", total=total, completed=done, values="")
+        self._task = self._bar.add_task("", total=total, completed=done, values="")
         self._bar.start()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
@@ -87,8 +87,8 @@ class Live:
 
 
 def shown(values: Mapping[str, float]) -> str:
-    """`loss 0.31  accuracy 0.912`: names and rounded numbers."""
-    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in values.items())
+    """`loss 0.31  accuracy 0.912`: names and rounded numbers, short enough for a line of 80 characters."""
+    return "  ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
 def for_terminal() -> Observer:
