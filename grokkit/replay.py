@@ -13,11 +13,10 @@ from grokkit.borrow import unwrap
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, place_of, take_any
-from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet
-from grokkit.training.build import build_model, config_of, placed
+from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
-from grokkit.training.device import resolve
+from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
 from grokkit.training.recorder import as_measure, as_plan, record
 from grokkit.trajectory import Run, open_run, snapshot, store
 from grokkit.trajectory.lock import RunLock
@@ -55,7 +54,11 @@ def replay_run(
         UsageError: an unknown name, or a run whose model has to be given.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    model = model if model is not None else placed(rebuilt(run), resolve(device).torch_device)
+    work = SMALL_MACS
+    if model is None:
+        config, facts = config_of(run), run.environment["data"]
+        model = placed(build_model(config, facts), resolve(device).torch_device)
+        work = macs_of(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
     subjects: list[Measure | AttributionPlan] = [
         *(as_measure(each) for each in measures),
         *(as_plan(each) for each in attributions),
@@ -63,21 +66,12 @@ def replay_run(
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
     chosen = list(run.steps() if steps is None else steps)
     added = 0
-    with RunLock(run.path):
+    with RunLock(run.path), fitting_threads(work):
         for done, step in enumerate(chosen, start=1):
             added += _replay_step(run, step, context, subjects)
             if on_step is not None:
                 on_step(done, len(chosen))
     return added
-
-
-def rebuilt(run: Run) -> Classifier:
-    """The classifier of a run that `grokkit.train` made, from what the run stores; weights are still the initial ones.
-
-    Raises:
-        UsageError: another loop made the run.
-    """
-    return build_model(config_of(run), run.environment["data"])
 
 
 def _replay_step(run: Run, step: int, context: Context, subjects: list[Measure | AttributionPlan]) -> int:

@@ -59,3 +59,23 @@ def test_cuda_without_a_gpu_and_unknown_names_are_refused(monkeypatch) -> None:
         device.resolve("cuda")
     with pytest.raises(UsageError, match="must be cpu, cuda or cuda:N; got 'tpu'"):
         device.resolve("tpu")
+
+
+def test_tiny_work_takes_one_thread_and_gives_the_others_back() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(ZeroDivisionError), device.fitting_threads(device.SMALL_MACS - 1):
+            assert torch.get_num_threads() == 1
+            raise ZeroDivisionError
+        with device.fitting_threads(device.SMALL_MACS):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_precision_that_torch_uses_on_a_gpu_is_named(monkeypatch) -> None:
+    pretend(monkeypatch, gpus=1, available=True)
+    assert device.described(torch.device("cuda")).precision == "float32 with convolutions in tf32"
+    assert device.described(torch.device("cpu")).precision == "float32"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from grokkit import data, models
 from grokkit.data.base import Dataset
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
+from grokkit.models.profile import profile
 from grokkit.registry import nearest, run_file
 from grokkit.seeding import seeded
 from grokkit.training.config import Part, RunConfig
@@ -30,8 +31,8 @@ def build_data(config: RunConfig) -> Dataset:
 def facts_of(dataset: Dataset) -> dict[str, Any]:
     """What a run has to remember of its data: enough to build its model again, and to know the data again."""
     return {
-        "name": dataset.name, "hash": dataset.hash, "input_shape": list(dataset.input_shape),
-        "classes": list(dataset.classes), "mean": list(dataset.mean), "std": list(dataset.std),
+        "name": dataset.name, "hash": dataset.hash, "train": len(dataset.y_train),
+        "input_shape": list(dataset.input_shape), "classes": list(dataset.classes), "mean": list(dataset.mean), "std": list(dataset.std),
     }  # fmt: skip
 
 
@@ -42,6 +43,11 @@ def build_model(config: RunConfig, facts: Mapping[str, Any]) -> Classifier:
         net = models.create(config.model.name, shape, len(facts["classes"]), **config.model.options)
     scale_init(net, config.init_scale)
     return Classifier(Normalise(facts["mean"], facts["std"]), net)
+
+
+def macs_of(model: Classifier, input_shape: Sequence[int]) -> int:
+    """Multiply-adds of one image's forward pass through the net."""
+    return profile(model.net, tuple(input_shape)).macs
 
 
 def config_of(run: Run) -> RunConfig:

@@ -28,10 +28,11 @@ from grokkit.training.build import (
     clip_gradients,
     config_of,
     facts_of,
+    macs_of,
     placed,
 )
 from grokkit.training.config import RunConfig
-from grokkit.training.device import resolve
+from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.interrupt import StopRequest
 from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.observers import Observer, Silent
@@ -108,18 +109,18 @@ def resume(path: str | Path, *, device: str | None = None, observer: Observer | 
 def _run(
     config: RunConfig, path: Path, device: str | None, observer: Observer | None, experiment: str | None, resumed: bool
 ) -> Run:
-    machine = resolve(device)
     observer = observer or Silent()
     with seeded(config.seed, "training"):
-        job = build(config, machine.torch_device)
+        job = build(config, resolve(device).torch_device)
         if resumed:
             _check_data(job, open_run(path))
-        with StopRequest() as stop, _recorder(job, path, experiment, resumed) as recorder:
+        work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
+        with fitting_threads(work), StopRequest() as stop, _recorder(job, path, experiment, resumed) as recorder:
             start = recorder.restore(policy=job.policy, meter=job.meter) if resumed else 0
             if start == 0:
                 _evaluate(job, recorder, 0)
                 job.policy.observe(recorder.first_readings)
-            observer.start(f"{path}  on {machine.description}", start, config.steps)
+            observer.start(f"{path}  on {resolve(device).description}", start, config.steps)
             try:
                 _loop(job, recorder, observer, stop, start)
             finally:
