@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "Classifier": "grokkit.models.classifier",
+    "Normalise": "grokkit.models.classifier",
     "Observation": "grokkit.policies",
     "PolicyLR": "grokkit.training.lr_scheduler",
     "ProbeSet": "grokkit.names",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from grokkit.data import load as load_data  # noqa: F401
     from grokkit.data.probes import probe_sets as probe_sets
     from grokkit.models.classifier import Classifier as Classifier
+    from grokkit.models.classifier import Normalise as Normalise
     from grokkit.models.profile import profile as profile
     from grokkit.names import ProbeSet as ProbeSet
     from grokkit.names import Reading as Reading

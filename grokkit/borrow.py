@@ -126,6 +126,7 @@ def borrowed(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
     """
     inner = unwrap(model)
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
         stack.enter_context(preserved_rng())
         stack.enter_context(eval_mode(inner))
         stack.enter_context(untouched_gradients(inner))

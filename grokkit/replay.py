@@ -18,6 +18,7 @@ from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
 from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
 from grokkit.training.recorder import as_measure, as_plan, record
+from grokkit.training.schedule import as_step
 from grokkit.trajectory import Run, open_run, snapshot, store
 from grokkit.trajectory.lock import RunLock
 
@@ -60,8 +61,8 @@ def replay_run(
         model = placed(build_model(config, facts), resolve(device).torch_device)
         work = macs_of(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
     subjects: list[Measure | AttributionPlan] = [
-        *(as_measure(each) for each in measures),
-        *(as_plan(each) for each in attributions),
+        *(as_measure(each) for each in ([measures] if isinstance(measures, str) else measures)),
+        *(as_plan(each) for each in ([attributions] if isinstance(attributions, str) else attributions)),
     ]
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
     chosen = list(run.steps() if steps is None else steps)
@@ -117,7 +118,9 @@ def import_checkpoints(
         UsageError: a file name without a step, or a step twice.
         TrajectoryError: the folder exists, or a file that cannot be read or does not fit the model.
     """
-    by_step = dict(files) if isinstance(files, Mapping) else _by_step(files)
+    by_step = {as_step(k): v for k, v in files.items()} if isinstance(files, Mapping) else _by_step(files)
+    if not by_step or min(by_step) < 0:
+        raise UsageError(f"`files` needs one checkpoint or more, at steps of at least 0; got {sorted(by_step)}")
     states = {step: _checkpoint(Path(by_step[step]), model) for step in sorted(by_step)}
     recorder = record(
         path, model, probes=probes, measures=(), schedule=(), seed=seed, loss=loss, initial=False,
@@ -144,12 +147,19 @@ def _checkpoint(file: Path, model: nn.Module) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises a dozen types for a file that is not a checkpoint
-        raise TrajectoryError(f"{file} cannot be read as a checkpoint: {error}") from error
+        first = str(error).strip().split("\n")[0]
+        raise TrajectoryError(f"{file} cannot be read as a checkpoint of tensors: {first}") from error
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+    if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
+        keys = list(content)[:5] if isinstance(content, dict) else type(content).__name__
+        raise TrajectoryError(f"{file} holds no state dict, nor one under `model` or `state_dict`; it holds {keys}")
+    for prefix in ("module.", "_orig_mod."):
+        if content and all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in unwrap(model).state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in content.items()} if isinstance(content, dict) else {}
+    found = {name: tuple(tensor.shape) for name, tensor in content.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise TrajectoryError(

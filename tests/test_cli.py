@@ -108,6 +108,10 @@ def test_every_verb_explains_itself(capsys) -> None:
         (["train", "study.py", "--data", "floats.npz", "--device", "cpu"], 4, "lie in [0, 1]"),
         (["train", "study.py", "--data", "uneven.npz", "--device", "cpu"], 4, "y_train"),
         (["train", "study.py", "--steps", "0", "--device", "cpu"], 2, "`steps` must be an int of at least 1; got 0"),
+        (["train", "fails.py", "--device", "cpu"], 2, "fails:arm failed: ZeroDivisionError"),
+        (["train", "returns.py", "--device", "cpu"], 2, "returns:arm must return a RunConfig; it returned 3"),
+        (["train", "study.py", "--runs", "/proc/nowhere", "--device", "cpu"], 4, "/proc/nowhere"),
+        (["train", "study.py", "--device", "cuda"], 3, "no GPU is present here; say --device cpu"),
         (["resume", "nowhere"], 4, "nowhere is not a run folder"),
         (["status", "nowhere"], 4, "nowhere is not a run folder"),
         (["figure", "phases", "nowhere"], 2, "there are no runs at nowhere"),
@@ -116,9 +120,16 @@ def test_every_verb_explains_itself(capsys) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_mistake_is_answered_with_one_sentence_and_its_code(study, capsys, words, code, sentence) -> None:
+def test_a_mistake_is_answered_with_one_sentence_and_its_code(
+    study, capsys, monkeypatch, words, code, sentence
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("grokkit.training.device.physical_gpus", lambda: 0)
     x, y = pictures(10)
     np.savez("empty.npz", a=x)
+    head = "from grokkit import RunConfig\ndef arm() -> RunConfig:\n    return "
+    Path("fails.py").write_text(head + "1 / 0\n")
+    Path("returns.py").write_text(head + "3\n")
     np.savez("floats.npz", x_train=x * 3.5, y_train=y, x_test=x, y_test=y)
     np.savez("uneven.npz", x_train=x, y_train=y[:-1], x_test=x, y_test=y)
     assert main(words) == code
@@ -161,6 +172,34 @@ def test_a_loss_that_diverges_ends_with_five(study, capsys) -> None:
     Path("wild.py").write_text(STUDY.replace("batch_size", 'optimizer=part("sgd", lr=1e30), batch_size'))
     assert main(["train", "wild.py:plain", "--device", "cpu"]) == 5
     assert "the training loss is" in capsys.readouterr().err
+
+
+def test_impossible_counts_and_distances_are_refused(small_run, capsys) -> None:
+    for words, sentence in (
+        (["lc", "--points", "-3"], "at least 1 image"), (["lc", "--points", "0"], "at least 1 image"),
+        (["attribute", "--images", "-1"], "at least 1 image"), (["attack", "--epsilon", "8"], "in 0..1"),
+        (["attack", "--epsilon"], "in 0..1"), (["lc", "--last", "0"], "at least 1 snapshot"),
+    ):  # fmt: skip
+        assert main([words[0], str(small_run.path), *words[1:], "--device", "cpu"]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_read_is_one_line_of_ls(small_run, tmp_path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(small_run.path, tmp_path / "runs" / "good")
+    for name, content in (("empty", "{}"), ("torn", "{"), ("list", "[]")):
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "status.json").write_text(content)
+    assert main(["ls", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 5 and sum("unreadable" in line for line in said) == 3 and sum(" done " in line for line in said)
+
+
+def test_output_into_a_closed_pipe_is_no_error(tmp_path) -> None:
+    words = f"{sys.executable} -m grokkit --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_a_run_that_exists_is_left_alone(study, capsys) -> None:

@@ -31,6 +31,15 @@ def test_unknown_and_impossible_choices_are_named() -> None:
         RunConfig.from_toml('experiment = "a"\nbatchsize = 3')
     with pytest.raises(UsageError, match="`steps` must be an int of at least 1; got 0"):
         RunConfig(experiment="a", steps=0)
+    with pytest.raises(UsageError, match=r"`seed` must be an int of at least 0; got 1\.5"):
+        RunConfig(experiment="a", seed=1.5)
+    with pytest.raises(UsageError, match="`measures` takes a tuple"):
+        RunConfig(experiment="a", measures="accuracy")
+    with pytest.raises(UsageError, match="Did you mean 'train'"):
+        RunConfig(experiment="a", probes={"trian": 3})
+    assert RunConfig(experiment="a", model="mlp", measures=("loss",)) == RunConfig(
+        experiment="a", model=part("mlp"), measures=(part("loss"),)
+    )
     with pytest.raises(UsageError, match="names a folder"):
         RunConfig(experiment="../a")
 

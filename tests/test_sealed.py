@@ -235,3 +235,16 @@ def test_what_json_cannot_hold_is_named(tmp_path):
     with pytest.raises(TypeError, match="set cannot be written as JSON"):
         sealed.write(tmp_path / "a.h5", "reading", {}, {"x": {1}})
     assert listing(tmp_path) == []
+
+
+def test_a_damaged_file_is_made_good_when_its_content_is_written_again(tmp_path):
+    path, arrays = tmp_path / "a.h5", {"x": np.arange(50.0)}
+    sealed.write(path, "reading", arrays, {})
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(np.arange(50.0).tobytes()) + 30] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(TrajectoryError, match="damaged"):
+        sealed.read(path, "reading")
+    sealed.write(path, "reading", arrays, {})
+    assert path.read_bytes() == whole

@@ -401,6 +401,48 @@ def test_checkpoints_come_in(tmp_path: Path) -> None:
     assert not (tmp_path / "c").exists() and not (tmp_path / "d").exists()
 
 
+def test_a_parallel_checkpoint_comes_in_and_what_is_none_is_refused(tmp_path: Path) -> None:
+    torch.save({f"module.{name}": value for name, value in Own().state_dict().items()}, tmp_path / "p_1.pt")
+    torch.save({"net": Own().state_dict()}, tmp_path / "n_2.pt")
+    probes = gk.probe_sets("digits", train=10, test=10, random=0)
+    assert gk.import_checkpoints(tmp_path / "a", [tmp_path / "p_1.pt"], Own(), probes=probes).steps() == [1]
+    with pytest.raises(TrajectoryError, match=r"holds no state dict.*it holds \['net'\]"):
+        gk.import_checkpoints(tmp_path / "b", [tmp_path / "n_2.pt"], Own(), probes=probes)
+    for files in ({-5: tmp_path / "p_1.pt"}, {}):
+        with pytest.raises(UsageError, match="one checkpoint or more, at steps of at least 0"):
+            gk.import_checkpoints(tmp_path / "c", files, Own(), probes=probes)
+
+
+def test_a_net_trained_on_normalised_images_is_recorded_behind_its_normalisation(tmp_path: Path) -> None:
+    """The probe images are pixels; `Classifier` shares the net's weights and takes them there."""
+    data = gk.load_data("digits", size=8)
+    net = Own()
+    model = gk.Classifier(gk.Normalise((0.3,), (0.35,)), net)
+    x = (torch.from_numpy(data.x_test).float() / 255 - 0.3) / 0.35
+    with gk.record(
+        tmp_path / "r", model, probes=gk.probe_sets(data, train=9, test=1297, random=0), measures="accuracy"
+    ):
+        pass
+    run = gk.open_run(tmp_path / "r")
+    (identity,) = run.measures()
+    expected = (net.eval()(x).argmax(1) == torch.from_numpy(data.y_test)).double().mean().item()
+    assert run.reading(identity, 0).values[1] == pytest.approx(expected, abs=1e-12)
+
+
+def test_whole_numbers_of_any_kind_are_steps(tmp_path: Path) -> None:
+    probes = gk.probe_sets("digits", train=5, test=5, random=0)
+    with gk.record(tmp_path / "r", Own(), probes=probes, measures=[], schedule=np.array([1, 2])) as rec:
+        rec.step(np.int64(1))
+        rec.step(torch.tensor(2))
+        with pytest.raises(UsageError, match=r"whole number of optimizer updates; got 3\.5"):
+            rec.step(3.5)
+    assert gk.open_run(tmp_path / "r").steps() == [0, 1, 2]
+    with pytest.raises(UsageError, match="the recorder is closed"):
+        rec.step(9)
+    with pytest.raises(UsageError, match="whole number"):
+        gk.record(tmp_path / "s", Own(), probes=probes, measures=[], schedule=[1.5])
+
+
 def test_the_meter_counts_every_sample() -> None:
     generator = torch.Generator().manual_seed(0)
     meter, accuracy, loss = Meter(torch.device("cpu")), torchmetrics.MeanMetric(), torchmetrics.MeanMetric()

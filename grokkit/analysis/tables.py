@@ -17,13 +17,14 @@ _TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
 _UNITS = {"accuracy": "share of images", "learning_rate": "1", "log_density": "log(crossings / radius / live unit)"}
 
 
-def table(runs: Iterable[Run | str | Path]) -> pd.DataFrame:
+def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     """All readings and metrics of `runs` as one frame with the columns `TABLE_COLUMNS`.
 
     Beside every local complexity stand the live units of each layer as `live_units`; its density is value / radius.
     Metrics come in with their split as `probe_set` (`batch`, `test_set`, `signal`) and measure_id `log`. Text columns
     are empty where they do not apply, numeric ones NaN.
     """
+    runs = [runs] if isinstance(runs, Run | str | Path) else runs
     frames = [_of(run if isinstance(run, Run) else open_run(run)) for run in runs]
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(TABLE_COLUMNS))
     return rows.sort_values(["run", "measure", "step"], kind="stable", ignore_index=True)
@@ -70,7 +71,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def figure_data(runs: Iterable[Run | str | Path]) -> FigureData:
+def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureData:
     """The table, the stored images and maps of the first run that has any, and all events.
 
     Args:
@@ -78,7 +79,7 @@ def figure_data(runs: Iterable[Run | str | Path]) -> FigureData:
     """
     written: list[pd.DataFrame] = []
     opened: list[Run] = []
-    for source in runs:
+    for source in [runs] if isinstance(runs, Run | str | Path) else runs:
         if isinstance(source, Run):
             opened.append(source)
         elif Path(source).suffix == ".csv":

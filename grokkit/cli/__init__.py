@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import warnings
 
+from grokkit import __version__
 from grokkit.errors import GrokkitError
 from grokkit.registry import nearest
 
@@ -21,29 +24,44 @@ VERBS = {
     "model": "print parameters, FLOPs, receptive field and counted units of a model",
     "doctor": "check the machine: device, versions, data, disk",
 }
-EXIT_INTERRUPTED = 130
+EXIT_FILES, EXIT_INTERRUPTED = 4, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
     75 stopped and resumable, 130 left at once)."""
     words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        return _run(words)
+    except GrokkitError as error:
+        print(f"grokkit {words[0]}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output is gone; nothing more may be written, not even while Python closes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"grokkit {words[0]}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_FILES
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help(), flush=True)
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(__version__)
         return 0
     verb, *rest = words
     if verb not in VERBS:
         print(f"grokkit has no verb {verb!r}.{nearest(verb, list(VERBS))}\n\n{_help()}", file=sys.stderr)
         return 2
-    try:
-        importlib.import_module(f"grokkit.cli.{verb}").main(rest)
-    except GrokkitError as error:
-        print(f"grokkit {verb}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return 0
+    importlib.import_module(f"grokkit.cli.{verb}").main(rest)
+    sys.stdout.flush()
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from grokkit.cli.text import aligned
 from grokkit.errors import UsageError
 from grokkit.training.config import Part
 
@@ -36,9 +37,6 @@ def analyse(
 
 def print_measure(run: Path, measure: Part) -> None:
     """Print the readings of `measure` with these parameters at about eight steps, layers summed."""
-    from rich.console import Console
-    from rich.table import Table
-
     from grokkit.analysis.tables import table
     from grokkit.measures.take import measure_id
     from grokkit.training.recorder import as_measure
@@ -53,11 +51,9 @@ def print_measure(run: Path, measure: Part) -> None:
     shown = {*steps[:: max(1, len(steps) // 8)], steps[-1]}
     columns = [name for name in ("probe_set", "radius", "epsilon", "attack") if rows[name].astype(str).nunique() > 1]
     wide = rows[rows.step.isin(shown)].pivot_table(index="step", columns=columns or "probe_set", values="value")
-    title = f"{identity}, {rows.unit.iloc[0]}"
-    printed = Table("step", *(_title(column) for column in wide.columns), title=title)
-    for step, values in wide.iterrows():
-        printed.add_row(str(step), *(f"{value:.4g}" for value in values))
-    Console().print(printed)
+    print(f"{identity}, {rows.unit.iloc[0]}")
+    values = [[str(step), *(f"{value:.4g}" for value in row)] for step, row in wide.iterrows()]
+    print(aligned(["step", *(_title(column) for column in wide.columns)], values))
 
 
 def _title(column: object) -> str:

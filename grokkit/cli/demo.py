@@ -41,8 +41,8 @@ def demo(
     began = time.monotonic()
     found = recipes.shipped("quickstart")
     paths = []
-    for make in found.variants.values():
-        config = adjusted(make(), None, seed, steps)
+    for made in found.configs():
+        config = adjusted(made, None, seed, steps)
         path = runs / config.run_name
         if path.exists():
             loop.resume(path, device=device, observer=for_terminal())

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.cli.text import aligned
+from grokkit.errors import GrokkitError
+
+if TYPE_CHECKING:
+    from grokkit.trajectory import Run
 
 
 def main(words: list[str]) -> None:
@@ -29,19 +34,25 @@ def ls(
         runs: folder to look in.
         as_json: print JSON instead of a table.
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from grokkit.trajectory import find_runs
 
-    rows = [{"path": str(run.path), **run.status, "state": run.state} for run in find_runs(runs)]
+    rows = [_row(run) for run in find_runs(runs)]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
     if not rows:
         print(f"no runs below {runs}; make one with: grokkit demo")
         return
-    table = Table("run", "state", "step", "reason")
-    for row in rows:
-        table.add_row(row["path"], row["state"], f"{row['step']}/{row['total_steps'] or '?'}", row.get("reason", ""))
-    Console().print(table)
+    shown = [
+        [row["path"], row["state"], f"{row.get('step', '?')}/{row.get('total_steps') or '?'}", row.get("reason", "")]
+        for row in rows
+    ]
+    print(aligned(["run", "state", "step", "reason"], shown))
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """One run's line; a run that cannot be read is a line, too."""
+    try:
+        return {"path": str(run.path), **run.status, "state": run.state}
+    except (GrokkitError, KeyError, TypeError, OSError) as error:
+        return {"path": str(run.path), "state": "unreadable", "reason": str(error)}

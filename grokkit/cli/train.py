@@ -47,12 +47,12 @@ def train(
     from grokkit.training.observers import for_terminal
 
     found = recipes.find(experiment)
-    configs = [adjusted(make(), data, seed, steps) for make in found.variants.values()]
+    configs = [adjusted(config, data, seed, steps) for config in found.configs()]
     there = [str(runs / config.run_name) for config in configs if (runs / config.run_name).exists()]
     if there:
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
-            "another --seed or --runs"
+            f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
     for config in configs:
         run = loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)

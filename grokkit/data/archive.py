@@ -28,6 +28,10 @@ def read_path(path: Path) -> Dataset:
     return read_npz(path)
 
 
+MOST_CLASSES = 10_000
+"""Labels beyond this, and beyond the number of images, are taken for a mistake and not for class numbers."""
+
+
 def read_npz(path: Path, name: str | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
     """A dataset from the keys `x_train y_train x_test y_test` of an .npz file; nothing in it is ever unpickled.
 
@@ -46,6 +50,11 @@ def read_npz(path: Path, name: str | None = None, classes: tuple[str, ...] | Non
         classes = _class_names(arrays["classes"], path)
     elif classes is None:
         top = max((int(y.max()) for y in labels.values() if len(y)), default=0)
+        if top >= max(len(labels["y_train"]), MOST_CLASSES):
+            raise DataError(
+                f"labels in {path} reach {top}, but there are only {len(labels['y_train'])} training images; number "
+                "the classes 0, 1, 2, ..."
+            )
         classes = tuple(str(number) for number in range(top + 1))
     return Dataset(name or path.stem, **images, **labels, classes=classes)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.borrow import borrowed, device_of, dtype_of, unwrap
-from grokkit.errors import UsageError
+from grokkit.errors import ModelContractError, UsageError
 from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet, Reading
 
@@ -56,9 +56,14 @@ def chosen(context: Context, names: Sequence[str], points: int | None = None) ->
     Raises:
         UsageError: the run has none of them.
     """
+    if points is not None and points < 1:
+        raise UsageError(f"a measure needs at least 1 image of each probe set; got {points}")
     found = {name: context.probes[name] for name in names if name in context.probes}
     if not found:
-        raise UsageError(f"no probe set among {list(names)}; this run has {list(context.probes)}")
+        raise UsageError(
+            f"no probe set among {list(names)}; this run has {list(context.probes)}. Name others in `probe_sets`, or "
+            "choose other measures"
+        )
     if points is None:
         return found
     return {
@@ -95,7 +100,13 @@ def labelled(context: Context, names: Sequence[str], points: int | None = None) 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, classes) of all images, the ragged last batch included; eval mode, strict precision, no gradients."""
     with borrowed(model) as inner, torch.no_grad():
-        return torch.cat([inner(batch) for batch in images.split(BATCH)])
+        logits = [inner(batch) for batch in images.split(BATCH)]
+    if not all(isinstance(batch, Tensor) and batch.dim() == 2 for batch in logits):
+        raise ModelContractError(
+            f"the model must return logits of shape (images, classes); got {type(logits[0]).__name__} "
+            f"{tuple(getattr(logits[0], 'shape', ()))}. Wrap it in a module that returns them alone"
+        )
+    return torch.cat(logits)
 
 
 def wilson(correct: np.ndarray, seen: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:

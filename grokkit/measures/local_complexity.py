@@ -42,6 +42,8 @@ class Complexity:
     def __post_init__(self) -> None:
         if self.method not in ("vertex", "tangent"):
             raise UsageError(f"`method` must be vertex or tangent; got {self.method!r}")
+        if not self.radii or not all(radius > 0 for radius in self.radii):
+            raise UsageError(f"`radii` are one or more numbers above 0; got {self.radii}")
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, radius, layer); unit: units per point in the named input space."""

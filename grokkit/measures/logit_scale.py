@@ -22,7 +22,7 @@ class LogitScale:
     Cost: one forward pass per image.
     """
 
-    probe_sets: tuple[str, ...] = ("test",)
+    probe_sets: tuple[str, ...] = ("train", "test")
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: logits."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from grokkit.errors import UsageError
 from grokkit.measures import register
 from grokkit.measures.base import Context, labelled, tensor_of, wilson
 from grokkit.names import Reading
@@ -34,6 +35,12 @@ class RobustAccuracy:
     steps: int = 10
     points: int = 256
     probe_sets: tuple[str, ...] = ("test",)
+
+    def __post_init__(self) -> None:
+        if not self.epsilons or not all(0 <= epsilon <= 1 for epsilon in self.epsilons):
+            raise UsageError(
+                f"`epsilons` are pixel distances in 0..1, one or more (8/255 is 0.031); got {self.epsilons}"
+            )
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, epsilon, attack); unit: share of images."""

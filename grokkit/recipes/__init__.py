@@ -24,6 +24,19 @@ class Experiment:
     source: str
     variants: dict[str, Callable[[], RunConfig]]
 
+    def configs(self) -> list[RunConfig]:
+        """What the variants return, in order. Raises UsageError, naming the variant, where one fails."""
+        made = []
+        for name, make in self.variants.items():
+            try:
+                config = make()
+            except Exception as error:
+                raise UsageError(f"{self.name}:{name} failed: {type(error).__name__}: {error}") from error
+            if not isinstance(config, RunConfig):
+                raise UsageError(f"{self.name}:{name} must return a RunConfig; it returned {config!r}")
+            made.append(config)
+        return made
+
 
 def find(wanted: str) -> Experiment:
     """The experiment called `wanted`: a `.py` file, a module in `./experiments`, or one of this package.

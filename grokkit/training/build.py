@@ -31,8 +31,8 @@ def build_data(config: RunConfig) -> Dataset:
 def facts_of(dataset: Dataset) -> dict[str, Any]:
     """What a run has to remember of its data: enough to build its model again, and to know the data again."""
     return {
-        "name": dataset.name, "hash": dataset.hash, "train": len(dataset.y_train),
-        "input_shape": list(dataset.input_shape), "classes": list(dataset.classes), "mean": list(dataset.mean), "std": list(dataset.std),
+        "name": dataset.name, "hash": dataset.hash, "train": len(dataset.y_train), "classes": list(dataset.classes),
+        "input_shape": list(dataset.input_shape), "mean": list(dataset.mean), "std": list(dataset.std),
     }  # fmt: skip
 
 

@@ -79,19 +79,27 @@ class RunConfig:
     signal: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "records"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"`{name}` must be an int of at least 1; got {value!r}")
+        self._check_numbers()
         for name in ("experiment", "variant"):
             value = getattr(self, name)
             if not value or "/" in value or value.startswith("."):
                 raise UsageError(f"`{name}` names a folder and must be a plain word; got {value!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"`label_smoothing` must lie in [0, 1); got {self.label_smoothing!r}")
         for name in self.probes:
             if name not in PROBE_SETS:
                 raise UsageError(f"`probes` takes {', '.join(PROBE_SETS)}; got {name!r}.{nearest(name, PROBE_SETS)}")
+        # A bare name is a part without options.
+        for name in ("data", "model", "optimizer", "policy", "clip"):
+            object.__setattr__(self, name, _as_part(name, getattr(self, name), optional=name == "clip"))
+        for name in ("measures", "attributions"):
+            object.__setattr__(self, name, _as_parts(name, getattr(self, name)))
+
+    def _check_numbers(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("records", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UsageError(f"`{name}` must be an int of at least {least}; got {value!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"`label_smoothing` must lie in [0, 1); got {self.label_smoothing!r}")
 
     def replace(self, **changes: Any) -> RunConfig:
         """A copy with other choices; an unknown name is an error with the nearest match."""
@@ -129,6 +137,21 @@ class RunConfig:
             if name not in kinds:
                 raise UsageError(f"a run has no choice {name!r}.{nearest(name, list(kinds))}")
         return cls(**{name: _restored(value, kinds[name]) for name, value in values.items()})
+
+
+def _as_part(choice: str, value: Any, *, optional: bool = False) -> Part | None:
+    """A part as it is, a bare name as a part without options."""
+    if isinstance(value, Part) or (optional and value is None):
+        return value
+    if isinstance(value, str):
+        return Part(value)
+    raise UsageError(f'`{choice}` takes a name, or a name with options such as part("name", option=1); got {value!r}')
+
+
+def _as_parts(choice: str, values: Any) -> tuple[Part | None, ...]:
+    if not isinstance(values, tuple | list):
+        raise UsageError(f'`{choice}` takes a tuple of names or parts, such as (part("name"),); got {values!r}')
+    return tuple(_as_part(choice, each) for each in values)
 
 
 def _plain(value: Any) -> Any:

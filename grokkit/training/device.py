@@ -82,8 +82,9 @@ def resolve(wanted: str | None = None) -> Device:
     device = torch.device(wanted or "cuda")
     cause = unusable_because(device.index or 0)
     if cause is not None:
-        there = "a GPU is present" if physical_gpus() else "no GPU is present"
-        raise DeviceRefusedError(f"{there}, but {cause}. To train on the CPU all the same, say --device cpu")
+        if physical_gpus() == 0 and not torch.cuda.is_available():
+            raise DeviceRefusedError("no GPU is present here; say --device cpu, or leave --device out")
+        raise DeviceRefusedError(f"a GPU is present, but {cause}. To train on the CPU all the same, say --device cpu")
     return described(device)
 
 

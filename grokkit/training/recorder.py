@@ -27,7 +27,7 @@ from grokkit.measures.take import AttributionPlan, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.device import described, environment
-from grokkit.training.schedule import checked, log_spaced
+from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import Signal
 from grokkit.trajectory import Run, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
@@ -65,7 +65,9 @@ def record(
 
     Args:
         path: the run folder, for example `runs/mine`; must not exist unless `resume`.
-        model: any module; its weights and buffers are what snapshots hold.
+        model: any module; its weights and buffers are what snapshots hold. Probe images reach it as pixels in [0, 1]:
+            a net that is trained on normalised images is recorded as `gk.Classifier(gk.Normalise(mean, std), net)`,
+            which shares its weights.
         optimizer: saved in resume slots and asked for its learning rate; optional.
         probes: probe sets by name, for example from `grokkit.probe_sets(data)`.
         measures: names, parts with options, or measure objects; taken at every step of the schedule.
@@ -89,8 +91,8 @@ def record(
         UsageError: an unknown measure, attribution, loss or probe set.
     """
     path = Path(path)
-    taken = [as_measure(each) for each in measures]
-    plans = [as_plan(each) for each in attributions]
+    taken = [as_measure(each) for each in ([measures] if isinstance(measures, str) else measures)]
+    plans = [as_plan(each) for each in ([attributions] if isinstance(attributions, str) else attributions)]
     loss_function(loss)
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
@@ -174,6 +176,9 @@ class Recorder:
             Exception: whatever a measure raises at step 0; one that fails later is noted in events.jsonl and the
                 run goes on.
         """
+        step = as_step(step)
+        if not self._open:
+            raise UsageError("the recorder is closed; open the run again with gk.record(..., resume=True)")
         if step <= self._step:
             raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
         self._step = step

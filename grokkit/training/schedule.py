@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -23,9 +25,17 @@ def log_spaced(count: int = 50, last: int = 1_000_000) -> tuple[int, ...]:
     return (0, *(int(step) for step in steps))
 
 
-def checked(steps: Iterable[int]) -> tuple[int, ...]:
+def checked(steps: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """The schedule sorted, without repetitions, with step 0 in it. Raises UsageError for negative steps."""
-    found = sorted({0, *steps})
+    found = sorted({0, *(as_step(step) for step in steps)})
     if found[0] < 0:
         raise UsageError(f"a recording schedule holds steps of at least 0; got {found[0]}")
     return tuple(found)
+
+
+def as_step(value: SupportsIndex) -> int:
+    """A step as an int; NumPy's and torch's whole numbers will do. Raises UsageError for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(f"a step is a whole number of optimizer updates; got {value!r}") from None

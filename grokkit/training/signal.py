@@ -41,8 +41,8 @@ class Signal:
     probe_set: str = "train"
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UsageError(f"`every` must be at least 1 step; got {self.every}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise UsageError(f"`every` must be at least 1 step; got {self.every!r}")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Signal | None:

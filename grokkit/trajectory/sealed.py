@@ -77,7 +77,9 @@ def write(
     if not replace and path.exists():
         if read_digest(path) != digest:
             raise TrajectoryError(f"{path} exists with other content; written files are never changed")
-        return digest
+        if _is_whole(path, kind):
+            return digest
+        replace = True  # the same content, damaged since: made good
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
         # Fixed length: text of variable length lies in a heap without checksum, and HDF5 hangs on a damaged heap.
@@ -159,6 +161,14 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if digest_of(kind, note, arrays) != digest:
             raise TrajectoryError(f"{path} is damaged: its content does not match its digest")
         return arrays, json.loads(note)
+
+
+def _is_whole(path: Path, kind: str) -> bool:
+    try:
+        read(path, kind)
+    except TrajectoryError:
+        return False
+    return True
 
 
 def read_digest(path: Path) -> str | None:
