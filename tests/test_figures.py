@@ -316,7 +316,7 @@ def test_policy_takes_rows_whose_measure_is_signal():
     data = synthetic()
     table = data.table.replace({"measure": {"log_density": "signal"}, "probe_set": {"signal": ""}})
     signal = figures.create("policy", FigureData(table, {}, data.events)).axes[1]
-    _line(signal, _values(data, measure="log_density"))
+    assert _line(signal, _values(data, measure="log_density")) in signal.lines
 
 
 def test_policy_without_a_signal_or_decisions_is_one_panel():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -40,7 +41,7 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """One attribution method: a frozen dataclass whose fields are its parameters, known by `register(name)`."""
 
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
@@ -51,12 +52,12 @@ class Method:
         """For a method that promises completeness the (n, ...) images that its values are relative to."""
         return None
 
+    @abstractmethod
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         """Relevance (n, C, H, W) of the logits `target` (n,) for n <= rows images, no forward pass above `rows`.
 
         `images` is a leaf that requires a gradient; the net is in eval mode and its output checked.
         """
-        raise NotImplementedError
 
 
 def attribute(

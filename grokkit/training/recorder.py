@@ -91,21 +91,14 @@ def record(
         UsageError: an unknown measure, attribution, loss or probe set.
     """
     path = Path(path)
+    loss_function(loss)
     taken = [as_measure(each) for each in ([measures] if isinstance(measures, str) else measures)]
     plans = [as_plan(each) for each in ([attributions] if isinstance(attributions, str) else attributions)]
-    loss_function(loss)
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
-        if config is None:
-            config = _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
-        run.create(
-            path,
-            config=config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config)),
-            environment=environment(described(device_of(model))) | ({"data": dict(facts)} if facts else {}),
-            probes=probes.values(),
-            status={"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0},
-            experiment=experiment,
-        )
+        told = config or _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
+        machine = environment(described(device_of(model))) | ({"data": dict(facts)} if facts else {})
+        _create(path, told, machine, probes, total_steps, experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
     recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps)
     if initial and not resume:
@@ -294,6 +287,19 @@ class Recorder:
             self.close("interrupted", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
+
+
+def _create(
+    path: Path,
+    config: RunConfig | Mapping[str, Any],
+    machine: Mapping[str, Any],
+    probes: Mapping[str, ProbeSet],
+    total_steps: int | None,
+    experiment: str | None,
+) -> None:
+    text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
+    status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
+    run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
 
 
 def _described(
