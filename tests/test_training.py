@@ -16,6 +16,7 @@ import grokkit as gk
 from grokkit.errors import DataError, Interrupted, NumericsError, TrajectoryError, UsageError
 from grokkit.measures.loss import loss_function
 from grokkit.training import loop
+from grokkit.training.build import clip_gradients
 from grokkit.training.config import part
 from grokkit.training.loop import Meter, build
 from grokkit.training.observers import Silent
@@ -186,6 +187,50 @@ def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: 
     finals.append(gk.resume(tmp_path / "c" / config.run_name, device="cpu").load(3))
     for other in finals[1:]:
         assert all(torch.equal(finals[0][name], other[name]) for name in other)
+
+
+SGD = part("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+BATCHNORM = part("cnn", channels=(8, 8, 8, 8, 8), norm="batch")
+ARMS = {
+    "cosine, SGD, augmented": {"policy": "cosine", "optimizer": SGD, "augment": ("crop2", "flip", "cutout2")},
+    "one-cycle, Adam, clipped by value": {
+        "policy": "one_cycle", "optimizer": part("adam", lr=0.01, betas=(0.9, 0.99)), "clip": part("value", limit=0.1),
+    },
+    "plateau, clipped by norm, smoothed": {
+        "policy": part("plateau", patience=1), "clip": part("norm", limit=0.5), "label_smoothing": 0.1, "loss": "mse",
+    },
+    "wsd, BatchNorm in channels_last": {"policy": "wsd", "model": BATCHNORM, "data": part("digits", size=32, train=60)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_way_of_training_resumes_to_the_same_bits(arm: str, tmp_path: Path) -> None:
+    config = SMALL.replace(
+        **{"measures": (), "attributions": (), "signal": {}, "batch_size": 16, "steps": 12, "data": "digits"}
+        | ARMS[arm]
+    )
+    straight = gk.train(config, runs=tmp_path / "straight", device="cpu")
+    with pytest.raises(Interrupted):
+        gk.train(config, runs=tmp_path / "parts", device="cpu", observer=PressesCtrlC(5))
+    parts = gk.resume(tmp_path / "parts" / config.run_name, device="cpu")
+    first, last, resumed = straight.load(0), straight.load(12), parts.load(12)
+    assert any(not torch.equal(first[name], last[name]) for name in first), "it learned something"
+    assert all(torch.equal(last[name], resumed[name]) for name in last)
+    assert parts.metrics.equals(straight.metrics.assign(run=parts.name))
+    rates = straight.metrics.query("metric == 'learning_rate'").value
+    assert rates.nunique() > 1 or arm.startswith("plateau")
+
+
+def test_gradients_are_clipped_by_value_and_by_norm() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    for clip, expected in (
+        (None, [3.0, -4.0]),
+        (part("value", limit=1), [1.0, -1.0]),
+        (part("norm", limit=1), [0.6, -0.8]),
+    ):
+        model.weight.grad = torch.tensor([[3.0, -4.0]])
+        clip_gradients(clip, model)
+        assert model.weight.grad[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 STUDY = '''

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ def status(
     told = {
         **opened.status,
         "state": opened.state,
+        "updated": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(opened.status["updated"])),
         "device": opened.environment["device"],
         "snapshots": len(opened.steps()),
         "measures": {name: len(steps) for name, steps in opened.measures().items()},
