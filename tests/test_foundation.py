@@ -1,6 +1,8 @@
 """Seeds, registries, borrowed models and intercepted activations."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +95,67 @@ def test_a_borrowed_model_comes_back_as_it_was() -> None:
     assert [module.training for module in inner.modules()] == [True, True, False, True]
     assert not inner[0].weight.requires_grad and inner[0].bias.grad.tolist() == [1, 1]
     assert device_of(nn.ReLU()).type == "cpu" and dtype_of(inner.double()) == torch.float64
+
+
+class Counts(nn.Module):
+    """Counts its calls in a buffer, in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x
+
+
+def test_buffers_come_back_and_a_backward_pass_under_way_is_not_spoiled() -> None:
+    model = Counts()
+    with borrowed(model) as inner:
+        inner(torch.ones(1))
+        assert model.calls == 1
+    assert model.calls == 0
+    norm = nn.BatchNorm1d(2).eval()
+    loss = norm(torch.ones(3, 2)).sum()
+    with borrowed(norm) as inner, torch.no_grad():
+        inner(torch.ones(3, 2))
+    loss.backward()
+
+
+def test_older_precision_switches_can_be_read_inside_and_are_the_users_outside() -> None:
+    try:
+        for precision in ("highest", "high"):
+            torch.set_float32_matmul_precision(precision)
+            before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            with strict_precision():
+                assert torch.backends.cudnn.allow_tf32 is False and torch.backends.cuda.matmul.allow_tf32 is False
+                assert torch.get_float32_matmul_precision() == "highest"
+            assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_what_inherits_the_global_precision_goes_on_inheriting_it() -> None:
+    script = (
+        "import torch\nfrom grokkit.borrow import strict_precision\n"
+        "torch.backends.fp32_precision = 'tf32'\n"
+        "with strict_precision():\n    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
+        "assert torch.backends.cudnn.conv.fp32_precision == 'tf32'\n"
+        "torch.backends.fp32_precision = 'ieee'\n"
+        "assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_seeding_before_cuda_starts_leaves_cuda_unseeded() -> None:
+    """`torch.manual_seed` would queue the seed for the moment CUDA starts, long after the state was handed back."""
+    if torch.cuda.is_initialized():
+        pytest.skip("CUDA runs already")
+    before = torch.cuda._lazy_seed_tracker.get_calls()
+    with seeded(0, "init"):
+        torch.rand(1)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == before
 
 
 class Awkward(nn.Module):

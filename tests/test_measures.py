@@ -87,6 +87,15 @@ def test_local_complexity_is_measured_behind_the_normalisation(method: str) -> N
     assert sum(reading.settings["units"].values()) == 50
 
 
+def test_a_wrapped_classifier_is_measured_in_the_same_space(linear) -> None:
+    model = Classifier(Normalise((0.4,), (0.2,)), nn.Sequential(linear, nn.ReLU()))
+    context = Context(model, {"test": probe(IMAGES, [0] * 4)})
+    wrapped = Context(torch.compile(nn.DataParallel(model), backend="eager"), context.probes)
+    measure = measures.create("local_complexity", radii=(0.5,))
+    assert measure(wrapped).unit == measure(context).unit == "units per point (normalised input space)"
+    assert np.array_equal(measure(wrapped).values, measure(context).values)
+
+
 def test_a_small_input_is_measured_in_all_its_directions(linear) -> None:
     net = nn.Sequential(linear, nn.ReLU())
     reading = measures.create("local_complexity", directions=20)(Context(net, {"test": probe(IMAGES, [0] * 4)}))

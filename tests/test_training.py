@@ -221,6 +221,14 @@ def test_every_way_of_training_resumes_to_the_same_bits(arm: str, tmp_path: Path
     assert rates.nunique() > 1 or arm.startswith("plateau")
 
 
+def test_a_decision_made_before_the_first_step_is_told(tmp_path: Path) -> None:
+    config = SMALL.replace(
+        policy=part("wsd", warmup=0.0, decay_share=1.0), measures=(), attributions=(), signal={}, steps=4
+    )
+    run = gk.train(config, runs=tmp_path, device="cpu")
+    assert [event["step"] for event in run.events if event["kind"] == "policy"] == [0]
+
+
 def test_gradients_are_clipped_by_value_and_by_norm() -> None:
     model = nn.Linear(2, 1, bias=False)
     for clip, expected in (
