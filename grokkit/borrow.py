@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from grokkit.errors import ModelContractError
 from grokkit.seeding import preserved_rng
 
 
@@ -36,6 +37,14 @@ def dtype_of(model: nn.Module) -> torch.dtype:
         if tensor.is_floating_point():
             return tensor.dtype
     return torch.float32
+
+
+def full_precision(model: nn.Module, what: str) -> torch.dtype:
+    """The model's dtype, float32 or float64; a ModelContractError that says `what` needs it for another one."""
+    dtype = dtype_of(model)
+    if dtype not in (torch.float32, torch.float64):
+        raise ModelContractError(f"{what} a float32 or float64 model; got {dtype}. Pass a `.float()` copy of it")
+    return dtype
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attribution.checks import completeness, verdict
-from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.borrow import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.registry import Registry
 from grokkit.seeding import seeded
@@ -92,7 +92,7 @@ def attribute(
     explainer = create(method, **parameters)
     _check(images, batch_size)
     with borrowed(model) as net, seeded(seed, "attribution", method), torch.inference_mode(False), torch.enable_grad():
-        dtype = _full_precision(net)
+        dtype = full_precision(net, "attributions need")
         own = images.detach().to(device_of(net), dtype)
         logits = _logits(net, own, batch_size)
         targets = _targets(target, logits)
@@ -153,12 +153,3 @@ def _check(images: Tensor, batch_size: int) -> None:
         raise UsageError(f"`images` must be a floating tensor (N, C, H, W) with N of 1 or more; got {came}")
     if batch_size < 1:
         raise UsageError(f"`batch_size` must be at least 1; got {batch_size}")
-
-
-def _full_precision(net: nn.Module) -> torch.dtype:
-    dtype = dtype_of(net)
-    if dtype not in (torch.float32, torch.float64):
-        raise ModelContractError(
-            f"attributions need a float32 or float64 model; got {dtype}. Pass a `.float()` copy of it"
-        )
-    return dtype

@@ -11,7 +11,8 @@ from grokkit.models import register
 from grokkit.models.parts import InputShape, check_input, check_positive
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """The shortcut of option B: the identity where shapes agree, else a strided 1x1 convolution with BatchNorm."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -29,8 +30,12 @@ class BasicBlock(nn.Module):
         self.relu1 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.shortcut = _shortcut(inputs, width, stride)
+        self.shortcut = self.make_shortcut(inputs, width, stride)
         self.relu2 = nn.ReLU()
+
+    def make_shortcut(self, inputs: int, outputs: int, stride: int) -> nn.Module:
+        """What the input goes through beside the convolutions."""
+        return projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, width, H / stride, W / stride)."""
@@ -54,7 +59,7 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
-        self.shortcut = _shortcut(inputs, 4 * width, stride)
+        self.shortcut = projection(inputs, 4 * width, stride)
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, four stages of residual blocks, global average pool, linear layer."""
+    """3x3 stem, one stage of residual blocks per entry of `blocks`, global average pool, linear layer."""
 
     def __init__(
         self,

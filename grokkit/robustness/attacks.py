@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.borrow import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.registry import nearest
 from grokkit.seeding import generator
@@ -159,7 +159,7 @@ def pgd(
     _check_images(images, labels)
     source = generator(seed, "attack", loss, norm)
     with borrowed(model) as net, torch.inference_mode(False), torch.enable_grad():
-        place, dtype = device_of(net), _full_precision(net)
+        place, dtype = device_of(net), full_precision(net, "an attack needs")
         parts = [
             _attack_batch(net, x.to(place, dtype), y.to(place, torch.int64).clone(), plan, source)
             for x, y in zip(images.detach().split(batch_size), labels.split(batch_size), strict=True)
@@ -230,15 +230,6 @@ def _gradient(loss: Tensor, point: Tensor) -> Tensor:
             "remove `detach` or `no_grad` from its forward pass"
         )
     return gradient
-
-
-def _full_precision(net: nn.Module) -> torch.dtype:
-    dtype = dtype_of(net)
-    if dtype not in (torch.float32, torch.float64):
-        raise ModelContractError(
-            f"an attack needs a float32 or float64 model; got {dtype}. Pass a `.float()` copy of it"
-        )
-    return dtype
 
 
 def _check_plan(plan: _Plan, batch_size: int) -> None:
