@@ -54,11 +54,23 @@ def _hardtanh_kinks(_: Tensor, min_val: float = -1.0, max_val: float = 1.0, inpl
     return (float(min_val), float(max_val))
 
 
+def _clamp_kinks(_: Tensor, min: Any = None, max: Any = None) -> tuple[float, ...]:
+    if any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in (min, max)):
+        raise ModelContractError("the model clamps by a tensor of bounds, which has no counting rule; clamp by numbers")
+    return tuple(float(bound) for bound in (min, max) if bound is not None)
+
+
+def _clamp_max_kinks(_: Tensor, max: Any) -> tuple[float, ...]:
+    return _clamp_kinks(_, None, max)
+
+
 RELU = Activation("relu", _at_zero)
 LEAKY_RELU = Activation("leaky_relu", _at_zero)
 RELU6 = Activation("relu6", lambda *_, **__: (0.0, 6.0))
 HARDTANH = Activation("hardtanh", _hardtanh_kinks)
 HARDSWISH = Activation("hardswish", lambda *_, **__: (-3.0, 3.0))
+CLAMP = Activation("clamp", _clamp_kinks)
+CLAMP_MAX = Activation("clamp", _clamp_max_kinks)
 GELU = Activation("gelu", _at_zero, exact=False)
 SILU = Activation("silu", _at_zero, exact=False)
 
@@ -66,6 +78,9 @@ ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     F.relu: RELU, F.relu_: RELU, torch.relu: RELU, torch.relu_: RELU, Tensor.relu: RELU, Tensor.relu_: RELU,
     F.leaky_relu: LEAKY_RELU, F.leaky_relu_: LEAKY_RELU, F.prelu: LEAKY_RELU, Tensor.prelu: LEAKY_RELU,
     F.relu6: RELU6, F.hardtanh: HARDTANH, F.hardtanh_: HARDTANH, F.hardswish: HARDSWISH,
+    torch.clamp: CLAMP, torch.clip: CLAMP, Tensor.clamp: CLAMP, Tensor.clip: CLAMP, Tensor.clamp_: CLAMP,
+    torch.clamp_min: CLAMP, Tensor.clamp_min: CLAMP, Tensor.clamp_min_: CLAMP,
+    torch.clamp_max: CLAMP_MAX, Tensor.clamp_max: CLAMP_MAX, Tensor.clamp_max_: CLAMP_MAX,
     F.gelu: GELU, F.silu: SILU,
 }  # fmt: skip
 """Every counted call. What is not here and not linear is either max-pooling, or refused (`REFUSED`)."""

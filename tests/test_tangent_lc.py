@@ -241,3 +241,38 @@ def test_pooling_in_either_layout_gives_the_counts_of_the_vertices(layout, pool)
     tangent = local_complexity(model, images, 0.01, directions=6, method="tangent")
     assert vertex.counts.sum() > 0
     assert (vertex.counts - tangent.counts).abs().sum() <= 0.05 * vertex.counts.sum() + 1
+
+
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        lambda z: z.clamp(min=0), lambda z: torch.clamp(z, 0), lambda z: z.clamp_min(0), lambda z: z.clip(0.0),
+        lambda z: z.clone().clamp_(min=0), lambda z: -(-z).clamp_max(0),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["vertex", "tangent"])
+def test_a_clamp_at_zero_is_counted_as_the_relu_it_is(clamp, method) -> None:
+    class Net(nn.Module):
+        def __init__(self, activation) -> None:
+            super().__init__()
+            self.first, self.second, self.activation = nn.Linear(5, 9), nn.Linear(9, 7), activation
+
+        def forward(self, x):
+            return self.activation(self.second(self.activation(self.first(x))))
+
+    torch.manual_seed(0)
+    reference = Net(torch.relu).double()
+    net = Net(clamp).double()
+    net.load_state_dict(reference.state_dict())
+    images = torch.randn(8, 5, dtype=torch.float64)
+    expected = local_complexity(reference, images, 0.5, 4, method).counts
+    assert expected.sum() > 0 and torch.equal(local_complexity(net, images, 0.5, 4, method).counts, expected)
+
+
+def test_a_clamp_by_a_tensor_of_bounds_is_refused() -> None:
+    class Net(nn.Module):
+        def forward(self, x):
+            return x.clamp(min=torch.zeros(3))
+
+    with pytest.raises(ModelContractError, match="clamp by numbers"):
+        local_complexity(Net(), torch.randn(2, 3), 0.1, 2)
