@@ -51,7 +51,7 @@ class Lines:
     def report(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
         speed = (step - self._done) / max(now - self._began, 1e-9)
-        self._waiting = f"step {step}/{self._total}  {speed:.0f} steps/s  {shown(values)}"
+        self._waiting = f"step {step}/{self._total}  {speed:.3g} steps/s  {shown(values)}"
         if now - self._last >= self._seconds:
             self._print(now)
 
