@@ -17,7 +17,7 @@ from grokkit.names import ProbeSet
 from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
 from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
-from grokkit.training.recorder import as_measure, as_plan, record
+from grokkit.training.recorder import as_measures, as_plans, record
 from grokkit.training.schedule import as_step
 from grokkit.trajectory import Run, open_run, snapshot, store
 from grokkit.trajectory.lock import RunLock
@@ -60,10 +60,7 @@ def replay_run(
         config, facts = config_of(run), run.environment["data"]
         model = placed(build_model(config, facts), resolve(device).torch_device)
         work = macs_of(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
-    subjects: list[Measure | AttributionPlan] = [
-        *(as_measure(each) for each in ([measures] if isinstance(measures, str) else measures)),
-        *(as_plan(each) for each in ([attributions] if isinstance(attributions, str) else attributions)),
-    ]
+    subjects: list[Measure | AttributionPlan] = [*as_measures(measures), *as_plans(attributions)]
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
     chosen = list(run.steps() if steps is None else steps)
     added = 0

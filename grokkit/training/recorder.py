@@ -77,8 +77,7 @@ def record(
         seed: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`.
         total_steps: how long the run is meant to be, for its status; optional.
-        config: kept as config.toml; by default the arguments above.
-        experiment: source text kept as experiment.py.
+        config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py.
         facts: kept in environment.json under `data`: what has to be remembered of the data.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
@@ -92,8 +91,7 @@ def record(
     """
     path = Path(path)
     loss_function(loss)
-    taken = [as_measure(each) for each in ([measures] if isinstance(measures, str) else measures)]
-    plans = [as_plan(each) for each in ([attributions] if isinstance(attributions, str) else attributions)]
+    taken, plans = as_measures(measures), as_plans(attributions)
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
         told = config or _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
@@ -358,3 +356,13 @@ def as_plan(wanted: str | Part | AttributionPlan) -> AttributionPlan:
     attribution.registry.get(name)
     own = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
     return AttributionPlan(name, **own, parameters=options)
+
+
+def as_measures(wanted: str | Iterable[str | Part | Measure]) -> list[Measure]:
+    """`as_measure` of each; a single name stands for itself."""
+    return [as_measure(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
+
+
+def as_plans(wanted: str | Iterable[str | Part | AttributionPlan]) -> list[AttributionPlan]:
+    """`as_plan` of each; a single name stands for itself."""
+    return [as_plan(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
