@@ -114,6 +114,7 @@ def run_file(path: Path) -> ModuleType:
     source = path.read_bytes()
     name = f"grokkit_study_{hashlib.sha256(source).hexdigest()[:16]}"
     if name in sys.modules:
+        sys.modules[name].__file__ = str(path)  # the same text may lie elsewhere by now, as a run's copy
         return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = str(path)

@@ -54,3 +54,4 @@ def test_figure_data_brings_maps_images_and_events(runs) -> None:
 def test_no_runs_make_an_empty_table() -> None:
     frame = gk.table([])
     assert frame.empty and tuple(frame.columns) == TABLE_COLUMNS
+    assert gk.figure_data([]).table.empty

@@ -59,6 +59,8 @@ def test_experiments_are_found_by_name_path_and_variant(tmp_path, monkeypatch) -
     )
     assert list(recipes.find("mine").variants) == ["arm"]
     assert recipes.find(str(study)).source == study.read_text()
+    moved = study.rename(tmp_path / "moved.py")
+    assert recipes.find(str(moved)).name == "moved", "the same text under another name"
     study.write_text("x = 1\n")
     with pytest.raises(UsageError, match="no function with the return annotation RunConfig"):
         recipes.find(str(study))

@@ -91,7 +91,8 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
         arrays = arrays or _attribution_arrays(run)
     events = [{"run": run.name, "seed": run.config.get("seed", 0), **event} for run in opened for event in run.events]
     columns = ["run", "seed", "step", "kind", "text"]
-    rows = pd.concat([*written, *([table(opened)] if opened else [])], ignore_index=True)
+    frames = [*written, table(opened)] if opened or not written else written
+    rows = pd.concat(frames, ignore_index=True)
     return FigureData(rows, arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))
 
 
