@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from grokkit.errors import ModelContractError
-from grokkit.units import Call, intercept
+from grokkit.units import Call, PoolCall, intercept
 
 _PASS_ELEMENTS = {"cpu": 2**18}
 _PASS_ELEMENTS_ELSEWHERE = 2**22
@@ -58,19 +57,14 @@ def blocks(points: int, directions: int, images: Tensor, rows_per_direction: int
         yield Block(range(first, min(first + height, points)), slices)
 
 
-def run(model: nn.Module, inputs: Tensor, on_call: Callable[[Call], None]) -> None:
-    """One forward pass in which `on_call` sees every activation call, checked to have the batch in front."""
-    size = inputs.shape[0]
-
-    def checked(call: Call) -> None:
-        if call.z.dim() == 0 or call.z.shape[0] != size:
-            raise ModelContractError(
-                f"the input of {call.activation.name} in {call.layer!r} must have the batch ({size}) as its first "
-                f"dimension, so that units can be told from images; got shape {tuple(call.z.shape)}"
-            )
-        on_call(call)
-
-    with intercept(model, checked):
+def run(
+    model: nn.Module,
+    inputs: Tensor,
+    on_call: Callable[[Call], None],
+    on_pool: Callable[[PoolCall], None] | None = None,
+) -> None:
+    """One forward pass in which every activation and max-pool call is seen, checked to have the batch in front."""
+    with intercept(model, on_call, on_pool, batch=inputs.shape[0]):
         model(inputs)
 
 
