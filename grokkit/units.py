@@ -1,4 +1,4 @@
-"""Interception of activation and max-pool calls, in call order, in any unmodified module: functional, re-used, in place.
+"""Interception of activation and max-pool calls, in call order, in any unmodified module, also re-used and in place.
 
 Published code puts hooks on named layers and so misses functional calls, keeps only the last call of a re-used
 module and reads values that an in-place activation has already overwritten. A `TorchFunctionMode` sees every
@@ -111,7 +111,7 @@ def _clamp_max_kinks(_: Tensor, max: Any) -> tuple[float, ...]:
 
 GELU_ZONE = math.sqrt(2.0)
 """Where the second derivative of GELU, (2 - x^2) times the normal density, changes sign."""
-SILU_ZONE = 2.3993572805154674
+SILU_ZONE = 2.3993572805154677
 """Where the second derivative of SiLU changes sign: the root of x tanh(x / 2) = 2."""
 
 RELU = Activation("relu", _at_zero, flat=True)
@@ -179,7 +179,14 @@ def _pair(input: Any, other: Any = None, *_: Any, **__: Any) -> Any:
 
 
 def _pool_arguments(
-    _: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, *__: Any, spatial: int, **___: Any
+    _: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *__: Any,
+    spatial: int,
+    **___: Any,
 ) -> tuple[tuple[int, ...], ...]:
     def each(value: Any) -> tuple[int, ...]:
         return tuple(value) * (spatial // len(value)) if isinstance(value, tuple | list) else (value,) * spatial

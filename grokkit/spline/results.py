@@ -9,6 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from grokkit.errors import UsageError
+
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class _Counted:
@@ -21,6 +23,11 @@ class _Counted:
     directions: int
     method: str
     proxy_layers: tuple[str, ...]
+    zones: Tensor
+    pools: tuple[str, ...]
+    windows: dict[str, int]
+    switches: Tensor
+    pool_signs: Tensor
 
     @property
     def total(self) -> Tensor:
@@ -29,14 +36,20 @@ class _Counted:
 
     @property
     def exact(self) -> bool:
-        """Whether every counted activation is piecewise linear."""
+        """Whether every counted crossing is one of a real kink, where the slope jumps.
+
+        That is so for every activation but the smooth ones. Between its kinks a net with hardswish is still curved,
+        as is one with attention or with norms of single images.
+        """
         return not self.proxy_layers
 
     def _summary(self) -> str:
         proxies = "" if self.exact else f", proxy_layers={len(self.proxy_layers)}"
+        pools = f", pools={len(self.pools)}" if self.pools else ""
         return (
             f"points={self.counts.shape[-2]}, layers={len(self.layers)}, units={sum(self.units.values())}, "
-            f"live_units={sum(self.live_units.values())}, directions={self.directions}, method={self.method!r}{proxies}"
+            f"live_units={sum(self.live_units.values())}, directions={self.directions}, method={self.method!r}"
+            f"{proxies}{pools}"
         )
 
 
@@ -47,12 +60,21 @@ class LocalComplexity(_Counted):
     Args:
         counts: int64 (point, layer) on the CPU: pairs of unit and kink that are crossed.
         layers: names of the activation calls, in call order.
-        units: pairs of unit and kink in each layer: one a unit for ReLU, two for ReLU6, hardtanh and hardswish.
+        units: pairs of unit and kink in each layer: one a unit for ReLU, abs and the maximum of two tensors, two for
+            ReLU6, hardtanh and hardswish.
         live_units: how many of these pairs are live: z > kink at one of the measured points (their centres) at
             least. Dead units lower the count without any region having moved.
         directions: P.
         method: "vertex" or "tangent".
         proxy_layers: layers whose activation is smooth (GELU, SiLU), where a sign change is only a proxy.
+        zones: int64 (point, proxy layer): units whose pre-activation comes into the zone [-a, a] where the activation
+            is curved upwards; a is 1.414 for GELU and 2.399 for SiLU, where the second derivative changes sign.
+        pools: names of the max-pool calls, in call order; they are no part of `layers`, `counts` or `total`.
+        windows: windows of each max-pool in one image.
+        switches: int64 (point, pool): windows that no single entry wins all over the neighbourhood, where entries at
+            or below 0 are taken as 0. Windows that are 0 throughout are silent, ties are wins.
+        pool_signs: int64 (point, pool): windows whose largest pre-activation changes between > 0 and <= 0. With a
+            ReLU before or behind the pool, these and the switches are all that the pair of them bends at.
         radius: in the units of the images.
     """
 
@@ -63,22 +85,43 @@ class LocalComplexity(_Counted):
         """float64 (point,): total / radius; while the radius is small the count is proportional to it."""
         return self.total.double() / self.radius
 
-    def to_frame(self) -> pd.DataFrame:
-        """Tidy table: point, layer, count, density, units, live_units."""
-        points, layers = self.counts.shape
-        counts = self.counts.flatten().numpy()
-        return pd.DataFrame(
+    def to_frame(self, series: str = "units") -> pd.DataFrame:
+        """Tidy table: point, layer, count, density, units, and for the activations live_units.
+
+        Args:
+            series: "units", the counts of the activations; or "zones", "switches" or "pool_signs", where `layer`
+                is the proxy layer or the pool and `units` its units or windows.
+
+        Raises:
+            UsageError: another series.
+        """
+        layers, counts, units = self._series(series)
+        points = len(counts)
+        table = pd.DataFrame(
             {
-                "point": np.repeat(np.arange(points), layers),
-                "layer": np.tile(np.array(self.layers, dtype=object), points),
-                "count": counts,
-                "density": counts / self.radius,
-                "units": np.tile(np.array([self.units[layer] for layer in self.layers], dtype=np.int64), points),
-                "live_units": np.tile(
-                    np.array([self.live_units[layer] for layer in self.layers], dtype=np.int64), points
-                ),
+                "point": np.repeat(np.arange(points), len(layers)),
+                "layer": np.tile(np.array(layers, dtype=object), points),
+                "count": counts.flatten().numpy(),
+                "density": counts.flatten().numpy() / self.radius,
+                "units": np.tile(np.array([units[layer] for layer in layers], dtype=np.int64), points),
             }
         )
+        if series == "units":
+            table["live_units"] = np.tile(
+                np.array([self.live_units[layer] for layer in layers], dtype=np.int64), points
+            )
+        return table
+
+    def _series(self, name: str) -> tuple[tuple[str, ...], Tensor, dict[str, int]]:
+        found = {
+            "units": (self.layers, self.counts, self.units),
+            "zones": (self.proxy_layers, self.zones, self.units),
+            "switches": (self.pools, self.switches, self.windows),
+            "pool_signs": (self.pools, self.pool_signs, self.windows),
+        }
+        if name not in found:
+            raise UsageError(f"`series` must be one of {', '.join(found)}; got {name!r}")
+        return found[name]
 
     def __repr__(self) -> str:
         total = self.total.double().mean().item()
@@ -95,7 +138,8 @@ class ComplexitySpectrum(_Counted):
     Args:
         counts: int64 (radius, point, layer) on the CPU.
         radii: in the units of the images, in the order asked for.
-        layers, units, live_units, directions, method, proxy_layers: as in `LocalComplexity`.
+        zones, switches, pool_signs: int64 (radius, point, ...), else as in `LocalComplexity`.
+        layers, units, live_units, directions, method, proxy_layers, pools, windows: as in `LocalComplexity`.
     """
 
     radii: tuple[float, ...]
@@ -115,14 +159,19 @@ class ComplexitySpectrum(_Counted):
             directions=self.directions,
             method=self.method,
             proxy_layers=self.proxy_layers,
+            zones=self.zones[index],
+            pools=self.pools,
+            windows=self.windows,
+            switches=self.switches[index],
+            pool_signs=self.pool_signs[index],
             radius=self.radii[index],
         )
 
-    def to_frame(self) -> pd.DataFrame:
-        """Tidy table: radius, point, layer, count, density, units, live_units."""
+    def to_frame(self, series: str = "units") -> pd.DataFrame:
+        """Tidy table: the radius, and the columns of `LocalComplexity.to_frame`."""
         tables = []
         for index, radius in enumerate(self.radii):
-            table = self.at(index).to_frame()
+            table = self.at(index).to_frame(series)
             table.insert(0, "radius", radius)
             tables.append(table)
         return pd.concat(tables, ignore_index=True)

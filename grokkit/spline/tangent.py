@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.frames import Frames
-from grokkit.spline.passes import LayerCount, above, blocks, extremes, memory_format, per_point, run
+from grokkit.spline.passes import BlockCount, LayerCount, PoolCount, above, blocks, memory_format, per_point, run
+from grokkit.spline.pools import TangentPool, largest
 from grokkit.spline.rules import Dual
-from grokkit.units import Call
+from grokkit.units import Call, PoolCall
 
 
 class _Reach:
@@ -20,19 +21,26 @@ class _Reach:
     def __init__(self) -> None:
         self.calls: dict[str, Call] = {}
         self.reach: dict[str, Tensor] = {}
+        self.pools: dict[str, TangentPool] = {}
 
     def see(self, call: Call) -> None:
-        if not isinstance(call.z, Dual):
-            raise ModelContractError(
-                f"the input of {call.activation.name} in {call.layer!r} came without derivatives: it does not depend "
-                'on the images, or went through code that hides its operations; use method="vertex"'
-            )
-        low, high = extremes(call.z.tangent)
-        reach = torch.maximum(high, -low)
+        z = _dual(call.z, call.activation.name, call.layer)
+        reach = largest(z.tangent, z.primal)
         known = self.reach.get(call.layer)
         self.reach[call.layer] = reach if known is None else torch.maximum(known, reach)
         if call.layer not in self.calls:
-            self.calls[call.layer] = call._replace(z=call.z.primal.clone())
+            self.calls[call.layer] = call._replace(z=z.primal.clone())
+
+    def pooled(self, call: PoolCall) -> None:
+        z, pooled = (_dual(x, call.pool.name, call.layer) for x in (call.z, call.pooled))
+        if call.layer not in self.pools:
+            self.pools[call.layer] = TangentPool(call, pooled)
+        self.pools[call.layer].see(z, pooled)
+
+    def pool_counts(self, radii: Sequence[float]) -> Iterator[PoolCount]:
+        for pool in self.pools.values():
+            made = () if pool.source is None else (self.calls[pool.source].z, self.reach[pool.source])
+            yield pool.count(radii, *made)
 
     def counts(self, radii: Sequence[float]) -> Iterator[LayerCount]:
         for layer, call in self.calls.items():
@@ -44,13 +52,24 @@ class _Reach:
                     # strict: a dead path of a bias-free net has both sides zero and is no crossing
                     counts[row] += per_point(distance < radius * reach)
             finite = (call.z.isfinite() & reach.isfinite()).all()
-            yield LayerCount(layer, call.activation.exact, counts, above(call.z, call.kinks), finite)
+            zone = call.activation.zone
+            zones = None
+            if zone is not None:
+                zones = torch.stack([per_point(call.z.abs() < zone + radius * reach) for radius in radii])
+            yield LayerCount(layer, call.activation.exact, counts, above(call.z, call.kinks), finite, zones)
 
 
-def tangent_counts(
-    model: nn.Module, images: Tensor, frames: Frames, radii: Sequence[float]
-) -> Iterator[list[LayerCount]]:
-    """For each block of points, every layer's count at every radius; one forward pass and P tangents a point."""
+def _dual(z: Tensor, name: str, layer: str) -> Dual:
+    if not isinstance(z, Dual):
+        raise ModelContractError(
+            f"the input of {name} in {layer!r} came without derivatives: it does not depend on the images, or went "
+            'through code that hides its operations; use method="vertex"'
+        )
+    return z
+
+
+def tangent_counts(model: nn.Module, images: Tensor, frames: Frames, radii: Sequence[float]) -> Iterator[BlockCount]:
+    """For each block of points, every count at every radius; one forward pass and P tangents a point."""
     layout = memory_format(model, images)
     for block in blocks(len(images), frames.directions, images, rows_per_direction=1):
         centre = images[block.points.start : block.points.stop].contiguous(memory_format=layout)
@@ -58,5 +77,5 @@ def tangent_counts(
         reach = _Reach()
         for part in block.directions:
             # copies, because a model may begin with an in-place call
-            run(model, Dual(centre.clone(), directions[part].clone()), reach.see)
-        yield list(reach.counts(radii))
+            run(model, Dual(centre.clone(), directions[part].clone()), reach.see, reach.pooled)
+        yield BlockCount(list(reach.counts(radii)), list(reach.pool_counts(radii)))
