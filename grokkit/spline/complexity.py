@@ -65,7 +65,8 @@ def local_complexity(
             operation that has no derivative ("tangent"), or whose batch is not the first dimension.
         NumericsError: pre-activations that are not finite.
 
-    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); memory grows with neither N nor P.
+    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); memory grows with neither N nor P. Max-pools add
+    about a tenth to a VGG or ResNet of the usual width, a quarter to a VGG of 16 channels, nothing to a net without.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """
