@@ -19,6 +19,7 @@ _HOME = {
     "Signal": "grokkit.training.signal",
     "attribute": "grokkit.attribution",
     "complexity_spectrum": "grokkit.spline",
+    "exact_integrated_gradients": "grokkit.spline",
     "figure_data": "grokkit.analysis.tables",
     "import_checkpoints": "grokkit.replay",
     "load_data": "grokkit.data:load",
@@ -26,6 +27,7 @@ _HOME = {
     "log_spaced": "grokkit.training.schedule",
     "open_run": "grokkit.trajectory",
     "part": "grokkit.training.config",
+    "partition_segment": "grokkit.spline",
     "pgd": "grokkit.robustness",
     "probe_sets": "grokkit.data.probes",
     "profile": "grokkit.models.profile",
@@ -84,7 +86,9 @@ if TYPE_CHECKING:
     from grokkit.replay import replay_run as replay_run
     from grokkit.robustness import pgd as pgd
     from grokkit.spline import complexity_spectrum as complexity_spectrum
+    from grokkit.spline import exact_integrated_gradients as exact_integrated_gradients
     from grokkit.spline import local_complexity as local_complexity
+    from grokkit.spline import partition_segment as partition_segment
     from grokkit.training.config import RunConfig as RunConfig
     from grokkit.training.config import part as part
     from grokkit.training.loop import resume as resume

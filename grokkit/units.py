@@ -95,7 +95,7 @@ REFUSED: dict[Callable[..., Any], str] = {
 """Nonlinear calls that have no counting rule: a number that left them out would look complete and not be."""
 
 
-class _ModulePath:
+class ModulePath:
     """Knows which named module is running, through hooks that are global and borrowed, never the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -133,7 +133,7 @@ class _ModulePath:
 
 
 class _Interception(TorchFunctionMode):
-    def __init__(self, path: _ModulePath, on_call: Callable[[Call], None]) -> None:
+    def __init__(self, path: ModulePath, on_call: Callable[[Call], None]) -> None:
         super().__init__()
         self._path = path
         self._on_call = on_call
@@ -168,6 +168,6 @@ def intercept(model: nn.Module, on_call: Callable[[Call], None]) -> Iterator[Non
     Raises:
         ModelContractError: the model calls a nonlinearity that has no counting rule.
     """
-    path = _ModulePath(model)
+    path = ModulePath(model)
     with path.watched(), _Interception(path, on_call):
         yield

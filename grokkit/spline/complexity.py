@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.borrow import device_of, dtype_of
 from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.spline.bounds import bound_counts
 from grokkit.spline.frames import Frames, frames_for
+from grokkit.spline.lent import lent
 from grokkit.spline.passes import OTHER_LAYERS, LayerCount
+from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
 from grokkit.spline.tangent import tangent_counts
 from grokkit.spline.vertex import vertex_counts
 
-METHODS = ("vertex", "tangent")
+METHODS = ("vertex", "tangent", "ray", "bound")
+_COUNTS = {"vertex": vertex_counts, "ray": ray_counts, "bound": bound_counts}
 
 
 def local_complexity(
@@ -36,7 +39,10 @@ def local_complexity(
     The neighbourhood of x is the convex hull of its 2 P vertices x ± radius * v_p. "vertex" compares the signs at the
     vertices: exact for the first layer and a lower bound deeper down. "tangent" counts the units with
     |z| < radius * max_p |J v_p|: the same count to first order, at about 0.6 of the price, and little moved by
-    rounding. A unit that is exactly zero everywhere is not counted by either.
+    rounding. "ray" finds, exactly and in float64, the units that change sign anywhere on the segments from
+    x - radius * v_p to x + radius * v_p. "bound" counts every unit that could change sign in the hull: certified, and
+    loose with depth and radius. In each layer vertex <= ray <= bound, equal in the first. A unit that is exactly zero
+    everywhere is not counted by any.
 
     Args:
         model: any module that treats each image by itself. It is measured in eval mode and in strict precision, and
@@ -45,7 +51,7 @@ def local_complexity(
             device and dtype.
         radius: > 0, in the units of `images`.
         directions: number P of orthonormal directions, 1..D, where D is the size of one image.
-        method: "vertex" or "tangent".
+        method: "vertex", "tangent", "ray" or "bound".
         frames: "shared", one frame for all points; "per_point", a frame of its own for the i-th image.
         seed: of the frames; the same seed gives the same directions at every step and on every machine.
         frame: the caller's own orthonormal directions, (P, D); `directions` and `seed` then play no part.
@@ -56,10 +62,12 @@ def local_complexity(
     Raises:
         UsageError: an argument out of range, images that are not finite or not floating.
         ModelContractError: a model in half precision, with a nonlinearity that has no counting rule, with an
-            operation that has no derivative ("tangent"), or whose batch is not the first dimension.
+            operation that has no derivative ("tangent") or is not piecewise affine ("ray", "bound"), or whose batch
+            is not the first dimension.
         NumericsError: pre-activations that are not finite.
 
-    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); memory grows with neither N nor P.
+    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); in float64 2 P and one for every breakpoint on
+    the rays ("ray"), or 2 + P ("bound"). Memory grows with neither N nor, but for "bound", P.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """
@@ -70,7 +78,7 @@ def local_complexity(
         if method == "tangent":
             counted = tangent_counts(inner, points, axes, [radius])
         else:
-            counted = vertex_counts(inner, points, axes, radius)
+            counted = _COUNTS[method](inner, points, axes, radius)
         return _gathered(counted, len(points), (radius,), axes.directions, method).at(0)
 
 
@@ -119,22 +127,9 @@ def _measuring(
 ) -> Iterator[tuple[nn.Module, Tensor, Frames]]:
     """The borrowed model, the images where it lives, and the frames."""
     _check_images(images)
-    with borrowed(model) as inner, _eager(inner), torch.no_grad():
-        _check_model(inner)
+    with lent(model) as inner:
         points = images.detach().to(device_of(inner), dtype_of(inner))
         yield inner, points, frames_for(points, directions, frames, seed, frame)
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Compiled parts of the model run as written, because a compiled graph hides its activations."""
-    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
-        yield
-        return
-    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        # the interception's global hooks see a compiled part twice, which changes no name
-        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
-        yield
 
 
 def _check_images(images: Tensor) -> None:
@@ -144,25 +139,6 @@ def _check_images(images: Tensor) -> None:
     if not images.isfinite().all():
         bad = int((~images.isfinite().flatten(1).all(dim=1)).sum())
         raise UsageError(f"`images` must be finite; {bad} of {len(images)} hold NaN or infinity")
-
-
-def _check_model(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
-            raise ModelContractError(
-                f"local complexity needs float32 or float64, because rounding counts as crossings; {name!r} is "
-                f"{tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
-            )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ModelContractError(
-                f"{name or 'the model'!r} is a script module, which hides its activations; pass the original"
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ModelContractError(
-                f"{name!r} normalises by the batch's own statistics also in eval mode, so the count would depend on "
-                "the batch; use track_running_stats=True, or GroupNorm"
-            )
 
 
 def _gathered(

@@ -93,6 +93,14 @@ def above(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     return torch.stack([(z > kink).any(dim=0) for kink in kinks])
 
 
+def live_units(model: nn.Module, centre: Tensor) -> list[Call]:
+    """The activation calls at the points themselves, with `above` in place of the pre-activations."""
+    calls: list[Call] = []
+    # a copy, because a model may begin with an in-place call; its values may be overwritten by the activation
+    run(model, centre.clone(), lambda call: calls.append(call._replace(z=above(call.z, call.kinks))))
+    return calls
+
+
 def per_point(crossed: Tensor) -> Tensor:
     """int64 (point,): how many units of a (point, ...) mask are set."""
     return crossed.reshape(len(crossed), -1).count_nonzero(dim=1)
