@@ -223,8 +223,8 @@ def _merged(one: Any, two: Any) -> Any:
     elif isinstance(one, Tensor) or one == two:
         return one
     raise ModelContractError(
-        f"the model computes with {_shown(one)} for {BATCHES[0]} images and {_shown(two)} for {BATCHES[1]}, which is not "
-        "one row per image"
+        f"the model computes with {_shown(one)} for {BATCHES[0]} images and {_shown(two)} for {BATCHES[1]}, which is "
+        "not one row per image"
     )
 
 

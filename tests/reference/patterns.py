@@ -1,4 +1,4 @@
-"""What a net does at points, seen from outside: the sign of every pre-activation and the winner of every live window."""
+"""What a net does at points, seen from outside: the sign of each pre-activation, the winner of each live window."""
 
 from __future__ import annotations
 
