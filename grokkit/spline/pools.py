@@ -51,9 +51,10 @@ def pool_call(step: Step) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
     )
 
 
-def switches(z: Tensor, pooled: Tensor, options: dict[str, Any], joined: Tensor) -> Crossings:
-    """Places where another entry takes over the maximum of a window of z (knot, channel, height, width)."""
-    index = windows(z.shape[-2:], pooled.shape[-2:], options, z.device)
+def switches(z: Tensor, out: Sequence[int], options: dict[str, Any], joined: Tensor) -> Crossings:
+    """Places where another entry takes over the maximum of a window of z (knot, channel, height, width), which
+    is pooled to (knot, channel, *out)."""
+    index = windows(z.shape[-2:], out, options, z.device)
     entries = F.pad(z.flatten(2), (0, 1), value=-torch.inf)
     winner = _winners(entries, index)
     moved = (winner[1:] != winner[:-1]) & joined.view(-1, 1, 1)

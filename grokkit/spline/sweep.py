@@ -144,7 +144,7 @@ def _pool_crossings(step: Step, grid: Grid, env: Env) -> Crossings:
     z = _on(grid, env, var)
     if step.node.func is F.max_pool1d:
         z = z.unsqueeze(-2)
-    return switches(z, pool(z), options, grid.joined)
+    return switches(z, pool(z[:1]).shape[-2:], options, grid.joined)
 
 
 def _part_size(env: Env) -> int:
