@@ -2,12 +2,18 @@
 
 from grokkit.spline.complexity import complexity_spectrum, local_complexity
 from grokkit.spline.frames import orthonormal_frame
+from grokkit.spline.intervals import t_interval
+from grokkit.spline.presets import preset
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
+from grokkit.spline.uncertainty import complexity_interval
 
 __all__ = [
     "ComplexitySpectrum",
     "LocalComplexity",
+    "complexity_interval",
     "complexity_spectrum",
     "local_complexity",
     "orthonormal_frame",
+    "preset",
+    "t_interval",
 ]

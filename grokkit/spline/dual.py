@@ -104,7 +104,9 @@ def like_tangent(x: Dual, tree: Any) -> Any:
     dtype = x.tangent.dtype
     if dtype == x.primal.dtype:
         return tree
-    return map_leaves(lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree)
+    return map_leaves(
+        lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree
+    )
 
 
 def scaled(tangent: Tensor, factor: Tensor) -> Tensor:

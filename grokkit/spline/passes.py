@@ -73,7 +73,9 @@ def run(model: nn.Module, inputs: Tensor, on_call: Callable[[Call], None]) -> Te
     with intercept(model, checked):
         output = model(inputs)
     if not isinstance(output, Tensor) or output.dim() == 0 or output.shape[0] != size:
-        came = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        came = (
+            f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        )
         raise ModelContractError(
             f"the model must return one tensor with the batch ({size}) as its first dimension; it returned {came}. "
             "Wrap it in a module whose forward returns the logits alone"
