@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,6 @@ import tyro
 
 from grokkit.cli.analyse import analyse, print_measure
 from grokkit.cli.parse import parse
-from grokkit.errors import UsageError
 from grokkit.training.config import part
 
 
@@ -21,10 +19,10 @@ def main(words: list[str]) -> None:
 
 def lc(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    radius: tuple[float, ...] = (0.005, 0.05, 0.5),
-    directions: int = 20,
-    points: int = 256,
-    method: Literal["tangent", "vertex"] = "tangent",
+    radius: tuple[float, ...] | None = None,
+    directions: int | None = None,
+    points: int | None = None,
+    method: Literal["tangent", "vertex"] | None = None,
     preset: str | None = None,
     last: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -38,28 +36,22 @@ def lc(
 
     Args:
         run: the run's folder.
-        radius: radii of the neighbourhood, in the net's normalised input space.
-        directions: orthonormal directions of the frame.
-        points: images of each probe set.
-        method: tangent (all radii in one pass) or vertex (the published count).
-        preset: a published setting in place of the four above, for example humayun2024 or humayun2024_mnist.
+        radius: radii of the neighbourhood, in the net's normalised input space; by default 0.005 0.05 0.5.
+        directions: orthonormal directions of the frame; by default 20.
+        points: images of each probe set; by default 256.
+        method: tangent (all radii in one pass, the default) or vertex (the published count).
+        preset: a published setting, humayun2024 or humayun2024_mnist; what is given beside it goes first.
         last: only the newest snapshots, this many.
         device: cpu or cuda; by default a GPU where there is one.
     """
-    options = {"radii": radius, "directions": directions, "points": points, "method": method}
-    if preset is not None:
-        options = _of_preset(preset, options)
-    wanted = part("local_complexity", **options)
+    given = {"radii": radius, "directions": directions, "points": points, "method": method}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    wanted = part("local_complexity", **(_published(preset) | chosen))
     analyse(run, [wanted], [], device, last)
     print_measure(run, wanted)
 
 
-def _of_preset(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def _published(name: str | None) -> dict[str, Any]:
     from grokkit.spline import preset  # brings torch, which help does without
 
-    defaults = {parameter.name: parameter.default for parameter in inspect.signature(lc).parameters.values()}
-    if any(given[option] != defaults.get(option, defaults["radius"]) for option in given):
-        raise UsageError(
-            "--preset sets --radius, --directions, --points and --method; leave these out, or leave it out"
-        )
-    return preset(name).measure()
+    return {} if name is None else preset(name).measure()

@@ -65,7 +65,10 @@ class Complexity:
         return Reading(
             "local_complexity", np.stack(means), ("probe_set", "radius", "layer"), coords, f"units per point ({space})",
             n=tuple(len(probe) for probe in probes.values()), low=low, high=high,
-            settings={"units": units, "live_units": live, "directions": found.directions},
+            settings={
+                "units": units, "live_units": live, "directions": found.directions,
+                "tangents": found.tangents, "tangent_error": found.tangent_error,
+            },
         )  # fmt: skip
 
     def _counted(
@@ -75,7 +78,7 @@ class Complexity:
         # More directions than input dimensions do not exist; a small input is measured in all of its own.
         directions = min(self.directions, inputs[0].numel())
         if self.method == "tangent":
-            spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed)
+            spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed, quantiles=())
             return spectrum.counts.numpy(), spectrum
         single = [
             local_complexity(net, inputs, radius, directions, method=self.method, seed=seed) for radius in self.radii

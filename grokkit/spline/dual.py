@@ -21,7 +21,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import ModelContractError
 
-
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
 
 

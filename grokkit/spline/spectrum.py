@@ -53,11 +53,14 @@ class PointGains:
 
     def see(self, reach: Reach) -> None:
         self._squares.append(reach.jacobian_squares.cpu())
-        self._radii.append(_quantiles(_critical_radii(reach), self.levels).cpu())
+        if self.levels:
+            self._radii.append(_quantiles(_critical_radii(reach), self.levels).cpu())
 
     @property
     def critical_radius(self) -> Tensor:
         """float64 (quantile, point)."""
+        if not self.levels:
+            return torch.empty(0, sum(len(squares) for squares in self._squares), dtype=torch.float64)
         return torch.cat(self._radii, dim=1)
 
     @property
@@ -78,12 +81,14 @@ def _quantiles(rows: Tensor, levels: Sequence[float]) -> Tensor:
     if pairs == 0:
         return torch.full((len(levels), len(rows)), math.nan, dtype=torch.float64)
     places = [max(math.ceil(level * pairs - 1e-9), 1) - 1 for level in levels]
-    if rows.device.type == "cpu":
-        # NumPy sorts floats many times as fast as torch does on a CPU
-        ordered = torch.from_numpy(np.sort(rows.numpy(), axis=1))
-    else:
-        ordered = rows.sort(dim=1).values
-    return ordered[:, places].T.double()
+    return _sorted(rows)[:, places].T.double()
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    if rows.device.type != "cpu":
+        return rows.sort(dim=1).values
+    # many times as fast as torch's on a CPU
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
 def tangent_error(
