@@ -38,7 +38,7 @@ def local_complexity(
 
     The neighbourhood of x is the convex hull of its 2 P vertices x ± radius * v_p. "vertex" compares the signs at the
     vertices: exact for the first layer and a lower bound deeper down. "tangent" counts the units with
-    |z| < radius * max_p |J v_p|: the same count to first order, at about 0.6 of the price, and little moved by
+    |z| < radius * max_p |J v_p|: the same count to first order, at about half the price, and little moved by
     rounding. A unit that is exactly zero everywhere is not counted by either.
 
     Args:
@@ -68,7 +68,8 @@ def local_complexity(
             something else than one tensor; bfloat16 tangents for a float64 model.
         NumericsError: pre-activations that are not finite.
 
-    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); memory grows with neither N nor P.
+    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"), and 2 (1 + P) more for each of 4 points where
+    tangents are rounded; memory grows with neither N nor P.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """

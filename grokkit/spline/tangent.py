@@ -14,6 +14,9 @@ from grokkit.spline.passes import LayerCount, above, blocks, extremes, memory_fo
 from grokkit.spline.rules import Dual
 from grokkit.units import Call
 
+_COMPARED = 2**18
+"""Numbers compared at once: many radii of a small layer in one go, one radius of a large layer within the cache."""
+
 
 class Reach:
     """How far every pre-activation moves along the directions seen so far, per unit of radius.
@@ -53,11 +56,7 @@ class Reach:
     def counts(self, radii: Sequence[float]) -> Iterator[LayerCount]:
         for layer, call in self.calls.items():
             reach = self.reach[layer]
-            counts = torch.zeros(len(radii), len(reach), dtype=torch.int64, device=reach.device)
-            for kink in call.kinks:
-                distance = (call.z - kink).abs()
-                for row, radius in enumerate(radii):
-                    counts[row] += _crossings(distance, radius * reach)
+            counts = torch.stack([_crossings((call.z - kink).abs(), reach, radii) for kink in call.kinks]).sum(dim=0)
             finite = torch.stack([*call.z.aminmax(), reach.amax()]).isfinite().all()
             yield LayerCount(layer, call.activation.exact, counts, above(call.z, call.kinks), finite)
 
@@ -68,12 +67,16 @@ class Reach:
                 yield (call.z - kink).abs().flatten(1), self.reach[layer].flatten(1)
 
 
-def _crossings(distance: Tensor, reach: Tensor) -> Tensor:
-    """int64 (point,): units whose kink is nearer than they reach."""
-    # strict: a dead path of a bias-free net has both sides zero and is no crossing; a mask of floats is written and
-    # summed twice as fast as one of bools, and is exact below 2^24 units
-    mask = torch.lt(distance, reach, out=torch.empty_like(distance))
-    return mask.sum(dim=tuple(range(1, mask.dim()))).long() if mask.dim() > 1 else mask.long()
+def _crossings(distance: Tensor, reach: Tensor, radii: Sequence[float]) -> Tensor:
+    """int64 (radius, point): units whose kink is nearer than they reach, both given as (point, ...)."""
+    counts = []
+    for group in reach.new_tensor(radii).split(max(1, _COMPARED // reach.numel())):
+        reached = group.view(-1, *(1,) * reach.dim()) * reach
+        # strict: a dead path of a bias-free net has both sides zero and is no crossing; a mask of floats is written
+        # and summed twice as fast as one of bools, and is exact below 2^24 units
+        mask = torch.lt(distance, reached, out=reached)
+        counts.append(mask.sum(dim=tuple(range(2, mask.dim()))) if mask.dim() > 2 else mask)
+    return torch.cat(counts).long()
 
 
 def reaches(model: nn.Module, images: Tensor, frames: Frames, tangents: torch.dtype | None) -> Iterator[Reach]:
