@@ -113,7 +113,7 @@ BODIES = {
     "pooled": lambda x: F.adaptive_avg_pool2d(x, (3, 2)) + F.adaptive_max_pool2d(x, (3, 2)),
     "max_pool_ceil": lambda x: F.max_pool2d(x, 3, 2, padding=1, dilation=1, ceil_mode=True),
     "max_pool_unbatched": lambda x: F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (len(x), -1)),
-    "conv_transpose": lambda x: F.conv_transpose2d(x, GROWN.expand(2, 3, 4, 4), torch.ones(3).double(), stride=2),
+    "conv_transpose": lambda x: F.conv_transpose2d(x, GROWN.expand(2, 3, 4, 4), torch.ones(3).to(GROWN), stride=2),
     "conv_1d": lambda x: F.conv1d(x.flatten(2), GROWN.reshape(2, 2, 8), None, 2),
     "swapped": lambda x: x.permute(0, 2, 3, 1).contiguous().transpose(1, 2).reshape(len(x), -1),
     "activations": lambda x: F.gelu(x) + F.hardswish(x) + F.silu(x) + F.leaky_relu(x, 0.3) + F.hardtanh(x, -0.3, 0.4),
