@@ -11,7 +11,6 @@ from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS
 from tests.runs import SMALL
 
-
 BESIDE = ("live_units", "dead_share", "local_complexity_ratio")
 
 
@@ -45,16 +44,18 @@ def test_dead_shares_stand_beside_every_local_complexity(runs) -> None:
     assert len(dead) == len(live) * 3 // 2 and (dead.n == 8).all() and set(dead.unit) == {"share of units"}
     both = dead.merge(live, on=["step", "probe_set", "layer"], suffixes=("", "_live"))
     assert len(both) == len(live) and np.array_equal(both.value, 1 - both.value_live / 12)
-    for (step, probe_set), own in live.groupby(["step", "probe_set"]):
-        total = dead.query("step == @step and probe_set == @probe_set and layer == 'total'").value.item()
-        assert total == 1 - own.value.sum() / 24
+    total = dead[dead.layer == "total"].set_index(["step", "probe_set"]).value
+    for place, own in live.groupby(["step", "probe_set"]):
+        assert total[place] == 1 - own.value.sum() / 24
 
 
 def test_complexity_is_set_against_noise_at_every_radius(runs) -> None:
     frame = gk.table(runs[0])
     lc = frame.query("measure == 'local_complexity' and layer == 'total'").set_index(["step", "probe_set", "radius"])
     against = frame[frame.measure == "local_complexity_ratio"]
-    assert set(against.probe_set) == {"train", "test"} and set(against.unit) == {"1"} and (against.directions == 4).all()
+    assert (
+        set(against.probe_set) == {"train", "test"} and set(against.unit) == {"1"} and (against.directions == 4).all()
+    )
     assert len(against) == 2 * (lc.xs("random", level=1).value > 0).sum() > 0
     for row in against.itertuples():
         top, bottom = lc.loc[(row.step, row.probe_set, row.radius)], lc.loc[(row.step, "random", row.radius)]

@@ -103,6 +103,7 @@ def synthetic(runs: tuple[str, ...] = (RUN,)) -> FigureData:
 
 
 SEEDS = tuple(f"demo/constant-s{seed}-ab12cd3{seed}" for seed in range(3))
+PAIR = (RUN, "demo/decay_at_peak-s0-ef12cd34")
 BOTH = (*SEEDS, *(f"demo/decay_at_peak-s{seed}-ef12cd3{seed}" for seed in range(3)))
 
 
@@ -331,8 +332,35 @@ def test_policy_draws_every_run():
     assert sum(len(line.get_xdata()) > 2 for line in figure.axes[0].lines) == len(BOTH)
 
 
+def test_paired_draws_both_variants_each_pair_and_their_mean_ratio():
+    data = synthetic(BOTH)
+    figure = drawn("paired", BOTH)
+    for column, name in enumerate(("train", "test", "random")):
+        above, below = figure.axes[column], figure.axes[3 + column]
+        assert above.get_title(loc="left") == f"{name} points"
+        rows = data.table.query("measure == 'local_complexity' and layer == 'total' and radius == 0.05")
+        wide = rows[rows.probe_set == name].pivot_table(index="step", columns="run", values="value")
+        first, second = wide[list(SEEDS)], wide[[run for run in BOTH if run not in SEEDS]]
+        _line(above, first.mean(axis=1)), _line(above, second.mean(axis=1))
+        ratios = second.to_numpy() / first.to_numpy()
+        for pair in ratios.T:
+            assert any(
+                np.allclose(line.get_ydata(), pair) for line in below.lines if len(line.get_ydata()) == len(STEPS)
+            )
+        (mean,) = [line for line in below.lines if line.get_linewidth() == pytest.approx(1.2)]
+        np.testing.assert_allclose(mean.get_ydata(), np.exp(np.log(ratios).mean(axis=1)))
+
+
+def test_paired_asks_for_two_variants_with_a_seed_in_common():
+    with pytest.raises(UsageError, match=r"draws two variants.*holds 1: demo/constant"):
+        figures.create("paired", synthetic())
+    strangers = synthetic((RUN, "demo/decay_at_peak-s7-ef12cd34"))
+    with pytest.raises(UsageError, match="share no seed and step; pair them: grokkit train --seed"):
+        figures.create("paired", strangers)
+
+
 def test_no_text_overlaps_another_in_the_legends_and_titles():
-    for name in ("phases", "policy", "layers"):
+    for name in ("phases", "policy", "layers", "paired"):
         figure = drawn(name, BOTH)
         boxes = [legend.get_window_extent() for legend in figure.legends]
         boxes += [axes.get_tightbbox() for axes in figure.axes if axes.get_label() != "<colorbar>"]

@@ -6,14 +6,16 @@ be fitted by heart. Five seeds; a pair is two runs of one seed. Two minutes a ru
 
 Stated before the runs were looked at (the setting was chosen by training accuracy of another seed alone):
 
-- Statistic: d(t) = log LC(true) - log LC(shuffled) at recorded step t, per seed; LC is the layer `total` at radius 0.05,
-  the mean over 1,000 points. d(0) must be exactly 0: same weights, same images.
+- Statistic: d(t) = log LC(true) - log LC(shuffled) at recorded step t, per seed; LC is the layer `total` at radius
+  0.05, the mean over 1,000 points. d(0) must be exactly 0: same weights, same images.
 - Primary: probe set `train`, last step. The arms are told apart if the 95 % t interval of the mean of d over seeds
   excludes 0 (a paired t test, two-sided, at 5 %). "From step t" is the first recorded step from which on all such
   intervals exclude 0.
 - Secondary, with Holm's correction over the three sets: the same at `test` and `random` points.
 - Secondary: LC at equal fit, that is, at the first recorded step at which 99 % of the labels trained on are fitted; a
   difference at equal steps alone may only say that the arms fit at different speeds.
+
+What was seen stands in artifacts/negative_control of the project.
 """
 
 from __future__ import annotations
