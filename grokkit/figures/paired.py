@@ -49,7 +49,7 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     panels = figure.subplots(2, len(sets), sharex=True, sharey="row", squeeze=False)
     for (above, below), name in zip(panels.T, sets, strict=True):
         own, colour = rows[rows["probe_set"] == name], probe_colour(name, sets)
-        for variant, line in zip(reversed(variants), LINES, strict=False):
+        for variant, line in zip(variants, LINES, strict=False):
             draw(above, own[own["variant"] == variant], color=colour, linestyle=line)
         _ratio(below, own, ratios[ratios["probe_set"] == name], variants, colour)
         above.set_title(f"{name} points")
@@ -94,8 +94,7 @@ def _ratio_axis(axes: Axes) -> None:
 
 def _legend(figure: Figure, short: list[str], pairs: int, where: str) -> None:
     handles = [
-        Line2D([], [], color="0.2", linestyle=line, label=name)
-        for name, line in zip(reversed(short), LINES, strict=False)
+        Line2D([], [], color="0.2", linestyle=line, label=name) for name, line in zip(short, LINES, strict=False)
     ]
     handles.append(Line2D([], [], lw=0.4, color="0.2", label="each pair of one seed"))
     interval = f"the mean of {pairs} pairs and its 95 % interval" if pairs > 1 else "1 pair, no interval"
