@@ -38,7 +38,8 @@ class Verdict:
     Args:
         snapshots: what each said.
         radius: the largest at which LC is linear at every snapshot; None where one shows no linear range.
-        directions: the smallest P whose interval is at most `WIDTH` times as wide as the largest P's; None as above.
+        directions: the smallest P whose interval (over the points, along one frame) is at most `WIDTH` times as wide as
+            the largest P's; None as above.
         reason: one sentence.
     """
 
@@ -46,6 +47,12 @@ class Verdict:
     radius: float | None
     directions: int | None
     reason: str
+
+    @property
+    def shown(self) -> float | None:
+        """The smallest end of the linear ranges that there are: `radius` where there is one."""
+        ends = [each.linear[1] for each in self.snapshots if each.linear is not None]
+        return min(ends) if ends else None
 
 
 def verdict(rows: pd.DataFrame) -> Verdict:
@@ -74,13 +81,14 @@ def verdict(rows: pd.DataFrame) -> Verdict:
 def judged(step: int, slopes: pd.DataFrame, radii: list[float]) -> Found:
     """The linear range of one snapshot from its slopes, each named by the larger of its two radii."""
     low, high, bent = math.nan, math.nan, None
-    for slope in slopes.sort_values("radius").itertuples():
-        off, half = abs(slope.value - 1), (slope.high - slope.low) / 2
+    ordered = slopes.sort_values("radius")[["radius", "value", "low", "high"]].to_numpy(float).tolist()
+    for radius, value, lower, upper in ordered:
+        off, half = abs(value - 1), (upper - lower) / 2
         if off > TOLERANCE + STRICT * half:
-            bent = float(slope.radius)
+            bent = radius
             break
         if off + half <= TOLERANCE:
-            high = float(slope.radius)
+            high = radius
             low = radii[radii.index(high) - 1] if math.isnan(low) else low
     return Found(step, None if math.isnan(high) else (low, high), bent)
 
@@ -101,8 +109,14 @@ def _directions(counts: pd.DataFrame) -> int:
     """From the rows of one radius, all snapshots and P."""
     widths = counts.assign(width=(counts["high"] - counts["low"]) / counts["value"])
     table = widths.pivot_table(index="step", columns="directions", values="width")
-    enough = (table.le(WIDTH * table.iloc[:, -1], axis=0)).all(axis=0)
-    return int(enough.idxmax())
+    enough = table.le(WIDTH * table.iloc[:, -1], axis=0).all(axis=0)
+    return int(min(enough.index[enough.to_numpy()]))
+
+
+def middle(rows: pd.DataFrame) -> float:
+    """The number of directions at which slopes and vertices were taken: the upper middle one."""
+    numbers = sorted(set(rows["directions"][rows["measure"] == "calibration"]))
+    return float(numbers[len(numbers) // 2])
 
 
 def over_kappa(rows: pd.DataFrame, radius: float) -> pd.DataFrame:

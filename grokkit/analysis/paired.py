@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -29,7 +31,7 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
     wide = both.pivot(index=["step", "probe_set", "seed"], columns="variant", values="value").dropna()
     if over not in wide or under not in wide or wide.empty:
         raise UsageError(f"the variants {over} and {under} share no seed and step; pair them: grokkit train --seed")
-    logs = np.log(wide[over] / wide[under]).groupby(["step", "probe_set"])
+    logs = (wide[over] / wide[under]).map(math.log).groupby(["step", "probe_set"])
     found = pd.DataFrame({"mean": logs.mean(), "error": logs.sem(), "n": logs.size()})
     half = stdtrit(found["n"] - 1, 0.975) * found["error"]
     with np.errstate(divide="ignore", invalid="ignore"):
