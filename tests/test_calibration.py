@@ -181,7 +181,8 @@ def test_few_counts_neither_show_nor_end_a_linear_range() -> None:
 def test_what_is_bent_below_ends_the_range_whatever_comes_above() -> None:
     found = verdict(planted(calibration_rows(0, bend=9), _slope(calibration_rows(7, bend=9), 0.02, 0.7, 0.1)))
     assert found.snapshots[1] == Found(7, None, 0.02) and found.radius is found.directions is None
-    assert "at step 7 LC is bent at 0.02 already" in found.reason and found.shown == 2.0
+    assert found.reason.startswith("at step 7 LC is bent at 0.02, and below") and found.shown == 2.0
+    assert found.reason.endswith("(linear up to 2 at 1 of 2 snapshots)")
 
 
 def test_too_few_counts_everywhere_are_said_so() -> None:

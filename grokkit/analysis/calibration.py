@@ -66,9 +66,9 @@ def verdict(rows: pd.DataFrame) -> Verdict:
     slopes, counts = (rows[rows["measure"] == name] for name in ("calibration_slope", "calibration"))
     radii = sorted(set(counts["radius"]))
     found = tuple(judged(int(step), slopes[slopes["step"] == step], radii) for step in sorted(set(counts["step"])))
-    lacking = next((each for each in found if each.linear is None), None)
-    if lacking is not None:
-        return Verdict(found, None, None, _why_none(lacking, radii))
+    lacking = [each for each in found if each.linear is None]
+    if lacking:
+        return Verdict(found, None, None, _why_none(lacking, found, radii))
     radius = min(each.linear[1] for each in found if each.linear is not None)
     directions = _directions(counts[counts["radius"] == radius])
     return Verdict(
@@ -93,16 +93,21 @@ def judged(step: int, slopes: pd.DataFrame, radii: list[float]) -> Found:
     return Found(step, None if math.isnan(high) else (low, high), bent)
 
 
-def _why_none(lacking: Found, radii: list[float]) -> str:
-    if lacking.bent is None:
-        return (
-            f"at step {lacking.step} the counts are too few to tell whether LC is linear anywhere in "
+def _why_none(lacking: list[Found], found: tuple[Found, ...], radii: list[float]) -> str:
+    """About the snapshot that is bent at the smallest radius, then about the others."""
+    worst = min(lacking, key=lambda each: each.bent or math.inf)
+    if worst.bent is None:
+        said = (
+            f"at step {worst.step} the counts are too few to tell whether LC is linear anywhere in "
             f"{radii[0]:g}..{radii[-1]:g}: take more points or larger radii"
         )
-    return (
-        f"at step {lacking.step} LC is bent at {lacking.bent:g} already, and below the counts are too few to tell: its "
-        "value depends on the radius there, so compare LC at one radius only, show several, or take more points"
-    )
+    else:
+        said = (
+            f"at step {worst.step} LC is bent at {worst.bent:g}, and below that the counts are too few to tell: it depends "
+            "on the radius there, so compare LC at one radius only, show several, or take more points"
+        )
+    ends = [each.linear[1] for each in found if each.linear is not None]
+    return f"{said} (linear up to {min(ends):g} at {len(ends)} of {len(found)} snapshots)" if ends else said
 
 
 def _directions(counts: pd.DataFrame) -> int:

@@ -54,7 +54,7 @@ def calibrate(
         probe_set: whose images.
         snapshots: how many of the stored ones, the first and the last among them.
         device: cpu or cuda; by default a GPU where there is one.
-        out: folder for the figure and table.csv; by default `figures` in the run.
+        out: folder for the figure and the numbers behind it, calibration.csv; by default `figures` in the run.
     """
     from grokkit import figures
     from grokkit.analysis.calibration import verdict

@@ -88,13 +88,16 @@ def _density(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, 
             axes.plot(radius[inside], density[inside], color=colour, lw=2.2, solid_capstyle="butt")
         ratios = vertex.reindex(pd.MultiIndex.from_product([[each.step], radius])).to_numpy()
         axes.plot(radius, density * ratios, "x", color=colour, markersize=2.5, mew=0.6)
-    axes.set(xscale="log", yscale="log", xlabel="radius (input space of the net)")
+    axes.set(yscale="log")
+    if not (counts["value"] > 0).any():
+        axes.set_ylim(0.1, 1)
+        axes.text(0.5, 0.5, "no crossing", transform=axes.transAxes, ha="center")
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     unit = str(counts["unit"].iloc[0]).partition(" (")[0]
     axes.set_ylabel(f"local complexity / radius\n({unit}, P = {judged:g})")
-    _shade(axes, found)
+    _radius_axis(axes, rows, found)
 
 
 def _slopes(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
@@ -107,13 +110,15 @@ def _slopes(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, A
             own["radius"], own["value"], [own["value"] - own["low"], own["high"] - own["value"]],
             color=colour, lw=0.8, elinewidth=0.6, marker="o",
         )  # fmt: skip
-    axes.set(xscale="log", xlabel="radius (input space of the net)", ylim=(0.45, 1.3))
+    axes.set_ylim(0.45, 1.3)
     axes.set_ylabel(r"slope $d\,\log\,LC\,/\,d\,\log\,r$" + f"\n(band: 1 ± {TOLERANCE:g})")
-    _shade(axes, found)
+    _radius_axis(axes, rows, found)
 
 
-def _shade(axes: Axes, found: Verdict) -> None:
-    """From where some snapshot is shown linear up to the recommended radius."""
+def _radius_axis(axes: Axes, rows: pd.DataFrame, found: Verdict) -> None:
+    """Logarithmic; shaded from where some snapshot is shown linear up to the recommended radius."""
+    axes.set(xscale="log", xlabel="radius (input space of the net)")
+    axes.set_xlim(0.7 * rows["radius"].min(), 1.4 * rows["radius"].max())
     if found.radius is not None:
         start = min(each.linear[0] for each in found.snapshots if each.linear is not None)
         axes.axvspan(start, found.radius, color="#E69F00", alpha=0.15, lw=0)
