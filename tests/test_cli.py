@@ -80,6 +80,17 @@ def test_the_whole_pipeline_on_own_data(study: Path, capsys, make) -> None:
     assert "every file matches its digest" in capsys.readouterr().out
 
 
+def test_other_data_keep_shuffled_labels(study: Path) -> None:
+    Path("control.py").write_text(STUDY.replace("train=60", "train=60, shuffle_labels=True"))
+    data = as_archive(study)
+    assert main(["train", "control.py:plain", "--data", data, "--device", "cpu"]) == 0
+    (run,) = (gk.open_run(path) for path in Path("runs/study").iterdir())
+    assert run.config["data"] == {"name": data, "train": 60, "shuffle_labels": True}
+    true, held = np.load(data)["y_train"], run.probes["train"]
+    shuffled = gk.load_data(data, train=60, shuffle_labels=True).y_train
+    assert (held.labels == shuffled[held.indices]).all() and sorted(shuffled) == sorted(true)
+
+
 def test_train_runs_every_variant_and_ls_lists_them(study: Path, capsys) -> None:
     assert main(["train", "study.py", "--seed", "3", "--steps", "4", "--device", "cpu", "--runs", "elsewhere"]) == 0
     names = sorted(path.name for path in Path("elsewhere/study").iterdir())
