@@ -18,7 +18,7 @@ from grokkit.spline.affine import Part, Program, Step, bind, elementwise, progra
 from grokkit.spline.dual import leaves
 from grokkit.spline.frames import Frames
 from grokkit.spline.passes import LayerCount, live_units, per_point
-from grokkit.spline.pools import pool_call, windows
+from grokkit.spline.envelope import pool_call, windows
 from grokkit.spline.segment import check_program
 from grokkit.spline.tape import Var
 from grokkit.units import Call
