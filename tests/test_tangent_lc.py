@@ -109,6 +109,15 @@ BODIES = {
     "pooled": lambda x: F.adaptive_avg_pool2d(x, (3, 2)) + F.adaptive_max_pool2d(x, (3, 2)),
     "max_pool_ceil": lambda x: F.max_pool2d(x, 3, 2, padding=1, dilation=1, ceil_mode=True),
     "max_pool_unbatched": lambda x: F.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (len(x), -1)),
+    "max_pool_with_indices": lambda x: (
+        F.max_pool2d(x, 2, return_indices=True)[0] + torch.max_pool2d(x, 3, 1, 1)[..., ::2, ::2]
+    ),
+    "adaptive_max_pool_with_indices": lambda x: F.adaptive_max_pool2d(x, 3, return_indices=True)[0],
+    "max_pool_of_rows": lambda x: torch.adaptive_max_pool1d(F.max_pool1d(x.flatten(1), 2), 3)[0],
+    "max_pool_3d": lambda x: F.max_pool3d(x.unsqueeze(1), (1, 2, 3), (1, 1, 2), (0, 1, 1)),
+    "folded": lambda x: x.abs() - torch.abs(x.flip(3) * 2).sqrt() + abs(x.transpose(2, 3)),
+    "larger_of_two": lambda x: torch.maximum(x, x.flip(3)) - torch.fmin(x, GROWN[:1]) + torch.max(GROWN[:1], x.mean(1)),
+    "largest_of_one": lambda x: x * torch.max(x, 2, keepdim=True).values + x.min() - torch.min(x, other=x.flip(2) * 2),
     "conv_transpose": lambda x: F.conv_transpose2d(x, GROWN.expand(2, 3, 4, 4), torch.ones(3).to(GROWN), stride=2),
     "conv_1d": lambda x: F.conv1d(x.flatten(2), GROWN.reshape(2, 2, 8), None, 2),
     "swapped": lambda x: x.permute(0, 2, 3, 1).contiguous().transpose(1, 2).reshape(len(x), -1),

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from grokkit.spline.affine import Part, Program, Step, bind, elementwise, program
 from grokkit.spline.dual import leaves
-from grokkit.spline.frames import Frames
-from grokkit.spline.passes import LayerCount, live_units, per_point
 from grokkit.spline.envelope import pool_call, windows
+from grokkit.spline.frames import Frames
+from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
 from grokkit.spline.segment import check_program
 from grokkit.spline.tape import Var
 from grokkit.units import Call
@@ -42,7 +42,7 @@ class Hull(NamedTuple):
         return self.centre - reach - slack, self.centre + reach + slack
 
 
-def bound_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[list[LayerCount]]:
+def bound_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each point, every layer's bound at one radius; 2 + P float64 passes a point."""
     net = program(model, images)
     check_program(net, model, images)
@@ -51,14 +51,14 @@ def bound_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float
         centres = live_units(model, centre)
         offsets = radius * frames.at(range(point, point + 1)).double()
         hulls = _preactivations(net, Hull(centre.double(), offsets, torch.zeros_like(centre, dtype=torch.float64)))
-        yield [_count(call, hull) for call, hull in zip(centres, hulls, strict=True)]
+        yield BlockCount([_count(call, hull) for call, hull in zip(centres, hulls, strict=True)], [])
 
 
 def _count(call: Call, hull: Hull) -> LayerCount:
     low, high = hull.range()
     met = [per_point((low <= kink) & (high >= kink) & (low < high)) for kink in call.kinks]
     finite = (low.isfinite() & high.isfinite()).all()
-    return LayerCount(call.layer, call.activation.exact, torch.stack(met).sum(dim=0).unsqueeze(0), call.z, finite)
+    return LayerCount(call.layer, call.activation.exact, torch.stack(met).sum(dim=0).unsqueeze(0), call.z, finite, None)
 
 
 def _preactivations(net: Program, hull: Hull) -> Iterator[Hull]:

@@ -15,7 +15,7 @@ from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.spline.bounds import bound_counts
 from grokkit.spline.frames import Frames, frames_for
 from grokkit.spline.lent import lent
-from grokkit.spline.passes import OTHER_LAYERS, LayerCount
+from grokkit.spline.passes import OTHER_LAYERS, BlockCount, LayerCount, PoolCount
 from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
 from grokkit.spline.spectrum import PointGains, checked_quantiles, tangent_dtype, tangent_error
@@ -47,6 +47,11 @@ def local_complexity(
     loose with depth and radius. In each layer vertex <= ray <= bound, equal in the first. A unit that is exactly zero
     everywhere is not counted by any.
 
+    Max-pools are a series of their own, beside the count. With entries at or below 0 taken as 0, a window switches if
+    no entry is a winner at all vertices ("vertex"), or if the centre's winner w has a challenger c > 0 with
+    z_w - z_c < radius * max_p |(J_w - J_c) v_p| ("tangent"). What the function bends at is then the count of the
+    activations that no pool follows, the pooled maxima that change sign and the switches.
+
     Args:
         model: any module that treats each image by itself. It is measured in eval mode and in strict precision, and
             handed back as it was.
@@ -65,7 +70,8 @@ def local_complexity(
             for a float32 model on a GPU, else "exact".
 
     Returns:
-        Counts per point and layer with the number of units, live units and the density.
+        Counts per point and layer with the number of units, live units and the density; switches and signs of the
+        max-pools, and the units in the curved zone of GELU and SiLU.
 
     Raises:
         UsageError: an argument out of range, images that are not finite or not floating.
@@ -97,7 +103,7 @@ def local_complexity(
         else:
             counted = _COUNTS[method](inner, points, axes, radius)
         fields = _gathered(counted, len(points), 1)
-        fields["counts"] = fields["counts"][0]
+        fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
     return LocalComplexity(
         **fields,
         radius=radius,
@@ -191,34 +197,59 @@ def _check_images(images: Tensor) -> None:
         raise UsageError(f"`images` must be finite; {bad} of {len(images)} hold NaN or infinity")
 
 
-def _gathered(blocks: Iterable[list[LayerCount]], points: int, radii: int) -> dict[str, Any]:
+def _gathered(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str, Any]:
     """The fields of a result that all blocks together give, checked to speak of the same layers and to be finite."""
     counts: list[Tensor] = []
-    first: list[LayerCount] = []
+    beside: list[tuple[Tensor, ...]] = []
     live: list[Tensor] = []
+    first = BlockCount([], [])
     for index, block in enumerate(blocks):
         if index == 0:
-            first, live = block, [one.live for one in block]
+            first, live = block, [one.live for one in block.layers]
         _check_same_layers(block, first)
         _check_finite(block)
-        live = [seen | one.live for seen, one in zip(live, block, strict=True)]
-        if block:
-            counts.append(torch.stack([one.counts for one in block], dim=-1).cpu())
+        live = [seen | one.live for seen, one in zip(live, block.layers, strict=True)]
+        if block.layers:
+            counts.append(torch.stack([one.counts for one in block.layers], dim=-1).cpu())
+        beside.append(_beside(block))
+    empty = torch.zeros(radii, points, 0, dtype=torch.int64)
+    zones, switches, signs = (
+        torch.cat(parts, dim=1) if parts[0].numel() else empty for parts in zip(*beside, strict=True)
+    )
     return {
-        "counts": torch.cat(counts, dim=1) if first else torch.zeros(radii, points, 0, dtype=torch.int64),
-        "layers": tuple(one.layer for one in first),
-        "units": {one.layer: one.live.numel() for one in first},
-        "live_units": {one.layer: int(mask.sum()) for one, mask in zip(first, live, strict=True)},
-        "proxy_layers": tuple(one.layer for one in first if not one.exact),
+        "counts": torch.cat(counts, dim=1) if first.layers else empty,
+        "layers": tuple(one.layer for one in first.layers),
+        "units": {one.layer: one.live.numel() for one in first.layers},
+        "live_units": {one.layer: int(mask.sum()) for one, mask in zip(first.layers, live, strict=True)},
+        "proxy_layers": tuple(one.layer for one in first.layers if not one.exact),
+        "zones": zones,
+        "pools": tuple(one.layer for one in first.pools),
+        "windows": {one.layer: one.windows for one in first.pools},
+        "switches": switches,
+        "pool_signs": signs,
     }
 
 
-def _check_same_layers(block: list[LayerCount], first: list[LayerCount]) -> None:
-    if [(one.layer, one.live.shape) for one in block] != [(one.layer, one.live.shape) for one in first]:
+def _beside(block: BlockCount) -> tuple[Tensor, ...]:
+    """Zones, switches and signs of one block, each (radius, point, layer)."""
+    series = (
+        [one.zones for one in block.layers if one.zones is not None],
+        [one.switches for one in block.pools],
+        [one.signs for one in block.pools],
+    )
+    return tuple(torch.stack(columns, dim=-1).cpu() if columns else torch.zeros(0) for columns in series)
+
+
+def _check_same_layers(block: BlockCount, first: BlockCount) -> None:
+    def layers(of: BlockCount) -> list[tuple[str, object]]:
+        return [(one.layer, one.live.shape) for one in of.layers] + [(one.layer, one.windows) for one in of.pools]
+
+    if layers(block) != layers(first):
         raise ModelContractError(OTHER_LAYERS)
 
 
-def _check_finite(block: list[LayerCount]) -> None:
-    if block and not torch.stack([one.finite for one in block]).all():
-        layer = next(one.layer for one in block if not one.finite)
+def _check_finite(block: BlockCount) -> None:
+    counted: list[LayerCount | PoolCount] = [*block.layers, *block.pools]
+    if counted and not torch.stack([one.finite for one in counted]).all():
+        layer = next(one.layer for one in counted if not one.finite)
         raise NumericsError(f"the pre-activations of {layer!r} are not finite: the model's weights have diverged")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from grokkit.spline.affine import Program, program
 from grokkit.spline.frames import Frames
 from grokkit.spline.knots import ZERO, Grid
-from grokkit.spline.passes import LayerCount, live_units, per_point
+from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
 from grokkit.spline.segment import check_program
 from grokkit.spline.sweep import Sweep
 
@@ -42,12 +42,14 @@ def _side(gap: Tensor, zero: Tensor) -> Tensor:
     return gap.sign().masked_fill(gap.abs() <= zero, 0.0)
 
 
-def ray_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[list[LayerCount]]:
+def ray_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each point, every layer's count at one radius; one float64 pass of 2 P images a point and of each knot."""
     net = program(model, images)
     check_program(net, model, images)
     for point in range(len(images)):
-        yield _of_point(net, model, images[point : point + 1], radius * frames.at(range(point, point + 1)).double())
+        yield BlockCount(
+            _of_point(net, model, images[point : point + 1], radius * frames.at(range(point, point + 1)).double()), []
+        )
 
 
 def _of_point(net: Program, model: nn.Module, centre: Tensor, offsets: Tensor) -> list[LayerCount]:
@@ -60,5 +62,5 @@ def _of_point(net: Program, model: nn.Module, centre: Tensor, offsets: Tensor) -
     for index, call in zip(numbers, centres, strict=True):
         crossed = torch.stack([per_point(found.crossed(index, kink)) for kink in call.kinks]).sum(dim=0)
         finite = (found.low[index].isfinite() & found.high[index].isfinite()).all()
-        counts.append(LayerCount(call.layer, call.activation.exact, crossed.unsqueeze(0), call.z, finite))
+        counts.append(LayerCount(call.layer, call.activation.exact, crossed.unsqueeze(0), call.z, finite, None))
     return counts

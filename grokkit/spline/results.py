@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from grokkit.errors import UsageError
 from grokkit.spline.density import mean_reach
 from grokkit.spline.intervals import Interval, t_interval
 
@@ -26,6 +27,11 @@ class _Counted:
     proxy_layers: tuple[str, ...]
     frames: str
     tangents: str | None
+    zones: Tensor
+    pools: tuple[str, ...]
+    windows: dict[str, int]
+    switches: Tensor
+    pool_signs: Tensor
 
     @property
     def total(self) -> Tensor:
@@ -34,7 +40,11 @@ class _Counted:
 
     @property
     def exact(self) -> bool:
-        """Whether every counted activation is piecewise linear."""
+        """Whether every counted crossing is one of a real kink, where the slope jumps.
+
+        That is so for every activation but the smooth ones. Between its kinks a net with hardswish is still curved,
+        as is one with attention or with norms of single images.
+        """
         return not self.proxy_layers
 
     @property
@@ -47,10 +57,11 @@ class _Counted:
     def _summary(self) -> str:
         proxies = "" if self.exact else f", proxy_layers={len(self.proxy_layers)}"
         rounded = "" if self.tangents in (None, "exact") else f", tangents={self.tangents!r}"
+        pools = f", pools={len(self.pools)}" if self.pools else ""
         return (
             f"points={self.counts.shape[-2]}, layers={len(self.layers)}, units={sum(self.units.values())}, "
             f"live_units={sum(self.live_units.values())}, dead_share={self.dead_share['total']:.3g}, "
-            f"directions={self.directions}, method={self.method!r}{rounded}{proxies}"
+            f"directions={self.directions}, method={self.method!r}{rounded}{proxies}{pools}"
         )
 
 
@@ -61,14 +72,24 @@ class LocalComplexity(_Counted):
     Args:
         counts: int64 (point, layer) on the CPU: pairs of unit and kink that are crossed.
         layers: names of the activation calls, in call order.
-        units: pairs of unit and kink in each layer: one a unit for ReLU, two for ReLU6, hardtanh and hardswish.
+        units: pairs of unit and kink in each layer: one a unit for ReLU, abs and the maximum of two tensors, two for
+            ReLU6, hardtanh and hardswish.
         live_units: how many of these pairs are live: z > kink at one of the measured points (their centres) at
             least. Dead units lower the count without any region having moved.
         directions: P.
-        method: "vertex" or "tangent".
+        method: "vertex", "tangent", "ray" or "bound".
         proxy_layers: layers whose activation is smooth (GELU, SiLU), where a sign change is only a proxy.
         frames: "shared", "per_point", or "own" for the caller's `frame`.
         tangents: "exact" or "bfloat16", as the tangents were carried; None for the vertex method.
+        zones: int64 (point, proxy layer): units whose pre-activation comes into the zone [-a, a] where the activation
+            is curved upwards; a is 1.414 for GELU and 2.399 for SiLU, where the second derivative changes sign.
+        pools: names of the max-pool calls, in call order; they are no part of `layers`, `counts` or `total`. Empty for
+            the methods "ray" and "bound", which count units alone.
+        windows: windows of each max-pool in one image.
+        switches: int64 (point, pool): windows that no single entry wins all over the neighbourhood, where entries at
+            or below 0 are taken as 0. Windows that are 0 throughout are silent, ties are wins.
+        pool_signs: int64 (point, pool): windows whose largest pre-activation changes between > 0 and <= 0. With a
+            ReLU before or behind the pool, these and the switches are all that the pair of them bends at.
         radius: in the units of the images.
         tangent_error: share of the crossings that rounded tangents get wrong, on the first points; None where
             nothing was rounded, NaN where nothing was crossed.
@@ -94,22 +115,43 @@ class LocalComplexity(_Counted):
         mean, low, high = t_interval(self.total.double().numpy(), level)
         return Interval(float(mean), float(low), float(high))
 
-    def to_frame(self) -> pd.DataFrame:
-        """Tidy table: point, layer, count, density, units, live_units."""
-        points, layers = self.counts.shape
-        counts = self.counts.flatten().numpy()
-        return pd.DataFrame(
+    def to_frame(self, series: str = "units") -> pd.DataFrame:
+        """Tidy table: point, layer, count, density, units, and for the activations live_units.
+
+        Args:
+            series: "units", the counts of the activations; or "zones", "switches" or "pool_signs", where `layer`
+                is the proxy layer or the pool and `units` its units or windows.
+
+        Raises:
+            UsageError: another series.
+        """
+        layers, counts, units = self._series(series)
+        points = len(counts)
+        table = pd.DataFrame(
             {
-                "point": np.repeat(np.arange(points), layers),
-                "layer": np.tile(np.array(self.layers, dtype=object), points),
-                "count": counts,
-                "density": counts / self.radius,
-                "units": np.tile(np.array([self.units[layer] for layer in self.layers], dtype=np.int64), points),
-                "live_units": np.tile(
-                    np.array([self.live_units[layer] for layer in self.layers], dtype=np.int64), points
-                ),
+                "point": np.repeat(np.arange(points), len(layers)),
+                "layer": np.tile(np.array(layers, dtype=object), points),
+                "count": counts.flatten().numpy(),
+                "density": counts.flatten().numpy() / self.radius,
+                "units": np.tile(np.array([units[layer] for layer in layers], dtype=np.int64), points),
             }
         )
+        if series == "units":
+            table["live_units"] = np.tile(
+                np.array([self.live_units[layer] for layer in layers], dtype=np.int64), points
+            )
+        return table
+
+    def _series(self, name: str) -> tuple[tuple[str, ...], Tensor, dict[str, int]]:
+        found = {
+            "units": (self.layers, self.counts, self.units),
+            "zones": (self.proxy_layers, self.zones, self.units),
+            "switches": (self.pools, self.switches, self.windows),
+            "pool_signs": (self.pools, self.pool_signs, self.windows),
+        }
+        if name not in found:
+            raise UsageError(f"`series` must be one of {', '.join(found)}; got {name!r}")
+        return found[name]
 
     def __repr__(self) -> str:
         total = self.total.double().mean().item()
@@ -126,7 +168,8 @@ class ComplexitySpectrum(_Counted):
     Args:
         counts: int64 (radius, point, layer) on the CPU.
         radii: in the units of the images, in the order asked for.
-        layers, units, live_units, directions, method, proxy_layers, frames, tangents: as in `LocalComplexity`.
+        layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows: as in
+            `LocalComplexity`.
         tangent_error: as there, one a radius, or None.
         quantiles: the levels of `critical_radius`.
         critical_radius: float64 (quantile, point). A unit's critical radius |z - kink| / max_p |J v_p| is the one from
@@ -137,6 +180,7 @@ class ComplexitySpectrum(_Counted):
             |J|^2 ~ (D / P) sum_p |J v_p|^2: unbiased for uniform frames, exact for P = D; NaN where the output has no
             derivative (Novak et al. 2018, arXiv:1802.08760, take it as a measure of sensitivity).
         input_size: D.
+        zones, switches, pool_signs: int64 (radius, point, ...), else as there.
     """
 
     radii: tuple[float, ...]
@@ -192,15 +236,20 @@ class ComplexitySpectrum(_Counted):
             proxy_layers=self.proxy_layers,
             frames=self.frames,
             tangents=self.tangents,
+            zones=self.zones[index],
+            pools=self.pools,
+            windows=self.windows,
+            switches=self.switches[index],
+            pool_signs=self.pool_signs[index],
             radius=self.radii[index],
             tangent_error=None if self.tangent_error is None else self.tangent_error[index],
         )
 
-    def to_frame(self) -> pd.DataFrame:
-        """Tidy table: radius, point, layer, count, density, units, live_units."""
+    def to_frame(self, series: str = "units") -> pd.DataFrame:
+        """Tidy table: the radius, and the columns of `LocalComplexity.to_frame`."""
         tables = []
         for index, radius in enumerate(self.radii):
-            table = self.at(index).to_frame()
+            table = self.at(index).to_frame(series)
             table.insert(0, "radius", radius)
             tables.append(table)
         return pd.concat(tables, ignore_index=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, like_tangent, linear, scaled
-from grokkit.units import ACTIVATIONS, RELU
+from grokkit.units import ACTIVATIONS, MAX_POOLS, RELU
 
 __all__ = ["Dual"]
 
@@ -141,15 +141,16 @@ def _value_and_slope(activation: Callable[[Tensor], Tensor], z: Tensor) -> tuple
     return out.detach(), slope, out is unit
 
 
-def _max_pool(func: Any, x: Dual, *args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
+def _max_pool(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
     """The tangent of a maximum is the tangent of the winner."""
-    spatial = _MAX_POOLS[func]
-    if x.dim() != spatial + 2 or any_dual(args, kwargs):
-        return forward_ad(func, x, *args, return_indices=return_indices, **kwargs)
-    value, winners = func(x.primal, *args, return_indices=True, **kwargs)
-    flat = winners.flatten(-spatial).expand(len(x.tangent), *winners.shape[:2], -1)
-    pooled = Dual(value, x.tangent.flatten(-spatial).gather(-1, flat).unflatten(-1, winners.shape[-spatial:]))
-    return (pooled, winners) if return_indices else pooled
+    pool = MAX_POOLS[func]
+    if x.dim() != pool.spatial + 2 or any_dual(args, kwargs):
+        return forward_ad(func, x, *args, **kwargs)
+    value, winners = getattr(F, f"{pool.name}_with_indices")(x.primal, *args, **kwargs)
+    flat = winners.flatten(-pool.spatial).expand(len(x.tangent), *winners.shape[:2], -1)
+    slopes = x.tangent.flatten(-pool.spatial).gather(-1, flat)
+    pooled = Dual(value, slopes.unflatten(-1, winners.shape[-pool.spatial :]))
+    return (pooled, winners) if func.__name__.endswith("_with_indices") or func is torch.adaptive_max_pool1d else pooled
 
 
 def _table(rule: Callable[..., Any], owners: tuple[Any, ...], names: str) -> dict[Any, Callable[..., Any]]:
@@ -157,9 +158,6 @@ def _table(rule: Callable[..., Any], owners: tuple[Any, ...], names: str) -> dic
     return {func: rule for func in found if func is not None}
 
 
-_MAX_POOLS = {
-    F.max_pool1d: 1, F.max_pool2d: 2, F.max_pool3d: 3,
-}  # fmt: skip
 _PROPERTIES = {"shape": _metadata, "ndim": _metadata, "dtype": _metadata, "device": _metadata, "data": _data}
 _ANYWHERE = (torch, Tensor, F)
 Dual.rules |= {
@@ -181,5 +179,5 @@ Dual.rules |= {
     **_table(_metadata, (Tensor,), "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
     **{getattr(Tensor, name).__get__: rule for name, rule in _PROPERTIES.items()},
     **dict.fromkeys(ACTIVATIONS, _elementwise),
-    **dict.fromkeys(_MAX_POOLS, _max_pool),
+    **dict.fromkeys(MAX_POOLS, _max_pool),
 }  # fmt: skip

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.spline.affine import Program, Step, bind, elementwise
-from grokkit.spline.knots import Crossings, Grid, Refined, crossings, refine
 from grokkit.spline.envelope import pool_call, switches
+from grokkit.spline.knots import Crossings, Grid, Refined, crossings, refine
 from grokkit.spline.tape import Var
 
 _PART_BYTES = {"cpu": 2**21}

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from grokkit.errors import ModelContractError
 from grokkit.spline.dual import tangents_in
 from grokkit.spline.frames import Frames
-from grokkit.spline.passes import LayerCount, above, blocks, extremes, memory_format, run
+from grokkit.spline.passes import BlockCount, LayerCount, PoolCount, above, blocks, memory_format, per_point, run
+from grokkit.spline.pools import TangentPool, largest
 from grokkit.spline.rules import Dual
-from grokkit.units import Call
+from grokkit.units import Call, PoolCall
 
 _COMPARED = 2**18
 """Numbers compared at once: many radii of a small layer in one go, one radius of a large layer within the cache."""
@@ -32,20 +33,22 @@ class Reach:
     def __init__(self, points: int, like: Tensor) -> None:
         self.calls: dict[str, Call] = {}
         self.reach: dict[str, Tensor] = {}
+        self.pools: dict[str, TangentPool] = {}
         self.jacobian_squares = like.new_zeros(points, dtype=torch.float64)
 
     def see(self, call: Call) -> None:
-        if not isinstance(call.z, Dual):
-            raise ModelContractError(
-                f"the input of {call.activation.name} in {call.layer!r} came without derivatives: it does not depend "
-                'on the images, or went through code that hides its operations; use method="vertex"'
-            )
-        low, high = extremes(call.z.tangent)
-        reach = torch.maximum(high, -low).to(call.z.primal.dtype)
+        z = _dual(call.z, call.activation.name, call.layer)
+        reach = largest(z.tangent, z.primal)
         known = self.reach.get(call.layer)
         self.reach[call.layer] = reach if known is None else torch.maximum(known, reach)
         if call.layer not in self.calls:
-            self.calls[call.layer] = call._replace(z=call.z.primal.clone())
+            self.calls[call.layer] = call._replace(z=z.primal.clone())
+
+    def see_pool(self, call: PoolCall) -> None:
+        z, pooled = (_dual(x, call.pool.name, call.layer) for x in (call.z, call.pooled))
+        if call.layer not in self.pools:
+            self.pools[call.layer] = TangentPool(call, pooled)
+        self.pools[call.layer].see(z, pooled)
 
     def see_output(self, output: Tensor) -> None:
         if isinstance(output, Dual):
@@ -58,13 +61,30 @@ class Reach:
             reach = self.reach[layer]
             counts = torch.stack([_crossings((call.z - kink).abs(), reach, radii) for kink in call.kinks]).sum(dim=0)
             finite = torch.stack([*call.z.aminmax(), reach.amax()]).isfinite().all()
-            yield LayerCount(layer, call.activation.exact, counts, above(call.z, call.kinks), finite)
+            zone, zones = call.activation.zone, None
+            if zone is not None:
+                zones = torch.stack([per_point(call.z.abs() < zone + radius * reach) for radius in radii])
+            yield LayerCount(layer, call.activation.exact, counts, above(call.z, call.kinks), finite, zones)
+
+    def pool_counts(self, radii: Sequence[float]) -> Iterator[PoolCount]:
+        for pool in self.pools.values():
+            made = () if pool.source is None else (self.calls[pool.source].z, self.reach[pool.source])
+            yield pool.count(radii, *made)
 
     def distances(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(|z - kink|, reach), both (point, unit), for every kink of every layer."""
         for layer, call in self.calls.items():
             for kink in call.kinks:
                 yield (call.z - kink).abs().flatten(1), self.reach[layer].flatten(1)
+
+
+def _dual(z: Tensor, name: str, layer: str) -> Dual:
+    if not isinstance(z, Dual):
+        raise ModelContractError(
+            f"the input of {name} in {layer!r} came without derivatives: it does not depend on the images, or went "
+            'through code that hides its operations; use method="vertex"'
+        )
+    return z
 
 
 def _crossings(distance: Tensor, reach: Tensor, radii: Sequence[float]) -> Tensor:
@@ -89,7 +109,8 @@ def reaches(model: nn.Module, images: Tensor, frames: Frames, tangents: torch.dt
         for part in block.directions:
             with tangents_in(tangents):
                 # copies, because a model may begin with an in-place call
-                reach.see_output(run(model, Dual(centre.clone(), directions[part].clone()), reach.see))
+                inputs = Dual(centre.clone(), directions[part].clone())
+                reach.see_output(run(model, inputs, reach.see, reach.see_pool))
         yield reach
 
 
@@ -100,8 +121,8 @@ def tangent_counts(
     radii: Sequence[float],
     tangents: torch.dtype | None = None,
     see: Callable[[Reach], None] = lambda reach: None,
-) -> Iterator[list[LayerCount]]:
-    """For each block of points, every layer's count at every radius; `see` is shown all that the pass found."""
+) -> Iterator[BlockCount]:
+    """For each block of points, every count at every radius; `see` is shown all that the pass found."""
     for reach in reaches(model, images, frames, tangents):
         see(reach)
-        yield list(reach.counts(radii))
+        yield BlockCount(list(reach.counts(radii)), list(reach.pool_counts(radii)))

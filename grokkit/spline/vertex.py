@@ -12,6 +12,7 @@ from grokkit.spline.frames import Frames
 from grokkit.spline.passes import (
     OTHER_LAYERS,
     Block,
+    BlockCount,
     LayerCount,
     above,
     blocks,
@@ -20,7 +21,8 @@ from grokkit.spline.passes import (
     per_point,
     run,
 )
-from grokkit.units import Call
+from grokkit.spline.pools import VertexPool
+from grokkit.units import Call, PoolCall
 
 
 class _Extremes:
@@ -31,6 +33,7 @@ class _Extremes:
         self.low: dict[str, Tensor] = {}
         self.high: dict[str, Tensor] = {}
         self.calls: dict[str, Call] = {}
+        self.pools: dict[str, VertexPool] = {}
 
     def centre(self, call: Call) -> None:
         # the tensor itself may be overwritten by an in-place activation: only what it says now is kept
@@ -42,6 +45,11 @@ class _Extremes:
             low, high = torch.minimum(low, self.low[call.layer]), torch.maximum(high, self.high[call.layer])
         self.low[call.layer], self.high[call.layer] = low, high
 
+    def pooled(self, call: PoolCall) -> None:
+        if call.layer not in self.pools:
+            self.pools[call.layer] = VertexPool(self._points, call)
+        self.pools[call.layer].see(call)
+
     def counts(self) -> Iterator[LayerCount]:
         if self.calls.keys() != self.low.keys():
             raise ModelContractError(OTHER_LAYERS)
@@ -50,14 +58,17 @@ class _Extremes:
             crossed = [per_point((low - kink).sign() != (high - kink).sign()) for kink in call.kinks]
             counts = torch.stack(crossed).sum(dim=0).unsqueeze(0)
             finite = (low.isfinite() & high.isfinite()).all()
-            yield LayerCount(layer, call.activation.exact, counts, call.z, finite)
+            zone = call.activation.zone
+            zones = None if zone is None else per_point((low < zone) & (high > -zone)).unsqueeze(0)
+            yield LayerCount(layer, call.activation.exact, counts, call.z, finite, zones)
 
 
-def vertex_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[list[LayerCount]]:
-    """For each block of points, every layer's count at one radius; 2 P + 1 forward passes a point."""
+def vertex_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
+    """For each block of points, every layer's and pool's count at one radius; 2 P + 1 forward passes a point."""
     layout = memory_format(model, images)
     for block in blocks(len(images), frames.directions, images, rows_per_direction=2):
-        yield list(_extremes(model, images, frames, radius, block, layout).counts())
+        seen = _extremes(model, images, frames, radius, block, layout)
+        yield BlockCount(list(seen.counts()), [pool.count() for pool in seen.pools.values()])
 
 
 def _extremes(
@@ -69,5 +80,5 @@ def _extremes(
     run(model, centre.clone(), extremes.centre)  # a model may begin with an in-place call
     for part in block.directions:
         vertices = torch.cat([centre + offsets[part], centre - offsets[part]]).flatten(0, 1)
-        run(model, vertices.contiguous(memory_format=layout), extremes.vertices)
+        run(model, vertices.contiguous(memory_format=layout), extremes.vertices, extremes.pooled)
     return extremes

@@ -11,6 +11,7 @@ from grokkit import models
 from grokkit.errors import UsageError
 from grokkit.models.profile import profile
 from grokkit.seeding import generator, seeded
+from grokkit.spline import local_complexity
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 EVERY = pytest.mark.parametrize("name", models.names())
@@ -109,3 +110,14 @@ def test_options_have_defaults_and_can_only_be_named(name: str) -> None:
 def test_all_its_activations_can_be_counted(name: str) -> None:
     seen = profile(build(name), CIFAR)
     assert seen.counted_units and not seen.refused
+
+
+@EVERY
+def test_both_methods_count_its_units_and_switches_alike(name: str) -> None:
+    net, batch = build(name).double(), images(CIFAR, 1).double()
+    vertex, tangent = (local_complexity(net, batch, 3e-3, 2, method) for method in ("vertex", "tangent"))
+    assert vertex.layers == tangent.layers and vertex.pools == tangent.pools
+    assert vertex.units == tangent.units == profile(net, CIFAR).counted_units
+    for series in ("units", "switches", "pool_signs"):
+        one, other = (result.to_frame(series)["count"].sum() for result in (vertex, tangent))
+        assert abs(one - other) <= 1 + 0.03 * one, series
