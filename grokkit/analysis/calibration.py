@@ -103,8 +103,8 @@ def _why_none(lacking: list[Found], found: tuple[Found, ...], radii: list[float]
         )
     else:
         said = (
-            f"at step {worst.step} LC is bent at {worst.bent:g}, and below that the counts are too few to tell: it depends "
-            "on the radius there, so compare LC at one radius only, show several, or take more points"
+            f"at step {worst.step} LC is bent at {worst.bent:g}, and below that the counts are too few to tell: it "
+            "depends on the radius there, so compare LC at one radius only, show several, or take more points"
         )
     ends = [each.linear[1] for each in found if each.linear is not None]
     return f"{said} (linear up to {min(ends):g} at {len(ends)} of {len(found)} snapshots)" if ends else said
