@@ -11,12 +11,13 @@ from grokkit.cli.analyse import replayed
 from grokkit.cli.parse import parse
 from grokkit.cli.text import aligned
 from grokkit.errors import UsageError
-from grokkit.training.config import part
+from grokkit.training.config import Part, part
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from grokkit.analysis.calibration import Verdict
+    from grokkit.trajectory import Run
 
 
 def main(words: list[str]) -> None:
@@ -56,27 +57,31 @@ def calibrate(
         device: cpu or cuda; by default a GPU where there is one.
         out: folder for the figure and the numbers behind it, calibration.csv; by default `figures` in the run.
     """
+    from grokkit.trajectory import open_run
+
+    opened = open_run(run)
+    wanted = part("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
+    steps = spread(opened.steps(), snapshots)
+    replayed(opened, [wanted], [], device, steps)
+    print("\n".join(_reported(opened, wanted, steps, out or opened.path / "figures")))
+
+
+def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[str]:
+    """The verdict and the files, from the readings stored at these steps."""
     from grokkit import figures
     from grokkit.analysis.calibration import verdict
     from grokkit.analysis.tables import figure_data
     from grokkit.measures.take import measure_id
     from grokkit.names import FigureData
     from grokkit.training.recorder import as_measure
-    from grokkit.trajectory import open_run
 
-    opened = open_run(run)
-    options = {"radii": radius, "directions": directions, "points": points, "probe_set": probe_set}
-    measure = as_measure(part("calibration", **options))
-    steps = spread(opened.steps(), snapshots)
-    replayed(opened, [measure], [], device, steps)
-    data = figure_data([opened])
-    own = data.table["measure_id"] == measure_id(measure, opened.probes, opened.config.get("seed", 0))
-    rows = data.table[own & data.table["step"].isin(steps)].reset_index(drop=True)
-    print(told(rows, verdict(rows)))
-    folder = out or opened.path / "figures"
+    data = figure_data([run])
+    identity = measure_id(as_measure(wanted), run.probes, run.config.get("seed", 0))
+    own = (data.table["measure_id"] == identity) & data.table["step"].isin(steps)
+    rows = data.table[own].reset_index(drop=True)
     paths = figures.save(figures.create("calibration", FigureData(rows, {}, data.events)), folder / "calibration")
     rows.to_csv(folder / "calibration.csv", index=False)
-    print("\n".join(map(str, [*paths, folder / "calibration.csv"])))
+    return [told(rows, verdict(rows)), *map(str, [*paths, folder / "calibration.csv"])]
 
 
 def spread(steps: list[int], count: int) -> list[int]:
