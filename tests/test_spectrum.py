@@ -155,11 +155,18 @@ class _Loss(MLP):
         return super().forward(x).sum()
 
 
+class _Mean(MLP):
+    def forward(self, x):
+        return super().forward(x).mean(0)
+
+
 @pytest.mark.parametrize("method", ["vertex", "tangent"])
-@pytest.mark.parametrize(("kind", "came"), [(_Pair, "a tuple"), (_Loss, r"a tensor of shape \(\)")])
+@pytest.mark.parametrize(
+    ("kind", "came"), [(_Pair, "a tuple"), (_Loss, r"a tensor of shape \(\)"), (_Mean, r"a tensor of shape \(3,\)")]
+)
 def test_a_model_that_returns_something_else_is_refused(method, kind, came) -> None:
     with pytest.raises(ModelContractError, match=f"must return one tensor.*returned {came}.*Wrap it"):
-        local_complexity(kind().double(), _draw(3, 6), 0.1, 2, method)
+        local_complexity(kind().double(), _draw(4, 6), 0.1, 2, method)
 
 
 # --- rounded tangents ------------------------------------------------------------------------------------------

@@ -83,6 +83,12 @@ def _in_place_on_a_view(x):
     return y
 
 
+def _rectified_in_place(x):
+    y = x * 1.5
+    F.relu(y[:, :1], inplace=True)
+    return y
+
+
 def _assigned(x):
     y = x.clone()
     y[:, 0, ::2] = x[:, 1, ::2] ** 2
@@ -124,6 +130,7 @@ BODIES = {
     "activations": lambda x: F.gelu(x) + F.hardswish(x) + F.silu(x) + F.leaky_relu(x, 0.3) + F.hardtanh(x, -0.3, 0.4),
     "prelu": lambda x: F.prelu(x, torch.tensor([0.2, 0.7], dtype=x.dtype)),
     "view_in_place": _in_place_on_a_view,
+    "rectified_in_place": _rectified_in_place,
     "assigned": _assigned,
     "masked": lambda x: torch.where(x > 0.2, x * x, x).masked_fill(x < -1, 0.0).clamp(max=1.5),
     "switched": lambda x: x * 2 if x.argmax() >= 0 and x.shape[1] == 2 else x,
