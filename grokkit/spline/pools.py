@@ -6,66 +6,15 @@ the same switches and the same signs. Padding, taken as 0 too, wins only where a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import product
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.spline.dual import Dual
 from grokkit.spline.passes import PoolCount, extremes, in_memory_order, per_point
+from grokkit.spline.windows import Windows
 from grokkit.units import PoolCall
-
-
-class _Axis(NamedTuple):
-    """One pooled dimension: zeros in front and behind, and for each place in a window where it finds its entries."""
-
-    front: int
-    behind: int
-    places: tuple[slice | Tensor, ...]
-
-
-class Windows:
-    """The entries of every window of one max-pool call."""
-
-    def __init__(self, call: PoolCall) -> None:
-        spatial = call.pool.spatial
-        self._axes: list[_Axis] = []
-        for axis, (size, out) in enumerate(zip(call.z.shape[-spatial:], call.pooled.shape[-spatial:], strict=True)):
-            if call.arguments is not None:
-                self._axes.append(_regular(size, out, *(values[axis] for values in call.arguments)))
-            elif size % out == 0:
-                self._axes.append(_regular(size, out, size // out, size // out, 0, 1))
-            else:
-                self._axes.append(_adaptive(size, out, call.z.device))
-
-    def entries(self, x: Tensor, outside: float = 0.0) -> Iterator[Tensor]:
-        """One tensor (..., *windows) for each place in a window; `outside` is what padding holds."""
-        pads = [pad for axis in reversed(self._axes) for pad in (axis.front, axis.behind)]
-        if any(pads):
-            x = F.pad(x, pads, value=outside)
-        for places in product(*(axis.places for axis in self._axes)):
-            entry = x
-            for left, place in enumerate(places):
-                entry = entry[(..., place, *(slice(None),) * (len(places) - 1 - left))]
-            yield entry
-
-
-def _regular(size: int, out: int, kernel: int, stride: int, padding: int, dilation: int) -> _Axis:
-    length = (out - 1) * stride + 1
-    behind = length + (kernel - 1) * dilation - size - padding
-    starts = range(0, kernel * dilation, dilation)
-    return _Axis(padding, max(0, behind), tuple(slice(start, start + length, stride) for start in starts))
-
-
-def _adaptive(size: int, out: int, device: torch.device) -> _Axis:
-    index = torch.arange(out, device=device)
-    first, last = index * size // out, -(-(index + 1) * size // out)
-    width = int((last - first).max())
-    places = (first + place for place in range(width))
-    return _Axis(0, 1, tuple(torch.where(place < last, place, size) for place in places))
 
 
 class VertexPool:
@@ -74,22 +23,24 @@ class VertexPool:
     def __init__(self, points: int, call: PoolCall) -> None:
         self._points = points
         self._layer = call.layer
-        self._windows = Windows(call)
+        self._windows = Windows(call.pool, call.z, call.pooled, call.arguments)
         self._always: list[Tensor] = []
         self._finite = torch.ones((), dtype=torch.bool, device=call.z.device)
 
     def see(self, call: PoolCall) -> None:
-        top = call.pooled.clamp_min(0)
+        low, high = extremes(self._rows(call.pooled))
         # of the vertices: is the window dead at all, alive at all, and this entry a winner at all of them?
-        masks = [top <= 0, top > 0, *(entry == top for entry in self._windows.entries(call.z.clamp_min(0)))]
-        always = [self._all(mask) for mask in masks]
+        always = [high <= 0, low > 0]
+        bar = torch.where(call.pooled > 0, call.pooled, -torch.inf)
+        lead = torch.empty_like(bar)
+        for entry in self._windows.entries(call.z):
+            torch.sub(entry, bar, out=lead)
+            always.append(in_memory_order(self._rows(lead), _lowest) >= 0)
         self._always = [a & b for a, b in zip(always, self._always, strict=True)] if self._always else always
-        self._finite &= top.isfinite().all()
+        self._finite &= (low.isfinite() & high.isfinite()).all()
 
-    def _all(self, mask: Tensor) -> Tensor:
-        """Over the vertices of each point; as bytes, because the minimum of those is 20 times as fast as `all`."""
-        rows = mask.view(torch.uint8).unflatten(0, (-1, self._points))
-        return in_memory_order(rows, lambda flat: flat.amin(0)).view(torch.bool)
+    def _rows(self, vertices: Tensor) -> Tensor:
+        return vertices.unflatten(0, (-1, self._points))
 
     def count(self) -> PoolCount:
         dead, alive, *wins = self._always
@@ -103,7 +54,7 @@ class TangentPool:
     def __init__(self, call: PoolCall, pooled: Dual) -> None:
         self.source = call.source
         self._layer = call.layer
-        self._windows = Windows(call)
+        self._windows = Windows(call.pool, call.z, call.pooled, call.arguments)
         # copied, because an activation may follow in place
         self._top = pooled.primal.clone()
         self._critical = torch.full_like(self._top, torch.inf)
@@ -111,15 +62,17 @@ class TangentPool:
 
     def see(self, z: Dual, pooled: Dual) -> None:
         """Directions seen before keep what they have found, so that memory grows with neither P nor the radii."""
-        top, size = pooled.primal, len(z.tangent)
-        slopes = pooled.tangent.flatten(0, 1)
+        top, slopes = pooled.primal, pooled.tangent.flatten(0, 1)
+        apart = torch.empty_like(slopes)
         values, tangents = self._windows.entries(z.primal), self._windows.entries(z.tangent.flatten(0, 1))
         for value, tangent in zip(values, tangents, strict=True):
-            reach = largest((tangent - slopes).unflatten(0, (size, -1)), top)
+            torch.sub(tangent, slopes, out=apart).abs_()
+            reach = in_memory_order(apart.unflatten(0, (-1, len(top))), _highest).to(top.dtype)
             # the winner itself, and its twins, have neither gap nor reach
             met = torch.where((value > 0) & (reach > 0), (top - value) / reach, torch.inf)
             self._critical = torch.minimum(self._critical, met)
-        self._reach = torch.maximum(self._reach, largest(pooled.tangent, top))
+        if self.source is None:
+            self._reach = torch.maximum(self._reach, largest(pooled.tangent, top))
 
     def count(self, radii: Sequence[float], z: Tensor | None = None, reach: Tensor | None = None) -> PoolCount:
         """Counts at every radius.
@@ -143,6 +96,14 @@ class TangentPool:
             far = torch.where(entry > top, size, far)
             top = torch.maximum(entry, top)
         return top, far
+
+
+def _lowest(flat: Tensor) -> Tensor:
+    return flat.amin(0)
+
+
+def _highest(flat: Tensor) -> Tensor:
+    return flat.amax(0)
 
 
 def largest(tangents: Tensor, like: Tensor) -> Tensor:
