@@ -178,7 +178,7 @@ def _pair(input: Any, other: Any = None, *_: Any, **__: Any) -> Any:
     return input - other if isinstance(other, Tensor) and input.dtype != torch.bool else None
 
 
-def _pool_arguments(
+def pool_arguments(
     _: Tensor,
     kernel_size: Any,
     stride: Any = None,
@@ -188,6 +188,8 @@ def _pool_arguments(
     spatial: int,
     **___: Any,
 ) -> tuple[tuple[int, ...], ...]:
+    """The windows of a max-pool call as in `PoolCall`, from the call's own arguments."""
+
     def each(value: Any) -> tuple[int, ...]:
         return tuple(value) * (spatial // len(value)) if isinstance(value, tuple | list) else (value,) * spatial
 
@@ -350,7 +352,7 @@ class _Interception(TorchFunctionMode):
         layer = _numbered(self._pools, self._path.layer(pool.name))
         self._check_batch(z.shape[: z.dim() - pool.spatial], pool.name, layer, "first", z)
         rest = {name: value for name, value in kwargs.items() if name != "input"}
-        arguments = None if pool.adaptive else _pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
+        arguments = None if pool.adaptive else pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
         made, source = self._rectified or (lambda: None, None)
         pooled = out[0] if isinstance(out, tuple) else out
         return PoolCall(layer, pool, z, pooled, arguments, source if made() is z else None)

@@ -33,8 +33,8 @@ class Pools(nn.Module):
     def forward(self, x):
         x = F.max_pool2d(torch.relu(self.conv1(x)), 3, 2, 1)
         x = F.max_pool2d(F.relu(self.bn(self.conv2(x)), inplace=True), 2, stride=1, dilation=2)
-        x = F.max_pool2d(F.avg_pool2d(F.relu(self.conv3(x)), 2), 2, ceil_mode=True)
-        return self.head(x.mean((2, 3)))
+        x = F.adaptive_max_pool2d(F.avg_pool2d(F.relu(self.conv3(x)), 2, ceil_mode=True), 2)
+        return self.head(F.max_pool1d(x.flatten(2), 3, 2, ceil_mode=True).mean(2))
 
 
 NETS = {

@@ -10,7 +10,7 @@ from torch import nn
 import tests.test_tangent_lc as bodies
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame, passes
-from grokkit.spline.density import mean_reach
+from grokkit.spline.kappa import kappa
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.slow_lc import preactivations_of, tangents
 
@@ -75,15 +75,15 @@ def test_levels_out_of_range_are_refused(levels) -> None:
 # --- boundary density ------------------------------------------------------------------------------------------
 
 
-def test_mean_reach_in_closed_form_and_by_simulation() -> None:
+def test_kappa_in_closed_form_and_by_simulation() -> None:
     """Case 23."""
-    assert mean_reach(1, 2) == pytest.approx(2 / math.pi)
-    assert mean_reach(1, 3) == pytest.approx(1 / 2)
-    assert mean_reach(2, 2) == pytest.approx(2 * math.sqrt(2) / math.pi)
+    assert kappa(1, 2) == pytest.approx(2 / math.pi)
+    assert kappa(1, 3) == pytest.approx(1 / 2)
+    assert kappa(2, 2) == pytest.approx(2 * math.sqrt(2) / math.pi)
     for directions, size in [(5, 12), (20, 784)]:
         frame = orthonormal_frame(directions, size, 3)
         normals = F.normalize(_draw(20_000, size), dim=1)
-        assert (normals @ frame.T).abs().amax(1).mean() == pytest.approx(mean_reach(directions, size), rel=0.01)
+        assert (normals @ frame.T).abs().amax(1).mean() == pytest.approx(kappa(directions, size), rel=0.01)
 
 
 @pytest.mark.parametrize("frames", ["shared", "per_point"])
@@ -198,7 +198,7 @@ def test_rounded_tangents_differ_little_on_a_net_of_every_kind_of_layer(radius) 
     assert 0 <= rounded.tangent_error < 0.03
 
 
-@pytest.mark.parametrize("name", sorted(bodies.BODIES.keys() - {"max_pool_unbatched"}))  # a pool without the batch in front
+@pytest.mark.parametrize("name", sorted(bodies.BODIES.keys() - {"max_pool_unbatched"}))
 def test_rounded_tangents_go_through_every_kind_of_operation(name, monkeypatch) -> None:
     monkeypatch.setattr(bodies, "GROWN", bodies.GROWN.float())
     net, images = bodies._Tapped(bodies.BODIES[name]), _draw(1, 2, 4, 4).float()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from grokkit.errors import ModelContractError
 from grokkit.spline.dual import map_leaves
 from grokkit.spline.tape import Node, Row, Var, filled, last_uses, record
-from grokkit.units import ACTIVATIONS, Activation
+from grokkit.units import ACTIVATIONS, MAX_POOLS, Activation
 
 Part = Literal["value", "linear", "magnitude"]
 """Which face of an affine map W x + b: itself, W x, or |W| x."""
@@ -191,8 +191,6 @@ RULES: dict[Any, Callable[[Node, Part], Call]] = {
 }  # fmt: skip
 """The affine operations of image nets; anything else that is no activation and no max-pool is refused."""
 
-MAX_POOLS = {F.max_pool1d: 1, F.max_pool2d: 2}
-
 
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -289,6 +287,8 @@ def _step(node: Node, dying: list[int]) -> Step:
         rest = {name: value for name, value in node.kwargs.items() if name != "input"}
         return Step(node, dying, activation, activation.kinks(*node.args, **rest), False, {})
     if node.func in MAX_POOLS:
+        if not isinstance(node.out, Var):
+            raise _refused(node, "also returns indices")
         return Step(node, dying, None, (), True, {})
     rule = RULES.get(node.func)
     if rule is None:

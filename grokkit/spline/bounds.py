@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from grokkit.spline.affine import Part, Program, Step, bind, elementwise, program
 from grokkit.spline.dual import leaves
-from grokkit.spline.envelope import pool_call, windows
+from grokkit.spline.envelope import window_index
 from grokkit.spline.frames import Frames
 from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
 from grokkit.spline.segment import check_program
@@ -114,12 +114,11 @@ def _bent(step: Step, before: Hull) -> Hull:
 def _pooled(step: Step, before: Hull) -> Hull:
     """A window with one certain winner passes it on; any other becomes the box of its range."""
     low, high = before.range()
-    options, pool = pool_call(step)
-    pooled = pool(low)
-    index = windows(low.shape[-2:], pooled.shape[-2:], options, low.device)
+    index, shape = window_index(step, low)
+    spatial = len(shape)
 
     def entries(values: Tensor, filler: float) -> Tensor:
-        return F.pad(values.flatten(-2), (0, 1), value=filler)[..., index]
+        return F.pad(values.flatten(-spatial), (0, 1), value=filler)[..., index]
 
     lows, highs = entries(low, -torch.inf), entries(high, -torch.inf)
     least, winner = lows.max(dim=-1, keepdim=True)
@@ -128,12 +127,11 @@ def _pooled(step: Step, before: Hull) -> Hull:
     certain = least.squeeze(-1) >= others
 
     def of_winner(values: Tensor) -> Tensor:
-        chosen = winner.expand(*values.shape[:-2], *winner.shape[-2:])
+        chosen = winner.expand(*values.shape[:-spatial], *winner.shape[-2:])
         return entries(values, 0.0).gather(-1, chosen).squeeze(-1)
 
     middle, half = (most + least.squeeze(-1)) / 2, (most - least.squeeze(-1)) / 2
     centre = torch.where(certain, of_winner(before.centre), middle)
     directions = torch.stack([of_winner(direction) for direction in before.directions]) * certain
     box = torch.where(certain, of_winner(before.box), half)
-    shape = pooled.shape[-2:]
     return Hull(*(values.unflatten(-1, shape) for values in (centre, directions, box)))

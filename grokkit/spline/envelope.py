@@ -2,60 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grokkit.spline.affine import MAX_POOLS, Step
+from grokkit.spline.affine import Step, elementwise
 from grokkit.spline.knots import ZERO, Crossings
+from grokkit.spline.windows import Windows
+from grokkit.units import MAX_POOLS, pool_arguments
 
 
-def windows(size: Sequence[int], out: Sequence[int], options: dict[str, Any], device: torch.device) -> Tensor:
-    """int64 (window, entry): flat indices into an image of `size`; the image's size stands for padding."""
-    kernel, stride, padding, dilation = (options[name] for name in ("kernel", "stride", "padding", "dilation"))
-    rows, columns = (
-        torch.arange(out[axis], device=device).unsqueeze(1) * stride[axis]
-        - padding[axis]
-        + torch.arange(kernel[axis], device=device) * dilation[axis]
-        for axis in (0, 1)
-    )
-    row, column = rows.view(out[0], 1, kernel[0], 1), columns.view(1, out[1], 1, kernel[1])
-    outside = (row < 0) | (row >= size[0]) | (column < 0) | (column >= size[1])
-    flat = torch.where(outside, size[0] * size[1], row * size[1] + column)
-    return flat.reshape(out[0] * out[1], kernel[0] * kernel[1])
+def window_index(step: Step, z: Tensor) -> tuple[Tensor, torch.Size]:
+    """int64 (window, entry): flat indices into the pooled dimensions of z, whose size stands for padding; and the
+    dimensions of the pooled result."""
+    pool = MAX_POOLS[step.node.func]
+    rest = {name: value for name, value in step.node.kwargs.items() if name != "input"}
+    arguments = None if pool.adaptive else pool_arguments(z, *step.node.args[1:], spatial=pool.spatial, **rest)
+    pooled = elementwise(step.node, lambda _: z[:1], 1)
+    sizes = z.shape[-pool.spatial :]
+    places = torch.arange(sizes.numel(), device=z.device).view(1, *sizes)
+    entries = Windows(pool, z, pooled, arguments).entries(places, sizes.numel())
+    return torch.stack([entry.flatten() for entry in entries], dim=1), pooled.shape[-pool.spatial :]
 
 
-def pool_call(step: Step) -> tuple[dict[str, Any], Callable[[Tensor], Tensor]]:
-    """Kernel, stride, padding and dilation of a max-pool as pairs, and the pool itself on (N, channel, height, width);
-    a pool over one dimension is one over (1, length)."""
-    spatial = MAX_POOLS[step.node.func]
-    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    given = dict.fromkeys(names) | dict(zip(names, step.node.args, strict=False)) | step.node.kwargs
-
-    def pair(value: Any, filler: int) -> tuple[int, ...]:
-        values = (value,) * spatial if isinstance(value, int) else tuple(value)
-        return (filler, *values) if spatial == 1 else values
-
-    kernel = pair(given["kernel_size"], 1)
-    options = {
-        "kernel": kernel, "stride": pair(given["stride"], 1) if given["stride"] else kernel,
-        "padding": pair(given["padding"] or 0, 0), "dilation": pair(given["dilation"] or 1, 1),
-    }  # fmt: skip
-    places = (options[name] for name in ("kernel", "stride", "padding", "dilation"))
-    return options, partial(
-        F.max_pool2d, **dict(zip(names[1:5], places, strict=True)), ceil_mode=bool(given["ceil_mode"])
-    )
-
-
-def switches(z: Tensor, out: Sequence[int], options: dict[str, Any], joined: Tensor) -> Crossings:
-    """Places where another entry takes over the maximum of a window of z (knot, channel, height, width), which
-    is pooled to (knot, channel, *out)."""
-    index = windows(z.shape[-2:], out, options, z.device)
-    entries = F.pad(z.flatten(2), (0, 1), value=-torch.inf)
+def switches(z: Tensor, index: Tensor, joined: Tensor) -> Crossings:
+    """Places where another entry takes over the maximum of a window of z (knot, channel, entry)."""
+    entries = F.pad(z, (0, 1), value=-torch.inf)
     winner = _winners(entries, index)
     moved = (winner[1:] != winner[:-1]) & joined.view(-1, 1, 1)
     piece, channel, window = moved.nonzero(as_tuple=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from grokkit.errors import UsageError
 
 
+@lru_cache
 def kappa(directions: int, size: int) -> float:
     """kappa(P, D) = E max_p |<n, v_p>| for orthonormal v_1..v_P and n uniform on the unit sphere of R^D.
 

@@ -12,13 +12,13 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.spline.affine import Program, Step, bind, elementwise
-from grokkit.spline.envelope import pool_call, switches
+from grokkit.spline.envelope import switches, window_index
 from grokkit.spline.knots import Crossings, Grid, Refined, crossings, refine
 from grokkit.spline.tape import Var
+from grokkit.units import MAX_POOLS
 
 _PART_BYTES = {"cpu": 2**21}
 _PART_BYTES_ELSEWHERE = 2**28
@@ -139,12 +139,11 @@ def _on(grid: Grid, env: Env, var: Var) -> Tensor:
 
 
 def _pool_crossings(step: Step, grid: Grid, env: Env) -> Crossings:
-    options, pool = pool_call(step)
     (var,) = step.node.inputs()
     z = _on(grid, env, var)
-    if step.node.func is F.max_pool1d:
-        z = z.unsqueeze(-2)
-    return switches(z, pool(z[:1]).shape[-2:], options, grid.joined)
+    index, _ = window_index(step, z)
+    spatial = MAX_POOLS[step.node.func].spatial
+    return switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.joined)
 
 
 def _part_size(env: Env) -> int:

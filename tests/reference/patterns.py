@@ -9,6 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.leaky_relu)
 
+POOLS = (F.max_pool1d, F.max_pool2d, F.adaptive_max_pool2d)
+
 
 class _Patterns(TorchFunctionMode):
     def __init__(self) -> None:
@@ -19,8 +21,8 @@ class _Patterns(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in RELUS:
             self.seen.append((args[0] > 0).flatten(1).to(torch.int64))
-        elif func is F.max_pool2d:
-            value, winner = F.max_pool2d(*args, **{**kwargs, "return_indices": True})
+        elif func in POOLS:
+            value, winner = func(*args, **{**kwargs, "return_indices": True})
             # the first of equal entries; a window without a value above 0 is dead
             self.seen.append(torch.where(value > 0, winner, -1).flatten(1))
         return func(*args, **kwargs)
