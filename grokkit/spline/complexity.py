@@ -19,6 +19,7 @@ from grokkit.spline.passes import OTHER_LAYERS, BlockCount, LayerCount, PoolCoun
 from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
 from grokkit.spline.spectrum import PointGains, checked_quantiles, tangent_dtype, tangent_error
+from grokkit.spline.survey import uncounted
 from grokkit.spline.tangent import tangent_counts
 from grokkit.spline.vertex import vertex_counts
 
@@ -51,6 +52,8 @@ def local_complexity(
     no entry is a winner at all vertices ("vertex"), or if the centre's winner w has a challenger c > 0 with
     z_w - z_c < radius * max_p |(J_w - J_c) v_p| ("tangent"). What the function bends at is then the count of the
     activations that no pool follows, the pooled maxima that change sign and the switches.
+
+    What bends and is not counted (attention, norms of single images, products) is named in the result's `uncounted`.
 
     Args:
         model: any module that treats each image by itself. It is measured in eval mode and in strict precision, and
@@ -103,6 +106,7 @@ def local_complexity(
         else:
             counted = _COUNTS[method](inner, points, axes, radius)
         fields = _gathered(counted, len(points), 1)
+        fields["uncounted"] = uncounted(inner, points)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
     return LocalComplexity(
         **fields,
@@ -151,6 +155,7 @@ def complexity_spectrum(
         size = points[0].numel()
         gains = PointGains(levels, axes.directions, size)
         fields = _gathered(tangent_counts(inner, points, axes, checked, dtype, gains.see), len(points), len(checked))
+        fields["uncounted"] = uncounted(inner, points)
         error = None if dtype is None else tangent_error(inner, points, axes, checked, dtype)
     return ComplexitySpectrum(
         **fields,

@@ -32,6 +32,7 @@ class _Counted:
     windows: dict[str, int]
     switches: Tensor
     pool_signs: Tensor
+    uncounted: tuple[str, ...]
 
     @property
     def total(self) -> Tensor:
@@ -58,6 +59,7 @@ class _Counted:
         proxies = "" if self.exact else f", proxy_layers={len(self.proxy_layers)}"
         rounded = "" if self.tangents in (None, "exact") else f", tangents={self.tangents!r}"
         pools = f", pools={len(self.pools)}" if self.pools else ""
+        pools += f", uncounted={len(self.uncounted)}" if self.uncounted else ""
         return (
             f"points={self.counts.shape[-2]}, layers={len(self.layers)}, units={sum(self.units.values())}, "
             f"live_units={sum(self.live_units.values())}, dead_share={self.dead_share['total']:.3g}, "
@@ -90,6 +92,8 @@ class LocalComplexity(_Counted):
             or below 0 are taken as 0. Windows that are 0 throughout are silent, ties are wins.
         pool_signs: int64 (point, pool): windows whose largest pre-activation changes between > 0 and <= 0. With a
             ReLU before or behind the pool, these and the switches are all that the pair of them bends at.
+        uncounted: module paths of nonlinear calls that are not counted: attention, norms of single images, products of
+            two tensors that depend on the image.
         radius: in the units of the images.
         tangent_error: share of the crossings that rounded tangents get wrong, on the first points; None where
             nothing was rounded, NaN where nothing was crossed.
@@ -168,7 +172,7 @@ class ComplexitySpectrum(_Counted):
     Args:
         counts: int64 (radius, point, layer) on the CPU.
         radii: in the units of the images, in the order asked for.
-        layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows: as in
+        layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows, uncounted: as in
             `LocalComplexity`.
         tangent_error: as there, one a radius, or None.
         quantiles: the levels of `critical_radius`.
@@ -241,6 +245,7 @@ class ComplexitySpectrum(_Counted):
             windows=self.windows,
             switches=self.switches[index],
             pool_signs=self.pool_signs[index],
+            uncounted=self.uncounted,
             radius=self.radii[index],
             tangent_error=None if self.tangent_error is None else self.tangent_error[index],
         )

@@ -25,9 +25,10 @@ BATCHES = (2, 3)
 
 @dataclass(frozen=True)
 class Var:
-    """A tensor that depends on the images, by its number; 0 is the input."""
+    """A tensor that depends on the images, by its number; 0 is the input. A mask or an index is not `floating`."""
 
     index: int
+    floating: bool = True
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class _Recorder(TorchFunctionMode):
 
     def bind(self, tensor: Tensor) -> Var:
         self._alive.append(tensor)
-        self._vars[id(tensor)] = Var(self._count)
+        self._vars[id(tensor)] = Var(self._count, tensor.is_floating_point())
         self._count += 1
         return self._vars[id(tensor)]
 
@@ -165,17 +166,13 @@ def _shapes(tensors: list[Tensor]) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in tensors) or "nothing"
 
 
-def _once(model: nn.Module, images: Tensor) -> Tape:
+def once(model: nn.Module, images: Tensor) -> Tape:
+    """The calls of one forward pass of a borrowed model on `images` (N, ...); numbers in it are for that batch."""
     path = ModulePath(model)
     with path.watched(), _Recorder(path, images) as recorder:
         result = model(images)
     output = recorder.var_of(result)
     return Tape(recorder.nodes, output if isinstance(output, Var) else None)
-
-
-def survey(model: nn.Module, images: Tensor) -> Tape:
-    """The calls of one forward pass of a borrowed model on `images` (2, ...); numbers in it are for that batch."""
-    return _once(model, images)
 
 
 def record(model: nn.Module, images: Tensor) -> Tape:
@@ -189,7 +186,7 @@ def record(model: nn.Module, images: Tensor) -> Tape:
         ModelContractError: other calls at another batch size, or a result that is no tensor of the images.
     """
     picked = images[torch.arange(BATCHES[1], device=images.device) % len(images)]
-    first, second = (_once(model, picked[:size].clone()) for size in BATCHES)
+    first, second = (once(model, picked[:size].clone()) for size in BATCHES)
     if [node.func for node in first.nodes] != [node.func for node in second.nodes]:
         raise ModelContractError(
             "the model calls other operations for other images; only a model whose layers do not depend on the data "
