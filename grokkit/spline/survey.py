@@ -17,8 +17,8 @@ from grokkit.spline.tape import Node, once
 from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS
 
 _NAMES = (
-    "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample einsum bmm baddbmm cumsum diff "
-    "tril triu outer repeat repeat_interleave unfold fold type_as addmm lerp rot90"
+    "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample einsum bmm baddbmm cumsum "
+    "diff tril triu outer repeat repeat_interleave unfold fold type_as addmm lerp rot90"
 )
 _SELECTIONS = {getattr(owner, name) for owner in (torch, Tensor, F) for name in _NAMES.split() if hasattr(owner, name)}
 """Linear in the one tensor that depends on the image, as long as only one does and no mask among them."""
