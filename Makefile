@@ -1,11 +1,11 @@
-# make demo | test | slow | lint | types | check; each makes .venv and installs what it needs first.
+# make demo | test | slow | lint | types | check | bench; each makes .venv and installs what it needs first.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types check clean
+.PHONY: demo test slow lint types check bench clean
 
 demo: $(READY)
 	$(BIN)/grokkit demo
@@ -24,6 +24,9 @@ types: $(READY)
 	$(BIN)/mypy
 
 check: lint types test
+
+bench: $(READY)
+	$(BIN)/python -m bench
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

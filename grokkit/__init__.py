@@ -18,7 +18,9 @@ _HOME = {
     "RunConfig": "grokkit.training.config",
     "Signal": "grokkit.training.signal",
     "attribute": "grokkit.attribution",
+    "complexity_interval": "grokkit.spline",
     "complexity_spectrum": "grokkit.spline",
+    "exact_integrated_gradients": "grokkit.spline",
     "figure_data": "grokkit.analysis.tables",
     "import_checkpoints": "grokkit.replay",
     "load_data": "grokkit.data:load",
@@ -26,7 +28,9 @@ _HOME = {
     "log_spaced": "grokkit.training.schedule",
     "open_run": "grokkit.trajectory",
     "part": "grokkit.training.config",
+    "partition_segment": "grokkit.spline",
     "pgd": "grokkit.robustness",
+    "preset": "grokkit.spline",
     "probe_sets": "grokkit.data.probes",
     "profile": "grokkit.models.profile",
     "record": "grokkit.training.recorder",
@@ -83,8 +87,12 @@ if TYPE_CHECKING:
     from grokkit.replay import import_checkpoints as import_checkpoints
     from grokkit.replay import replay_run as replay_run
     from grokkit.robustness import pgd as pgd
+    from grokkit.spline import complexity_interval as complexity_interval
     from grokkit.spline import complexity_spectrum as complexity_spectrum
+    from grokkit.spline import exact_integrated_gradients as exact_integrated_gradients
     from grokkit.spline import local_complexity as local_complexity
+    from grokkit.spline import partition_segment as partition_segment
+    from grokkit.spline import preset as preset
     from grokkit.training.config import RunConfig as RunConfig
     from grokkit.training.config import part as part
     from grokkit.training.loop import resume as resume

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_COLUMNS = (
-    "run", "seed", "step", "probe_set", "layer", "measure", "measure_id", "radius", "epsilon", "attack",
-    "value", "low", "high", "n", "unit",
+    "run", "seed", "step", "probe_set", "layer", "measure", "measure_id", "radius", "directions",
+    "epsilon", "attack", "value", "low", "high", "n", "unit",
 )  # fmt: skip
 """The columns of a Table, one row per number. `low` and `high` bound `value` (NaN where no interval is known),
-`n` counts the images behind it, `radius` is in the input space of the net, `epsilon` in pixels."""
+`n` counts the images behind it, `radius` is in the input space of the net, `directions` counts those of the frame,
+`epsilon` is in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +68,13 @@ class Reading:
     Args:
         measure: name of the measure.
         values: array with one axis per name in `dims`.
-        dims: names of the axes; `probe_set`, `layer`, `radius`, `epsilon`, `attack` become table columns.
+        dims: names of the axes; `probe_set`, `layer`, `radius`, `directions`, `epsilon`, `attack` become table columns.
         coords: for every dim the tuple of its labels, in order.
         unit: unit of `values`, in words.
         n: images behind each value; one number, or one per probe set where `probe_set` is a dim.
         low, high: bounds of an interval around `values`, of the same shape, or None.
-        settings: JSON-able parameters and checks that belong to the values.
+        settings: JSON-able parameters and checks that belong to the values; `companions`, a list of rows as in `rows`,
+            stand beside the values in the table under their own measures.
     """
 
     measure: str

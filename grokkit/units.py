@@ -178,7 +178,7 @@ def _pair(input: Any, other: Any = None, *_: Any, **__: Any) -> Any:
     return input - other if isinstance(other, Tensor) and input.dtype != torch.bool else None
 
 
-def _pool_arguments(
+def pool_arguments(
     _: Tensor,
     kernel_size: Any,
     stride: Any = None,
@@ -188,6 +188,8 @@ def _pool_arguments(
     spatial: int,
     **___: Any,
 ) -> tuple[tuple[int, ...], ...]:
+    """The windows of a max-pool call as in `PoolCall`, from the call's own arguments."""
+
     def each(value: Any) -> tuple[int, ...]:
         return tuple(value) * (spatial // len(value)) if isinstance(value, tuple | list) else (value,) * spatial
 
@@ -235,7 +237,7 @@ def _tensors(trees: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(tree.values())
 
 
-class _ModulePath:
+class ModulePath:
     """Knows which named module is running, through hooks that are global and borrowed, never the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -276,7 +278,7 @@ class _Interception(TorchFunctionMode):
     def __init__(
         self,
         model: nn.Module,
-        path: _ModulePath,
+        path: ModulePath,
         on_call: Callable[[Call], None],
         on_pool: Callable[[PoolCall], None] | None,
         batch: int | None,
@@ -350,7 +352,7 @@ class _Interception(TorchFunctionMode):
         layer = _numbered(self._pools, self._path.layer(pool.name))
         self._check_batch(z.shape[: z.dim() - pool.spatial], pool.name, layer, "first", z)
         rest = {name: value for name, value in kwargs.items() if name != "input"}
-        arguments = None if pool.adaptive else _pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
+        arguments = None if pool.adaptive else pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
         made, source = self._rectified or (lambda: None, None)
         pooled = out[0] if isinstance(out, tuple) else out
         return PoolCall(layer, pool, z, pooled, arguments, source if made() is z else None)
@@ -390,6 +392,6 @@ def intercept(
     Raises:
         ModelContractError: the model calls a nonlinearity that has no counting rule, or the batch is elsewhere.
     """
-    path = _ModulePath(model)
+    path = ModulePath(model)
     with path.watched(), _Interception(model, path, on_call, on_pool, batch):
         yield

@@ -5,10 +5,13 @@ import pandas as pd
 import pytest
 
 import grokkit as gk
+from grokkit.analysis.companions import ratio
 from grokkit.analysis.tables import read_table
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS
 from tests.runs import SMALL
+
+BESIDE = ("live_units", "dead_share", "local_complexity_ratio")
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +25,72 @@ def test_the_table_holds_every_number_of_every_reading(runs) -> None:
     assert tuple(frame.columns) == TABLE_COLUMNS and set(frame.seed) == {0, 1}
     for run in runs:
         own = frame[frame.run == run.name]
-        live = own[own.measure == "live_units"]
-        assert len(own) == len(run.metrics) + len(live) + sum(r.values.size for _, _, r in run.readings())
+        live, beside = own[own.measure == "live_units"], own[own.measure.isin(BESIDE)]
+        assert len(own) == len(run.metrics) + len(beside) + sum(r.values.size for _, _, r in run.readings())
         assert len(live) == len(run.steps()) * 3 * 2 and live.value.between(0, 12).all()
+        assert (own[own.measure == "local_complexity"].directions == 4).all()
+        assert own[~own.measure.isin(("local_complexity", "local_complexity_ratio"))].directions.isna().all()
     identity = next(name for name in runs[0].measures() if name.startswith("local_complexity"))
     reading = runs[0].reading(identity, 11)
     rows = frame[(frame.run == runs[0].name) & (frame.measure_id == identity) & (frame.step == 11)]
+    rows = rows[rows.measure == "local_complexity"]
     cell = rows[(rows.probe_set == "test") & (rows.layer == "total") & np.isclose(rows.radius, 0.5)]
     assert cell.value.item() == reading.values[1, 1, -1] and cell.n.item() == 8 and cell.low.item() <= cell.value.item()
+
+
+def test_dead_shares_stand_beside_every_local_complexity(runs) -> None:
+    frame = gk.table(runs[0])
+    live, dead = (frame[frame.measure == name] for name in ("live_units", "dead_share"))
+    assert len(dead) == len(live) * 3 // 2 and (dead.n == 8).all() and set(dead.unit) == {"share of units"}
+    both = dead.merge(live, on=["step", "probe_set", "layer"], suffixes=("", "_live"))
+    assert len(both) == len(live) and np.array_equal(both.value, 1 - both.value_live / 12)
+    total = dead[dead.layer == "total"].set_index(["step", "probe_set"]).value
+    for place, own in live.groupby(["step", "probe_set"]):
+        assert total[place] == 1 - own.value.sum() / 24
+
+
+def test_complexity_is_set_against_noise_at_every_radius(runs) -> None:
+    frame = gk.table(runs[0])
+    lc = frame.query("measure == 'local_complexity' and layer == 'total'").set_index(["step", "probe_set", "radius"])
+    against = frame[frame.measure == "local_complexity_ratio"]
+    assert (
+        set(against.probe_set) == {"train", "test"} and set(against.unit) == {"1"} and (against.directions == 4).all()
+    )
+    assert len(against) == 2 * (lc.xs("random", level=1).value > 0).sum() > 0
+    for row in against.itertuples():
+        top, bottom = lc.loc[(row.step, row.probe_set, row.radius)], lc.loc[(row.step, "random", row.radius)]
+        assert row.value == top.value / bottom.value
+        assert np.isnan(row.low) or row.low <= row.value <= row.high
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half}
+
+
+def test_the_interval_of_a_quotient_is_fiellers() -> None:
+    exact = {"value": 2.0, "low": 2.0, "high": 2.0}
+    spread = {"value": 6.0, "low": 5.0, "high": 7.0}
+    assert ratio(spread, exact) == (3.0, 2.5, 3.5)
+    value, low, high = ratio(exact, spread)
+    assert (value, low, high) == pytest.approx((1 / 3, 2 / 7, 2 / 5)), "the inverse of the bottom's interval"
+    a, b = {"value": 3.0, "low": 2.6, "high": 3.4}, {"value": 5.0, "low": 4.0, "high": 6.0}
+    for bound in ratio(a, b)[1:]:
+        assert (3 - bound * 5) ** 2 == pytest.approx(0.4**2 + bound**2 * 1.0**2), "its defining equation"
+    nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert ratio(nothing, spread) == (0.0, 0.0, 0.0)
+    wide, unknown = {"value": 1.0, "low": -0.1, "high": 2.1}, {"value": 1.0, "low": np.nan, "high": np.nan}
+    for top, bottom in ((spread, wide), (unknown, spread), (spread, unknown)):
+        assert np.isnan(ratio(top, bottom)[1:]).all()
+
+
+def test_the_interval_of_a_quotient_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(2000):
+        _, low, high = ratio(_mean(rng.poisson(6, 60)), _mean(rng.poisson(3, 60)))
+        held.append(low <= 2 <= high)
+    assert 0.935 < np.mean(held) < 0.965
 
 
 def test_a_written_table_reads_back_as_it_was(runs, tmp_path) -> None:

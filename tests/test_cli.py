@@ -73,8 +73,22 @@ def test_the_whole_pipeline_on_own_data(study: Path, capsys, make) -> None:
     assert main(["figure", "phases", "drawn/table.csv", "--out", "again"]) == 0
     assert Path("again/phases.png").read_bytes() == (run / "figures/phases.png").read_bytes()
     assert main(["figure", "layers", "study.py.csv"]) == 4
+    assert main(["lc", str(run), "--preset", "humayun2024", "--points", "2", "--last", "1"]) == 0
+    published = gk.table([run]).query("measure == 'local_complexity' and radius == 0.005")
+    assert set(published["step"]) == {6} and set(published["n"]) == {2}
     assert main(["status", str(run), "--verify"]) == 0
     assert "every file matches its digest" in capsys.readouterr().out
+
+
+def test_other_data_keep_shuffled_labels(study: Path) -> None:
+    Path("control.py").write_text(STUDY.replace("train=60", "train=60, shuffle_labels=True"))
+    data = as_archive(study)
+    assert main(["train", "control.py:plain", "--data", data, "--device", "cpu"]) == 0
+    (run,) = (gk.open_run(path) for path in Path("runs/study").iterdir())
+    assert run.config["data"] == {"name": data, "train": 60, "shuffle_labels": True}
+    true, held = np.load(data)["y_train"], run.probes["train"]
+    shuffled = gk.load_data(data, train=60, shuffle_labels=True).y_train
+    assert (held.labels == shuffled[held.indices]).all() and sorted(shuffled) == sorted(true)
 
 
 def test_train_runs_every_variant_and_ls_lists_them(study: Path, capsys) -> None:
@@ -179,6 +193,7 @@ def test_impossible_counts_and_distances_are_refused(small_run, capsys) -> None:
         (["lc", "--points", "-3"], "at least 1 image"), (["lc", "--points", "0"], "at least 1 image"),
         (["attribute", "--images", "-1"], "at least 1 image"), (["attack", "--epsilon", "8"], "in 0..1"),
         (["attack", "--epsilon"], "in 0..1"), (["lc", "--last", "0"], "at least 1 snapshot"),
+        (["lc", "--preset", "humayun24"], "Did you mean 'humayun2024'"),
     ):  # fmt: skip
         assert main([words[0], str(small_run.path), *words[1:], "--device", "cpu"]) == 2
         assert sentence in capsys.readouterr().err

@@ -20,6 +20,7 @@ from torchvision import datasets as official
 from grokkit import data
 from grokkit.data import archive
 from grokkit.data.base import Dataset, as_images, as_labels, stratified
+from grokkit.data.probes import probe_sets
 from grokkit.errors import DataError, UnknownNameError, UsageError
 
 
@@ -190,6 +191,50 @@ def test_fewer_images_than_asked_are_used_and_said_so():
 def test_a_count_must_be_a_positive_int(count):
     with pytest.raises(UsageError, match="`train` must be an int of 1 or more or None for all; got"):
         small().subset(train=count)
+
+
+# ---- shuffled labels
+
+
+def test_shuffled_labels_keep_images_counts_and_test_labels():
+    base = small(train=60, test=30)
+    control = base.with_shuffled_labels(seed=4)
+    assert control.x_train is base.x_train and control.y_test is base.y_test
+    assert np.array_equal(np.bincount(control.y_train), np.bincount(base.y_train))
+    kept = float((control.y_train == base.y_train).mean())
+    assert 0.1 < kept < 0.6, "about one in three keeps its label by chance"
+    assert np.array_equal(control.y_train, base.with_shuffled_labels(seed=4).y_train)
+    assert not np.array_equal(control.y_train, base.with_shuffled_labels(seed=5).y_train)
+    assert control.hash != base.hash and control.name == base.name
+
+
+def test_every_source_takes_shuffle_labels(tmp_path, monkeypatch):
+    base = small(train=60, test=30)
+    archive.write_npz(tmp_path / "toy.npz", base)
+    archive.write_npz(tmp_path / "mnist.npz", base)
+    for number, (image, label) in enumerate(zip(base.x_train, base.y_train, strict=True)):
+        for split in ("train", "test"):
+            place = tmp_path / "folder" / split / base.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{number}.png")
+    monkeypatch.setenv("GROKKIT_DATA", str(tmp_path))
+    for source, options in (
+        (tmp_path / "toy.npz", {}), (tmp_path / "folder", {}), ("mnist", {}), ("digits", {"size": 8}),
+    ):  # fmt: skip
+        true = data.load(source, train=30, seed=2, **options)
+        control = data.load(source, train=30, seed=2, shuffle_labels=True, **options)
+        assert np.array_equal(control.x_train, true.x_train) and np.array_equal(control.y_test, true.y_test)
+        assert np.array_equal(control.y_train, true.with_shuffled_labels(2).y_train)
+        assert not np.array_equal(control.y_train, true.y_train)
+        assert same(data.load(source, train=30, seed=2, shuffle_labels=False, **options), true)
+        held = probe_sets(control, train=30, test=0, random=0)["train"]
+        assert np.array_equal(held.labels, control.y_train[held.indices])
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_shuffle_labels_is_a_bool(value):
+    with pytest.raises(UsageError, match="`shuffle_labels` must be true or false; got"):
+        data.load("digits", shuffle_labels=value)
 
 
 # ---- load

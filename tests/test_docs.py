@@ -35,3 +35,11 @@ def test_every_public_name_is_in_the_list_of_public_names() -> None:
     listed = set(re.findall(r"^\| `([a-zA-Z_]+)", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE))
     assert listed == set(grokkit.__all__)
     assert all(getattr(grokkit, name) is not None for name in grokkit.__all__)
+
+
+@pytest.mark.slow
+def test_the_picture_of_local_complexity_is_made_by_its_script(tmp_path: Path) -> None:
+    script = ROOT / "docs" / "local_complexity.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "local_complexity.png").stat().st_size > 50_000

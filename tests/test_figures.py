@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import matplotlib as mpl
 import matplotlib.image
@@ -35,6 +36,39 @@ def _complexity_rows(step: int, phase: float, wave: float) -> list[dict]:
     return rows
 
 
+def _ratio_rows(rows: list[dict]) -> list[dict]:
+    totals = {(row["probe_set"], row["radius"]): row["value"] for row in rows if row["layer"] == "total"}
+    return [
+        {"measure": "local_complexity_ratio", "probe_set": name, "layer": "total", "radius": radius, "unit": "1",
+         "step": rows[0]["step"], "value": value / totals["random", radius], "low": 0.5, "high": 3.0}
+        for (name, radius), value in totals.items() if name != "random"
+    ]  # fmt: skip
+
+
+RADII = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
+KAPPAS = {5: 0.15, 10: 0.2, 20: 0.25}
+
+
+def calibration_rows(step: int, bend: float = 0.5, half: float = 0.02) -> list[dict]:
+    """LC = 40 r up to the radius `bend`, and constant beyond; slopes with intervals of this half-width."""
+    rows = []
+    common = {"probe_set": "train", "step": step, "n": 64, "measure_id": "calibration-1a2b3c4d"}
+    for number, kappa in KAPPAS.items():
+        rows.append({**common, "measure": "calibration_kappa", "directions": number, "value": kappa, "unit": "1"})
+        counts = [160 * kappa * min(radius, bend) for radius in RADII]
+        for radius, count in zip(RADII, counts, strict=True):
+            row = {**common, "measure": "calibration", "directions": number, "radius": radius, "value": count}
+            unit = "units per point (normalised input space)"
+            rows.append({**row, "low": 0.9 * count, "high": 1.1 * count, "unit": unit})
+    at = {**common, "directions": 10, "unit": "1"}
+    for below, above in pairwise(RADII):
+        slope = np.log(min(above, bend) / min(below, bend)) / np.log(above / below)
+        bounds = {"value": slope, "low": slope - half, "high": slope + half}
+        rows.append({**at, "measure": "calibration_slope", "radius": above, **bounds})
+        rows.append({**at, "measure": "calibration_vertex", "radius": above, "value": 0.99, "low": 0.98, "high": 1.0})
+    return rows
+
+
 def _run_rows(run: str, seed: int) -> list[dict]:
     rng = np.random.default_rng([seed, len(run)])
     phase, rows = 0.3 * rng.normal(), []
@@ -47,10 +81,12 @@ def _run_rows(run: str, seed: int) -> list[dict]:
         for attack, gain in (("pgd-cross_entropy", 0.6), ("pgd-margin", 0.52)):
             common = {"measure": "robust_accuracy", "probe_set": "test", "step": step, "attack": attack}
             rows.append({**common, "epsilon": 8 / 255, "value": 0.02 + gain * late})
-        rows += _complexity_rows(step, phase, np.exp(-((t - 5) ** 2) / 3) - 0.25 * late + 0.4 * np.exp(-t))
+        complexity = _complexity_rows(step, phase, np.exp(-((t - 5) ** 2) / 3) - 0.25 * late + 0.4 * np.exp(-t))
+        rows += [*complexity, *_ratio_rows(complexity)]
         rows.append({"measure": "weight_norm", "layer": "total", "step": step, "value": 40 - 2 * t, "unit": "L2 norm"})
         rows.append({"measure": "weight_norm", "layer": "net.weight", "step": step, "value": 3.0, "unit": "L2 norm"})
         rows.append({"measure": "logit_scale", "probe_set": "test", "step": step, "value": 1 + t, "unit": "logits"})
+    rows += [row for step, bend in ((0, 1.0), (64, 0.5), (8192, 1.0)) for row in calibration_rows(step, bend)]
     for step in range(0, 8192, 128):
         signal = 4 + np.exp(-((step - 2500) ** 2) / 4e6) + 0.01 * rng.normal()
         rate = 1e-3 * (1 if step < 6000 else 1 - np.sqrt((step - 6000) / 2200))
@@ -103,6 +139,7 @@ def synthetic(runs: tuple[str, ...] = (RUN,)) -> FigureData:
 
 
 SEEDS = tuple(f"demo/constant-s{seed}-ab12cd3{seed}" for seed in range(3))
+PAIR = (RUN, "demo/decay_at_peak-s0-ef12cd34")
 BOTH = (*SEEDS, *(f"demo/decay_at_peak-s{seed}-ef12cd3{seed}" for seed in range(3)))
 
 
@@ -331,8 +368,74 @@ def test_policy_draws_every_run():
     assert sum(len(line.get_xdata()) > 2 for line in figure.axes[0].lines) == len(BOTH)
 
 
+def test_paired_draws_both_variants_each_pair_and_their_mean_ratio():
+    data = synthetic(BOTH)
+    figure = drawn("paired", BOTH)
+    for column, name in enumerate(("train", "test", "random")):
+        above, below = figure.axes[column], figure.axes[3 + column]
+        assert above.get_title(loc="left") == f"{name} points"
+        rows = data.table.query("measure == 'local_complexity' and layer == 'total' and radius == 0.05")
+        wide = rows[rows.probe_set == name].pivot_table(index="step", columns="run", values="value")
+        first, second = wide[list(SEEDS)], wide[[run for run in BOTH if run not in SEEDS]]
+        _line(above, first.mean(axis=1)), _line(above, second.mean(axis=1))
+        ratios = second.to_numpy() / first.to_numpy()
+        for pair in ratios.T:
+            assert any(
+                np.allclose(line.get_ydata(), pair) for line in below.lines if len(line.get_ydata()) == len(STEPS)
+            )
+        (mean,) = [line for line in below.lines if line.get_linewidth() == pytest.approx(1.2)]
+        np.testing.assert_allclose(mean.get_ydata(), np.exp(np.log(ratios).mean(axis=1)))
+
+
+def test_paired_asks_for_two_variants_with_a_seed_in_common():
+    with pytest.raises(UsageError, match=r"draws two variants.*holds 1: demo/constant"):
+        figures.create("paired", synthetic())
+    strangers = synthetic((RUN, "demo/decay_at_peak-s7-ef12cd34"))
+    with pytest.raises(UsageError, match="share no seed and step; pair them: grokkit train --seed"):
+        figures.create("paired", strangers)
+
+
+def test_migration_draws_complexity_against_noise_with_a_line_at_one():
+    data = synthetic()
+    axes = drawn("migration").axes[0]
+    own = _values(data, measure="local_complexity_ratio", probe_set="test", radius=0.05)
+    lc = [
+        _values(data, measure="local_complexity", layer="total", radius=0.05, probe_set=n) for n in ("test", "random")
+    ]
+    np.testing.assert_allclose(_line(axes, own).get_ydata(), lc[0].to_numpy() / lc[1].to_numpy())
+    assert list(axes.lines[0].get_ydata()) == [1, 1]
+    with pytest.raises(UsageError, match="grokkit lc RUN`, where the run has random points"):
+        figures.create("migration", _without(data, "local_complexity_ratio"))
+
+
+def test_calibration_draws_density_slopes_and_growth_of_each_snapshot():
+    density, slopes, growth = drawn("calibration").axes
+    flat = [line for line in density.lines if line.get_linewidth() == pytest.approx(2.2)]
+    assert [line.get_xdata().max() for line in flat] == [1.0, 0.5, 1.0], "the planted ends of the linear ranges"
+    assert all(np.allclose(line.get_ydata(), 160 * 0.2) for line in flat)
+    assert any(list(line.get_xdata()) == [0.5, 0.5] for line in density.lines), "the recommended radius"
+    crosses = next(line for line in density.lines if line.get_marker() == "x")
+    assert np.allclose(crosses.get_ydata()[1:6], 0.99 * 160 * 0.2)
+    ends = [container.lines[0].get_ydata()[-1] for container in slopes.containers]
+    assert ends == pytest.approx([0, 0, 0], abs=1e-9)
+    over = [line for line in growth.lines if line.get_marker() == "o" and len(line.get_xdata())]
+    assert len(over) == 3 and all(np.allclose(line.get_ydata(), 1) for line in over), (
+        "kappa explains the planted growth"
+    )
+
+
+def test_of_two_calibrations_of_a_run_the_longer_is_drawn_and_said_so():
+    data = synthetic()
+    rows = data.table[data.table.measure.str.startswith("calibration") & (data.table.step == 0)]
+    shorter = rows.assign(measure_id="calibration-other", value=7.0)
+    with pytest.warns(UserWarning, match="recorded in several ways; drawn: calibration-1a2b3c4d"):
+        both = figures.create("calibration", FigureData(pd.concat([shorter, data.table]), {}, data.events))
+    lines = [[list(line.get_ydata()) for line in figure.axes[1].lines] for figure in (both, drawn("calibration"))]
+    assert lines[0] == lines[1]
+
+
 def test_no_text_overlaps_another_in_the_legends_and_titles():
-    for name in ("phases", "policy", "layers"):
+    for name in ("phases", "policy", "layers", "paired"):
         figure = drawn(name, BOTH)
         boxes = [legend.get_window_extent() for legend in figure.legends]
         boxes += [axes.get_tightbbox() for axes in figure.axes if axes.get_label() != "<colorbar>"]
@@ -371,7 +474,7 @@ def test_settings_of_the_caller_do_not_change_what_is_drawn():
     assert line.get_linewidth() == 1
 
 
-@pytest.mark.parametrize("name", ["phases", "layers", "policy"])
+@pytest.mark.parametrize("name", ["phases", "layers", "policy", "migration", "calibration"])
 def test_a_run_that_has_only_begun_can_be_drawn(name):
     data = synthetic()
     begun = FigureData(data.table[data.table["step"] == 0], {}, data.events[data.events["step"] < 0])

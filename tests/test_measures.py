@@ -81,7 +81,7 @@ def test_local_complexity_is_measured_behind_the_normalisation(method: str) -> N
     for r, radius in enumerate((0.1, 1.0)):
         counts = local_complexity(net, (images[:10] - 0.4) / 0.2, radius, 5, method, seed=3).counts.double().numpy()
         assert reading.values[0, r] == pytest.approx([*counts.mean(0), counts.sum(1).mean()])
-        half = 1.96 * counts.sum(1).std(ddof=1) / 10**0.5
+        half = 2.262157 * counts.sum(1).std(ddof=1) / 10**0.5  # Student's t with 9 degrees of freedom
         assert reading.high[0, r, -1] - reading.values[0, r, -1] == pytest.approx(half)
     assert reading.unit == "units per point (normalised input space)" and reading.n == (10,)
     assert sum(reading.settings["units"].values()) == 50

@@ -198,7 +198,7 @@ def test_the_spectrum_has_the_switches_of_every_radius_and_tables_have_every_ser
 
 @both
 def test_a_pool_that_hides_the_batch_is_refused(method):
-    net = nn.Sequential(nn.Flatten(0, 1), nn.MaxPool2d(2))
+    net = nn.Sequential(nn.Flatten(0, 1), nn.MaxPool2d(2), nn.Unflatten(0, (-1, 2)))
     with pytest.raises(ModelContractError, match="max_pool2d in '1' must have the batch"):
         local_complexity(net, _draw(3, 2, 4, 4), 0.1, 2, method)
 

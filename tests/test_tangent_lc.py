@@ -9,17 +9,13 @@ from grokkit.errors import ModelContractError, UsageError
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
 from grokkit.spline.passes import run
 from grokkit.spline.rules import Dual
-from tests.reference.lc_nets import MLP, ResidualNet, randomised
+from tests.reference.lc_nets import MLP, ResidualNet, draw, randomised
 from tests.reference.slow_lc import preactivations_of, tangent_count, tangents
 
 # torch.func.jvp loads decompositions that torch itself still writes as scripts
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 NETS = {"mlp": (MLP, (6,)), "residual": (ResidualNet, (2, 12, 12))}
-
-
-def _draw(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _carried(net, images, frame):
@@ -48,7 +44,7 @@ def _assert_carried_equals_jvp(net, images, frame):
 @pytest.mark.parametrize("radius", [0.05, 0.3, 2.0])
 def test_counts_equal_the_slow_twin_to_the_integer(name, radius):
     kind, shape = NETS[name]
-    net, images = randomised(kind()), _draw(3, *shape)
+    net, images = randomised(kind()), draw(3, *shape)
     frame = orthonormal_frame(4, images[0].numel(), 5)
     counts = local_complexity(net, images, radius, 4, "tangent", seed=5).counts
     slow = [tangent_count(preactivations_of(net), x, frame, radius) for x in images]
@@ -59,7 +55,7 @@ def test_counts_equal_the_slow_twin_to_the_integer(name, radius):
 @pytest.mark.parametrize("name", NETS)
 def test_values_and_tangents_equal_jvp(name):
     kind, shape = NETS[name]
-    net, images = randomised(kind(), 3), _draw(3, *shape)
+    net, images = randomised(kind(), 3), draw(3, *shape)
     _assert_carried_equals_jvp(net, images, orthonormal_frame(5, images[0].numel(), 2))
 
 
@@ -84,6 +80,12 @@ def _in_place_on_a_view(x):
     half = y[:, 1:]
     half += 1.0
     half.unfold(2, 2, 2)[..., 0].exp_()
+    return y
+
+
+def _rectified_in_place(x):
+    y = x * 1.5
+    F.relu(y[:, :1], inplace=True)
     return y
 
 
@@ -122,12 +124,13 @@ BODIES = {
     "folded": lambda x: x.abs() - torch.abs(x.flip(3) * 2).sqrt() + abs(x.transpose(2, 3)),
     "larger_of_two": lambda x: torch.maximum(x, x.flip(3)) - torch.fmin(x, GROWN[:1]) + torch.max(GROWN[:1], x.mean(1)),
     "largest_of_one": lambda x: x * torch.max(x, 2, keepdim=True).values + x.min() - torch.min(x, other=x.flip(2) * 2),
-    "conv_transpose": lambda x: F.conv_transpose2d(x, GROWN.expand(2, 3, 4, 4), torch.ones(3).double(), stride=2),
+    "conv_transpose": lambda x: F.conv_transpose2d(x, GROWN.expand(2, 3, 4, 4), torch.ones(3).to(GROWN), stride=2),
     "conv_1d": lambda x: F.conv1d(x.flatten(2), GROWN.reshape(2, 2, 8), None, 2),
     "swapped": lambda x: x.permute(0, 2, 3, 1).contiguous().transpose(1, 2).reshape(len(x), -1),
     "activations": lambda x: F.gelu(x) + F.hardswish(x) + F.silu(x) + F.leaky_relu(x, 0.3) + F.hardtanh(x, -0.3, 0.4),
     "prelu": lambda x: F.prelu(x, torch.tensor([0.2, 0.7], dtype=x.dtype)),
     "view_in_place": _in_place_on_a_view,
+    "rectified_in_place": _rectified_in_place,
     "assigned": _assigned,
     "masked": lambda x: torch.where(x > 0.2, x * x, x).masked_fill(x < -1, 0.0).clamp(max=1.5),
     "switched": lambda x: x * 2 if x.argmax() >= 0 and x.shape[1] == 2 else x,
@@ -136,12 +139,12 @@ BODIES = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_every_kind_of_operation_carries_exact_tangents(name):
-    net, images = _Tapped(BODIES[name]), _draw(1, 2, 4, 4)
+    net, images = _Tapped(BODIES[name]), draw(1, 2, 4, 4)
     _assert_carried_equals_jvp(net, images, orthonormal_frame(3, 32, 0))
 
 
 def test_detaching_does_not_flatten_the_function():
-    images, frame = _draw(1, 2, 4, 4), orthonormal_frame(3, 32, 0)
+    images, frame = draw(1, 2, 4, 4), orthonormal_frame(3, 32, 0)
     (whole,) = _carried(_Tapped(lambda x: x * x), images, frame).values()
     (cut,) = _carried(_Tapped(lambda x: x.detach() * x.data), images, frame).values()
     assert torch.allclose(whole[1], cut[1], rtol=0, atol=1e-12)
@@ -150,7 +153,7 @@ def test_detaching_does_not_flatten_the_function():
 @pytest.mark.parametrize("body", [lambda x: F.relu(torch.zeros(len(x), 3)) + x.sum(), lambda x: _Hidden.apply(x)])
 def test_a_preactivation_without_derivatives_is_refused_not_counted_as_zero(body):
     with pytest.raises(ModelContractError, match='method="vertex"'):
-        local_complexity(_Tapped(body), _draw(2, 3), 0.1, 2, "tangent")
+        local_complexity(_Tapped(body), draw(2, 3), 0.1, 2, "tangent")
 
 
 class _Hidden(torch.autograd.Function):
@@ -164,8 +167,8 @@ class _Hidden(torch.autograd.Function):
 def test_an_operation_without_forward_derivative_is_named_with_the_way_out():
     net = _Tapped(lambda x: torch.cdist(x.unsqueeze(1), x.unsqueeze(1) * 2 + 1, p=3.0).flatten(1))
     with pytest.raises(ModelContractError, match=r"`cdist` has no forward-mode derivative.*method=\"vertex\""):
-        local_complexity(net, _draw(2, 3), 0.1, 2, "tangent")
-    assert local_complexity(net, _draw(2, 3), 0.1, 2, "vertex").counts.shape == (2, 1)
+        local_complexity(net, draw(2, 3), 0.1, 2, "tangent")
+    assert local_complexity(net, draw(2, 3), 0.1, 2, "vertex").counts.shape == (2, 1)
 
 
 def test_writing_into_a_plain_tensor_is_refused():
@@ -175,16 +178,16 @@ def test_writing_into_a_plain_tensor_is_refused():
         return y
 
     with pytest.raises(ModelContractError, match="into a plain tensor"):
-        local_complexity(_Tapped(write), _draw(2, 3), 0.1, 2, "tangent")
+        local_complexity(_Tapped(write), draw(2, 3), 0.1, 2, "tangent")
 
 
 def test_dropout_left_on_is_refused():
     with pytest.raises(ModelContractError, match="`dropout` in training mode"):
-        local_complexity(_Tapped(lambda x: F.dropout(x)), _draw(2, 3), 0.1, 2, "tangent")
+        local_complexity(_Tapped(lambda x: F.dropout(x)), draw(2, 3), 0.1, 2, "tangent")
 
 
 def test_spectrum_gives_the_count_of_every_radius():
-    net, images = randomised(ResidualNet()), _draw(5, 2, 12, 12)
+    net, images = randomised(ResidualNet()), draw(5, 2, 12, 12)
     radii = [1.0, 0.01, 0.2]
     spectrum = complexity_spectrum(net, images, radii, 6, seed=2)
     single = [local_complexity(net, images, radius, 6, "tangent", seed=2) for radius in radii]
@@ -201,16 +204,7 @@ def test_spectrum_gives_the_count_of_every_radius():
 @pytest.mark.parametrize("radii", [[], [0.1, -1.0], [float("nan")], 3.0, ["a"]])
 def test_bad_radii_are_refused(radii):
     with pytest.raises(UsageError, match="`radii`"):
-        complexity_spectrum(MLP(), _draw(2, 6), radii)
-
-
-def test_tangent_agrees_with_vertex_while_few_units_are_crossed():
-    net, images = randomised(MLP((20, 200, 200, 200, 3)), 1), _draw(128, 20)
-    vertex = local_complexity(net, images, 0.04, 10, "vertex")
-    tangent = local_complexity(net, images, 0.04, 10, "tangent")
-    assert vertex.total.sum() > 300
-    assert vertex.total.double().mean() / 600 < 0.02
-    assert abs(int(tangent.total.sum()) - int(vertex.total.sum())) <= 0.01 * int(vertex.total.sum())
+        complexity_spectrum(MLP(), draw(2, 6), radii)
 
 
 def _vgg11_bn():
@@ -226,7 +220,7 @@ def test_torchvision_nets_unmodified(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = (torchvision.models.resnet18(num_classes=4) if name == "resnet18" else _vgg11_bn()).double()
-    images = _draw(1, 3, 32, 32)
+    images = draw(1, 3, 32, 32)
     vertex = local_complexity(net, images, 1e-4, 2, "vertex")
     tangent = local_complexity(net, images, 1e-4, 2, "tangent")
     wide = (

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from grokkit.analysis.companions import companions
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.trajectory import Run, open_run
@@ -20,9 +21,11 @@ _UNITS = {"accuracy": "share of images", "learning_rate": "1", "log_density": "l
 def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     """All readings and metrics of `runs` as one frame with the columns `TABLE_COLUMNS`.
 
-    Beside every local complexity stand the live units of each layer as `live_units`; its density is value / radius.
-    Metrics come in with their split as `probe_set` (`batch`, `test_set`, `signal`) and measure_id `log`. Text columns
-    are empty where they do not apply, numeric ones NaN.
+    Beside every local complexity stand the live units of each layer (`live_units`), the share of units that are dead
+    (`dead_share`, by layer and in total) and, where noise was measured, LC(set) / LC(random) of the total at each
+    radius (`local_complexity_ratio`, Fieller's interval); its density is value / radius. Metrics come in with their
+    split as `probe_set` (`batch`, `test_set`, `signal`) and measure_id `log`. Text columns are empty where they do not
+    apply, numeric ones NaN.
     """
     runs = [runs] if isinstance(runs, Run | str | Path) else runs
     frames = [_of(run if isinstance(run, Run) else open_run(run)) for run in runs]
@@ -34,10 +37,9 @@ def _of(run: Run) -> pd.DataFrame:
     rows = []
     for identity, step, reading in run.readings():
         labels = {"measure_id": identity, "step": step}
-        rows += [row | labels for row in reading.rows()]
-        for probe_set, layers in reading.settings.get("live_units", {}).items():
-            live = {**labels, "measure": "live_units", "probe_set": probe_set, "unit": "units"}
-            rows += [{**live, "layer": layer, "value": count} for layer, count in layers.items()]
+        frame_of = {"directions": reading.settings.get("directions", np.nan)}
+        rows += [labels | frame_of | row for row in reading.rows()]
+        rows += [labels | row for row in companions(reading)]
     for record in run.metrics.itertuples():
         rows.append({
             "measure": record.metric, "measure_id": "log", "probe_set": record.split, "step": record.step,

@@ -18,6 +18,7 @@ VERBS = {
     "ls": "list the runs below a folder",
     "status": "say how a run stands",
     "lc": "measure local complexity at the stored snapshots",
+    "calibrate": "say which radius and how many directions to measure it with",
     "attack": "attack the stored snapshots by projected gradient descent",
     "attribute": "explain the stored snapshots: which pixels speak for the true class",
     "figure": "draw a figure from stored tables",

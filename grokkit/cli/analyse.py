@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from grokkit.cli.text import aligned
 from grokkit.errors import UsageError
 from grokkit.training.config import Part
+
+if TYPE_CHECKING:
+    from grokkit.measures import Measure
+    from grokkit.trajectory import Run
 
 
 def analyse(
@@ -15,20 +20,27 @@ def analyse(
 ) -> None:
     """Replay over the stored snapshots (or only the `last` ones) and print what was added; an interrupted replay is
     gone on with by the same command."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from grokkit.replay import replay_run
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
     if last is not None and last < 1:
         raise UsageError(f"`last` must be at least 1 snapshot; got {last}")
-    steps = opened.steps() if last is None else opened.steps()[-last:]
+    replayed(opened, measures, attributions, device, opened.steps() if last is None else opened.steps()[-last:])
+
+
+def replayed(
+    run: Run, measures: Sequence[Part | Measure], attributions: Sequence[Part], device: str | None, steps: list[int]
+) -> None:
+    """Replay over these snapshots with a progress bar and print what was added."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from grokkit.replay import replay_run
+
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("snapshots", total=len(steps))
         added = replay_run(
-            opened, measures, attributions, steps=steps, device=device,
+            run, measures, attributions, steps=steps, device=device,
             on_step=lambda done, _: bar.update(task, completed=done),
         )  # fmt: skip
     subjects = len(measures) + len(attributions)

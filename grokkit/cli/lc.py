@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -19,10 +19,11 @@ def main(words: list[str]) -> None:
 
 def lc(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-    radius: tuple[float, ...] = (0.005, 0.05, 0.5),
-    directions: int = 20,
-    points: int = 256,
-    method: Literal["tangent", "vertex"] = "tangent",
+    radius: tuple[float, ...] | None = None,
+    directions: int | None = None,
+    points: int | None = None,
+    method: Literal["tangent", "vertex"] | None = None,
+    preset: str | None = None,
     last: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
@@ -31,16 +32,26 @@ def lc(
     Try:
         grokkit lc RUN
         grokkit lc RUN --radius 0.05 --method vertex --last 10
+        grokkit lc RUN --preset humayun2024
 
     Args:
         run: the run's folder.
-        radius: radii of the neighbourhood, in the net's normalised input space.
-        directions: orthonormal directions of the frame.
-        points: images of each probe set.
-        method: tangent (all radii in one pass) or vertex (the published count).
+        radius: radii of the neighbourhood, in the net's normalised input space; by default 0.005 0.05 0.5.
+        directions: orthonormal directions of the frame; by default 20.
+        points: images of each probe set; by default 256.
+        method: tangent (all radii in one pass, the default) or vertex (the published count).
+        preset: a published setting, humayun2024 or humayun2024_mnist; what is given beside it goes first.
         last: only the newest snapshots, this many.
         device: cpu or cuda; by default a GPU where there is one.
     """
-    wanted = part("local_complexity", radii=radius, directions=directions, points=points, method=method)
+    given = {"radii": radius, "directions": directions, "points": points, "method": method}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    wanted = part("local_complexity", **(_published(preset) | chosen))
     analyse(run, [wanted], [], device, last)
     print_measure(run, wanted)
+
+
+def _published(name: str | None) -> dict[str, Any]:
+    from grokkit.spline import preset  # brings torch, which help does without
+
+    return {} if name is None else preset(name).measure()

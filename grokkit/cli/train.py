@@ -60,10 +60,11 @@ def train(
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
-    """The config with what the command line changes; other data keep the number of training images asked for."""
+    """The config with what the command line changes; other data keep the number of training images asked for
+    and whether their labels are shuffled."""
     changes: dict[str, object] = {}
     if data is not None:
-        kept = {"train": config.data.options["train"]} if "train" in config.data.options else {}
+        kept = {name: value for name, value in config.data.options.items() if name in ("train", "shuffle_labels")}
         changes["data"] = Part(data, kept)
     if seed is not None:
         changes["seed"] = seed

@@ -17,25 +17,33 @@ from grokkit.data.base import Dataset  # noqa: E402
 
 __all__ = ["Dataset", "create", "load", "names", "register"]
 
-PATH_OPTIONS = ("train", "test", "seed")
+PATH_OPTIONS = ("train", "test", "seed", "shuffle_labels")
 
 
-def load(source: str | os.PathLike[str], **options: Any) -> Dataset:
+def load(source: str | os.PathLike[str], *, shuffle_labels: bool = False, **options: Any) -> Dataset:
     """The dataset that `source` names.
 
     Args:
         source: a registered name (see `names()`), else the path of an `.npz` file or of a folder with
             `train/<class>/*` and `test/<class>/*`. A word is a path when it ends in `.npz`, contains a path
             separator or is an existing folder; a registered name comes first.
+        shuffle_labels: permute the labels of the training images that were kept, by the same `seed`; test labels stay
+            true. The negative control of a claim about training on these labels.
         options: of the named loader; all take `train` and `test` (images to keep, stratified; None = all) and
-            `seed` (which ones). A path takes these three.
+            `seed` (which ones). A path takes no others.
 
     Raises:
         UnknownNameError: no such name, and not a path.
-        UsageError: an option that the loader does not take.
+        UsageError: an option that the loader does not take, or a `shuffle_labels` that is no bool.
         DataError: the file or folder is missing or malformed.
     """
-    text = os.fspath(source)
+    if not isinstance(shuffle_labels, bool):
+        raise UsageError(f"`shuffle_labels` must be true or false; got {shuffle_labels!r}")
+    dataset = _load(os.fspath(source), options)
+    return dataset.with_shuffled_labels(options.get("seed", 0)) if shuffle_labels else dataset
+
+
+def _load(text: str, options: dict[str, Any]) -> Dataset:
     if text not in names() and _is_path(text):
         return _load_path(Path(text), options)
     try:

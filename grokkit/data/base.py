@@ -118,6 +118,19 @@ class Dataset:
             parts |= {f"x_{split}": x[chosen], f"y_{split}": y[chosen]}
         return replace(self, **parts) if parts else self
 
+    def with_shuffled_labels(self, seed: int = 0) -> Dataset:
+        """The same images with the training labels permuted among them: the negative control of a training set.
+
+        Every class keeps its count; about 1 in `classes` images keeps its label by chance. Test labels stay true.
+
+        Args:
+            seed: fixes the permutation, by the stream `labels`.
+
+        Source: Zhang, Bengio, Hardt, Recht and Vinyals, arXiv 1611.03530.
+        """
+        rng = np.random.default_rng(seeding.stream(seed, "labels"))
+        return replace(self, y_train=rng.permutation(self.y_train))
+
 
 def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Random indices of `count` samples, without repeats, in random order, with the class shares of `labels`.

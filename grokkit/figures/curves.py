@@ -21,6 +21,8 @@ from grokkit.names import FigureData
 
 COMMANDS = {
     "local_complexity": "`grokkit lc RUN`",
+    "local_complexity_ratio": "`grokkit lc RUN`, where the run has random points",
+    "calibration": "`grokkit calibrate RUN`",
     "robust_accuracy": "`grokkit attack RUN`",
     "learning_rate": "`grokkit train EXPERIMENT`, which logs it",
 }
@@ -33,6 +35,13 @@ def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = No
     Raises:
         UsageError: there are none (says what adds them), or a run holds one recording of a number twice.
     """
+    rows = one_recording(rows_of(data, measure, probe_sets))
+    rows["variant"] = variants_of(rows["run"])
+    return rows
+
+
+def rows_of(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:
+    """All recordings of one measure. Raises UsageError where there are none; the message says what adds them."""
     rows = data.table[data.table["measure"] == measure].copy()
     for column in ("probe_set", "layer", "attack"):
         rows[column] = rows[column].astype(object).where(rows[column].notna(), "")
@@ -42,8 +51,6 @@ def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = No
         where = f" on {' or '.join(probe_sets)}" if probe_sets is not None else ""
         command = COMMANDS.get(measure, f"`grokkit.replay_run(RUN, measures=[{measure!r}])`")
         raise UsageError(f"the table holds no {measure}{where}, which this figure draws; add it with {command}")
-    rows = one_recording(rows)
-    rows["variant"] = variants_of(rows["run"])
     return rows
 
 
@@ -166,7 +173,7 @@ def phases(data: FigureData, radius: float | None = None) -> Figure:
     heights = [1.35, 1.35, *(0.8 for _ in sizes)]
     figure = Figure(figsize=(COLUMN, 0.75 + 0.97 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    _by_probe_set(panels[0], accuracy)
+    by_probe_set(panels[0], accuracy)
     marks = _robust(panels[0], select(data, "robust_accuracy")) if "robust_accuracy" in taken else []
     panels[0].set(ylabel="accuracy\n(share of images)", ylim=(-0.02, 1.02))
     _complexity(panels[1], complexity, radius)
@@ -181,7 +188,7 @@ def phases(data: FigureData, radius: float | None = None) -> Figure:
 
 
 def _complexity(axes: Axes, rows: pd.DataFrame, radius: float) -> None:
-    _by_probe_set(axes, totals(rows))
+    by_probe_set(axes, totals(rows))
     unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
     axes.set_ylabel(f"local complexity\n({unit})")
     axes.set_title(f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}", fontsize=7, color="0.35")
@@ -189,7 +196,7 @@ def _complexity(axes: Axes, rows: pd.DataFrame, radius: float) -> None:
 
 def _size(axes: Axes, rows: pd.DataFrame, measure: str) -> None:
     if measure == "logit_scale":
-        _by_probe_set(axes, rows)
+        by_probe_set(axes, rows)
         axes.set_ylabel("logit scale\n(logits)")
         return
     for line, part in _by_variant(totals(rows, power=2)):
@@ -203,7 +210,8 @@ def _by_variant(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     return [(LINES[index % len(LINES)], part) for index, part in enumerate(parts)]
 
 
-def _by_probe_set(axes: Axes, rows: pd.DataFrame) -> None:
+def by_probe_set(axes: Axes, rows: pd.DataFrame) -> None:
+    """A line per variant and probe set: style the variant, colour the set."""
     names = list(dict.fromkeys(rows["probe_set"]))
     for line, part in _by_variant(rows):
         for name, own in part.groupby("probe_set", sort=False):

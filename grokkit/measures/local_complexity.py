@@ -12,7 +12,7 @@ from grokkit.errors import UsageError
 from grokkit.measures import register
 from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
 from grokkit.names import Reading
-from grokkit.spline import ComplexitySpectrum, LocalComplexity, complexity_spectrum, local_complexity
+from grokkit.spline import ComplexitySpectrum, LocalComplexity, complexity_spectrum, local_complexity, t_interval
 
 SERIES = ("switches", "pool_signs", "zones")
 
@@ -22,10 +22,11 @@ SERIES = ("switches", "pool_signs", "zones")
 class Complexity:
     """Mean number of units whose pre-activation changes sign over the neighbourhood of a point.
 
-    The layer `total` is the sum over layers; `low` and `high` are mean -+ 1.96 standard errors over the points.
-    The density is value / radius. The units that are live (active at some point) stand in the settings, and so do the
-    means of the other series, for each probe set, layer and radius: `switches` and `pool_signs` of the max-pools,
-    whose `windows` are told too, and `zones` of the smooth activations.
+    The layer `total` is the sum over layers; `low` and `high` are the 95 % t interval of the mean over the points.
+    The density is value / radius. In the settings stand the units that are live (active at some point); where a GPU
+    rounded the tangents to bfloat16, the share of crossings that this moves; and the means of the other series, for
+    each probe set, layer and radius: `switches` and `pool_signs` of the max-pools, whose `windows` are told too, and
+    `zones` of the smooth activations.
 
     Args:
         method: `tangent` (one primal and P tangent passes for all radii) or `vertex` (2P passes per radius).
@@ -53,7 +54,7 @@ class Complexity:
         """Dims (probe_set, radius, layer); unit: units per point in the named input space."""
         probes = chosen(context, self.probe_sets, self.points)
         means: list[np.ndarray] = []
-        errors: list[np.ndarray] = []
+        bounds: list[list[np.ndarray]] = []
         units: dict[str, int] = {}
         live: dict[str, dict[str, int]] = {}
         beside: dict[str, dict[str, dict[str, list[float]]]] = {series: {} for series in SERIES}
@@ -64,16 +65,18 @@ class Complexity:
                 means_of[name] = _means(single, series)
             units, live[name] = found.units, found.live_units
             with_total = np.concatenate([counts, counts.sum(2, keepdims=True)], axis=2)
-            means.append(with_total.mean(1))
-            spread = with_total.std(1, ddof=1) if len(probe) > 1 else np.full_like(means[-1], np.nan)
-            errors.append(1.96 * spread / np.sqrt(len(probe)))
-        values, error = np.stack(means), np.stack(errors)
+            mean, *interval = t_interval(with_total, axis=1)
+            means.append(mean)
+            bounds.append(interval)
+        low, high = np.stack(bounds, axis=1)
         coords = {"probe_set": tuple(probes), "radius": self.radii, "layer": (*units, "total")}
         return Reading(
-            "local_complexity", values, ("probe_set", "radius", "layer"), coords, f"units per point ({space})",
-            n=tuple(len(probe) for probe in probes.values()), low=values - error, high=values + error,
+            "local_complexity", np.stack(means), ("probe_set", "radius", "layer"), coords, f"units per point ({space})",
+            n=tuple(len(probe) for probe in probes.values()), low=low, high=high,
             settings={
-                "units": units, "live_units": live, "directions": found.directions, "windows": found.windows, **beside,
+                "units": units, "live_units": live, "directions": found.directions,
+                "tangents": found.tangents, "tangent_error": found.tangent_error,
+                "windows": found.windows, **beside,
             },
         )  # fmt: skip
 
@@ -84,7 +87,7 @@ class Complexity:
         # More directions than input dimensions do not exist; a small input is measured in all of its own.
         directions = min(self.directions, inputs[0].numel())
         if self.method == "tangent":
-            spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed)
+            spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed, quantiles=())
             return spectrum.counts.numpy(), spectrum, [spectrum.at(index) for index in range(len(self.radii))]
         single = [
             local_complexity(net, inputs, radius, directions, method=self.method, seed=seed) for radius in self.radii

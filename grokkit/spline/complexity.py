@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.borrow import device_of, dtype_of
 from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.spline.bounds import bound_counts
 from grokkit.spline.frames import Frames, frames_for
+from grokkit.spline.lent import lent
 from grokkit.spline.passes import OTHER_LAYERS, BlockCount, LayerCount, PoolCount
+from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
+from grokkit.spline.spectrum import PointGains, checked_quantiles, tangent_dtype, tangent_error
+from grokkit.spline.survey import uncounted
 from grokkit.spline.tangent import tangent_counts
 from grokkit.spline.vertex import vertex_counts
 
-METHODS = ("vertex", "tangent")
+METHODS = ("vertex", "tangent", "ray", "bound")
+_COUNTS = {"vertex": vertex_counts, "ray": ray_counts, "bound": bound_counts}
 
 
 def local_complexity(
@@ -30,18 +36,24 @@ def local_complexity(
     frames: str = "shared",
     seed: int = 0,
     frame: Tensor | None = None,
+    tangents: str | None = None,
 ) -> LocalComplexity:
     """Count, for each point and layer, the units whose pre-activation changes sign over a neighbourhood.
 
     The neighbourhood of x is the convex hull of its 2 P vertices x ± radius * v_p. "vertex" compares the signs at the
     vertices: exact for the first layer and a lower bound deeper down. "tangent" counts the units with
-    |z| < radius * max_p |J v_p|: the same count to first order, at about 0.6 of the price, and little moved by
-    rounding. A unit that is exactly zero everywhere is not counted by either.
+    |z| < radius * max_p |J v_p|: the same count to first order, at about half the price, and little moved by
+    rounding. "ray" finds, exactly and in float64, the units that change sign anywhere on the segments from
+    x - radius * v_p to x + radius * v_p. "bound" counts every unit that could change sign in the hull: certified, and
+    loose with depth and radius. In each layer vertex <= ray <= bound, equal in the first. A unit that is exactly zero
+    everywhere is not counted by any.
 
     Max-pools are a series of their own, beside the count. With entries at or below 0 taken as 0, a window switches if
     no entry is a winner at all vertices ("vertex"), or if the centre's winner w has a challenger c > 0 with
     z_w - z_c < radius * max_p |(J_w - J_c) v_p| ("tangent"). What the function bends at is then the count of the
     activations that no pool follows, the pooled maxima that change sign and the switches.
+
+    What bends and is not counted (attention, norms of single images, products) is named in the result's `uncounted`.
 
     Args:
         model: any module that treats each image by itself. It is measured in eval mode and in strict precision, and
@@ -50,10 +62,15 @@ def local_complexity(
             device and dtype.
         radius: > 0, in the units of `images`.
         directions: number P of orthonormal directions, 1..D, where D is the size of one image.
-        method: "vertex" or "tangent".
+        method: "vertex", "tangent", "ray" or "bound".
         frames: "shared", one frame for all points; "per_point", a frame of its own for the i-th image.
         seed: of the frames; the same seed gives the same directions at every step and on every machine.
         frame: the caller's own orthonormal directions, (P, D); `directions` and `seed` then play no part.
+        tangents: how the "tangent" method carries derivatives; the points themselves always go through in full
+            float32 or float64. "exact": likewise. "bfloat16": rounded, also the weights they meet, for a float32
+            model; on a GPU that runs on the tensor cores, on a CPU it is many times slower. About 0.1 % of the
+            crossings differ; the result's `tangent_error` says how many did on the first 4 points. None: "bfloat16"
+            for a float32 model on a GPU, else "exact".
 
     Returns:
         Counts per point and layer with the number of units, live units and the density; switches and signs of the
@@ -62,23 +79,45 @@ def local_complexity(
     Raises:
         UsageError: an argument out of range, images that are not finite or not floating.
         ModelContractError: a model in half precision, with a nonlinearity that has no counting rule, with an
-            operation that has no derivative ("tangent"), or whose batch is not the first dimension.
+            operation that has no derivative ("tangent") or is not piecewise affine ("ray", "bound"), whose batch is
+            not the first dimension, or that returns something else than one tensor; bfloat16 tangents for a float64
+            model.
         NumericsError: pre-activations that are not finite.
 
-    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); memory grows with neither N nor P. Max-pools add
-    about a tenth to a VGG or ResNet of the usual width, a quarter to a VGG of 16 channels, nothing to a net without.
+    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"), and 2 (1 + P) more for each of 4 points where
+    tangents are rounded; in float64 2 P and one for every breakpoint on the rays ("ray"), or 2 + P ("bound"). Memory
+    grows with neither N nor, but for "bound", P. With "vertex" and "tangent" max-pools add about a tenth to a VGG or
+    ResNet of the usual width, a quarter to a VGG of 16 channels, nothing to a net without.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """
     if method not in METHODS:
         raise UsageError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}")
+    if method != "tangent" and tangents is not None:
+        raise UsageError(f"`tangents` belongs to method='tangent'; got {tangents!r} with method={method!r}")
     (radius,) = _radii([radius], "radius")
     with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
+        error = None
         if method == "tangent":
-            counted = tangent_counts(inner, points, axes, [radius])
+            dtype = tangent_dtype(tangents, points.dtype, points.device)
+            counted = tangent_counts(inner, points, axes, [radius], dtype)
+            tangents = "exact" if dtype is None else "bfloat16"
+            if dtype is not None:
+                (error,) = tangent_error(inner, points, axes, [radius], dtype)
         else:
-            counted = vertex_counts(inner, points, axes, radius)
-        return _gathered(counted, len(points), (radius,), axes.directions, method).at(0)
+            counted = _COUNTS[method](inner, points, axes, radius)
+        fields = _gathered(counted, len(points), 1)
+        fields["uncounted"] = uncounted(inner, points)
+        fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
+    return LocalComplexity(
+        **fields,
+        radius=radius,
+        method=method,
+        directions=axes.directions,
+        frames=frames if frame is None else "own",
+        tangents=tangents,
+        tangent_error=error,
+    )
 
 
 def complexity_spectrum(
@@ -89,12 +128,18 @@ def complexity_spectrum(
     frames: str = "shared",
     seed: int = 0,
     frame: Tensor | None = None,
+    tangents: str | None = None,
+    quantiles: Iterable[float] = (0.001, 0.01, 0.1, 0.5),
 ) -> ComplexitySpectrum:
     """Local complexity at every radius in one pass, by the "tangent" method of `local_complexity`.
 
+    The same pass also gives quantiles of the units' critical radii, the density of region boundaries and the norm of
+    the model's Jacobian.
+
     Args:
         radii: one or more radii, each > 0, in the units of `images`.
-        model, images, directions, frames, seed, frame: as for `local_complexity`.
+        model, images, directions, frames, seed, frame, tangents: as for `local_complexity`.
+        quantiles: levels in (0, 1] at which the critical radii of a point's units are given; () for none.
 
     Returns:
         Counts per radius, point and layer; at each radius those of `local_complexity(method="tangent")`.
@@ -102,12 +147,30 @@ def complexity_spectrum(
     Raises:
         UsageError, ModelContractError, NumericsError: as `local_complexity`.
 
-    Cost: 1 + P forward passes a point, and one comparison a unit and radius.
+    Cost: 1 + P forward passes a point, one comparison a unit and radius, and one sort of a point's units for the
+    quantiles.
     """
-    checked = _radii(radii, "radii")
+    checked, levels = _radii(radii, "radii"), checked_quantiles(quantiles)
     with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
-        counted = tangent_counts(inner, points, axes, checked)
-        return _gathered(counted, len(points), checked, axes.directions, "tangent")
+        dtype = tangent_dtype(tangents, points.dtype, points.device)
+        size = points[0].numel()
+        gains = PointGains(levels, axes.directions, size)
+        fields = _gathered(tangent_counts(inner, points, axes, checked, dtype, gains.see), len(points), len(checked))
+        fields["uncounted"] = uncounted(inner, points)
+        error = None if dtype is None else tangent_error(inner, points, axes, checked, dtype)
+    return ComplexitySpectrum(
+        **fields,
+        radii=checked,
+        method="tangent",
+        directions=axes.directions,
+        frames=frames if frame is None else "own",
+        tangents="exact" if dtype is None else "bfloat16",
+        tangent_error=error,
+        quantiles=levels,
+        critical_radius=gains.critical_radius,
+        jacobian_norm=gains.jacobian_norm,
+        input_size=size,
+    )
 
 
 def _radii(radii: Iterable[float], argument: str) -> tuple[float, ...]:
@@ -126,22 +189,9 @@ def _measuring(
 ) -> Iterator[tuple[nn.Module, Tensor, Frames]]:
     """The borrowed model, the images where it lives, and the frames."""
     _check_images(images)
-    with borrowed(model) as inner, _eager(inner), torch.no_grad():
-        _check_model(inner)
+    with lent(model) as inner:
         points = images.detach().to(device_of(inner), dtype_of(inner))
         yield inner, points, frames_for(points, directions, frames, seed, frame)
-
-
-@contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
-    """Compiled parts of the model run as written, because a compiled graph hides its activations."""
-    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
-        yield
-        return
-    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        # the interception's global hooks see a compiled part twice, which changes no name
-        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
-        yield
 
 
 def _check_images(images: Tensor) -> None:
@@ -153,29 +203,8 @@ def _check_images(images: Tensor) -> None:
         raise UsageError(f"`images` must be finite; {bad} of {len(images)} hold NaN or infinity")
 
 
-def _check_model(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
-            raise ModelContractError(
-                f"local complexity needs float32 or float64, because rounding counts as crossings; {name!r} is "
-                f"{tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
-            )
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ModelContractError(
-                f"{name or 'the model'!r} is a script module, which hides its activations; pass the original"
-            )
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-            raise ModelContractError(
-                f"{name!r} normalises by the batch's own statistics also in eval mode, so the count would depend on "
-                "the batch; use track_running_stats=True, or GroupNorm"
-            )
-
-
-def _gathered(
-    blocks: Iterable[BlockCount], points: int, radii: tuple[float, ...], directions: int, method: str
-) -> ComplexitySpectrum:
-    """All blocks as one result, checked to speak of the same layers and to be finite."""
+def _gathered(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str, Any]:
+    """The fields of a result that all blocks together give, checked to speak of the same layers and to be finite."""
     counts: list[Tensor] = []
     beside: list[tuple[Tensor, ...]] = []
     live: list[Tensor] = []
@@ -189,25 +218,22 @@ def _gathered(
         if block.layers:
             counts.append(torch.stack([one.counts for one in block.layers], dim=-1).cpu())
         beside.append(_beside(block))
-    empty = torch.zeros(len(radii), points, 0, dtype=torch.int64)
+    empty = torch.zeros(radii, points, 0, dtype=torch.int64)
     zones, switches, signs = (
         torch.cat(parts, dim=1) if parts[0].numel() else empty for parts in zip(*beside, strict=True)
     )
-    return ComplexitySpectrum(
-        counts=torch.cat(counts, dim=1) if first.layers else empty,
-        layers=tuple(one.layer for one in first.layers),
-        units={one.layer: one.live.numel() for one in first.layers},
-        live_units={one.layer: int(mask.sum()) for one, mask in zip(first.layers, live, strict=True)},
-        radii=radii,
-        method=method,
-        directions=directions,
-        proxy_layers=tuple(one.layer for one in first.layers if not one.exact),
-        zones=zones,
-        pools=tuple(one.layer for one in first.pools),
-        windows={one.layer: one.windows for one in first.pools},
-        switches=switches,
-        pool_signs=signs,
-    )
+    return {
+        "counts": torch.cat(counts, dim=1) if first.layers else empty,
+        "layers": tuple(one.layer for one in first.layers),
+        "units": {one.layer: one.live.numel() for one in first.layers},
+        "live_units": {one.layer: int(mask.sum()) for one, mask in zip(first.layers, live, strict=True)},
+        "proxy_layers": tuple(one.layer for one in first.layers if not one.exact),
+        "zones": zones,
+        "pools": tuple(one.layer for one in first.pools),
+        "windows": {one.layer: one.windows for one in first.pools},
+        "switches": switches,
+        "pool_signs": signs,
+    }
 
 
 def _beside(block: BlockCount) -> tuple[Tensor, ...]:

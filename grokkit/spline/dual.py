@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ClassVar
 
@@ -20,6 +21,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import ModelContractError
 
+_tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
+
+
+@contextmanager
+def tangents_in(dtype: torch.dtype | None) -> Iterator[None]:
+    """Within the block every tangent is stored in `dtype`; None: in the dtype of its value."""
+    token = _tangent_dtype.set(dtype)
+    try:
+        yield
+    finally:
+        _tangent_dtype.reset(token)
+
 
 class Dual(Tensor):
     """A value and its P directional derivatives, in step through views and in-place operations.
@@ -27,7 +40,7 @@ class Dual(Tensor):
     Args:
         primal: the value, shape (batch, ...).
         tangent: the derivatives, shape (P, batch, ...); kept with the strides of `primal`, so that whatever is a
-            view of the one is a view of the other.
+            view of the one is a view of the other, and in the dtype that `tangents_in` says.
     """
 
     primal: Tensor
@@ -38,7 +51,8 @@ class Dual(Tensor):
     @staticmethod
     def __new__(cls, primal: Tensor, tangent: Tensor) -> Dual:
         self = Tensor._make_subclass(cls, primal)
-        self.primal, self.tangent = primal, _with_strides_of(primal, tangent)
+        dtype = _tangent_dtype.get() or primal.dtype
+        self.primal, self.tangent = primal, _with_strides_of(primal, tangent.to(dtype))
         return self
 
     @classmethod
@@ -84,6 +98,23 @@ def any_dual(*trees: Any) -> bool:
     return any(isinstance(leaf, Dual) for leaf in leaves(trees))
 
 
+def like_tangent(x: Dual, tree: Any) -> Any:
+    """Whatever plain floating tensors an operation takes, rounded as the tangents are that they meet."""
+    dtype = x.tangent.dtype
+    if dtype == x.primal.dtype:
+        return tree
+    return map_leaves(
+        lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree
+    )
+
+
+def scaled(tangent: Tensor, factor: Tensor) -> Tensor:
+    """The product in memory of its own (a residual branch may hold the same tangents), rounded once."""
+    if tangent.dtype == factor.dtype:
+        return tangent * factor
+    return torch.mul(tangent, factor, out=torch.empty_like(tangent))
+
+
 def hidden_write(func: Any) -> ModelContractError:
     return ModelContractError(
         f"`{_name(func)}` writes a value that depends on the image into a plain tensor of the model's own, where its "
@@ -100,6 +131,7 @@ def linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Dual) or any_dual(args, kwargs):
         return forward_ad(func, x, *args, **kwargs)
     primal = func(x.primal, *args, **kwargs)
+    args, kwargs = like_tangent(x, (args, kwargs))
     return _paired(x, primal, torch.vmap(lambda tangent: func(tangent, *args, **kwargs))(x.tangent))
 
 
@@ -163,7 +195,7 @@ class _Direction:
         for source, copy, _ in self.copies:
             if source is leaf:
                 return copy
-        copy = ad.make_dual(leaf.primal.clone(), leaf.tangent[direction].clone())
+        copy = ad.make_dual(leaf.primal.clone(), leaf.tangent[direction].to(leaf.primal.dtype, copy=True))
         self.copies.append((leaf, copy, copy._version))
         return copy
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
+from grokkit.spline.intervals import Interval, t_interval
+from grokkit.spline.kappa import kappa
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -23,11 +25,14 @@ class _Counted:
     directions: int
     method: str
     proxy_layers: tuple[str, ...]
+    frames: str
+    tangents: str | None
     zones: Tensor
     pools: tuple[str, ...]
     windows: dict[str, int]
     switches: Tensor
     pool_signs: Tensor
+    uncounted: tuple[str, ...]
 
     @property
     def total(self) -> Tensor:
@@ -43,13 +48,22 @@ class _Counted:
         """
         return not self.proxy_layers
 
+    @property
+    def dead_share(self) -> dict[str, float]:
+        """Layer -> share of its pairs of unit and kink that are not live; `total` over all layers (NaN for none)."""
+        share = {layer: 1 - self.live_units[layer] / self.units[layer] for layer in self.layers}
+        units = sum(self.units.values())
+        return share | {"total": 1 - sum(self.live_units.values()) / units if units else float("nan")}
+
     def _summary(self) -> str:
         proxies = "" if self.exact else f", proxy_layers={len(self.proxy_layers)}"
+        rounded = "" if self.tangents in (None, "exact") else f", tangents={self.tangents!r}"
         pools = f", pools={len(self.pools)}" if self.pools else ""
+        pools += f", uncounted={len(self.uncounted)}" if self.uncounted else ""
         return (
             f"points={self.counts.shape[-2]}, layers={len(self.layers)}, units={sum(self.units.values())}, "
-            f"live_units={sum(self.live_units.values())}, directions={self.directions}, method={self.method!r}"
-            f"{proxies}{pools}"
+            f"live_units={sum(self.live_units.values())}, dead_share={self.dead_share['total']:.3g}, "
+            f"directions={self.directions}, method={self.method!r}{rounded}{proxies}{pools}"
         )
 
 
@@ -65,25 +79,45 @@ class LocalComplexity(_Counted):
         live_units: how many of these pairs are live: z > kink at one of the measured points (their centres) at
             least. Dead units lower the count without any region having moved.
         directions: P.
-        method: "vertex" or "tangent".
+        method: "vertex", "tangent", "ray" or "bound".
         proxy_layers: layers whose activation is smooth (GELU, SiLU), where a sign change is only a proxy.
+        frames: "shared", "per_point", or "own" for the caller's `frame`.
+        tangents: "exact" or "bfloat16", as the tangents were carried; None for the vertex method.
         zones: int64 (point, proxy layer): units whose pre-activation comes into the zone [-a, a] where the activation
             is curved upwards; a is 1.414 for GELU and 2.399 for SiLU, where the second derivative changes sign.
-        pools: names of the max-pool calls, in call order; they are no part of `layers`, `counts` or `total`.
+        pools: names of the max-pool calls, in call order; they are no part of `layers`, `counts` or `total`. Empty for
+            the methods "ray" and "bound", which count units alone.
         windows: windows of each max-pool in one image.
         switches: int64 (point, pool): windows that no single entry wins all over the neighbourhood, where entries at
             or below 0 are taken as 0. Windows that are 0 throughout are silent, ties are wins.
         pool_signs: int64 (point, pool): windows whose largest pre-activation changes between > 0 and <= 0. With a
             ReLU before or behind the pool, these and the switches are all that the pair of them bends at.
+        uncounted: module paths of nonlinear calls that are not counted: attention, norms of single images, products of
+            two tensors that depend on the image.
         radius: in the units of the images.
+        tangent_error: share of the crossings that rounded tangents get wrong, on the first points; None where
+            nothing was rounded, NaN where nothing was crossed.
     """
 
     radius: float
+    tangent_error: float | None
 
     @property
     def density(self) -> Tensor:
         """float64 (point,): total / radius; while the radius is small the count is proportional to it."""
         return self.total.double() / self.radius
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Mean total over the points with Student's t interval: (mean, low, high); NaN bounds for one point.
+
+        With frames="per_point" it speaks for other points and other frames. With one shared frame it speaks for other
+        points alone, measured along the same directions; see `complexity_interval` for both.
+
+        Raises:
+            UsageError: `level` is not in (0, 1).
+        """
+        mean, low, high = t_interval(self.total.double().numpy(), level)
+        return Interval(float(mean), float(low), float(high))
 
     def to_frame(self, series: str = "units") -> pd.DataFrame:
         """Tidy table: point, layer, count, density, units, and for the activations live_units.
@@ -138,16 +172,61 @@ class ComplexitySpectrum(_Counted):
     Args:
         counts: int64 (radius, point, layer) on the CPU.
         radii: in the units of the images, in the order asked for.
-        zones, switches, pool_signs: int64 (radius, point, ...), else as in `LocalComplexity`.
-        layers, units, live_units, directions, method, proxy_layers, pools, windows: as in `LocalComplexity`.
+        layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows, uncounted: as in
+            `LocalComplexity`.
+        tangent_error: as there, one a radius, or None.
+        quantiles: the levels of `critical_radius`.
+        critical_radius: float64 (quantile, point). A unit's critical radius |z - kink| / max_p |J v_p| is the one from
+            which it is counted, infinite where no direction moves it (a dead path). Of all units of all layers, a
+            share of `quantiles[i]` has one of at most `critical_radius[i]`; exact, an order statistic. The same
+            distribution pooled over the points is the spectrum itself: mean total / units at each radius.
+        jacobian_norm: float64 (point,), Frobenius norm of the Jacobian J of the model's output by its input, from
+            |J|^2 ~ (D / P) sum_p |J v_p|^2: unbiased for uniform frames, exact for P = D; NaN where the output has no
+            derivative (Novak et al. 2018, arXiv:1802.08760, take it as a measure of sensitivity).
+        input_size: D.
+        zones, switches, pool_signs: int64 (radius, point, ...), else as there.
     """
 
     radii: tuple[float, ...]
+    tangent_error: tuple[float, ...] | None
+    quantiles: tuple[float, ...]
+    critical_radius: Tensor
+    jacobian_norm: Tensor
+    input_size: int
 
     @property
     def density(self) -> Tensor:
         """float64 (radius, point): total / radius."""
         return self.total.double() / torch.tensor(self.radii, dtype=torch.float64).unsqueeze(1)
+
+    @property
+    def boundary_density(self) -> Tensor:
+        """float64 (radius, point): (D - 1)-volume of region boundaries per unit of volume around the point.
+
+        Formula: total / (2 r kappa), `kappa` = E max_p |<n, v_p>|. A unit is counted where
+        |z| < r |grad z| max_p |<n, v_p>| with n = grad z / |grad z|. While the density p of z at its kink is flat over
+        that window, this happens with probability 2 r kappa p E |grad z|; the sum of p E |grad z| over the units is
+        the boundary density of Hanin and Rolnick (2019, arXiv:1901.09021), whose mean over the data Patel and
+        Montufar (2025, arXiv:2412.18283) call local complexity. They randomise the biases; a trained net has only
+        one set of them, so the points of a neighbourhood stand in: take the mean over points, and a radius at which
+        it does not depend on the radius. Smoothing by Gaussian biases instead would need a width in every unit's own
+        scale, and change when a unit is rescaled though the function does not; this does not change.
+
+        NaN where the caller's own `frame` was used, because kappa is that of uniform frames. Cost: none.
+        """
+        if self.frames == "own":
+            return torch.full_like(self.density, torch.nan)
+        return self.density / (2 * kappa(self.directions, self.input_size))
+
+    @property
+    def line_density(self) -> Tensor:
+        """float64 (radius, point): expected boundary crossings per unit of length of a random line near the point.
+
+        A line in a uniform direction v meets a boundary with normal n at the rate |<n, v>|, so this is
+        `boundary_density` times E |<n, v>| = Gamma(D / 2) / (sqrt(pi) Gamma((D + 1) / 2)) (Cauchy and Crofton).
+        Counting the crossings along every v_p by itself estimates the same with more variance, at P times the price.
+        """
+        return self.boundary_density * kappa(1, self.input_size)
 
     def at(self, index: int) -> LocalComplexity:
         """The measurement at `radii[index]`."""
@@ -159,12 +238,16 @@ class ComplexitySpectrum(_Counted):
             directions=self.directions,
             method=self.method,
             proxy_layers=self.proxy_layers,
+            frames=self.frames,
+            tangents=self.tangents,
             zones=self.zones[index],
             pools=self.pools,
             windows=self.windows,
             switches=self.switches[index],
             pool_signs=self.pool_signs[index],
+            uncounted=self.uncounted,
             radius=self.radii[index],
+            tangent_error=None if self.tangent_error is None else self.tangent_error[index],
         )
 
     def to_frame(self, series: str = "units") -> pd.DataFrame:
@@ -176,7 +259,45 @@ class ComplexitySpectrum(_Counted):
             tables.append(table)
         return pd.concat(tables, ignore_index=True)
 
+    def points_frame(self) -> pd.DataFrame:
+        """Tidy table of what belongs to a point: point, quantity, at, value.
+
+        `quantity` is boundary_density or line_density (`at` the radius), critical_radius (`at` the quantile's level) or
+        jacobian_norm (`at` NaN).
+        """
+        single = (np.nan,)
+        rows = [
+            ("boundary_density", self.radii, self.boundary_density),
+            ("line_density", self.radii, self.line_density),
+            ("critical_radius", self.quantiles, self.critical_radius),
+            ("jacobian_norm", single, self.jacobian_norm.unsqueeze(0)),
+        ]
+        points = self.counts.shape[1]
+        tables = [
+            pd.DataFrame(
+                {
+                    "point": np.tile(np.arange(points), len(places)),
+                    "quantity": quantity,
+                    "at": np.repeat(np.array(places, dtype=float), points),
+                    "value": values.flatten().numpy(),
+                }
+            )
+            for quantity, places, values in rows
+        ]
+        return pd.concat(tables, ignore_index=True)
+
     def __repr__(self) -> str:
         means = self.total.double().mean(dim=1).tolist()
         shown = ", ".join(f"{radius:g}: {mean:.4g}" for radius, mean in zip(self.radii, means, strict=True))
-        return f"ComplexitySpectrum({self._summary()}, mean total at radius {{{shown}}})"
+        norm = self.jacobian_norm.mean().item()
+        return (
+            f"ComplexitySpectrum({self._summary()}, mean total at radius {{{shown}}}, "
+            f"{self._radii_shown()}mean jacobian_norm={norm:.4g})"
+        )
+
+    def _radii_shown(self) -> str:
+        if not self.quantiles:
+            return ""
+        medians = self.critical_radius.median(dim=1).values.tolist()
+        shown = ", ".join(f"{level:g}: {radius:.4g}" for level, radius in zip(self.quantiles, medians, strict=True))
+        return f"median critical radius at quantile {{{shown}}}, "

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, linear
-from grokkit.units import ACTIVATIONS, MAX_POOLS
+from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, like_tangent, linear, scaled
+from grokkit.units import ACTIVATIONS, MAX_POOLS, RELU
 
 __all__ = ["Dual"]
 
@@ -37,7 +37,7 @@ def _convolution(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, *
     """Value and tangents apart, each as one flat batch, the bias only on the value."""
     if not isinstance(x, Dual) or x.dim() != weight.dim() or any_dual(weight, bias):
         return forward_ad(func, x, weight, bias, *args, **kwargs)
-    tangent = func(x.tangent.flatten(0, 1), weight, None, *args, **kwargs)
+    tangent = func(x.tangent.flatten(0, 1), like_tangent(x, weight), None, *args, **kwargs)
     return Dual(func(x.primal, weight, bias, *args, **kwargs), tangent.unflatten(0, x.tangent.shape[:2]))
 
 
@@ -52,7 +52,7 @@ def _per_image(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 def _fully_connected(func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
     if not isinstance(x, Dual) or any_dual(weight, bias):
         return forward_ad(func, x, weight, bias)
-    return Dual(func(x.primal, weight, bias), func(x.tangent, weight))
+    return Dual(func(x.primal, weight, bias), func(x.tangent, like_tangent(x, weight)))
 
 
 def _batch_norm(
@@ -63,7 +63,7 @@ def _batch_norm(
         return forward_ad(func, x, mean, var, weight, bias, training, momentum, eps)
     scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
     primal = func(x.primal, mean, var, weight, bias, False, momentum, eps)
-    return Dual(primal, x.tangent * scale.view(-1, *(1,) * (x.dim() - 2)))
+    return Dual(primal, scaled(x.tangent, scale.view(-1, *(1,) * (x.dim() - 2))))
 
 
 def _product(func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
@@ -119,18 +119,26 @@ def _elementwise(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """An activation: one slope a unit, found once and used for every direction."""
     if not isinstance(x, Dual) or any_dual(args, kwargs):
         return forward_ad(func, x, *args, **kwargs)
-    with torch.enable_grad():
-        leaf = x.primal.detach().requires_grad_()
-        unit = leaf.clone()
-        out = func(unit, *args, **kwargs)
-        (slope,) = torch.autograd.grad(out.sum(), leaf)
-    value = out.detach()
-    if out is unit:
+    if ACTIVATIONS[func] is RELU:
+        value = func(x.primal, *args, **kwargs)
+        slope, in_place = value.sign(), value is x.primal
+    else:
+        value, slope, in_place = _value_and_slope(lambda unit: func(unit, *args, **kwargs), x.primal)
+    if in_place:
         x.primal.copy_(value)
         x.tangent.mul_(slope)
         return x
-    # out of place: a residual branch may hold the same tangents
-    return Dual(value, x.tangent * slope)
+    return Dual(value, scaled(x.tangent, slope))
+
+
+def _value_and_slope(activation: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Both by reverse-mode AD on a copy, and whether the activation wrote into its input."""
+    with torch.enable_grad():
+        leaf = z.detach().requires_grad_()
+        unit = leaf.clone()
+        out = activation(unit)
+        (slope,) = torch.autograd.grad(out.sum(), leaf)
+    return out.detach(), slope, out is unit
 
 
 def _max_pool(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:

@@ -40,7 +40,8 @@ class RunConfig:
         variant: this arm of the study.
         seed: root of the run's random streams: `init`, `order`, `augment`, `training` (dropout), frames, attacks. Probe
             sets and data subsets do not follow it, so that runs with other seeds are measured on the same images.
-        data: a dataset by name, or a path to an .npz file or a class folder.
+        data: a dataset by name, or a path to an .npz file or a class folder; of its options all take `train`, `test`
+            (images to keep), `seed` (which) and `shuffle_labels` (of the training images, as a negative control).
         model: a model by name.
         init_scale: factor on all initial parameters; large values delay generalisation.
         loss: `cross_entropy` (nats) or `mse` (on one-hot labels).

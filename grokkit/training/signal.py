@@ -62,7 +62,7 @@ class Signal:
         (probe,) = chosen(context, (self.probe_set,), self.points).values()
         net, inputs, _ = net_and_inputs(context.model, tensor_of(probe, context.model))
         directions = min(self.directions, inputs[0].numel())
-        spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=context.seed)
+        spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=context.seed, quantiles=())
         radii = torch.tensor(self.radii, dtype=torch.float64)
         density = np.median((spectrum.counts.sum(2).double() / radii[:, None]).numpy(), axis=0)
         live = max(sum(spectrum.live_units.values()), 1)

@@ -17,7 +17,12 @@ from grokkit.errors import UsageError
 from grokkit.figures.theme import COLUMN, FULL, save
 from grokkit.names import TABLE_COLUMNS, FigureData
 
-synthetic = runpy.run_path(str(Path(__file__).parents[1] / "test_figures.py"))["synthetic"]
+made_up = runpy.run_path(str(Path(__file__).parents[1] / "test_figures.py"))
+
+
+def synthetic() -> FigureData:
+    """Two variants with a seed in common."""
+    return made_up["synthetic"](made_up["PAIR"])
 
 
 @functools.cache

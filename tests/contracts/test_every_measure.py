@@ -18,6 +18,7 @@ from grokkit.names import TABLE_COLUMNS
 
 SMALL = {
     "local_complexity": {"radii": (0.05, 0.5), "directions": 4, "points": 6},
+    "calibration": {"radii": (0.05, 0.1, 0.5), "directions": (2, 4), "points": 6},
     "robust_accuracy": {"epsilons": (0.05, 0.1), "steps": 2, "points": 6},
 }
 """Options that make a measure quick; a measure that is quick by itself needs no entry."""

@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    """Standard normal float64 numbers, always the same for one seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def _tap(taps: list[Tensor] | None, z: Tensor) -> Tensor:
     if taps is not None:
         taps.append(z.clone())
@@ -44,9 +49,9 @@ class MLP(nn.Module):
 class ResidualNet(nn.Module):
     """Convolution, BatchNorm, max-pool, strided shortcut, one re-used in-place ReLU, functional and method calls."""
 
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 4, channels: int = 2) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(2, width, 3, padding=1)
+        self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(width) for _ in range(3))
         self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)

@@ -1,0 +1,72 @@
+"""Rows that stand in the table beside a reading's own values: live and dead units, complexity against noise, checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from grokkit.names import Reading
+
+NOISE = "random"
+"""The probe set that the others are compared with."""
+
+
+def companions(reading: Reading) -> Iterator[dict[str, Any]]:
+    """Rows of other measures that a reading brings along.
+
+    `live_units` and `dead_share` (units that are live at no measured point / units) where units were counted, per layer
+    and in total; `local_complexity_ratio` where noise was measured too; and what a measure itself put into its settings
+    under `companions`.
+    """
+    yield from _liveness(reading)
+    if reading.measure == "local_complexity":
+        yield from _against_noise(reading)
+    yield from reading.settings.get("companions", ())
+
+
+def _liveness(reading: Reading) -> Iterator[dict[str, Any]]:
+    units: Mapping[str, int] = reading.settings.get("units", {})
+    images = {row.get("probe_set"): row["n"] for row in reading.rows()}
+    for probe_set, live in reading.settings.get("live_units", {}).items():
+        for layer, count in live.items():
+            yield {"measure": "live_units", "probe_set": probe_set, "layer": layer, "value": count, "unit": "units"}
+        if not live.keys() <= units.keys():
+            continue
+        shares = {layer: 1 - count / units[layer] for layer, count in live.items()}
+        shares["total"] = 1 - sum(live.values()) / sum(units[layer] for layer in live)
+        common = {"measure": "dead_share", "probe_set": probe_set, "n": images[probe_set], "unit": "share of units"}
+        yield from ({**common, "layer": layer, "value": share} for layer, share in shares.items())
+
+
+def _against_noise(reading: Reading) -> Iterator[dict[str, Any]]:
+    """LC(set) / LC(random) of the layer `total` at each radius; no row where noise has no crossing."""
+    along = {"directions": reading.settings.get("directions", math.nan)}
+    rows = [along | row for row in reading.rows() if row.get("layer") == "total"]
+    noise = {row["radius"]: row for row in rows if row["probe_set"] == NOISE and row["value"] > 0}
+    for row in rows:
+        if row["probe_set"] == NOISE or row["radius"] not in noise:
+            continue
+        value, low, high = ratio(row, noise[row["radius"]])
+        yield {**row, "measure": "local_complexity_ratio", "value": value, "low": low, "high": high, "unit": "1"}
+
+
+def ratio(top: Mapping[str, float], bottom: Mapping[str, float]) -> tuple[float, float, float]:
+    """Quotient of two independent means with Fieller's interval, from their own symmetric intervals.
+
+    The bounds are the t with |a - t b|^2 = da^2 + t^2 db^2, where da and db are the half-widths of the two intervals;
+    the level is theirs. The point sets are independent; that both were measured along one frame is not part of it. NaN
+    where an interval is unknown, or where the bottom's reaches 0: no finite one exists then.
+
+    Args:
+        top, bottom: mappings with `value`, `low` and `high`; the bottom's value is above 0.
+
+    Source: Fieller, "Some problems in interval estimation", J. R. Stat. Soc. B 16 (1954).
+    """
+    a, b = top["value"], bottom["value"]
+    da, db = a - top["low"], b - bottom["low"]
+    lead = b * b - db * db
+    if not lead > 0 or math.isnan(da):
+        return a / b, math.nan, math.nan
+    middle, reach = a * b / lead, math.sqrt(a * a * db * db + da * da * lead) / lead
+    return a / b, middle - reach, middle + reach

@@ -1,0 +1,116 @@
+"""`grokkit calibrate RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from grokkit.cli.analyse import replayed
+from grokkit.cli.parse import parse
+from grokkit.cli.text import aligned
+from grokkit.errors import UsageError
+from grokkit.training.config import Part, part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from grokkit.analysis.calibration import Verdict
+    from grokkit.trajectory import Run
+
+
+def main(words: list[str]) -> None:
+    """Read the words and calibrate."""
+    parse("calibrate", calibrate, words)
+
+
+def calibrate(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    radius: tuple[float, ...] = (),
+    directions: tuple[int, ...] = (5, 10, 20, 40),
+    points: int = 128,
+    probe_set: str = "train",
+    snapshots: int = 5,
+    device: Literal["cpu", "cuda"] | None = None,
+    out: Path | None = None,
+) -> None:
+    """Say with which radius and how many directions a run's local complexity can be measured, and draw why.
+
+    Over some stored snapshots: where LC is linear in the radius (there it is a density, and comparable), how the
+    first-order count agrees with the vertex count, and how much of its growth with P is the known kappa(P, D).
+
+    Try:
+        grokkit calibrate RUN
+        grokkit calibrate RUN --points 512 --snapshots 8
+        grokkit calibrate RUN --radius 0.005 0.01 0.02 0.05 0.1 0.2 0.5 --directions 10 20 40
+
+    Args:
+        run: the run's folder.
+        radius: two or more radii, ascending, in the net's normalised input space; by default 13 from 1e-4 to 1 times
+            the typical distance of a probe image from the mean one.
+        directions: numbers of directions to compare, ascending, capped at the input's size; the radius is judged at
+            the upper middle one.
+        points: images of the probe set; more of them tell more.
+        probe_set: whose images.
+        snapshots: how many of the stored ones, the first and the last among them.
+        device: cpu or cuda; by default a GPU where there is one.
+        out: folder for the figure and the numbers behind it, calibration.csv; by default `figures` in the run.
+    """
+    from grokkit.trajectory import open_run
+
+    opened = open_run(run)
+    wanted = part("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
+    steps = spread(opened.steps(), snapshots)
+    replayed(opened, [wanted], [], device, steps)
+    print("\n".join(_reported(opened, wanted, steps, out or opened.path / "figures")))
+
+
+def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[str]:
+    """The verdict and the files, from the readings stored at these steps."""
+    from grokkit import figures
+    from grokkit.analysis.calibration import verdict
+    from grokkit.analysis.tables import figure_data
+    from grokkit.measures.take import measure_id
+    from grokkit.names import FigureData
+    from grokkit.training.recorder import as_measure
+
+    data = figure_data([run])
+    identity = measure_id(as_measure(wanted), run.probes, run.config.get("seed", 0))
+    own = (data.table["measure_id"] == identity) & data.table["step"].isin(steps)
+    rows = data.table[own].reset_index(drop=True)
+    paths = figures.save(figures.create("calibration", FigureData(rows, {}, data.events)), folder / "calibration")
+    rows.to_csv(folder / "calibration.csv", index=False)
+    return [told(rows, verdict(rows)), *map(str, [*paths, folder / "calibration.csv"])]
+
+
+def spread(steps: list[int], count: int) -> list[int]:
+    """`count` of the steps, evenly among those recorded, the first and the last among them."""
+    if count < 1:
+        raise UsageError(f"`snapshots` must be at least 1; got {count}")
+    if count == 1:
+        return steps[-1:]
+    last = len(steps) - 1
+    return [steps[place] for place in sorted({round(last * index / (count - 1)) for index in range(count)})]
+
+
+def told(rows: pd.DataFrame, found: Verdict) -> str:
+    """The verdict as a table of snapshots and one sentence or two."""
+    import numpy as np
+
+    from grokkit.analysis.calibration import middle, over_kappa
+
+    vertex = rows[rows["measure"] == "calibration_vertex"]
+    lines = []
+    for each in found.snapshots:
+        at = found.radius or (each.linear[1] if each.linear else None)
+        cells = [str(each.step), "not shown" if each.linear is None else f"{each.linear[0]:g} .. {each.linear[1]:g}"]
+        cells.append("-" if each.bent is None else f"{each.bent:g}")
+        one = vertex[(vertex["step"] == each.step) & (vertex["radius"] == at)]
+        cells.append("-" if one.empty else "{:.3f} ({:.3f} .. {:.3f})".format(*one[["value", "low", "high"]].iloc[0]))
+        flat = np.empty(0) if at is None else over_kappa(rows, at).loc[[each.step]].to_numpy()
+        cells.append(f"{100 * (flat.min() - 1):+.0f} .. {100 * (flat.max() - 1):+.0f} %" if len(flat) else "-")
+        lines.append(cells)
+    header = ["step", f"linear in r (P = {middle(rows):g})", "bent from", "vertex / tangent", "LC / kappa over P"]
+    chosen = "none" if found.radius is None else f"radius {found.radius:g}, {found.directions} directions"
+    return f"{aligned(header, lines)}\nrecommended: {chosen}\nwhy: {found.reason}"

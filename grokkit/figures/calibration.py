@@ -1,0 +1,154 @@
+"""Where local complexity is linear in the radius, and how it grows with the number of directions."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from grokkit.analysis.calibration import TOLERANCE, Verdict, middle, over_kappa, verdict
+from grokkit.figures import register
+from grokkit.figures.curves import rows_of
+from grokkit.figures.theme import FULL, themed
+from grokkit.names import FigureData
+
+LISTED = 8
+"""Snapshots in the legend; of more, some are named."""
+FEW = 0.25
+"""Slopes whose interval reaches farther than this to each side say nothing and would hide the others."""
+
+
+@register("calibration")
+@themed
+def calibration(data: FigureData) -> Figure:
+    """Density against radius, its slope against radius, and the growth with the number of directions; a row per run.
+
+    Left: LC / r at the upper middle P, flat where LC is linear in r; each snapshot's linear range is drawn thick, the
+    first of them to the recommended radius is shaded; crosses are the vertex count. Middle: slopes between
+    neighbouring radii with their 95 % intervals, and the band in which they count as 1. Right: LC at P over LC at the
+    largest P, as counted (grey) and each over kappa (P, D): flat where kappa explains the growth.
+
+    Args:
+        data: needs the measure calibration.
+
+    Returns:
+        A figure as wide as the page.
+
+    Raises:
+        UsageError: the measure is missing.
+    """
+    parts = [part for _, part in _recordings(data).groupby("run", sort=False)]
+    figure = Figure(figsize=(FULL, 0.6 + 1.95 * len(parts)), layout="constrained")
+    grid = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.1, 1.1, 0.8))
+    images, where = int(parts[0]["n"].max()), parts[0]["probe_set"].iloc[0]
+    figure.suptitle(f"{images} {where} points; colour: snapshot at step (optimizer updates)", x=0.01, ha="left")
+    for panels, rows in zip(grid, parts, strict=True):
+        found, steps = verdict(rows), sorted(set(rows["step"]))
+        colours = dict(zip(steps, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(steps))), strict=True))
+        _density(panels[0], rows, found, colours)
+        _slopes(panels[1], rows, found, colours)
+        _growth(panels[2], rows, found, colours)
+        _legend(panels[2], colours)
+        if len(parts) > 1:
+            panels[0].set_title(str(rows["run"].iloc[0]), fontsize=6.5)
+    return figure
+
+
+def _recordings(data: FigureData) -> pd.DataFrame:
+    """Of each run the recording with the most steps, then the most images, with what belongs to it."""
+    counts = rows_of(data, "calibration")
+    known = counts.groupby(["run", "measure_id"], as_index=False).agg(steps=("step", "nunique"), images=("n", "max"))
+    ranked = known.sort_values(["run", "steps", "images", "measure_id"], ascending=[True, False, False, True])
+    chosen = ranked.drop_duplicates("run")
+    if len(known) > len(chosen):
+        taken = ", ".join(chosen["measure_id"])
+        warnings.warn(f"calibration was recorded in several ways; drawn: {taken}", stacklevel=4)
+    rows = data.table[data.table["measure"].str.startswith("calibration")]
+    return rows.merge(chosen[["run", "measure_id"]], on=["run", "measure_id"])
+
+
+def _density(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
+    judged = middle(rows)
+    counts = rows[(rows["measure"] == "calibration") & (rows["directions"] == judged)]
+    vertex = rows[rows["measure"] == "calibration_vertex"].set_index(["step", "radius"])["value"]
+    for each in found.snapshots:
+        own = counts[(counts["step"] == each.step) & (counts["value"] > 0)].sort_values("radius")
+        radius, density, colour = own["radius"], own["value"] / own["radius"], colours[each.step]
+        axes.plot(radius, density, color=colour, lw=0.8)
+        axes.fill_between(radius, own["low"] / radius, own["high"] / radius, color=colour, alpha=0.15, lw=0)
+        if each.linear is not None:
+            inside = radius.between(*each.linear)
+            axes.plot(radius[inside], density[inside], color=colour, lw=2.2, solid_capstyle="butt")
+        ratios = vertex.reindex(pd.MultiIndex.from_product([[each.step], radius])).to_numpy()
+        axes.plot(radius, density * ratios, "x", color=colour, markersize=2.5, mew=0.6)
+    axes.set(yscale="log")
+    if not (counts["value"] > 0).any():
+        axes.set_ylim(0.1, 1)
+        axes.text(0.5, 0.5, "no crossing", transform=axes.transAxes, ha="center")
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    unit = str(counts["unit"].iloc[0]).partition(" (")[0]
+    axes.set_ylabel(f"local complexity / radius\n({unit}, P = {judged:g})")
+    _radius_axis(axes, rows, found)
+
+
+def _slopes(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
+    axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="0.88", lw=0)
+    slopes = rows[rows["measure"] == "calibration_slope"]
+    slopes = slopes[(slopes["high"] - slopes["low"]) / 2 <= FEW]
+    for step, own in slopes.groupby("step"):
+        own, colour = own.sort_values("radius"), colours[int(str(step))]
+        axes.errorbar(
+            own["radius"], own["value"], [own["value"] - own["low"], own["high"] - own["value"]],
+            color=colour, lw=0.8, elinewidth=0.6, marker="o",
+        )  # fmt: skip
+    axes.set_ylim(0.45, 1.3)
+    axes.set_ylabel(r"slope $d\,\log\,LC\,/\,d\,\log\,r$" + f"\n(band: 1 ± {TOLERANCE:g})")
+    _radius_axis(axes, rows, found)
+
+
+def _radius_axis(axes: Axes, rows: pd.DataFrame, found: Verdict) -> None:
+    """Logarithmic; shaded from where some snapshot is shown linear up to the recommended radius."""
+    axes.set(xscale="log", xlabel="radius (input space of the net)")
+    axes.set_xlim(0.7 * rows["radius"].min(), 1.4 * rows["radius"].max())
+    if found.radius is not None:
+        start = min(each.linear[0] for each in found.snapshots if each.linear is not None)
+        axes.axvspan(start, found.radius, color="#E69F00", alpha=0.15, lw=0)
+        axes.axvline(found.radius, color="0.2", lw=0.6, linestyle=(0, (2, 1.5)))
+
+
+def _growth(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
+    known = sorted(set(rows["radius"].dropna()))
+    radius = found.shown or known[len(known) // 2]
+    counts = rows[(rows["measure"] == "calibration") & (rows["radius"] == radius)]
+    plain = counts.pivot_table(index="step", columns="directions", values="value")
+    for table, corrected in ((plain.div(plain.iloc[:, -1], axis=0), False), (over_kappa(rows, radius), True)):
+        for step, values in table.iterrows():
+            colour = colours[int(str(step))] if corrected else "0.7"
+            axes.plot(values.index, values, color=colour, lw=0.8, marker="o" if corrected else "")
+    numbers = sorted(counts["directions"].unique().tolist())
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(numbers))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(FixedLocator([]))
+    axes.set_xlabel("directions P")
+    axes.set_ylabel(f"LC(P) / LC({numbers[-1]:g}), r = {radius:g}\n(colour: over κ; grey: not)")
+
+
+def _legend(axes: Axes, colours: dict[int, Any]) -> None:
+    every = -(-len(colours) // LISTED)
+    named = list(colours)[::every]
+    handles = [Line2D([], [], color=colours[step], marker="o", label=f"{step:,}") for step in named]
+    axes.legend(
+        handles=handles, title="step", loc="center left", bbox_to_anchor=(1.0, 0.5),
+        title_fontsize=7, alignment="left",
+    )  # fmt: skip

@@ -1,0 +1,303 @@
+"""A recorded forward pass as a float64 program of affine maps, activations and max-pools, or why it is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grokkit.errors import ModelContractError
+from grokkit.spline.dual import map_leaves
+from grokkit.spline.tape import Node, Row, Var, filled, last_uses, record
+from grokkit.units import ACTIVATIONS, MAX_POOLS, Activation
+
+Part = Literal["value", "linear", "magnitude"]
+"""Which face of an affine map W x + b: itself, W x, or |W| x."""
+
+_SMALL_MAP = 64
+_TEMPORARY = 2**24
+
+Call = tuple[Callable[..., Any], Any, Any]
+
+
+def _named(node: Node, *names: str) -> dict[str, Any]:
+    """The arguments by name; None for those that were left out."""
+    return {**dict.fromkeys(names), **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _as_is(node: Node, part: Part) -> Call:
+    """A selection, rearrangement or average of the values of each image: no constant, no negative weight."""
+    return node.func, node.args, node.kwargs
+
+
+def _itself(node: Node, part: Part) -> Call:
+    return (lambda x: x), (node.inputs()[0],), {}
+
+
+def _layer(node: Node, part: Part) -> Call:
+    """Convolution and fully connected layer."""
+    given = _named(node, "input", "weight", "bias")
+    rest = node.args[3:]
+    x, weight, bias = given.pop("input"), given.pop("weight"), given.pop("bias")
+    _constants(node, weight, bias)
+    func = _conv2d if node.func is F.conv2d else node.func
+    return func, (x, _abs(weight, part), bias if part == "value" else None, *rest), given
+
+
+def _conv2d(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """A float64 convolution as a CPU likes it: deep layers of small maps in channels_last (two to three times as fast),
+    large ones in batches whose temporaries stay below the size at which memory is mapped anew (also up to three)."""
+    if x.device.type != "cpu" or x.shape[0] == 0:
+        return F.conv2d(x, weight, *rest, **options)
+    kernel, pixels = weight[0].numel(), x.shape[-2:].numel()
+    # never 1x1: on some builds its channels_last backward of few channels crashes
+    if pixels <= _SMALL_MAP and weight.shape[-2:].numel() > 1 and min(weight.shape[:2]) >= 8:
+        last = torch.channels_last
+        out = F.conv2d(x.contiguous(memory_format=last), weight.contiguous(memory_format=last), *rest, **options)
+        return out.contiguous()
+    rows = max(1, _TEMPORARY // (8 * kernel * pixels))
+    return torch.cat([F.conv2d(part, weight, *rest, **options) for part in x.split(rows)])
+
+
+def _batch_norm(node: Node, part: Part) -> Call:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    given = _named(node, *names)
+    mean, var, weight, bias = (given[name] for name in names[1:5])
+    _constants(node, mean, var, weight, bias)
+    if given["training"] or mean is None:
+        raise _refused(node, "normalises by the statistics of the batch")
+    eps = 1e-5 if given["eps"] is None else given["eps"]
+    scale = (var.double() + eps).rsqrt() if weight is None else weight.double() * (var.double() + eps).rsqrt()
+    shift = (0.0 if bias is None else bias.double()) - mean.double() * scale
+    return _scaled, (given["input"], _abs(scale, part), shift if part == "value" else None), {}
+
+
+def _scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    columns = (-1, *(1,) * (x.dim() - 2))
+    scaled = x * scale.view(columns)
+    return scaled if shift is None else scaled.add_(shift.view(columns))
+
+
+def _product(node: Node, part: Part) -> Call:
+    """x times a constant, elementwise or as matrices."""
+    first, second = node.args[:2]
+    if isinstance(first, Var) and isinstance(second, Var):
+        raise _refused(node, "multiplies two tensors that both depend on the image")
+    pure = torch.matmul if "matmul" in node.name else torch.mul
+    return pure, (_abs(first, part), _abs(second, part)), {}
+
+
+def _quotient(node: Node, part: Part) -> Call:
+    numerator, denominator = node.args[:2]
+    if isinstance(denominator, Var) or node.kwargs:
+        raise _refused(node, "divides by a tensor that depends on the image")
+    return torch.div, (numerator, _abs(denominator, part)), {}
+
+
+def _sum(sign: int, swapped: bool = False) -> Callable[[Node, Part], Call]:
+    """a ± alpha b, where a constant is an offset."""
+
+    def rule(node: Node, part: Part) -> Call:
+        pair = [x if isinstance(x, Var) or part == "value" else torch.zeros_like(torch.as_tensor(x)) for x in node.args]
+        first, second = reversed(pair[:2]) if swapped else pair[:2]
+        factor = node.kwargs.get("alpha", 1) * (1 if part == "magnitude" else sign)
+        return torch.add, (torch.as_tensor(first) if not isinstance(first, Var) else first, second), {
+            "alpha": abs(factor) if part == "magnitude" else factor
+        }  # fmt: skip
+
+    return rule
+
+
+def _negative(node: Node, part: Part) -> Call:
+    return _itself(node, part) if part == "magnitude" else (torch.neg, node.args, {})
+
+
+def _join(node: Node, part: Part) -> Call:
+    """Concatenation, where a constant is an offset."""
+    if part == "value":
+        return _as_is(node, part)
+    offsets = map_leaves(_zero, node.args[0])
+    return node.func, (offsets, *node.args[1:]), node.kwargs
+
+
+def _zero(leaf: Any) -> Any:
+    if isinstance(leaf, Row):
+        return Row(torch.zeros_like(leaf.value))
+    return torch.zeros_like(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _pad(node: Node, part: Part) -> Call:
+    given = _named(node, "input", "pad", "mode", "value")
+    mode, value = given["mode"] or "constant", given["value"]
+    return F.pad, (given["input"], given["pad"], mode, value if part == "value" else None), {}
+
+
+def _dropout(node: Node, part: Part) -> Call:
+    given = _named(node, "input", "p", "training")
+    if given["training"] is not False:
+        raise _refused(node, "is random: dropout in training mode")
+    return _itself(node, part)
+
+
+def _abs(constant: Any, part: Part) -> Any:
+    """A weight's face: its size for `magnitude`."""
+    if part != "magnitude" or constant is None or isinstance(constant, Var):
+        return constant
+    return Row(constant.value.abs()) if isinstance(constant, Row) else abs(constant)
+
+
+def _constants(node: Node, *constants: Any) -> None:
+    if any(isinstance(constant, Var) for constant in constants):
+        raise _refused(node, "has weights that depend on the image")
+
+
+def _refused(node: Node, why: str) -> ModelContractError:
+    return ModelContractError(
+        f"`{node.name}` in {node.layer!r} {why}, so an exact partition or bound cannot be computed for this network; "
+        '`grokkit.local_complexity` with method="vertex" or "tangent" takes it'
+    )
+
+
+_ANYWHERE = (torch, Tensor, F)
+
+
+def _table(rule: Callable[[Node, Part], Call], owners: tuple[Any, ...], names: str) -> dict[Any, Any]:
+    found = (getattr(owner, name, None) for owner in owners for name in names.split())
+    return {func: rule for func in found if func is not None}
+
+
+RULES: dict[Any, Callable[[Node, Part], Call]] = {
+    **_table(_as_is, _ANYWHERE,
+        "view view_as reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze "
+        "chunk split tensor_split unbind narrow select expand expand_as contiguous clone flip roll __getitem__ mean "
+        "sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+        "pixel_shuffle pixel_unshuffle channel_shuffle"),
+    **_table(_itself, _ANYWHERE, "detach to float double requires_grad_"),
+    **_table(_layer, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"),
+    **_table(_batch_norm, (F,), "batch_norm"),
+    **_table(_product, _ANYWHERE, "mul multiply __mul__ __rmul__ mul_ __imul__ matmul __matmul__"),
+    **_table(_quotient, _ANYWHERE, "div divide true_divide __truediv__ div_ __itruediv__"),
+    **_table(_sum(1), _ANYWHERE, "add __add__ __radd__ add_ __iadd__"),
+    **_table(_sum(-1), _ANYWHERE, "sub subtract __sub__ sub_ __isub__"),
+    **_table(_sum(-1, swapped=True), _ANYWHERE, "rsub __rsub__"),
+    **_table(_negative, _ANYWHERE, "neg negative __neg__"),
+    **_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
+    **_table(_pad, (F,), "pad"),
+    **_table(_dropout, (F,), "dropout dropout1d dropout2d dropout3d"),
+}  # fmt: skip
+"""The affine operations of image nets; anything else that is no activation and no max-pool is refused."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One call of the program, on constants in float64.
+
+    Args:
+        node: as recorded.
+        dying: variables that are not needed behind it.
+        activation: for an activation, its kinks are in `kinks`.
+        pool: whether it is a max-pool.
+        calls: for an affine map its faces.
+    """
+
+    node: Node
+    dying: list[int]
+    activation: Activation | None
+    kinks: tuple[float, ...]
+    pool: bool
+    calls: dict[Part, Call]
+
+    def run(self, values: Callable[[Var], Tensor], batch: int, part: Part = "value") -> Any:
+        """The result of an affine map for `batch` images."""
+        func, args, kwargs = self.calls[part]
+        args, kwargs = filled((args, kwargs), values, batch)
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A network in float64: `steps` in order, from variable 0 to variable `output`."""
+
+    steps: list[Step]
+    output: int
+
+    @property
+    def bends(self) -> list[Step]:
+        """The activations and max-pools, in call order."""
+        return [step for step in self.steps if not step.calls]
+
+    @property
+    def layers(self) -> list[str]:
+        """Their names."""
+        return [step.node.layer for step in self.bends]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's output, differentiable, for (N, ...) float64 images."""
+        values = {0: images}
+        for step in self.steps:
+            if step.calls:
+                out = step.run(lambda var: values[var.index], len(images))
+            else:
+                out = elementwise(step.node, lambda var: values[var.index].clone(), len(images))
+            bind(step.node.out, out, values.__setitem__)
+            for index in step.dying:
+                values.pop(index, None)
+        return values[self.output]
+
+
+def elementwise(node: Node, values: Callable[[Var], Tensor], batch: int) -> Any:
+    """The activation or max-pool itself; it may overwrite the values it is given."""
+    args, kwargs = filled((node.args, node.kwargs), values, batch)
+    return node.func(*args, **kwargs)
+
+
+def bind(template: Any, out: Any, put: Callable[[int, Any], None]) -> None:
+    """Hand every result to `put(variable, value)`."""
+    if isinstance(template, Var):
+        put(template.index, out)
+    elif isinstance(template, tuple | list):
+        for place, value in zip(template, out, strict=True):
+            bind(place, value, put)
+
+
+def program(model: nn.Module, images: Tensor) -> Program:
+    """The float64 program of a borrowed model; two forward passes in the model's own precision.
+
+    Raises:
+        ModelContractError: the model is not piecewise affine, or its layers depend on the data; names the operation.
+    """
+    tape = record(model, images)
+    assert tape.output is not None
+    steps = [_step(node, dying) for node, dying in zip(tape.nodes, last_uses(tape), strict=True)]
+    return Program(steps, tape.output.index)
+
+
+def _step(node: Node, dying: list[int]) -> Step:
+    if node.problem:
+        raise _refused(node, node.problem)
+    node = node._replace(args=map_leaves(_double, node.args), kwargs=map_leaves(_double, node.kwargs))
+    activation = ACTIVATIONS.get(node.func)
+    if activation is not None:
+        if not activation.exact or activation.name == "hardswish":
+            raise _refused(node, "is curved")
+        rest = {name: value for name, value in node.kwargs.items() if name != "input"}
+        return Step(node, dying, activation, activation.kinks(*node.args, **rest), False, {})
+    if node.func in MAX_POOLS:
+        if not isinstance(node.out, Var):
+            raise _refused(node, "also returns indices")
+        return Step(node, dying, None, (), True, {})
+    rule = RULES.get(node.func)
+    if rule is None:
+        raise _refused(node, "has no affine rule")
+    parts: tuple[Part, ...] = ("value", "linear", "magnitude")
+    return Step(node, dying, None, (), False, {part: rule(node, part) for part in parts})
+
+
+def _double(leaf: Any) -> Any:
+    if isinstance(leaf, Row):
+        return Row(_double(leaf.value))
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

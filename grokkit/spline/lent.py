@@ -1,0 +1,56 @@
+"""A model lent for a measurement of its partition: borrowed without a trace, run as written, and fit to be counted."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from grokkit.borrow import borrowed
+from grokkit.errors import ModelContractError
+
+
+@contextmanager
+def lent(model: nn.Module) -> Iterator[nn.Module]:
+    """The unwrapped model in eval mode, strict precision and without gradients.
+
+    Raises:
+        ModelContractError: half precision, a script module, or normalisation by the batch's own statistics.
+    """
+    with borrowed(model) as inner, _eager(inner), torch.no_grad():
+        _check_model(inner)
+        yield inner
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Compiled parts of the model run as written, because a compiled graph hides its activations."""
+    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        # the interception's global hooks see a compiled part twice, which changes no name
+        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
+        yield
+
+
+def _check_model(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
+            raise ModelContractError(
+                f"local complexity needs float32 or float64, because rounding counts as crossings; {name!r} is "
+                f"{tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelContractError(
+                f"{name or 'the model'!r} is a script module, which hides its activations; pass the original"
+            )
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ModelContractError(
+                f"{name!r} normalises by the batch's own statistics also in eval mode, so the count would depend on "
+                "the batch; use track_running_stats=True, or GroupNorm"
+            )

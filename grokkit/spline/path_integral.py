@@ -1,0 +1,110 @@
+"""Integrated Gradients without a quadrature: the gradient is constant on every piece of the exact partition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from grokkit.errors import UsageError
+from grokkit.spline.affine import Program
+from grokkit.spline.knots import Grid
+from grokkit.spline.segment import piecewise, sweep_all
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class ExactIntegratedGradients:
+    """Exact Integrated Gradients of several images.
+
+    Args:
+        values: float64 (N, ...) on the CPU: relevance of every input value.
+        pieces: int64 (N,): activation regions on the way from the baseline.
+        gap: float64 (N,): |sum of values - (F(image) - F(baseline))|, 0 but for rounding.
+        change: float64 (N,): F(image) - F(baseline).
+    """
+
+    values: Tensor
+    pieces: Tensor
+    gap: Tensor
+    change: Tensor
+
+
+class _Integral:
+    """Adds, piece by piece, the gradient at the midpoint times the length of the piece."""
+
+    def __init__(self, net: Program, ends: Tensor, target: Tensor) -> None:
+        self._net, self._ends, self._target = net, ends, target
+        self.total = torch.zeros_like(ends[:, 0])
+        self.pieces = torch.zeros(len(ends), dtype=torch.int64, device=ends.device)
+
+    def take(self, grid: Grid, outputs: Tensor) -> None:
+        piece = grid.joined.nonzero().squeeze(1)
+        for part in piece.split(_BATCH):
+            self._add(grid.segment[part], grid.t[part], grid.t[part + 1])
+
+    def _add(self, segment: Tensor, start: Tensor, end: Tensor) -> None:
+        shape = (-1, *(1,) * (self._ends.dim() - 2))
+        a, b = self._ends[segment].unbind(1)
+        with torch.enable_grad():
+            middle = torch.lerp(a, b, ((start + end) / 2).view(shape)).requires_grad_()
+            chosen = self._net.forward(middle).gather(1, self._target[segment].unsqueeze(1)).squeeze(1)
+            (gradient,) = torch.autograd.grad((chosen * (end - start)).sum(), middle)
+        self.total.index_add_(0, segment, gradient)
+        self.pieces.index_add_(0, segment, torch.ones_like(segment))
+
+
+def exact_integrated_gradients(
+    model: nn.Module, images: Tensor, target: Tensor | int, baseline: Tensor | None = None
+) -> ExactIntegratedGradients:
+    """Integrated Gradients (x - x0) * integral of dF_target/dx along the line from x0 to x, exactly.
+
+    On each piece of the segment's exact partition the gradient is constant, so the integral is a sum over pieces of
+    gradient times length, without a step size. Float64, also for a float32 model.
+
+    Args:
+        model: as for `grokkit.partition_segment`, returning logits (N, classes).
+        images: floating tensor (N, ...), in the input space of the model.
+        target: class whose logit is explained: one for all, or int64 (N,).
+        baseline: x0, of one image's shape or (N, ...); None: zeros.
+
+    Returns:
+        `ExactIntegratedGradients`; completeness holds to about 1e-12 of the change in the logit.
+
+    Raises:
+        UsageError: images, baseline or target of a wrong form.
+        ModelContractError: the model is not piecewise affine.
+
+    Cost: about one float64 forward pass per breakpoint for the partition, and a forward and a backward pass per piece.
+
+    Source: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017; exact by partition in
+    Sotoudeh and Thakur, "Computing Linear Restrictions of Neural Networks", NeurIPS 2019.
+    """
+    if not isinstance(images, Tensor) or images.dim() < 2:
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"`images` must be a floating tensor (N, ...); got {got}")
+    start = torch.zeros_like(images) if baseline is None else baseline.to(images).expand_as(images).clone()
+    with piecewise(model, start, images, batched=True) as (net, ends, _):
+        classes = torch.as_tensor(target, device=ends.device).expand(len(ends))
+        change = _change(net, ends, classes)
+        integral = _Integral(net, ends, classes)
+        sweep_all(net, ends, integral)
+        values = integral.total * (ends[:, 1] - ends[:, 0])
+    gap = (values.flatten(1).sum(1) - change).abs()
+    return ExactIntegratedGradients(values.cpu(), integral.pieces.cpu(), gap.cpu(), change.cpu())
+
+
+def _change(net: Program, ends: Tensor, classes: Tensor) -> Tensor:
+    outputs = torch.stack([net.forward(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in ends.split(1)])[
+        :, 0
+    ]
+    known = outputs.shape[-1]
+    if outputs.dim() != 3 or not ((classes >= 0) & (classes < known)).all():
+        raise UsageError(
+            f"`target` must be classes in 0..{known - 1} of logits (N, classes); got {classes.tolist()[:5]} for "
+            f"outputs of shape {tuple(outputs.shape[2:])}"
+        )
+    first, last = outputs.gather(2, classes.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2).unbind(1)
+    return last - first

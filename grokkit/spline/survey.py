@@ -1,0 +1,62 @@
+"""What a network does between its counted activations: nonlinear calls that are not counted, and those that cannot be.
+
+The interception of activations sees only what it knows. A network that switches between values by a comparison, or
+mixes them by attention, bends its input space elsewhere too; the first is refused, the second named.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grokkit.errors import ModelContractError
+from grokkit.spline.affine import RULES
+from grokkit.spline.dual import leaves
+from grokkit.spline.tape import Node, once
+from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS
+
+_NAMES = (
+    "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample einsum bmm baddbmm cumsum "
+    "diff tril triu outer repeat repeat_interleave unfold fold type_as addmm lerp rot90"
+)
+_SELECTIONS = {getattr(owner, name) for owner in (torch, Tensor, F) for name in _NAMES.split() if hasattr(owner, name)}
+"""Linear in the one tensor that depends on the image, as long as only one does and no mask among them."""
+_PRODUCTS = {"mul", "multiply", "matmul", "einsum", "bmm", "baddbmm", "addmm", "outer", "lerp"}
+
+
+def uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """Module paths of nonlinear calls that local complexity does not count: attention, softmax, norms of single images,
+    products of two tensors that depend on the image.
+
+    Args:
+        model: borrowed.
+        images: (N, ...), the first of which are run: one forward pass of two images.
+
+    Raises:
+        ModelContractError: a value is chosen by a comparison (`where`, a mask times a value): a kink without a rule.
+    """
+    pair = images[torch.arange(2, device=images.device) % len(images)].clone()
+    return tuple(dict.fromkeys(node.layer for node in once(model, pair).nodes if _bends(node)))
+
+
+def _bends(node: Node) -> bool:
+    inputs = node.inputs()
+    decides = any(not var.floating for var in inputs)
+    if decides and any(var.floating for var in node.outputs()):
+        raise ModelContractError(
+            f"the model chooses values by a mask or an index that depends on the image, in `{node.name}` of "
+            f"{node.layer!r}, which has no counting rule. Write it with relu, leaky_relu, clamp, abs or maximum"
+        )
+    if decides or node.func in ACTIVATIONS or node.func in PAIRS or node.func in MAX_POOLS:
+        return False
+    if not any(var.floating for var in node.outputs()):
+        return False  # a comparison bends nothing until it is used
+    if node.func in RULES or node.func in _SELECTIONS:
+        products = len(inputs) > 1 and node.name.strip("_").removeprefix("r").removeprefix("i") in _PRODUCTS
+        return products or _divides(node)
+    return True
+
+
+def _divides(node: Node) -> bool:
+    return "div" in node.name and any(leaf in node.inputs() for leaf in leaves(node.args[1:]))

@@ -1,0 +1,168 @@
+"""The sweep along segments: a network's program run on knots, layer by layer, refined wherever a unit crosses.
+
+At each activation the units that change side between two neighbouring knots are found, knots are inserted where they
+do, and the activation is applied to the refined set. When that set grows beyond what stays in cache it is cut before
+it is made, and the parts go on one after the other (depth first), so memory does not grow with the number of pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from grokkit.spline.affine import Program, Step, bind, elementwise
+from grokkit.spline.envelope import switches, window_index
+from grokkit.spline.knots import Crossings, Grid, Refined, crossings, refine
+from grokkit.spline.tape import Var
+from grokkit.units import MAX_POOLS
+
+_PART_BYTES = {"cpu": 2**21}
+_PART_BYTES_ELSEWHERE = 2**28
+_SMALLEST_PART = 8
+
+Env = dict[int, tuple[Grid, Tensor]]
+Seen = Callable[[int, Tensor, tuple[float, ...]], None]
+
+
+class Full(Exception):
+    """The sink wants no more."""
+
+
+class Sink(Protocol):
+    """Takes the finished knots of consecutive parts, in order; a part begins with the knot that the last one ended
+    with, unless a segment begins there."""
+
+    def take(self, grid: Grid, outputs: Tensor) -> None: ...
+
+
+class Sweep:
+    """Runs a program over segments.
+
+    Args:
+        program: of the network.
+        sink: where finished knots go; may raise `Full`.
+        see: called with (layer, pre-activations (knot, ...), kinks) before each activation, for every knot that the
+            layers before it made.
+    """
+
+    def __init__(self, program: Program, sink: Sink, see: Seen | None = None) -> None:
+        self._steps = program.steps
+        self._output = program.output
+        self._sink, self._see = sink, see
+        numbers = iter(range(len(program.steps)))
+        self._layer = [-1 if step.calls else next(numbers) for step in program.steps]
+
+    def run(self, ends: Tensor, first: int = 0) -> None:
+        """Sweep the segments between ends (segment, 2, ...), which are numbered from `first`."""
+        count = len(ends)
+        segment = torch.arange(first, first + count, device=ends.device).repeat_interleave(2)
+        t = torch.tensor([0.0, 1.0], dtype=torch.float64, device=ends.device).repeat(count)
+        grid = Grid(segment, t, torch.full_like(segment, -1))
+        self._go_on(0, grid, {0: (grid, ends.flatten(0, 1))})
+
+    def _go_on(self, place: int, grid: Grid, env: Env) -> None:
+        for at in range(place, len(self._steps)):
+            step = self._steps[at]
+            if step.calls:
+                self._bind(step, grid, env, step.run(partial(_on, grid, env), len(grid)))
+                continue
+            refined = self._refined(step, at, grid, env)
+            parts = list(_parts(refined.grid, _part_size(env)))
+            for part, rows in parts[:-1] if len(parts) > 1 else []:
+                branch = dict(env)
+                self._bend(step, part, branch, _within(refined, rows))
+                self._go_on(at + 1, part, branch)
+            grid, rows = parts[-1]
+            self._bend(step, grid, env, _within(refined, rows))
+        self._sink.take(grid, _on(grid, env, Var(self._output)))
+
+    def _refined(self, step: Step, at: int, grid: Grid, env: Env) -> Refined:
+        """The grid with a knot wherever this activation or max-pool bends."""
+        if step.pool:
+            found = _pool_crossings(step, grid, env)
+        else:
+            z = self._preactivation(step, grid, env)
+            if self._see is not None:
+                self._see(self._layer[at], z, step.kinks)
+            found = Crossings(*map(torch.cat, zip(*(crossings(z, k, grid.joined) for k in step.kinks), strict=True)))
+        if not len(found.piece):
+            return Refined(grid, found.piece, found.unit)
+        return refine(grid, found, self._layer[at])
+
+    @staticmethod
+    def _preactivation(step: Step, grid: Grid, env: Env) -> Tensor:
+        (var,) = step.node.inputs()
+        return _on(grid, env, var)
+
+    def _bend(self, step: Step, grid: Grid, env: Env, refined: Refined) -> None:
+        """Apply the activation or max-pool at the knots of `grid`, with the crossing units exactly on their kink."""
+
+        def fresh(var: Var) -> Tensor:
+            origin, values = env[var.index]
+            return values.clone() if origin is grid else grid.interpolate(values, origin)
+
+        def on_kink(var: Var) -> Tensor:
+            values = fresh(var)
+            if not step.pool:
+                values.flatten(1)[refined.knot, refined.unit] = _kink_of(step, refined, values)
+            return values
+
+        self._bind(step, grid, env, elementwise(step.node, on_kink, len(grid)))
+
+    @staticmethod
+    def _bind(step: Step, grid: Grid, env: Env, out: Any) -> None:
+        bind(step.node.out, out, lambda index, value: env.__setitem__(index, (grid, value)))
+        for index in step.dying:
+            env.pop(index, None)
+
+
+def _kink_of(step: Step, refined: Refined, values: Tensor) -> Any:
+    """The kink that each crossing unit is at: the nearest one of its activation."""
+    if len(step.kinks) == 1:
+        return step.kinks[0]
+    kinks = values.new_tensor(step.kinks)
+    here = values.flatten(1)[refined.knot, refined.unit]
+    return kinks[(here.unsqueeze(1) - kinks).abs().argmin(dim=1)]
+
+
+def _on(grid: Grid, env: Env, var: Var) -> Tensor:
+    """The variable at the knots of `grid`, interpolated once and kept."""
+    origin, values = env[var.index]
+    if origin is not grid:
+        values = grid.interpolate(values, origin)
+        env[var.index] = (grid, values)
+    return values
+
+
+def _pool_crossings(step: Step, grid: Grid, env: Env) -> Crossings:
+    (var,) = step.node.inputs()
+    z = _on(grid, env, var)
+    index, _ = window_index(step, z)
+    spatial = MAX_POOLS[step.node.func].spatial
+    return switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.joined)
+
+
+def _part_size(env: Env) -> int:
+    """Knots of a part whose largest tensor stays in cache."""
+    widest = max(values[0].numel() for _, values in env.values())
+    device = next(iter(env.values()))[1].device.type
+    return max(_SMALLEST_PART, _PART_BYTES.get(device, _PART_BYTES_ELSEWHERE) // (8 * widest))
+
+
+def _parts(grid: Grid, size: int) -> Iterator[tuple[Grid, range]]:
+    """The grid, or runs of it of about `size` pieces where it has more than twice as many; neighbours share a knot."""
+    pieces = len(grid) - 1
+    count = 1 if pieces <= 2 * size else -(-pieces // size)
+    for part in range(count):
+        rows = range(pieces * part // count, pieces * (part + 1) // count + 1)
+        yield (grid if count == 1 else grid.part(rows[0], rows[-1])), rows
+
+
+def _within(refined: Refined, rows: range) -> Refined:
+    """The crossings at these knots, counted from the first."""
+    kept = (refined.knot >= rows[0]) & (refined.knot <= rows[-1])
+    return Refined(refined.grid, refined.knot[kept] - rows[0], refined.unit[kept])

@@ -1,0 +1,191 @@
+"""Known answers of exact partitions, ray-exact and certified complexity, and exact Integrated Gradients; numbered as in
+the scientific specification (cases 4-6, 8, 9, 18, 25, 26, 28)."""
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import IntegratedGradients
+from torch import nn
+
+from grokkit.errors import UsageError
+from grokkit.spline import exact_integrated_gradients, local_complexity, partition_segment
+from tests.reference.lc_nets import MLP, ResidualNet, randomised
+from tests.reference.patterns import along, patterns
+
+
+def _draw(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _line(low=0.0, high=1.0):
+    return torch.tensor([low], dtype=torch.float64), torch.tensor([high], dtype=torch.float64)
+
+
+class Scalar(nn.Module):
+    """A function of one number, written with tensors."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def test_case_04_the_breakpoints_of_a_sum_of_hinges_are_their_places():
+    places = torch.tensor([-3.0, 0.1, 0.25, 0.7, 0.7 + 1e-9, 2.0], dtype=torch.float64)
+    weights = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0, 1.0], dtype=torch.float64)
+    net = Scalar(lambda x: (torch.relu(x - places) * weights).sum(1, keepdim=True))
+    found = partition_segment(net, *_line())
+    assert np.abs(found.breakpoints - places[1:5].numpy()).max() < 1e-15
+    assert found.count == found.affine_count == 5
+
+
+def test_case_04_repeated_and_parallel_kinks_merge_in_affine_but_not_in_activation_regions():
+    # two units with one kink are one breakpoint; two that cancel beyond their kinks leave the function straight
+    repeated = partition_segment(Scalar(lambda x: torch.relu(x - 0.5) + torch.relu(2 * x - 1)), *_line())
+    assert repeated.breakpoints.tolist() == [0.5] and repeated.affine_count == 2
+    cancelled = partition_segment(Scalar(lambda x: torch.relu(x - 0.5) - torch.relu(2 * x - 1) / 2), *_line())
+    assert cancelled.count == 2 and cancelled.affine_count == 1
+
+
+def test_case_05_a_sawtooth_of_depth_k_has_two_to_the_k_pieces():
+    def tents(x):
+        for _ in range(10):
+            x = 2 * torch.relu(x) - 4 * torch.relu(x - 0.5)
+        return x
+
+    found = partition_segment(Scalar(tents), *_line())
+    assert found.affine_count == 1024
+    assert np.array_equal(found.affine_breakpoints, np.arange(1, 1024) / 1024)
+
+
+def test_case_06_a_deep_cancellation_has_two_activation_regions_and_one_affine_region():
+    found = partition_segment(Scalar(lambda x: torch.relu(x) - torch.relu(-x) - x), *_line(-1.0, 2.0))
+    assert (found.count, found.affine_count) == (2, 1)
+    assert found.breakpoints[0] == pytest.approx(1 / 3, abs=1e-15)
+
+
+def test_case_08_a_bias_free_net_has_integrated_gradients_equal_to_input_times_gradient():
+    net, x = randomised(MLP((6, 10, 8, 3), bias=False)), _draw(5, 6)
+    found = exact_integrated_gradients(net, x, 1)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(leaf)[:, 1].sum(), leaf)
+    assert found.pieces.tolist() == [1] * 5
+    assert (found.values - x * gradient).abs().max() < 1e-15
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(MLP, (6,)), (ResidualNet, (2, 12, 12))])
+def test_case_09_exact_integrated_gradients_are_complete_and_the_limit_of_the_quadrature(kind, shape):
+    net, x, baseline = randomised(kind(), 3), _draw(4, *shape), 0.3 * _draw(*shape, seed=5)
+    target = torch.tensor([0, 1, 2, 0])
+    found = exact_integrated_gradients(net, x, target, baseline)
+    assert (found.gap / found.change.abs()).max() < 1e-12
+    by_hand = net(x).gather(1, target[:, None])[:, 0] - net(baseline[None]).squeeze(0)[target]
+    assert torch.allclose(found.change, by_hand.detach(), rtol=1e-12, atol=0)
+    captum = IntegratedGradients(net)
+    error = []
+    for steps in (20, 2000):
+        values = captum.attribute(
+            x, baseline.expand_as(x), target, n_steps=steps, method="riemann_middle", internal_batch_size=500
+        )
+        error.append((values - found.values).abs().max())
+    assert error[1] < 2e-3 < 20 * error[0] and error[1] < error[0] / 10
+    assert found.pieces.tolist() == partition_segment(net, baseline.expand_as(x), x).count
+
+
+def test_case_09_a_float32_model_and_one_target_for_all():
+    net, x = randomised(MLP(), 3).float(), _draw(3, 6).float()
+    found = exact_integrated_gradients(net, x, 2)
+    assert found.values.dtype == torch.float64 and (found.gap / found.change.abs()).max() < 1e-12
+    with pytest.raises(UsageError, match=r"`target` must be classes in 0\.\.2"):
+        exact_integrated_gradients(net, x, 3)
+    with pytest.raises(UsageError, match=r"`images` must be a floating tensor \(N, ...\)"):
+        exact_integrated_gradients(net, x[0], 0)
+
+
+def test_case_18_max_pool_and_relu_commute_in_the_affine_partition():
+    convs = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 3, 3)
+    orders = (nn.ReLU(), nn.MaxPool2d(2)), (nn.MaxPool2d(2), nn.ReLU())
+    nets = [randomised(nn.Sequential(convs[0], *order, convs[1], nn.Flatten())) for order in orders]
+    a, b = _draw(2, 10, 10), _draw(2, 10, 10, seed=2)
+    one, two = (partition_segment(net, a, b).affine_breakpoints for net in nets)
+    assert len(one) == len(two) > 50 and np.abs(one - two).max() < 1e-13
+
+
+def test_case_25_breakpoints_on_a_random_line_at_init_grow_linearly_with_the_neurons():
+    widths, seeds = (32, 64, 128, 256, 512), range(8)
+    means = []
+    for width in widths:
+        nets = [randomised(MLP((16, width, width, 4)), seed) for seed in seeds]
+        ends = [_draw(2, 16, seed=seed) for seed in seeds]
+        means.append(np.mean([partition_segment(net, *pair).count - 1 for net, pair in zip(nets, ends, strict=True)]))
+    neurons = 2 * np.array(widths)
+    assert np.corrcoef(neurons, means)[0, 1] ** 2 > 0.99
+    assert means[-1] / means[0] == pytest.approx(widths[-1] / widths[0], rel=0.25)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(MLP, (6,)), (ResidualNet, (2, 12, 12))])
+def test_case_26_vertex_is_at_most_ray_exact_is_at_most_the_bound_and_all_agree_in_the_first_layer(kind, shape):
+    points = loose = folded = 0
+    for seed in range(4):
+        for radius in (0.1, 0.5, 2.0):
+            net, x = randomised(kind(), seed), _draw(5, *shape, seed=seed)
+            methods = ("vertex", "ray", "bound")
+            vertex, ray, bound = (local_complexity(net, x, radius, 4, name, seed=seed).counts for name in methods)
+            assert (vertex <= ray).all() and (ray <= bound).all()
+            assert torch.equal(vertex[:, 0], ray[:, 0]) and torch.equal(ray[:, 0], bound[:, 0])
+            points += len(x)
+            folded += int((ray > vertex).sum())
+            loose += int((bound > ray).sum())
+    assert loose > 0.1 * points  # the bound is a bound, and not the count itself
+    assert folded > 0 or kind is MLP
+
+
+def test_case_26_a_fold_that_the_vertices_miss_is_seen_along_the_ray():
+    # z = relu(x) + relu(-x) - 1/2 is above zero at both vertices -1, 1 and below it between them
+    net = Scalar(lambda x: torch.relu(torch.relu(x) + torch.relu(-x) - 0.5))
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    counted = {name: local_complexity(net, x, 1.0, 1, name).counts.tolist() for name in ("vertex", "ray", "bound")}
+    assert counted == {"vertex": [[1, 1, 0]], "ray": [[1, 1, 1]], "bound": [[1, 1, 1]]}
+
+
+def test_case_26_the_bound_holds_at_random_points_of_the_hull():
+    net, x, radius = randomised(ResidualNet(), 3), _draw(2, 2, 12, 12), 1.0
+    frame = torch.linalg.qr(_draw(288, 5, seed=9)).Q.T
+    bound = local_complexity(net, x, radius, method="bound", frame=frame)
+    weights = torch.distributions.Dirichlet(torch.full((10,), 0.3, dtype=torch.float64)).sample((3000,))
+    offsets = (weights[:, :5] - weights[:, 5:]) @ frame * radius
+    for point, counts in zip(x, bound.counts, strict=True):
+        seen = patterns_of_units(net, point + offsets.view(-1, *point.shape))
+        crossed = torch.stack([(layer != layer[:1]).any(0).sum() for layer in seen])
+        assert (crossed <= counts).all() and crossed.sum() > 0
+
+
+def patterns_of_units(net, points):
+    taps = []
+    with torch.no_grad():
+        net(points, taps)
+    return [tap.flatten(1) > 0 for tap in taps]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_case_28_a_million_points_and_bisection_find_the_same_pieces(seed):
+    net, a, b = randomised(MLP((64, 50, 50, 50, 10)), seed), _draw(64, seed=seed), _draw(64, seed=seed + 10)
+    grid = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)
+    low = []
+    for part in torch.arange(0, 1_000_000, 50_000):
+        t = grid[part : part + 50_001]
+        seen = patterns(net, along(a, b, t))
+        low.append(part + (seen[1:] != seen[:-1]).any(1).nonzero().squeeze(1))
+    cells = torch.cat(low)
+    start, end = grid[cells], grid[cells + 1]
+    before = patterns(net, along(a, b, start))
+    for _ in range(25):
+        middle = (start + end) / 2
+        same = (patterns(net, along(a, b, middle)) == before).all(1)
+        start, end = torch.where(same, middle, start), torch.where(same, end, middle)
+    found = partition_segment(net, a, b).breakpoints
+    assert len(found) == len(cells) > 30
+    assert np.abs(found - start.numpy()).max() < 1e-9

@@ -1,0 +1,228 @@
+"""The exact partition of a segment against an oracle that only ever looks at the network from outside."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import grokkit as gk
+from grokkit.errors import ModelContractError, UsageError
+from grokkit.spline import partition_segment, sweep
+from tests.reference.lc_nets import MLP, ResidualNet, randomised
+from tests.reference.patterns import along, patterns
+
+
+def _draw(*shape, seed=1):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Pools(nn.Module):
+    """VGG-like, with every way to pool: overlapping, padded, dilated, ceil_mode, of raw pre-activations, average."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 8, 3, padding=1, bias=bias)
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=1, bias=bias)
+        self.conv3 = nn.Conv2d(6, 6, 3, padding=1, bias=bias)
+        self.bn = nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 3, bias=bias)
+
+    def forward(self, x):
+        x = F.max_pool2d(torch.relu(self.conv1(x)), 3, 2, 1)
+        x = F.max_pool2d(F.relu(self.bn(self.conv2(x)), inplace=True), 2, stride=1, dilation=2)
+        x = F.adaptive_max_pool2d(F.avg_pool2d(F.relu(self.conv3(x)), 2, ceil_mode=True), 2)
+        return self.head(F.max_pool1d(x.flatten(2), 3, 2, ceil_mode=True).mean(2))
+
+
+NETS = {
+    "mlp": (lambda: randomised(MLP((6, 40, 30, 20, 3)), 1), (6,)),
+    "residual": (lambda: randomised(ResidualNet(), 2), (2, 12, 12)),
+    "pools": (lambda: randomised(Pools(), 3), (2, 12, 12)),
+    "preact": (lambda: randomised(gk.models.create("preact_resnet18", (2, 8, 8), 3, width=2), 4), (2, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_no_unit_changes_inside_a_piece_and_one_does_at_every_breakpoint(name):
+    make, shape = NETS[name]
+    net, a, b = make(), _draw(*shape), _draw(*shape, seed=2)
+    found = partition_segment(net, a, b)
+    assert found.complete and found.count > 20
+    knots = torch.from_numpy(found.knots[0])
+    length = knots.diff()
+    inner, mid, outer = (patterns(net, along(a, b, knots[:-1] + s * length)) for s in (0.02, 0.5, 0.98))
+    assert torch.equal(inner, mid) and torch.equal(mid, outer)
+    assert (mid[1:] != mid[:-1]).any(dim=1).all()
+    outputs = net(along(a, b, knots)).detach().numpy()
+    assert np.abs(found.outputs[0] - outputs).max() < 1e-12 * np.abs(outputs).max()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_fine_grid_sees_a_change_just_where_there_are_breakpoints(name):
+    make, shape = NETS[name]
+    net, a, b = make(), _draw(*shape), _draw(*shape, seed=2)
+    grid = torch.linspace(0, 1, 3001, dtype=torch.float64)
+    seen = patterns(net, along(a, b, grid))
+    changed = (seen[1:] != seen[:-1]).any(dim=1).numpy()
+    holds = np.histogram(partition_segment(net, a, b).breakpoints, bins=grid.numpy())[0] > 0
+    # a cell with breakpoints may end as it began (a unit that goes out and back), never the other way round
+    assert not (changed & ~holds).any()
+    assert (holds & ~changed).sum() <= 0.01 * holds.sum()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_the_network_is_affine_on_merged_pieces_and_bends_between_them(name):
+    make, shape = NETS[name]
+    net, a, b = make(), _draw(*shape), _draw(*shape, seed=2)
+    found = partition_segment(net, a, b)
+    ends = torch.tensor([0.0, *found.affine_breakpoints, 1.0], dtype=torch.float64)
+    first, middle, last = (net(along(a, b, t)).detach() for t in (ends[:-1], (ends[:-1] + ends[1:]) / 2, ends[1:]))
+    assert ((first + last) / 2 - middle).abs().max() < 1e-11 * middle.abs().max()
+    assert found.affine_count == len(found.affine_breakpoints) + 1 <= found.count
+    assert set(found.affine_breakpoints) <= set(found.breakpoints)
+
+
+@pytest.mark.parametrize("bytes_", [1, 20_000, 200_000])
+def test_how_the_sweep_is_cut_changes_nothing(bytes_, monkeypatch):
+    net, a, b = randomised(ResidualNet(), 2), _draw(3, 2, 12, 12), _draw(3, 2, 12, 12, seed=2)
+    whole = partition_segment(net, a, b)
+    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": bytes_})
+    monkeypatch.setattr(sweep, "_SMALLEST_PART", 2)
+    parts = partition_segment(net, a, b)
+    assert parts.count == whole.count and parts.by_layer == whole.by_layer
+    for one, other in zip(whole.knots, parts.knots, strict=True):
+        assert np.abs(one - other).max() < 1e-13
+
+
+def test_several_segments_are_each_their_own():
+    net, a, b = randomised(MLP()), _draw(70, 6), _draw(70, 6, seed=2)
+    together = partition_segment(net, a, b)
+    assert len(together.count) == 70
+    for segment in (0, 31, 32, 69):
+        alone = partition_segment(net, a[segment], b[segment])
+        assert alone.count == together.count[segment]
+        assert np.abs(alone.breakpoints - together.breakpoints[segment]).max(initial=0) < 1e-13
+
+
+def test_a_float32_model_is_cut_exactly_and_left_as_it_was():
+    net, a, b = randomised(ResidualNet(), 2).float().train(), _draw(2, 12, 12), _draw(2, 12, 12, seed=2)
+    state = copy.deepcopy(net.state_dict())
+    found = partition_segment(net.to(memory_format=torch.channels_last), a.float(), b.float())
+    exact = partition_segment(copy.deepcopy(net).double(), a.float().double(), b.float().double())
+    assert found.count == exact.count and np.array_equal(found.breakpoints, exact.breakpoints)
+    assert net.training and all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+
+
+def test_the_cap_gives_a_labelled_part_that_is_exact(monkeypatch):
+    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": 20_000})
+    net, a, b = randomised(ResidualNet(), 2), _draw(3, 2, 12, 12), _draw(3, 2, 12, 12, seed=2)
+    whole = partition_segment(net, a, b)
+    part = partition_segment(net, a, b, max_pieces=whole.count[0] + 5)
+    assert whole.complete and not part.complete and "complete=False" in repr(part)
+    for one, other in zip(whole.knots, part.knots, strict=False):
+        assert np.abs(one[: len(other)] - other).max() < 1e-13
+    assert len(part.knots) == 2 and part.knots[1][-1] < 1.0
+
+
+# --- ties ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bias_free_net_has_one_piece_away_from_zero_and_two_through_it():
+    net, x = randomised(Pools(bias=False)), _draw(2, 12, 12)
+    net.bn = nn.Identity()
+    assert partition_segment(net, torch.zeros_like(x), x).count == 1
+    through = partition_segment(net, -x, x)
+    assert through.count == 2 and through.breakpoints[0] == pytest.approx(0.5, abs=1e-12)
+
+
+def test_blocky_images_where_many_units_cross_at_once():
+    net = randomised(Pools(), 3)
+    a, b = (_draw(2, 3, 3, seed=seed).repeat_interleave(4, 1).repeat_interleave(4, 2) for seed in (1, 2))
+    found = partition_segment(net, a, b)
+    knots = torch.from_numpy(found.knots[0])
+    assert knots.diff().min() >= 1e-12
+    inner, outer = (patterns(net, along(a, b, knots[:-1] + s * knots.diff())) for s in (0.02, 0.98))
+    # a window whose equal entries swap by rounding is no change: compare what the first of them says
+    assert torch.equal(_values(net, a, b, knots, 0.02), _values(net, a, b, knots, 0.98)) or torch.equal(inner, outer)
+    mid = patterns(net, along(a, b, (knots[:-1] + knots[1:]) / 2))
+    assert (mid[1:] != mid[:-1]).any(dim=1).all()
+
+
+def _values(net, a, b, knots, share):
+    return (net(along(a, b, knots[:-1] + share * knots.diff())) > 0).any(dim=1)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.first, self.body, self.last = nn.Linear(6, 6), body, nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.last(self.body(self.first(x)))
+
+
+class _Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.from_numpy(x.numpy() ** 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (F.gelu, r"`gelu` in 'gelu' is curved"),
+        (F.hardswish, "`hardswish`.*is curved"),
+        (lambda x: torch.softmax(x, 1), "`softmax`.*has no affine rule"),
+        (lambda x: x * x, "multiplies two tensors that both depend"),
+        (lambda x: torch.div(1, x), "divides by a tensor that depends"),
+        (lambda x: F.dropout(x), "random"),
+        (lambda x: x - x.mean(0, keepdim=True), "has no row for each image"),
+        (lambda x: x * len(x) if len(x) > 2 else -x, "other operations for other images"),
+        (lambda x: _Hidden.apply(x), "one tensor that is computed from the images"),
+        (lambda x: x + torch.from_numpy(x.detach().numpy() ** 2), "which is not one row per image"),
+        (lambda x: x * x.tolist()[0][0], "differs from the model"),
+    ],
+)
+def test_what_is_not_piecewise_affine_is_named(body, words):
+    with pytest.raises(ModelContractError, match=words):
+        partition_segment(Net(body).double(), _draw(6), _draw(6, seed=2))
+
+
+def test_an_alias_that_was_overwritten_is_refused_and_one_that_is_not_read_again_is_not():
+    def stale(x):
+        y = x.view(-1, 6)
+        y.relu_()
+        return x + y
+
+    def fresh(x):
+        y = x.view(-1, 6)
+        return y.relu_() + 1.0
+
+    with pytest.raises(ModelContractError, match="overwritten in place"):
+        partition_segment(Net(stale).double(), _draw(6), _draw(6, seed=2))
+    assert partition_segment(randomised(Net(fresh)), _draw(6), _draw(6, seed=2)).count > 1
+
+
+@pytest.mark.parametrize(
+    ("ends", "options", "words"),
+    [
+        ((_draw(6), _draw(5)), {}, "must have one shape"),
+        ((_draw(6), torch.full((6,), torch.nan)), {}, "`b` must be finite"),
+        ((torch.ones(6, dtype=torch.int64), _draw(6)), {}, "`a` must be a floating tensor"),
+        ((_draw(6), _draw(6, seed=2)), {"max_pieces": 0}, "`max_pieces` must be an int >= 1; got 0"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(ends, options, words):
+    with pytest.raises(UsageError, match=words):
+        partition_segment(MLP().double(), *ends, **options)
+
+
+def test_the_progress_bar_ends(capsys):
+    found = partition_segment(randomised(MLP()), _draw(6), _draw(6, seed=2), progress=True)
+    assert found.complete and capsys.readouterr().out == ""
