@@ -10,6 +10,9 @@ from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_fr
 from tests.reference.lc_nets import ResidualNet, randomised
 from tests.reference.slow_pools import adaptive, regular, tangent_pool, vertex_pool, windows
 
+# torch.func.jvp loads decompositions that torch itself still writes as scripts
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+
 METHODS = ("vertex", "tangent")
 TWINS = {"vertex": vertex_pool, "tangent": tangent_pool}
 both = pytest.mark.parametrize("method", METHODS)
