@@ -337,7 +337,7 @@ class _Interception(TorchFunctionMode):
         if z is None or not (z.is_floating_point() or z.is_complex()):
             return None  # indices and masks have no slope
         layer = _numbered(self._seen, self._path.layer(activation.name))
-        if z.is_complex():
+        if not z.is_floating_point():
             raise ModelContractError(
                 f"{activation.name} in {layer!r} is called on complex numbers, which have no sign; measure a model "
                 "that takes real and imaginary parts apart"

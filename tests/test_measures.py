@@ -87,6 +87,20 @@ def test_local_complexity_is_measured_behind_the_normalisation(method: str) -> N
     assert sum(reading.settings["units"].values()) == 50
 
 
+@pytest.mark.parametrize("method", ["tangent", "vertex"])
+def test_local_complexity_tells_switches_and_zones_beside_the_count(method: str) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 9), nn.GELU())
+    images, radii = torch.rand(6, 1, 6, 6), (0.1, 1.0)
+    context = Context(net, {"test": probe(images, [0] * 6)}, seed=3)
+    settings = measures.create("local_complexity", radii=radii, directions=5, method=method)(context).settings
+    single = [local_complexity(net, images, radius, 5, method, seed=3) for radius in radii]
+    assert single[1].switches.sum() > 0 and settings["windows"] == {"2": 16}
+    assert settings["switches"] == {"test": {"2": [one.switches.double().mean().item() for one in single]}}
+    assert settings["pool_signs"] == {"test": {"2": [one.pool_signs.double().mean().item() for one in single]}}
+    assert settings["zones"] == {"test": {"5": [one.zones.sum(1).double().mean().item() for one in single]}}
+
+
 def test_a_wrapped_classifier_is_measured_in_the_same_space(linear) -> None:
     model = Classifier(Normalise((0.4,), (0.2,)), nn.Sequential(linear, nn.ReLU()))
     context = Context(model, {"test": probe(IMAGES, [0] * 4)})

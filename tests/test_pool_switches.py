@@ -111,6 +111,8 @@ def test_one_window_has_a_closed_form(method):
     assert result.switches.flatten().tolist() == [1, 0, 0, 0, 0, 0]
     assert result.pool_signs.flatten().tolist() == [0, 0, 0, 0, 1, 1]
     assert result.total.tolist() == [0] * 6 and result.layers == ()
+    touching = torch.tensor([[1.0, 1.5]]).view(1, 1, 2)
+    assert local_complexity(nn.MaxPool1d(2), touching, 0.5, 2, method, frame=torch.eye(2)).switches.tolist() == [[0]]
 
 
 @both
@@ -124,9 +126,11 @@ def test_dead_windows_and_ties_that_stay_are_silent(method):
     apart = local_complexity(nn.MaxPool1d(2), images[:1], 1e-6, 2, method, frame=torch.eye(2))
     assert apart.switches.tolist() == [[1]]
     dead = nn.Sequential(nn.Conv1d(1, 2, 1), nn.ReLU(), nn.MaxPool1d(2))
-    dead[0].bias.data.fill_(-100.0)
-    silent = local_complexity(dead, images, 0.5, 1, method, frame=together)
-    assert silent.switches.sum() == silent.pool_signs.sum() == silent.total.sum() == 0
+    dead[0].weight.data.zero_()
+    for bias in (-100.0, 0.0):  # far below the edge, and on it for good
+        dead[0].bias.data.fill_(bias)
+        silent = local_complexity(dead, images, 0.5, 1, method, frame=together)
+        assert silent.switches.sum() == silent.pool_signs.sum() == silent.total.sum() == 0
 
 
 @both

@@ -14,6 +14,8 @@ from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
 from grokkit.names import Reading
 from grokkit.spline import ComplexitySpectrum, LocalComplexity, complexity_spectrum, local_complexity, t_interval
 
+SERIES = ("switches", "pool_signs", "zones")
+
 
 @register("local_complexity")
 @dataclass(frozen=True)
@@ -21,8 +23,10 @@ class Complexity:
     """Mean number of units whose pre-activation changes sign over the neighbourhood of a point.
 
     The layer `total` is the sum over layers; `low` and `high` are the 95 % t interval of the mean over the points.
-    The density is value / radius. In the settings stand the units that are live (active at some point) and, where a
-    GPU rounded the tangents to bfloat16, the share of crossings that this moves.
+    The density is value / radius. In the settings stand the units that are live (active at some point); where a GPU
+    rounded the tangents to bfloat16, the share of crossings that this moves; and the means of the other series, for
+    each probe set, layer and radius: `switches` and `pool_signs` of the max-pools, whose `windows` are told too, and
+    `zones` of the smooth activations.
 
     Args:
         method: `tangent` (one primal and P tangent passes for all radii) or `vertex` (2P passes per radius).
@@ -53,9 +57,12 @@ class Complexity:
         bounds: list[list[np.ndarray]] = []
         units: dict[str, int] = {}
         live: dict[str, dict[str, int]] = {}
+        beside: dict[str, dict[str, dict[str, list[float]]]] = {series: {} for series in SERIES}
         for name, probe in probes.items():
             net, inputs, space = net_and_inputs(context.model, tensor_of(probe, context.model))
-            counts, found = self._counted(net, inputs, context.seed)
+            counts, found, single = self._counted(net, inputs, context.seed)
+            for series, means_of in beside.items():
+                means_of[name] = _means(single, series)
             units, live[name] = found.units, found.live_units
             with_total = np.concatenate([counts, counts.sum(2, keepdims=True)], axis=2)
             mean, *interval = t_interval(with_total, axis=1)
@@ -69,19 +76,26 @@ class Complexity:
             settings={
                 "units": units, "live_units": live, "directions": found.directions,
                 "tangents": found.tangents, "tangent_error": found.tangent_error,
+                "windows": found.windows, **beside,
             },
         )  # fmt: skip
 
     def _counted(
         self, net: nn.Module, inputs: Tensor, seed: int
-    ) -> tuple[np.ndarray, LocalComplexity | ComplexitySpectrum]:
-        """Counts (radius, point, layer), and a result that names layers and units."""
+    ) -> tuple[np.ndarray, LocalComplexity | ComplexitySpectrum, list[LocalComplexity]]:
+        """Counts (radius, point, layer), a result that names layers and units, and the results of the radii."""
         # More directions than input dimensions do not exist; a small input is measured in all of its own.
         directions = min(self.directions, inputs[0].numel())
         if self.method == "tangent":
             spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=seed, quantiles=())
-            return spectrum.counts.numpy(), spectrum
+            return spectrum.counts.numpy(), spectrum, [spectrum.at(index) for index in range(len(self.radii))]
         single = [
             local_complexity(net, inputs, radius, directions, method=self.method, seed=seed) for radius in self.radii
         ]
-        return np.stack([one.counts.numpy() for one in single]), single[0]
+        return np.stack([one.counts.numpy() for one in single]), single[0], single
+
+
+def _means(results: list[LocalComplexity], series: str) -> dict[str, list[float]]:
+    """Layer -> mean count of a point at each radius."""
+    tables = [one.to_frame(series).groupby("layer", sort=False)["count"].mean() for one in results]
+    return {layer: [float(table[layer]) for table in tables] for layer in tables[0].index}

@@ -86,7 +86,8 @@ def local_complexity(
 
     Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"), and 2 (1 + P) more for each of 4 points where
     tangents are rounded; in float64 2 P and one for every breakpoint on the rays ("ray"), or 2 + P ("bound"). Memory
-    grows with neither N nor, but for "bound", P.
+    grows with neither N nor, but for "bound", P. With "vertex" and "tangent" max-pools add about a tenth to a VGG or
+    ResNet of the usual width, a quarter to a VGG of 16 channels, nothing to a net without.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """

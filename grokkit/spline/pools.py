@@ -82,8 +82,7 @@ class TangentPool:
             z, reach: pre-activations and their reach in the layer `source`, where there is one.
         """
         top, far = (self._top, self._reach) if z is None or reach is None else self._winners(z, reach)
-        critical = torch.where(self._top > 0, self._critical, torch.inf)
-        switches = torch.stack([per_point(critical < radius) for radius in radii])
+        switches = torch.stack([per_point(self._critical < radius) for radius in radii])
         signs = torch.stack([per_point(top.abs() < radius * far) for radius in radii])
         finite = (self._top.isfinite() & self._reach.isfinite()).all()
         return PoolCount(self._layer, top[0].numel(), switches, signs, finite)
