@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 
-from bench import local_complexity
+from bench import local_complexity, partition
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "time": local_complexity.cpu_time,
     "memory": local_complexity.peak_memory,
     "memory-wide": local_complexity.peak_memory_wide,
+    "segment": partition.cpu_time,
+    "segment-memory": partition.peak_memory,
 }
 
 

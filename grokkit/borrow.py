@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from grokkit.errors import ModelContractError
+from grokkit.errors import ModelContractError, UsageError
 from grokkit.seeding import preserved_rng
 
 
@@ -108,13 +108,16 @@ def untouched_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, gradient, required in kept:
             parameter.grad = gradient
-            parameter.requires_grad_(required)
+            if parameter.requires_grad != required:  # torch forbids even a needless call on an inference tensor
+                parameter.requires_grad_(required)
 
 
 @contextmanager
 def untouched_buffers(model: nn.Module) -> Iterator[None]:
     """The values of all buffers are handed back, also where a forward pass writes to them in eval mode."""
-    kept = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    # an inference tensor has no version, and outside inference mode nobody can write to it
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+    kept = [(buffer, buffer.clone(), buffer._version) for buffer in buffers]
     try:
         yield
     finally:
@@ -132,7 +135,12 @@ def borrowed(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
     Args:
         model: any module, wrapped or not.
         strict: also switch TF32 and autocast off (`strict_precision`).
+
+    Raises:
+        UsageError: `model` is not a module.
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
     inner = unwrap(model)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -60,6 +60,8 @@ def test_a_frame_that_is_not_orthonormal_is_refused_with_its_error():
         local_complexity(torch.nn.ReLU(), torch.randn(2, 3), frame=2 * torch.eye(3))
     with pytest.raises(UsageError, match=r"must have shape \(P, 3\)"):
         local_complexity(torch.nn.ReLU(), torch.randn(2, 3), frame=torch.eye(4))
+    with pytest.raises(UsageError, match=r"must be a tensor \(P, D\).*got list"):
+        local_complexity(torch.nn.ReLU(), torch.randn(2, 3), frame=[[1.0, 0.0, 0.0]])
     with pytest.raises(UsageError, match="shared by all points"):
         local_complexity(torch.nn.ReLU(), torch.randn(2, 3), frame=torch.eye(3), frames="per_point")
     with pytest.raises(UsageError, match="'shared' or 'per_point'"):

@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.spline import local_complexity, orthonormal_frame, passes
@@ -103,6 +105,40 @@ def test_wrapped_models_count_as_the_model(method):
     assert torch.equal(_counts(net, images, method=method), expected)
 
 
+@both
+def test_weights_and_images_made_in_inference_mode_count_as_others(method):
+    expected = _counts(randomised(ResidualNet()), draw(3, 2, 12, 12), method=method)
+    with torch.inference_mode():
+        net, images = randomised(ResidualNet()), draw(3, 2, 12, 12)
+        assert net.stem.weight.is_inference() and net.bn1.running_mean.is_inference()
+        assert torch.equal(_counts(net, images, method=method), expected)
+    assert torch.equal(_counts(net, images, method=method), expected)
+
+
+@both
+def test_odd_builds_count_as_the_plain_net(method):
+    """Parametrised weights, a net called within a checkpoint, images that are not contiguous."""
+    net, images = randomised(MLP()), draw(6, 7).T
+    expected = _counts(net, images.contiguous(), method=method)
+    assert torch.equal(_counts(net, images, method=method), expected)
+    checkpointed = _Around(net, lambda call, x: checkpoint(call, x, use_reentrant=False))
+    assert torch.equal(_counts(checkpointed, images, method=method), expected)
+    functional = _Around(net, lambda call, x: torch.func.functional_call(call, dict(call.named_parameters()), (x,)))
+    assert torch.equal(_counts(functional, images, method=method), expected)
+    weighted = copy.deepcopy(net)
+    weight_norm(weighted.layers[1])
+    assert torch.equal(_counts(weighted, images, method=method), expected)
+
+
+class _Around(nn.Module):
+    def __init__(self, net, call):
+        super().__init__()
+        self.net, self.call = net, call
+
+    def forward(self, x):
+        return self.call(self.net, x)
+
+
 # --- no trace --------------------------------------------------------------------------------------------------
 
 
@@ -139,19 +175,22 @@ def test_the_tidy_table_agrees_with_the_counts():
     ("options", "words"),
     [
         ({"radius": 0.0}, "`radius` must be > 0"),
+        ({"radius": -0.1}, r"`radius` must be > 0 and finite; got \[-0\.1\]"),
         ({"radius": float("inf")}, "`radius` must be > 0"),
         ({"radius": "wide"}, "`radius` must be numbers"),
         ({"method": "hull"}, "vertex, tangent"),
         ({"images": torch.zeros(3, 6, dtype=torch.int64)}, "must be a floating tensor"),
         ({"images": torch.zeros(0, 6)}, "N >= 1"),
         ({"images": torch.tensor([[float("nan")] * 6, [1.0] * 6])}, "1 of 2"),
+        ({"images": torch.tensor([[float("inf")] * 6, [1.0] * 6])}, "must be finite; 1 of 2 hold NaN or infinity"),
         ({"images": [[1.0]]}, "got list"),
+        ({"model": torch.relu}, r"`model` must be a torch\.nn\.Module; got builtin"),
     ],
 )
 def test_bad_arguments_are_refused_in_words(options, words):
-    arguments = {"images": draw(3, 6), "directions": 3, **options}
+    arguments = {"model": MLP(), "images": draw(3, 6), "directions": 3, **options}
     with pytest.raises(UsageError, match=words):
-        local_complexity(MLP(), **arguments)
+        local_complexity(**arguments)
 
 
 class _Sequence(nn.Module):

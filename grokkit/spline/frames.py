@@ -80,6 +80,8 @@ def frames_for(images: Tensor, directions: int, frames: str, seed: int, frame: T
         raise UsageError(f"`frames` must be 'shared' or 'per_point'; got {frames!r}")
     shape = images.shape[1:]
     if frame is not None:
+        if not isinstance(frame, Tensor):
+            raise UsageError(f"`frame` must be a tensor (P, D), one direction a row; got {type(frame).__name__}")
         if frames == "per_point":
             raise UsageError("`frame` is shared by all points; leave `frames` at 'shared', or `frame` at None")
         return Frames(shape, len(frame), seed, images[:0], _checked(frame, shape.numel()))

@@ -86,8 +86,9 @@ def test_case_31_a_model_in_half_precision_is_refused_with_the_reason_and_the_wa
 
 
 def _tf32(x):
-    """Rounded to the 10 bits of mantissa that TF32 keeps of float32's 23."""
-    return ((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+    """Rounded to the 10 bits of mantissa that TF32 keeps of float32's 23, by Veltkamp's splitting (Dekker 1971)."""
+    high = (2**13 + 1) * x
+    return high - (high - x)
 
 
 class _TF32Convolution(nn.Conv2d):

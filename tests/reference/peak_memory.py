@@ -11,14 +11,14 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CONTENDERS = ("vertex", "tangent", "published")
 
 
 def peak_above_model(contender: str, *, width: int, side: int, points: int, directions: int, threads: int = 1) -> float:
     """MB by which the peak of one call exceeds what imports, weights and images already take.
 
     Args:
-        contender: "vertex", "tangent" or "published".
+        contender: "vertex", "tangent", "published", or "segment": the exact partition of the first `directions`
+            thousandths of the line between two images.
         width, side: of PreActResNet-18 without BatchNorm and of its random square images.
         points, directions: N and P.
         threads: of torch.
@@ -42,7 +42,7 @@ def _measure(contender: str, width: int, side: int, points: int, directions: int
     import torch
 
     from grokkit import models
-    from grokkit.spline import local_complexity, orthonormal_frame
+    from grokkit.spline import local_complexity, orthonormal_frame, partition_segment
     from tests.reference.published_lc import published_counts
 
     torch.set_num_threads(threads)
@@ -51,7 +51,9 @@ def _measure(contender: str, width: int, side: int, points: int, directions: int
     frame = orthonormal_frame(directions, images[0].numel())
 
     def count(rows: int, lines: int) -> None:
-        if contender == "published":
+        if contender == "segment":
+            partition_segment(net, images[0], torch.lerp(images[0], images[1], lines / 1000))
+        elif contender == "published":
             published_counts(net, images[:rows], frame[:lines], 0.005)
         else:
             local_complexity(net, images[:rows], method=contender, frame=frame[:lines])
