@@ -12,9 +12,6 @@ from grokkit.spline.rules import Dual
 from tests.reference.lc_nets import MLP, ResidualNet, draw, randomised
 from tests.reference.slow_lc import preactivations_of, tangent_count, tangents
 
-# torch.func.jvp loads decompositions that torch itself still writes as scripts
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-
 NETS = {"mlp": (MLP, (6,)), "residual": (ResidualNet, (2, 12, 12))}
 
 

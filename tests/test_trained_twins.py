@@ -2,16 +2,12 @@
 
 import copy
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from grokkit.spline import local_complexity, orthonormal_frame
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.slow_lc import preactivations_of, tangent_count, vertex_count
-
-# torch.func.jvp loads decompositions that torch itself still writes as scripts
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 
 def _pixels(images, side):

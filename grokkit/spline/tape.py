@@ -118,11 +118,11 @@ class _Recorder(TorchFunctionMode):
         if not any(isinstance(leaf, Var) for leaf in leaves(known)):
             return func(*args, **kwargs)
         problem = self._stale_argument(given)
-        versions = [(tensor, tensor._version) for tensor in given]
+        versions = [(tensor, _version(tensor)) for tensor in given]
         out = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in leaves(out)) and out is not None:
             return out  # a shape or a flag
-        written = [tensor for tensor, version in versions if tensor._version != version]
+        written = [tensor for tensor, version in versions if _version(tensor) != version]
         problem = problem or self._hidden_write(written, out) or self._other_batch(out)
         mutates = next((self.var_of(tensor) for tensor in written), None)
         self._forget_aliases(written)
@@ -160,6 +160,11 @@ class _Recorder(TorchFunctionMode):
                 for other in self._alive
                 if other is not tensor and other.untyped_storage().data_ptr() == memory
             }
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; one of inference mode does not say."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _shapes(tensors: list[Tensor]) -> str:
