@@ -43,6 +43,27 @@ def test_what_mixes_is_named(body, named):
     assert f"uncounted={len(named)}" in repr(found)
 
 
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (lambda x: torch.threshold(x, 0.0, 0.0), "threshold"),
+        (torch.celu, "celu"),
+        (lambda x: torch.ops.aten.relu(x), "relu"),
+        (lambda x: torch.ops.aten.silu(x), "silu"),
+        (lambda x: F.glu(x.repeat(1, 2)), "glu"),
+    ],
+)
+def test_an_activation_by_a_name_that_is_not_intercepted_is_refused(body, name):
+    with pytest.raises(ModelContractError, match=f"the activation `{name}` in"):
+        _measured(body)
+
+
+@pytest.mark.parametrize("body", [lambda x: x - x.mean(0), lambda x: x - x.mean(0, keepdim=True), torch.rand_like])
+def test_a_model_that_mixes_its_batch_or_is_random_is_refused(body):
+    with pytest.raises(ModelContractError, match="mixes the images of a batch, or is random"):
+        _measured(body)
+
+
 MASK = torch.tensor([True, False, True, True, False, True])
 
 

@@ -14,7 +14,7 @@ from grokkit.errors import ModelContractError
 from grokkit.spline.affine import RULES
 from grokkit.spline.dual import leaves
 from grokkit.spline.tape import Node, once
-from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS
+from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS, REFUSED
 
 _NAMES = (
     "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample einsum bmm baddbmm cumsum "
@@ -22,6 +22,9 @@ _NAMES = (
 )
 _SELECTIONS = {getattr(owner, name) for owner in (torch, Tensor, F) for name in _NAMES.split() if hasattr(owner, name)}
 """Linear in the one tensor that depends on the image, as long as only one does and no mask among them."""
+_BY_OTHER_NAMES = {*REFUSED.values(), *(activation.name for activation in ACTIVATIONS.values()), "glu"}
+"""Activations, also where they are called by a name that the interception does not know (`torch.ops.aten.relu`)."""
+_MIXED = {torch.float32: 1e-3, torch.float64: 1e-9}
 _PRODUCTS = {"mul", "multiply", "matmul", "einsum", "bmm", "baddbmm", "addmm", "outer", "lerp"}
 
 
@@ -31,16 +34,35 @@ def uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
 
     Args:
         model: borrowed.
-        images: (N, ...), the first of which are run: one forward pass of two images.
+        images: (N, ...), the first of which are run: forward passes of two, two and three images.
 
     Raises:
+        ModelContractError: an activation by a name that is not intercepted, or an output that depends on other images.
         ModelContractError: a value is chosen by a comparison (`where`, a mask times a value): a kink without a rule.
     """
     pair = images[torch.arange(2, device=images.device) % len(images)].clone()
+    _check_apart(model, pair)
     return tuple(dict.fromkeys(node.layer for node in once(model, pair).nodes if _bends(node)))
 
 
+def _check_apart(model: nn.Module, pair: Tensor) -> None:
+    alone = model(pair.clone())
+    in_company = model(torch.cat([pair, 0.75 * pair[:1]]))[: len(pair)]
+    error, size = (alone - in_company).abs().max(), alone.abs().max()
+    if error > _MIXED[pair.dtype] * size and size.isfinite():
+        raise ModelContractError(
+            f"the model's output for an image changes by {error / size:.2g} of its size when another image joins the "
+            "batch: it mixes the images of a batch, or is random; measure a model that treats each image by itself"
+        )
+
+
 def _bends(node: Node) -> bool:
+    name = node.name.strip("_")
+    if name in _BY_OTHER_NAMES and node.func not in ACTIVATIONS:
+        raise ModelContractError(
+            f"the model calls the activation `{name}` in {node.layer!r} in a way that is not counted; call it through "
+            "torch.nn.functional, if it is one of relu, leaky_relu, relu6, hardtanh, hardswish, gelu, silu, or use one"
+        )
     inputs = node.inputs()
     decides = any(not var.floating for var in inputs)
     if decides and any(var.floating for var in node.outputs()):
