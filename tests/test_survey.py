@@ -78,6 +78,8 @@ MASK = torch.tensor([True, False, True, True, False, True])
         nn.BatchNorm1d(6),
         lambda x: F.max_pool1d(x.unsqueeze(1), 1).squeeze(1),
         lambda x: torch.maximum(x, x.flip(1)),
+        lambda x: x + torch.zeros_like(x),
+        lambda x: torch.mul(x, other=2.0),
     ],
 )
 def test_what_is_linear_or_counted_is_not_named(body):

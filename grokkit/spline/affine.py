@@ -10,16 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokkit.errors import ModelContractError
-from grokkit.spline.dual import map_leaves
+from grokkit.errors import ModelContractError, NumericsError
+from grokkit.spline.calls import ANYWHERE, map_leaves, table
 from grokkit.spline.tape import Node, Row, Var, filled, last_uses, record
-from grokkit.units import ACTIVATIONS, MAX_POOLS, Activation
+from grokkit.units import ACTIVATIONS, MAX_POOLS
 
 Part = Literal["value", "linear", "magnitude"]
 """Which face of an affine map W x + b: itself, W x, or |W| x."""
 
 _SMALL_MAP = 64
 _TEMPORARY = 2**24
+_AGREES = {torch.float32: 1e-3, torch.float64: 1e-9}
+"""How far a program may differ from its model, relative to the output: far above rounding."""
 
 Call = tuple[Callable[..., Any], Any, Any]
 
@@ -82,9 +84,15 @@ def _scaled(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     return scaled if shift is None else scaled.add_(shift.view(columns))
 
 
+def _operands(node: Node) -> tuple[Any, Any, dict[str, Any]]:
+    """Both operands of a binary operation, and its other options."""
+    given = _named(node, "input", "other")
+    return given.pop("input"), given.pop("other"), given
+
+
 def _product(node: Node, part: Part) -> Call:
     """x times a constant, elementwise or as matrices."""
-    first, second = node.args[:2]
+    first, second, _ = _operands(node)
     if isinstance(first, Var) and isinstance(second, Var):
         raise _refused(node, "multiplies two tensors that both depend on the image")
     pure = torch.matmul if "matmul" in node.name else torch.mul
@@ -92,9 +100,11 @@ def _product(node: Node, part: Part) -> Call:
 
 
 def _quotient(node: Node, part: Part) -> Call:
-    numerator, denominator = node.args[:2]
-    if isinstance(denominator, Var) or node.kwargs:
+    numerator, denominator, options = _operands(node)
+    if isinstance(denominator, Var):
         raise _refused(node, "divides by a tensor that depends on the image")
+    if options.get("rounding_mode") is not None:
+        raise _refused(node, "rounds")
     return torch.div, (numerator, _abs(denominator, part)), {}
 
 
@@ -102,14 +112,22 @@ def _sum(sign: int, swapped: bool = False) -> Callable[[Node, Part], Call]:
     """a ± alpha b, where a constant is an offset."""
 
     def rule(node: Node, part: Part) -> Call:
-        pair = [x if isinstance(x, Var) or part == "value" else torch.zeros_like(torch.as_tensor(x)) for x in node.args]
-        first, second = reversed(pair[:2]) if swapped else pair[:2]
-        factor = node.kwargs.get("alpha", 1) * (1 if part == "magnitude" else sign)
-        return torch.add, (torch.as_tensor(first) if not isinstance(first, Var) else first, second), {
-            "alpha": abs(factor) if part == "magnitude" else factor
-        }  # fmt: skip
+        first, second, options = _operands(node)
+        first, second = (second, first) if swapped else (first, second)
+        factor = sign * options.get("alpha", 1)
+        weight = abs(factor) if part == "magnitude" else factor
+        return torch.add, (_offset(first, part), _offset(second, part)), {"alpha": weight}
 
     return rule
+
+
+def _offset(operand: Any, part: Part) -> Any:
+    """An operand of a sum: a constant, in any face but the value's, is nothing."""
+    if isinstance(operand, Var):
+        return operand
+    if isinstance(operand, Row):
+        return operand if part == "value" else _zero(operand)
+    return torch.as_tensor(operand) if part == "value" else torch.zeros_like(torch.as_tensor(operand))
 
 
 def _negative(node: Node, part: Part) -> Call:
@@ -162,32 +180,24 @@ def _refused(node: Node, why: str) -> ModelContractError:
     )
 
 
-_ANYWHERE = (torch, Tensor, F)
-
-
-def _table(rule: Callable[[Node, Part], Call], owners: tuple[Any, ...], names: str) -> dict[Any, Any]:
-    found = (getattr(owner, name, None) for owner in owners for name in names.split())
-    return {func: rule for func in found if func is not None}
-
-
 RULES: dict[Any, Callable[[Node, Part], Call]] = {
-    **_table(_as_is, _ANYWHERE,
+    **table(_as_is, ANYWHERE,
         "view view_as reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze "
         "chunk split tensor_split unbind narrow select expand expand_as contiguous clone flip roll __getitem__ mean "
         "sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
         "pixel_shuffle pixel_unshuffle channel_shuffle"),
-    **_table(_itself, _ANYWHERE, "detach to float double requires_grad_"),
-    **_table(_layer, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"),
-    **_table(_batch_norm, (F,), "batch_norm"),
-    **_table(_product, _ANYWHERE, "mul multiply __mul__ __rmul__ mul_ __imul__ matmul __matmul__"),
-    **_table(_quotient, _ANYWHERE, "div divide true_divide __truediv__ div_ __itruediv__"),
-    **_table(_sum(1), _ANYWHERE, "add __add__ __radd__ add_ __iadd__"),
-    **_table(_sum(-1), _ANYWHERE, "sub subtract __sub__ sub_ __isub__"),
-    **_table(_sum(-1, swapped=True), _ANYWHERE, "rsub __rsub__"),
-    **_table(_negative, _ANYWHERE, "neg negative __neg__"),
-    **_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
-    **_table(_pad, (F,), "pad"),
-    **_table(_dropout, (F,), "dropout dropout1d dropout2d dropout3d"),
+    **table(_itself, ANYWHERE, "detach to float double requires_grad_"),
+    **table(_layer, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"),
+    **table(_batch_norm, (F,), "batch_norm"),
+    **table(_product, ANYWHERE, "mul multiply __mul__ __rmul__ mul_ __imul__ matmul __matmul__"),
+    **table(_quotient, ANYWHERE, "div divide true_divide __truediv__ div_ __itruediv__"),
+    **table(_sum(1), ANYWHERE, "add __add__ __radd__ add_ __iadd__"),
+    **table(_sum(-1), ANYWHERE, "sub subtract __sub__ sub_ __isub__"),
+    **table(_sum(-1, swapped=True), ANYWHERE, "rsub __rsub__"),
+    **table(_negative, ANYWHERE, "neg negative __neg__"),
+    **table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
+    **table(_pad, (F,), "pad"),
+    **table(_dropout, (F,), "dropout dropout1d dropout2d dropout3d"),
 }  # fmt: skip
 """The affine operations of image nets; anything else that is no activation and no max-pool is refused."""
 
@@ -199,14 +209,13 @@ class Step:
     Args:
         node: as recorded.
         dying: variables that are not needed behind it.
-        activation: for an activation, its kinks are in `kinks`.
+        kinks: of an activation.
         pool: whether it is a max-pool.
         calls: for an affine map its faces.
     """
 
     node: Node
     dying: list[int]
-    activation: Activation | None
     kinks: tuple[float, ...]
     pool: bool
     calls: dict[Part, Call]
@@ -265,15 +274,38 @@ def bind(template: Any, out: Any, put: Callable[[int, Any], None]) -> None:
 
 
 def program(model: nn.Module, images: Tensor) -> Program:
-    """The float64 program of a borrowed model; two forward passes in the model's own precision.
+    """The float64 program of a borrowed model, checked against the model itself.
+
+    Args:
+        model: in eval mode, without gradients.
+        images: (N, ...) in the model's precision, where its control flow is looked at.
 
     Raises:
         ModelContractError: the model is not piecewise affine, or its layers depend on the data; names the operation.
+        NumericsError: the model's output is not finite.
+
+    Cost: four forward passes of at most eight images.
     """
     tape = record(model, images)
     assert tape.output is not None
     steps = [_step(node, dying) for node, dying in zip(tape.nodes, last_uses(tape), strict=True)]
-    return Program(steps, tape.output.index)
+    found = Program(steps, tape.output.index)
+    _check(found, model, images)
+    return found
+
+
+def _check(found: Program, model: nn.Module, images: Tensor) -> None:
+    # other points than those that were recorded, in other order
+    images = 0.75 * images[:8].flip(0)
+    expected, got = model(images.clone()).double(), found.forward(images.double())
+    if not expected.isfinite().all():
+        raise NumericsError("the model's output is not finite: its weights have diverged")
+    error = (expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)
+    if not error <= _AGREES[images.dtype]:
+        raise ModelContractError(
+            f"the recorded program of the model differs from the model by {error:.2g} of its output: its layers depend "
+            "on the data, or it goes through code that hides its operations"
+        )
 
 
 def _step(node: Node, dying: list[int]) -> Step:
@@ -285,16 +317,16 @@ def _step(node: Node, dying: list[int]) -> Step:
         if not activation.exact or activation.name == "hardswish":
             raise _refused(node, "is curved")
         rest = {name: value for name, value in node.kwargs.items() if name != "input"}
-        return Step(node, dying, activation, activation.kinks(*node.args, **rest), False, {})
+        return Step(node, dying, activation.kinks(*node.args, **rest), False, {})
     if node.func in MAX_POOLS:
         if not isinstance(node.out, Var):
             raise _refused(node, "also returns indices")
-        return Step(node, dying, None, (), True, {})
+        return Step(node, dying, (), True, {})
     rule = RULES.get(node.func)
     if rule is None:
         raise _refused(node, "has no affine rule")
     parts: tuple[Part, ...] = ("value", "linear", "magnitude")
-    return Step(node, dying, None, (), False, {part: rule(node, part) for part in parts})
+    return Step(node, dying, (), False, {part: rule(node, part) for part in parts})
 
 
 def _double(leaf: Any) -> Any:

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokkit.spline.affine import Part, Program, Step, bind, elementwise, program
-from grokkit.spline.dual import leaves
+from grokkit.spline.calls import leaves
 from grokkit.spline.envelope import window_index
 from grokkit.spline.frames import Frames
 from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
-from grokkit.spline.segment import check_program
 from grokkit.spline.tape import Var
 from grokkit.units import Call
 
@@ -45,7 +44,6 @@ class Hull(NamedTuple):
 def bound_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each point, every layer's bound at one radius; 2 + P float64 passes a point."""
     net = program(model, images)
-    check_program(net, model, images)
     for point in range(len(images)):
         centre = images[point : point + 1]
         centres = live_units(model, centre)
@@ -85,7 +83,7 @@ def _affine(step: Step, env: dict[int, Hull]) -> None:
         def values(var: Var) -> Tensor:
             hull = env[var.index]
             whole = {"value": hull.centre, "linear": hull.directions.flatten(0, 1), "magnitude": hull.box}
-            return whole[part].clone() if step.node.mutates else whole[part]
+            return whole[part]
 
         return step.run(values, points * count if part == "linear" else points, part)
 

@@ -14,7 +14,7 @@ from grokkit.borrow import device_of, dtype_of
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.spline.bounds import bound_counts
 from grokkit.spline.frames import Frames, frames_for
-from grokkit.spline.lent import lent
+from grokkit.spline.lent import check_images, lent
 from grokkit.spline.passes import OTHER_LAYERS, BlockCount, LayerCount, PoolCount
 from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
@@ -23,8 +23,8 @@ from grokkit.spline.survey import uncounted
 from grokkit.spline.tangent import tangent_counts
 from grokkit.spline.vertex import vertex_counts
 
-METHODS = ("vertex", "tangent", "ray", "bound")
 _COUNTS = {"vertex": vertex_counts, "ray": ray_counts, "bound": bound_counts}
+METHODS = ("vertex", "tangent", "ray", "bound")
 
 
 def local_complexity(
@@ -41,82 +41,59 @@ def local_complexity(
     """Count, for each point and layer, the units whose pre-activation changes sign over a neighbourhood.
 
     The neighbourhood of x is the convex hull of its 2 P vertices x ± radius * v_p. "vertex" compares the signs at the
-    vertices: exact for the first layer and a lower bound deeper down. "tangent" counts the units with
-    |z| < radius * max_p |J v_p|: the same count to first order, at about half the price, and little moved by
-    rounding. "ray" finds, exactly and in float64, the units that change sign anywhere on the segments from
-    x - radius * v_p to x + radius * v_p. "bound" counts every unit that could change sign in the hull: certified, and
-    loose with depth and radius. In each layer vertex <= ray <= bound, equal in the first. A unit that is exactly zero
-    everywhere is not counted by any.
-
-    Max-pools are a series of their own, beside the count. With entries at or below 0 taken as 0, a window switches if
-    no entry is a winner at all vertices ("vertex"), or if the centre's winner w has a challenger c > 0 with
-    z_w - z_c < radius * max_p |(J_w - J_c) v_p| ("tangent"). What the function bends at is then the count of the
-    activations that no pool follows, the pooled maxima that change sign and the switches.
-
-    What bends and is not counted (attention, norms of single images, products) is named in the result's `uncounted`.
+    vertices: exact for the first layer, a lower bound deeper down. "tangent" counts |z| < radius * max_p |J v_p|: the
+    same to first order, little moved by rounding. "ray" finds, exactly and in float64, the units that change sign
+    anywhere on the segments x ± radius * v_p. "bound" counts every unit that could change sign in the hull: certified,
+    and loose with depth and radius. In each layer vertex <= ray <= bound, equal in the first. A unit that is exactly
+    zero everywhere is not counted by any.
 
     Args:
-        model: any module that treats each image by itself. It is measured in eval mode and in strict precision, and
-            handed back as it was.
-        images: floating tensor (N, ...), measured as given, that is, in the input space of `model`; moved to its
-            device and dtype.
+        model: any module that treats each image by itself; measured in eval mode, in strict precision, handed back.
+        images: floating tensor (N, ...) in the input space of `model`; moved to its device and dtype.
         radius: > 0, in the units of `images`.
         directions: number P of orthonormal directions, 1..D, where D is the size of one image.
         method: "vertex", "tangent", "ray" or "bound".
         frames: "shared", one frame for all points; "per_point", a frame of its own for the i-th image.
-        seed: of the frames; the same seed gives the same directions at every step and on every machine.
+        seed: of the frames; the same directions at every step and on every machine.
         frame: the caller's own orthonormal directions, (P, D); `directions` and `seed` then play no part.
-        tangents: how the "tangent" method carries derivatives; the points themselves always go through in full
-            float32 or float64. "exact": likewise. "bfloat16": rounded, also the weights they meet, for a float32
-            model; on a GPU that runs on the tensor cores, on a CPU it is many times slower. About 0.1 % of the
-            crossings differ; the result's `tangent_error` says how many did on the first 4 points. None: "bfloat16"
-            for a float32 model on a GPU, else "exact".
+        tangents: of the method "tangent" alone, see `complexity_spectrum`.
 
     Returns:
-        Counts per point and layer with the number of units, live units and the density; switches and signs of the
-        max-pools, and the units in the curved zone of GELU and SiLU.
+        Counts per point and layer with units, live units and density; max-pool switches, curved zones and what is not
+        counted stand beside them.
 
     Raises:
         UsageError: an argument out of range, images that are not finite or not floating.
-        ModelContractError: a model in half precision, with a nonlinearity that has no counting rule, with an
-            operation that has no derivative ("tangent") or is not piecewise affine ("ray", "bound"), whose batch is
-            not the first dimension, or that returns something else than one tensor; bfloat16 tangents for a float64
-            model.
+        ModelContractError: a model in half precision, with a nonlinearity without counting rule, that mixes its batch,
+            returns something else than one tensor, has no derivative ("tangent") or is not piecewise affine ("ray",
+            "bound").
         NumericsError: pre-activations that are not finite.
 
-    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"), and 2 (1 + P) more for each of 4 points where
-    tangents are rounded; in float64 2 P and one for every breakpoint on the rays ("ray"), or 2 + P ("bound"). Memory
-    grows with neither N nor, but for "bound", P. With "vertex" and "tangent" max-pools add about a tenth to a VGG or
-    ResNet of the usual width, a quarter to a VGG of 16 channels, nothing to a net without.
+    Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); in float64 2 P and one for every breakpoint on
+    the rays ("ray"), or 2 + P ("bound"). Memory grows with neither N nor, but for "bound", P.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """
     if method not in METHODS:
         raise UsageError(f"`method` must be one of {', '.join(METHODS)}; got {method!r}")
-    if method != "tangent" and tangents is not None:
-        raise UsageError(f"`tangents` belongs to method='tangent'; got {tangents!r} with method={method!r}")
     (radius,) = _radii([radius], "radius")
+    if method == "tangent":
+        spectrum = complexity_spectrum(model, images, [radius], directions, frames, seed, frame, tangents, quantiles=())
+        return spectrum.at(0)
+    if tangents is not None:
+        raise UsageError(f"`tangents` belongs to method='tangent'; got {tangents!r} with method={method!r}")
     with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
-        error = None
-        if method == "tangent":
-            dtype = tangent_dtype(tangents, points.dtype, points.device)
-            counted = tangent_counts(inner, points, axes, [radius], dtype)
-            tangents = "exact" if dtype is None else "bfloat16"
-            if dtype is not None:
-                (error,) = tangent_error(inner, points, axes, [radius], dtype)
-        else:
-            counted = _COUNTS[method](inner, points, axes, radius)
-        fields = _gathered(counted, len(points), 1)
-        fields["uncounted"] = uncounted(inner, points)
+        fields = _gathered(_COUNTS[method](inner, points, axes, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
+        fields["uncounted"] = uncounted(inner, points)
     return LocalComplexity(
         **fields,
         radius=radius,
         method=method,
         directions=axes.directions,
-        frames=frames if frame is None else "own",
-        tangents=tangents,
-        tangent_error=error,
+        frames=_kind(frames, frame),
+        tangents=None,
+        tangent_error=None,
     )
 
 
@@ -138,17 +115,22 @@ def complexity_spectrum(
 
     Args:
         radii: one or more radii, each > 0, in the units of `images`.
-        model, images, directions, frames, seed, frame, tangents: as for `local_complexity`.
+        model, images, directions, frames, seed, frame: as for `local_complexity`.
+        tangents: how derivatives are carried; the points themselves always go through in full float32 or float64.
+            "exact": likewise. "bfloat16": rounded, also the weights they meet, for a float32 model; on a GPU that runs
+            on the tensor cores, on a CPU it is many times slower. A few crossings differ; `tangent_error` says how many
+            did on the first 4 points. None: "bfloat16" for a float32 model on a GPU, else "exact".
         quantiles: levels in (0, 1] at which the critical radii of a point's units are given; () for none.
 
     Returns:
         Counts per radius, point and layer; at each radius those of `local_complexity(method="tangent")`.
 
     Raises:
-        UsageError, ModelContractError, NumericsError: as `local_complexity`.
+        UsageError, ModelContractError, NumericsError: as `local_complexity`; ModelContractError also for bfloat16
+            tangents of a float64 model.
 
     Cost: 1 + P forward passes a point, one comparison a unit and radius, and one sort of a point's units for the
-    quantiles.
+    quantiles; 2 (1 + P) passes more for each of 4 points where tangents are rounded.
     """
     checked, levels = _radii(radii, "radii"), checked_quantiles(quantiles)
     with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
@@ -163,7 +145,7 @@ def complexity_spectrum(
         radii=checked,
         method="tangent",
         directions=axes.directions,
-        frames=frames if frame is None else "own",
+        frames=_kind(frames, frame),
         tangents="exact" if dtype is None else "bfloat16",
         tangent_error=error,
         quantiles=levels,
@@ -171,6 +153,10 @@ def complexity_spectrum(
         jacobian_norm=gains.jacobian_norm,
         input_size=size,
     )
+
+
+def _kind(frames: str, frame: Tensor | None) -> str:
+    return frames if frame is None else "own"
 
 
 def _radii(radii: Iterable[float], argument: str) -> tuple[float, ...]:
@@ -188,19 +174,10 @@ def _measuring(
     model: nn.Module, images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None
 ) -> Iterator[tuple[nn.Module, Tensor, Frames]]:
     """The borrowed model, the images where it lives, and the frames."""
-    _check_images(images)
+    check_images(images)
     with lent(model) as inner:
         points = images.detach().to(device_of(inner), dtype_of(inner))
         yield inner, points, frames_for(points, directions, frames, seed, frame)
-
-
-def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2 or images.numel() == 0:
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise UsageError(f"`images` must be a floating tensor (N, ...) with N >= 1; got {got}")
-    if not images.isfinite().all():
-        bad = int((~images.isfinite().flatten(1).all(dim=1)).sum())
-        raise UsageError(f"`images` must be finite; {bad} of {len(images)} hold NaN or infinity")
 
 
 def _gathered(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch.autograd import forward_ad as ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import ModelContractError
+from grokkit.spline.calls import leaves, map_leaves
 
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
 
@@ -75,23 +76,6 @@ def _with_strides_of(primal: Tensor, tangent: Tensor) -> Tensor:
     return torch.empty_strided(
         tangent.shape, (primal.numel(), *dense), dtype=tangent.dtype, device=tangent.device
     ).copy_(tangent)
-
-
-def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply to every leaf of nested lists, tuples and dicts."""
-    if isinstance(tree, dict):
-        return {key: map_leaves(function, value) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_leaves(function, value) for value in tree))
-    if isinstance(tree, list | tuple) and not isinstance(tree, torch.Size):
-        return type(tree)(map_leaves(function, value) for value in tree)
-    return function(tree)
-
-
-def leaves(tree: Any) -> list[Any]:
-    found: list[Any] = []
-    map_leaves(found.append, tree)
-    return found
 
 
 def any_dual(*trees: Any) -> bool:

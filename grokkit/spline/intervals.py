@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from grokkit.errors import UsageError
 
@@ -31,5 +31,5 @@ def t_interval(values: np.ndarray, level: float = 0.95, axis: int = 0) -> Interv
     mean = values.mean(axis)
     if count < 2:
         return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
-    half = stats.t.ppf((1 + level) / 2, count - 1) * values.std(axis, ddof=1) / np.sqrt(count)
+    half = stdtrit(count - 1, (1 + level) / 2) * values.std(axis, ddof=1) / np.sqrt(count)
     return Interval(mean, mean - half, mean + half)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grokkit.borrow import borrowed
-from grokkit.errors import ModelContractError
+from grokkit.errors import ModelContractError, UsageError
 
 
 @contextmanager
@@ -41,8 +41,8 @@ def _check_model(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise ModelContractError(
-                f"local complexity needs float32 or float64, because rounding counts as crossings; {name!r} is "
-                f"{tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
+                "local complexity and exact partitions need float32 or float64, because rounding counts as crossings; "
+                f"{name!r} is {tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
             )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -54,3 +54,13 @@ def _check_model(model: nn.Module) -> None:
                 f"{name!r} normalises by the batch's own statistics also in eval mode, so the count would depend on "
                 "the batch; use track_running_stats=True, or GroupNorm"
             )
+
+
+def check_images(images: Tensor) -> None:
+    """Raise UsageError unless the images are a finite floating tensor (N, ...)."""
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2 or images.numel() == 0:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"`images` must be a floating tensor (N, ...) with N >= 1; got {got}")
+    if not images.isfinite().all():
+        bad = int((~images.isfinite().flatten(1).all(dim=1)).sum())
+        raise UsageError(f"`images` must be finite; {bad} of {len(images)} hold NaN or infinity")

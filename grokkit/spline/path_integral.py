@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from grokkit.errors import UsageError
 from grokkit.spline.affine import Program
 from grokkit.spline.knots import Grid
+from grokkit.spline.lent import check_images
 from grokkit.spline.segment import piecewise, sweep_all
 
 _BATCH = 16
@@ -82,13 +83,13 @@ def exact_integrated_gradients(
     Source: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017; exact by partition in
     Sotoudeh and Thakur, "Computing Linear Restrictions of Neural Networks", NeurIPS 2019.
     """
-    if not isinstance(images, Tensor) or images.dim() < 2:
-        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise UsageError(f"`images` must be a floating tensor (N, ...); got {got}")
-    start = torch.zeros_like(images) if baseline is None else baseline.to(images).expand_as(images).clone()
+    check_images(images)
+    start = _start(images, baseline)
     with piecewise(model, start, images, batched=True) as (net, ends, _):
-        classes = torch.as_tensor(target, device=ends.device).expand(len(ends))
-        change = _change(net, ends, classes)
+        outputs = torch.stack([net.forward(pair) for pair in ends])
+        classes = _classes(target, outputs)
+        first, last = outputs.gather(2, classes.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2).unbind(1)
+        change = last - first
         integral = _Integral(net, ends, classes)
         sweep_all(net, ends, integral)
         values = integral.total * (ends[:, 1] - ends[:, 0])
@@ -96,15 +97,26 @@ def exact_integrated_gradients(
     return ExactIntegratedGradients(values.cpu(), integral.pieces.cpu(), gap.cpu(), change.cpu())
 
 
-def _change(net: Program, ends: Tensor, classes: Tensor) -> Tensor:
-    outputs = torch.stack([net.forward(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in ends.split(1)])[
-        :, 0
-    ]
-    known = outputs.shape[-1]
-    if outputs.dim() != 3 or not ((classes >= 0) & (classes < known)).all():
+def _start(images: Tensor, baseline: Tensor | None) -> Tensor:
+    """A baseline for every image."""
+    if baseline is None:
+        return torch.zeros_like(images)
+    if not isinstance(baseline, Tensor) or baseline.shape not in (images.shape, images.shape[1:]):
+        got = tuple(baseline.shape) if isinstance(baseline, Tensor) else type(baseline).__name__
         raise UsageError(
-            f"`target` must be classes in 0..{known - 1} of logits (N, classes); got {classes.tolist()[:5]} for "
-            f"outputs of shape {tuple(outputs.shape[2:])}"
+            f"`baseline` must be a tensor {tuple(images.shape[1:])}, or {tuple(images.shape)} for one each; got {got}"
         )
-    first, last = outputs.gather(2, classes.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2).unbind(1)
-    return last - first
+    return baseline.to(images).expand_as(images)
+
+
+def _classes(target: Tensor | int, outputs: Tensor) -> Tensor:
+    """int64 (image,): the class that is explained, for outputs (image, 2, class)."""
+    if outputs.dim() != 3:
+        raise UsageError(f"the model must return logits (N, classes); got (N, *{tuple(outputs.shape[2:])})")
+    classes, known = torch.as_tensor(target, device=outputs.device), outputs.shape[-1]
+    fitting = classes.dtype == torch.int64 and classes.shape in ((), outputs.shape[:1])
+    if not fitting or not ((classes >= 0) & (classes < known)).all():
+        raise UsageError(
+            f"`target` must be a class in 0..{known - 1}, or int64 ({len(outputs)},) of them, one each; got {target!r}"
+        )
+    return classes.expand(len(outputs))

@@ -11,7 +11,6 @@ from grokkit.spline.affine import Program, program
 from grokkit.spline.frames import Frames
 from grokkit.spline.knots import ZERO, Grid
 from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
-from grokkit.spline.segment import check_program
 from grokkit.spline.sweep import Sweep
 
 
@@ -45,7 +44,6 @@ def _side(gap: Tensor, zero: Tensor) -> Tensor:
 def ray_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each point, every layer's count at one radius; one float64 pass of 2 P images a point and of each knot."""
     net = program(model, images)
-    check_program(net, model, images)
     for point in range(len(images)):
         yield BlockCount(
             _of_point(net, model, images[point : point + 1], radius * frames.at(range(point, point + 1)).double()), []

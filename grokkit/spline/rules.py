@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.errors import ModelContractError
+from grokkit.spline.calls import ANYWHERE, table
 from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, like_tangent, linear, scaled
 from grokkit.units import ACTIVATIONS, MAX_POOLS, RELU
 
@@ -153,30 +154,24 @@ def _max_pool(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
     return (pooled, winners) if func.__name__.endswith("_with_indices") or func is torch.adaptive_max_pool1d else pooled
 
 
-def _table(rule: Callable[..., Any], owners: tuple[Any, ...], names: str) -> dict[Any, Callable[..., Any]]:
-    found = (getattr(owner, name, None) for owner in owners for name in names.split())
-    return {func: rule for func in found if func is not None}
-
-
 _PROPERTIES = {"shape": _metadata, "ndim": _metadata, "dtype": _metadata, "device": _metadata, "data": _data}
-_ANYWHERE = (torch, Tensor, F)
 Dual.rules |= {
-    **_table(linear, _ANYWHERE,
+    **table(linear, ANYWHERE,
         "view view_as reshape flatten unflatten permute transpose movedim squeeze unsqueeze chunk split unbind narrow "
         "select expand expand_as repeat contiguous clone detach flip roll __getitem__ t mean sum neg __neg__ "
         "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__"),
-    **_table(_per_image, (torch, F),
+    **table(_per_image, (torch, F),
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
         "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle"),
-    **_table(_sum, _ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
-    **_table(_product, _ANYWHERE, "mul __mul__ __rmul__ multiply"),
-    **_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
-    **_table(_convolution, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
-    **_table(_fully_connected, (F,), "linear"),
-    **_table(_batch_norm, (F,), "batch_norm"),
-    **_table(_pad, (F,), "pad"),
-    **_table(_itself, (F,), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
-    **_table(_metadata, (Tensor,), "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
+    **table(_sum, ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
+    **table(_product, ANYWHERE, "mul __mul__ __rmul__ multiply"),
+    **table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
+    **table(_convolution, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    **table(_fully_connected, (F,), "linear"),
+    **table(_batch_norm, (F,), "batch_norm"),
+    **table(_pad, (F,), "pad"),
+    **table(_itself, (F,), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
+    **table(_metadata, (Tensor,), "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
     **{getattr(Tensor, name).__get__: rule for name, rule in _PROPERTIES.items()},
     **dict.fromkeys(ACTIVATIONS, _elementwise),
     **dict.fromkeys(MAX_POOLS, _max_pool),

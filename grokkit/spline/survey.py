@@ -7,25 +7,27 @@ mixes them by attention, bends its input space elsewhere too; the first is refus
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine import RULES
-from grokkit.spline.dual import leaves
+from grokkit.spline.calls import ANYWHERE, table
 from grokkit.spline.tape import Node, once
 from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS, REFUSED
 
-_NAMES = (
-    "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample einsum bmm baddbmm cumsum "
-    "diff tril triu outer repeat repeat_interleave unfold fold type_as addmm lerp rot90"
+_SELECTIONS = table(
+    "selection",
+    ANYWHERE,
+    "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample cumsum diff tril triu "
+    "repeat repeat_interleave unfold fold type_as rot90",
 )
-_SELECTIONS = {getattr(owner, name) for owner in (torch, Tensor, F) for name in _NAMES.split() if hasattr(owner, name)}
-"""Linear in the one tensor that depends on the image, as long as only one does and no mask among them."""
+"""Linear in all that depends on the image, as long as no mask does."""
+_BILINEAR = table("bilinear", ANYWHERE, "einsum bmm baddbmm addmm outer lerp")
+"""Linear as long as one argument depends on the image."""
 _BY_OTHER_NAMES = {*REFUSED.values(), *(activation.name for activation in ACTIVATIONS.values()), "glu"}
 """Activations, also where they are called by a name that the interception does not know (`torch.ops.aten.relu`)."""
 _MIXED = {torch.float32: 1e-3, torch.float64: 1e-9}
-_PRODUCTS = {"mul", "multiply", "matmul", "einsum", "bmm", "baddbmm", "addmm", "outer", "lerp"}
+"""How far an output may move when another image joins: far above rounding."""
 
 
 def uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
@@ -34,19 +36,20 @@ def uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
 
     Args:
         model: borrowed.
-        images: (N, ...), the first of which are run: forward passes of two, two and three images.
+        images: (N, ...), the first of which are run: forward passes of two and of three images.
 
     Raises:
         ModelContractError: an activation by a name that is not intercepted, or an output that depends on other images.
         ModelContractError: a value is chosen by a comparison (`where`, a mask times a value): a kink without a rule.
     """
-    pair = images[torch.arange(2, device=images.device) % len(images)].clone()
-    _check_apart(model, pair)
-    return tuple(dict.fromkeys(node.layer for node in once(model, pair).nodes if _bends(node)))
+    pair = images[torch.arange(2, device=images.device) % len(images)]
+    tape = once(model, pair.clone())
+    bending = tuple(dict.fromkeys(node.layer for node in tape.nodes if _bends(node)))
+    _check_apart(model, pair, tape.result)
+    return bending
 
 
-def _check_apart(model: nn.Module, pair: Tensor) -> None:
-    alone = model(pair.clone())
+def _check_apart(model: nn.Module, pair: Tensor, alone: Tensor) -> None:
     in_company = model(torch.cat([pair, 0.75 * pair[:1]]))[: len(pair)]
     error, size = (alone - in_company).abs().max(), alone.abs().max()
     if error > _MIXED[pair.dtype] * size and size.isfinite():
@@ -74,11 +77,16 @@ def _bends(node: Node) -> bool:
         return False
     if not any(var.floating for var in node.outputs()):
         return False  # a comparison bends nothing until it is used
-    if node.func in RULES or node.func in _SELECTIONS:
-        products = len(inputs) > 1 and node.name.strip("_").removeprefix("r").removeprefix("i") in _PRODUCTS
-        return products or _divides(node)
+    if node.func in RULES:
+        return not _accepted(node)
+    return node.func not in _SELECTIONS and not (node.func in _BILINEAR and len(inputs) == 1)
+
+
+def _accepted(node: Node) -> bool:
+    """Whether the rule of its operation takes the call for an affine map: a product of a constant and an image is one,
+    a product of two images is none."""
+    try:
+        RULES[node.func](node, "value")
+    except ModelContractError:
+        return False
     return True
-
-
-def _divides(node: Node) -> bool:
-    return "div" in node.name and any(leaf in node.inputs() for leaf in leaves(node.args[1:]))

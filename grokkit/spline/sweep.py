@@ -72,7 +72,7 @@ class Sweep:
                 continue
             refined = self._refined(step, at, grid, env)
             parts = list(_parts(refined.grid, _part_size(env)))
-            for part, rows in parts[:-1] if len(parts) > 1 else []:
+            for part, rows in parts[:-1]:
                 branch = dict(env)
                 self._bend(step, part, branch, _within(refined, rows))
                 self._go_on(at + 1, part, branch)
@@ -85,7 +85,8 @@ class Sweep:
         if step.pool:
             found = _pool_crossings(step, grid, env)
         else:
-            z = self._preactivation(step, grid, env)
+            (var,) = step.node.inputs()
+            z = _on(grid, env, var)
             if self._see is not None:
                 self._see(self._layer[at], z, step.kinks)
             found = Crossings(*map(torch.cat, zip(*(crossings(z, k, grid.joined) for k in step.kinks), strict=True)))
@@ -93,20 +94,12 @@ class Sweep:
             return Refined(grid, found.piece, found.unit)
         return refine(grid, found, self._layer[at])
 
-    @staticmethod
-    def _preactivation(step: Step, grid: Grid, env: Env) -> Tensor:
-        (var,) = step.node.inputs()
-        return _on(grid, env, var)
-
     def _bend(self, step: Step, grid: Grid, env: Env, refined: Refined) -> None:
         """Apply the activation or max-pool at the knots of `grid`, with the crossing units exactly on their kink."""
 
-        def fresh(var: Var) -> Tensor:
-            origin, values = env[var.index]
-            return values.clone() if origin is grid else grid.interpolate(values, origin)
-
         def on_kink(var: Var) -> Tensor:
-            values = fresh(var)
+            origin, values = env[var.index]
+            values = values.clone() if origin is grid else grid.interpolate(values, origin)
             if not step.pool:
                 values.flatten(1)[refined.knot, refined.unit] = _kink_of(step, refined, values)
             return values

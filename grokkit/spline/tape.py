@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.dual import leaves, map_leaves
+from grokkit.spline.calls import ANYWHERE, leaves, map_leaves, table
 from grokkit.units import ACTIVATIONS, ModulePath
 
 BATCHES = (2, 3)
+_OF_THE_SHAPE = table(
+    "constant", ANYWHERE, "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor"
+)
+"""What takes nothing but the shape of its argument makes a constant."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,6 @@ class Node(NamedTuple):
         func: what is called, with `args` and `kwargs` in which tensors that depend on the images are `Var`s.
         out: the result, in which they are too.
         layer: module path of the call; for an activation the name that local complexity gives it.
-        mutates: the argument that the call overwrites, or None.
         problem: why the call cannot be played back, or "".
     """
 
@@ -61,7 +64,6 @@ class Node(NamedTuple):
     kwargs: Any
     out: Any
     layer: str
-    mutates: Var | None
     problem: str
 
     @property
@@ -79,10 +81,12 @@ class Node(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """A recorded forward pass: its calls in order, and the variable that the model returned (None: none)."""
+    """A recorded forward pass: its calls in order, the variable that the model returned (None: none), and what it
+    returned."""
 
     nodes: list[Node]
     output: Var | None
+    result: Any
 
 
 class _Recorder(TorchFunctionMode):
@@ -115,7 +119,7 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         given = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = map_leaves(self.var_of, (args, kwargs))
-        if not any(isinstance(leaf, Var) for leaf in leaves(known)):
+        if func in _OF_THE_SHAPE or not any(isinstance(leaf, Var) for leaf in leaves(known)):
             return func(*args, **kwargs)
         problem = self._stale_argument(given)
         versions = [(tensor, _version(tensor)) for tensor in given]
@@ -124,10 +128,9 @@ class _Recorder(TorchFunctionMode):
             return out  # a shape or a flag
         written = [tensor for tensor, version in versions if _version(tensor) != version]
         problem = problem or self._hidden_write(written, out) or self._other_batch(out)
-        mutates = next((self.var_of(tensor) for tensor in written), None)
         self._forget_aliases(written)
         known_args, known_kwargs = known
-        self.nodes.append(Node(func, known_args, known_kwargs, self._bound(out), self._layer(func), mutates, problem))
+        self.nodes.append(Node(func, known_args, known_kwargs, self._bound(out), self._layer(func), problem))
         return out
 
     def _bound(self, out: Any) -> Any:
@@ -177,7 +180,7 @@ def once(model: nn.Module, images: Tensor) -> Tape:
     with path.watched(), _Recorder(path, images) as recorder:
         result = model(images)
     output = recorder.var_of(result)
-    return Tape(recorder.nodes, output if isinstance(output, Var) else None)
+    return Tape(recorder.nodes, output if isinstance(output, Var) else None, result)
 
 
 def record(model: nn.Module, images: Tensor) -> Tape:
@@ -206,7 +209,7 @@ def record(model: nn.Module, images: Tensor) -> Tape:
         one._replace(args=_for_any_batch(one.args, two.args), kwargs=_for_any_batch(one.kwargs, two.kwargs))
         for one, two in zip(first.nodes, second.nodes, strict=True)
     ]
-    return Tape(nodes, first.output)
+    return first._replace(nodes=nodes)
 
 
 def _for_any_batch(first: Any, second: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from grokkit.errors import UsageError
@@ -146,7 +146,7 @@ def complexity_interval(
         totals.append(local_complexity(model, images, radius, method=method, frame=frame).total)
     table = torch.stack(totals)
     found = two_way(table.double().numpy())
-    half = float(stats.t.ppf((1 + level) / 2, found.freedom)) * found.error
+    half = float(stdtrit(found.freedom, (1 + level) / 2)) * found.error
     whole = found.points + found.frames + found.residual
     return ComplexityInterval(
         mean=found.mean,

@@ -98,10 +98,26 @@ def test_case_09_a_float32_model_and_one_target_for_all():
     net, x = randomised(MLP(), 3).float(), _draw(3, 6).float()
     found = exact_integrated_gradients(net, x, 2)
     assert found.values.dtype == torch.float64 and (found.gap / found.change.abs()).max() < 1e-12
-    with pytest.raises(UsageError, match=r"`target` must be classes in 0\.\.2"):
+    with pytest.raises(UsageError, match=r"`target` must be a class in 0\.\.2, or int64 \(3,\) of them.*got 3"):
         exact_integrated_gradients(net, x, 3)
     with pytest.raises(UsageError, match=r"`images` must be a floating tensor \(N, ...\)"):
         exact_integrated_gradients(net, x[0], 0)
+    x[1, 2] = torch.nan
+    with pytest.raises(UsageError, match="`images` must be finite; 1 of 3"):
+        exact_integrated_gradients(net, x, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": 0.5}, "`target` must be a class in 0"),
+        ({"target": torch.tensor([0, 1])}, r"int64 \(3,\) of them"),
+        ({"target": 0, "baseline": torch.zeros(5)}, r"`baseline` must be a tensor \(6,\), or \(3, 6\).*got \(5,\)"),
+    ],
+)
+def test_case_09_bad_arguments_are_refused_in_words(options, words):
+    with pytest.raises(UsageError, match=words):
+        exact_integrated_gradients(randomised(MLP(), 3), _draw(3, 6), **options)
 
 
 def test_case_18_max_pool_and_relu_commute_in_the_affine_partition():
