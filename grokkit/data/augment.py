@@ -18,7 +18,9 @@ Augmentation = Callable[..., Tensor]
 that knows which images these are and which epoch it is."""
 
 ALLOWED = "'flip', 'altflip', 'crop<pad>' (reflected border), 'crop<pad>:constant' (black border), 'cutout<size>'"
-SPEC = re.compile(r"(?P<flip>flip)|(?P<altflip>altflip)|crop(?P<pad>[1-9]\d*)(:(?P<mode>reflect|constant))?|cutout(?P<size>[1-9]\d*)")
+SPEC = re.compile(
+    r"(?P<flip>flip)|(?P<altflip>altflip)|crop(?P<pad>[1-9]\d*)(:(?P<mode>reflect|constant))?|cutout(?P<size>[1-9]\d*)"
+)
 
 
 def parse(specs: Sequence[str]) -> tuple[Augmentation, ...]:

@@ -138,7 +138,7 @@ def build(config: RunConfig, device: torch.device) -> Job:
     """Data, model, optimizer, policy and batches for `config` on `device`."""
     checked_clip(config.clip)
     dataset = build_data(config)
-    model = placed(build_model(config, facts_of(dataset)), device)
+    model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
     batches = Batches(
