@@ -1,4 +1,4 @@
-"""Muon against a slow twin by singular values, against torch's SGD, under a policy, and without a look at the device."""
+"""Muon against a slow twin by singular values and torch's SGD, under a policy, and without a look at the device."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The record-setting net: whitening and identity init against known answers, and a run that learns, stops and goes on."""
+"""The record-setting net: whitening and identity init against known answers; a run that learns, stops and goes on."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,8 @@ def small(batch_size: int = 100, steps: int = 60) -> gk.RunConfig:
         data=part("digits", size=32, train=600, test=400),
         model=part("speednet", width=8),
         optimizer=part(
-            "muon", lr=0.24, vector_lr=0.053 * batch_size, matrix_lr=0.67 * batch_size / 8, weight_decay=2e-6 * batch_size
+            "muon", lr=0.24, vector_lr=0.053 * batch_size, matrix_lr=0.67 * batch_size / 8,
+            weight_decay=2e-6 * batch_size,
         ),
         batch_size=batch_size, steps=steps, records=3, probes={"train": 32, "test": 32, "random": 16},
     )  # fmt: skip

@@ -68,7 +68,7 @@ class Whitening(nn.Module):
 class ShiftNorm(nn.BatchNorm2d):
     """BatchNorm with a trained shift, a fixed scale of 1, and statistics that follow the last few batches.
 
-    Its `eps` is torch's. The source's 1e-12 divides by almost nothing where a channel is constant, as behind grey images.
+    Its `eps` is torch's: the source's 1e-12 divides by almost nothing where a channel is constant, as with grey images.
     """
 
     def __init__(self, channels: int) -> None:
