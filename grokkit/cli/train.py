@@ -60,11 +60,15 @@ def train(
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
-    """The config with what the command line changes; other data keep the number of training images asked for
-    and whether their labels are shuffled."""
+    """The config with what the command line changes; other data keep the numbers of training and validation images
+    asked for and whether labels are shuffled."""
     changes: dict[str, object] = {}
     if data is not None:
-        kept = {name: value for name, value in config.data.options.items() if name in ("train", "shuffle_labels")}
+        kept = {
+            name: value
+            for name, value in config.data.options.items()
+            if name in ("train", "validation", "shuffle_labels")
+        }
         changes["data"] = Part(data, kept)
     if seed is not None:
         changes["seed"] = seed
