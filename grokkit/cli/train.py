@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.cli.text import final_accuracy
 from grokkit.errors import TrajectoryError
 from grokkit.training.config import Part, RunConfig
 
@@ -56,7 +57,8 @@ def train(
         )
     for config in configs:
         run = loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
-        print(f"{run.path}: {len(run.steps())} snapshots; draw them with: grokkit figure phases {run.path}")
+        print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
+        print(f"{len(run.steps())} snapshots; draw them with: grokkit figure phases {run.path}")
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -45,7 +46,10 @@ REPORTS = 200
 """Rows of batch metrics per run; between them and the recorded steps the loop does not wait for the device."""
 
 EVALUATED = 2048
-"""Test images converted to floats at a time."""
+"""Images to evaluate on converted to floats at a time."""
+
+MIRRORING = frozenset({"flip", "altflip"})
+"""Augmentations after which a net is also asked about the mirror of every test image, at the end."""
 
 SAVE_SECONDS = 120.0
 """Longest time between two resume slots."""
@@ -63,6 +67,7 @@ class Job:
     batches: Batches
     meter: Meter
     test_set: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor] | None
 
 
 def train(
@@ -144,8 +149,15 @@ def build(config: RunConfig, device: torch.device) -> Job:
     batches = Batches(
         dataset.x_train, dataset.y_train, config.batch_size, seed=config.seed, device=device, augment=config.augment
     )
-    test_set = torch.from_numpy(dataset.x_test).to(device), torch.from_numpy(dataset.y_test).to(device)
-    return Job(config, dataset, model, optimizer, policy, batches, Meter(device), test_set)
+    test_set = _on(device, dataset.x_test, dataset.y_test)
+    validation = None
+    if dataset.x_val is not None and dataset.y_val is not None:
+        validation = _on(device, dataset.x_val, dataset.y_val)
+    return Job(config, dataset, model, optimizer, policy, batches, Meter(device), test_set, validation)
+
+
+def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
 def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Recorder:
@@ -208,13 +220,35 @@ def _report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None
 
 
 def _evaluate(job: Job, recorder: Recorder, step: int) -> None:
-    """Loss and plain accuracy on the whole test set: correct / seen."""
-    meter = Meter(job.meter.device)
-    for images, labels in zip(*(part.split(EVALUATED) for part in job.test_set), strict=True):
-        logits = logits_of(job.model, pixels(images))
-        meter.add(loss_function(job.config.loss)(logits, labels), logits, labels)
-    loss, accuracy = meter.read()
-    recorder.log(step, "test_set", loss=loss, accuracy=accuracy)
+    """Log loss and accuracy on images that were not trained on.
+
+    A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
+    but for the first and the last step. After the last one, where training mirrored images, the test set is told with
+    test-time augmentation too.
+    """
+    last = step == job.config.steps
+    if job.validation is not None:
+        told = _tell(job, job.validation)
+        recorder.log(step, "validation", **told)
+        job.policy.observe({"validation_loss": told["loss"]})
+    if job.validation is None or step == 0 or last:
+        mirrored = last and not MIRRORING.isdisjoint(job.config.augment)
+        recorder.log(step, "test_set", **_tell(job, job.test_set, mirrored=mirrored))
+
+
+def _tell(job: Job, split: tuple[Tensor, Tensor], *, mirrored: bool = False) -> dict[str, float]:
+    """`loss` and plain `accuracy` on the whole split, correct / seen; where `mirrored` also `accuracy_tta`, by the mean
+    of the logits for each image and its mirror."""
+    plain, both = Meter(job.meter.device), Meter(job.meter.device)
+    for images, labels in zip(*(part.split(EVALUATED) for part in split), strict=True):
+        x = pixels(images)
+        logits = logits_of(job.model, x)
+        loss = loss_function(job.config.loss)(logits, labels)
+        plain.add(loss, logits, labels)
+        if mirrored:
+            both.add(loss, (logits + logits_of(job.model, x.flip(3))) / 2, labels)
+    told = dict(zip(("loss", "accuracy"), plain.read(), strict=True))
+    return told | ({"accuracy_tta": both.read()[1]} if mirrored else {})
 
 
 def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:
