@@ -7,6 +7,7 @@ whoever reads or saves one net sees it as it is after the last update, without a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ from torch.optim import Optimizer
 
 from grokkit.training.build import build_optimizer
 from grokkit.training.config import Part
+from grokkit.training.precision import Autocast
+
+ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
+"""Optimizers that treat every number by itself, so that K nets in one tensor are K nets."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Tensors = dict[str, Tensor]
@@ -26,18 +31,19 @@ class Stack:
     Args:
         models: the nets, in training mode; from here on their parameters and buffers are views of the stack's tensors.
         loss: logits (B, classes) and labels (B,) to the mean loss of the batch.
+        precision: of the products, `float32` or `bfloat16`, as of a net alone.
 
     The gradients are `torch.func.vmap` of `torch.func.grad`: K products of matrices become one batched product. Its
     sums are taken in another order than those of a net alone: the two agree to rounding, not to the bit.
     """
 
-    def __init__(self, models: Sequence[nn.Module], loss: Loss) -> None:
+    def __init__(self, models: Sequence[nn.Module], loss: Loss, precision: str = "float32") -> None:
         self.models = list(models)
         tensors = [dict(_tensors(model)) for model in self.models]
         stacked = {name: _shared([each[name] for each in tensors]) for name in tensors[0]}
         self.parameters = {name: stacked.pop(name) for name, tensor in tensors[0].items() if tensor.requires_grad}
         self._rest = stacked
-        self._gradients = vmap(grad_and_value(_loss_and_logits(self.models[0], loss), has_aux=True))
+        self._gradients = vmap(grad_and_value(_loss_and_logits(self.models[0], loss, precision), has_aux=True))
 
     def __len__(self) -> int:
         return len(self.models)
@@ -87,7 +93,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _loss_and_logits(
-    model: nn.Module, loss: Loss
+    model: nn.Module, loss: Loss, precision: str
 ) -> Callable[[Tensors, Tensors, Tensor, Tensor], tuple[Tensor, Tensor]]:
     """A net's loss and logits as a function of its parameters.
 
@@ -104,7 +110,7 @@ def _loss_and_logits(
     def of(learned: Tensors, rest: Tensors, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         tensors = {**learned, **rest}
         filled = {place: tensors[name] for place, name in places.items()}
-        logits = functional_call(model, filled, (x,), tie_weights=False)
+        logits = Autocast(partial(functional_call, model, filled, tie_weights=False), precision)(x)
         return loss(logits, y), logits
 
     return of
@@ -114,7 +120,7 @@ class StackedUpdate:
     """One optimizer for the whole stack; each net's own optimizer holds views of its state, in the ordinary form.
 
     It takes one learning rate. As soon as the nets' rates differ, which takes a policy that listens to readings, every
-    net is updated by its own optimizer, from the same state.
+    net is updated by its own optimizer, from the same state; so are nets under an optimizer that is not elementwise.
 
     Args:
         stack: whose gradients and parameters.
@@ -124,7 +130,9 @@ class StackedUpdate:
 
     def __init__(self, stack: Stack, chosen: Part, own: Sequence[Optimizer]) -> None:
         self._stack, self._own = stack, list(own)
-        self._whole: Optimizer | None = build_optimizer(chosen, stack.parameters.values())
+        self._whole: Optimizer | None = None
+        if chosen.name in ELEMENTWISE:
+            self._whole = build_optimizer(chosen, stack.parameters.values())
         self._lent = False
         for optimizer in self._own:
             optimizer.step()  # without gradients it does nothing but tell its scheduler that updates come first
