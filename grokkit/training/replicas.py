@@ -108,7 +108,9 @@ class Replica:
             else:
                 self.reported = (told["step"], told["values"])
         code = process.wait()
-        if code == -signal.SIGTERM and self._stopped:  # asked to stop before its loop began, or after its end
+        process.stdout.close()
+        self.stop()
+        if code == -signal.SIGTERM:  # asked to stop before its loop began, or after its end
             self.begun = self.path.exists()
             if self.begun and open_run(self.path).status["state"] != "done":
                 self.failure = ("Interrupted", "stopped before its first update")
