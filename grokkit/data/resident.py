@@ -93,7 +93,7 @@ class Batches:
         return self._order[1]
 
     def _augmented(self, chosen: Tensor, step: int) -> Tensor:
-        x = self.images[chosen]
+        x = self.images.index_select(0, chosen)  # copies whole images, where images[chosen] goes number by number
         if self._augmentations:
             generator = seeding.generator(self.seed, "augment", step, device=x.device)
             for change in self._augmentations:
@@ -118,7 +118,7 @@ def stacked_at(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
     if first._augmentations:
         images = torch.stack([each._augmented(mine, step) for each, mine in zip(batches, chosen, strict=True)])
     else:
-        images = first.images[chosen]
+        images = first.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
     return pixels(images), first.labels[chosen]
 
 
