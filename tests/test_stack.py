@@ -1,4 +1,4 @@
-"""Nets in a stack against the same nets one after the other: gradients, clipping, statistics, updates and their state."""
+"""Nets in a stack against the same nets one after the other: gradients, clipping, statistics, updates, state."""
 
 import copy
 
