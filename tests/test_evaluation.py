@@ -43,7 +43,7 @@ def right(logits: torch.Tensor, labels: np.ndarray) -> float:
 @pytest.mark.parametrize("word", ["flip", "altflip"])
 def test_tta_is_the_mean_of_image_and_mirror_at_the_last_step_alone(word: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(loop, "EVALUATED", 7)  # sixty images, the last batch is ragged
-    config = FLIPPED.replace(augment=(word,), optimizer=SMALL.optimizer)
+    config = FLIPPED.replace(augment=(word,), optimizer=part("adamw", lr=0.02))
     run = gk.train(config, runs=tmp_path, device="cpu")
     data = gk.load_data("digits", size=8, train=120, test=60)
     plain, tta = rows(run, "test_set", "accuracy"), rows(run, "test_set", "accuracy_tta")
