@@ -9,7 +9,7 @@ import torch
 import grokkit as gk
 from grokkit.cli import main
 from grokkit.errors import DataError, Interrupted
-from grokkit.training import loop
+from grokkit.training import evaluation, loop
 from grokkit.training.build import build_model
 from grokkit.training.config import RunConfig, part
 from tests.runs import SMALL, contents
@@ -42,10 +42,11 @@ def right(logits: torch.Tensor, labels: np.ndarray) -> float:
 
 @pytest.mark.parametrize("word", ["flip", "altflip"])
 def test_tta_is_the_mean_of_image_and_mirror_at_the_last_step_alone(word: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(loop, "EVALUATED", 7)  # sixty images, the last batch is ragged
-    config = FLIPPED.replace(augment=(word,), optimizer=part("adamw", lr=0.02))
+    monkeypatch.setattr(evaluation, "EVALUATED", 7)  # six hundred images, the last batch is ragged
+    digits = {"size": 8, "train": 120, "test": 600}
+    config = FLIPPED.replace(augment=(word,), optimizer=part("adamw", lr=0.01), data=part("digits", **digits))
     run = gk.train(config, runs=tmp_path, device="cpu")
-    data = gk.load_data("digits", size=8, train=120, test=60)
+    data = gk.load_data("digits", **digits)
     plain, tta = rows(run, "test_set", "accuracy"), rows(run, "test_set", "accuracy_tta")
     assert list(plain) == run.steps() and list(tta) == [24]
     straight, mirrored = (logits(run, config, 24, x) for x in (data.x_test, data.x_test[..., ::-1].copy()))
