@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import local_complexity, partition, seeds
+from bench import local_complexity, partition, seeds, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -20,6 +20,10 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "segment-memory": partition.peak_memory,
     "seeds": seeds.mlps,
     "seeds-convnets": seeds.convnets,
+    "augmentation": training.augmentation,
+    "pipelines": training.pipelines,
+    "trainer": training.trainer,
+    "optimizers": training.optimizers,
 }
 
 

