@@ -4,10 +4,13 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import grokkit as gk
+from bench.accuracy import grokkit_curve
+from bench.accuracy_report import welch
 from grokkit.recipes import cifar10_in_minutes
 from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
@@ -83,6 +86,15 @@ def test_the_same_batches_give_the_same_weights_and_curve(name: str, tmp_path: P
     assert last == pytest.approx(curve[-1].train_loss, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", TWINS)
+def test_the_bench_reads_the_curve_of_a_run_epoch_by_epoch(name: str) -> None:
+    config, recipe = TWINS[name]
+    _, plain = _plain_twin(config, recipe)
+    for ours, theirs in zip(grokkit_curve(config, IMAGES), plain, strict=True):
+        assert (ours.epoch, ours.test_accuracy) == (theirs.epoch, theirs.test_accuracy)
+        assert ours.train_loss == pytest.approx(theirs.train_loss, abs=1e-5)
+
+
 SPOILT = {
     "cifar10_in_minutes": {
         "lr": 0.0101, "weight_decay": 2e-4, "clip_value": 0.11, "peak": 0.31, "cycle_momentum": True,
@@ -115,3 +127,11 @@ def test_cutout_blackens_a_clipped_square_around_every_pixel() -> None:
     torch.manual_seed(0)
     holes = {tuple(map(tuple, (Cutout(2)(torch.ones(1, 4, 4))[0] == 0).nonzero().tolist())) for _ in range(400)}
     assert len(holes) == 16 and {len(hole) for hole in holes} == {1, 2, 4}
+
+
+def test_an_interval_of_a_difference_is_welchs() -> None:
+    found = welch(pd.Series([0.72, 0.70, 0.74]), pd.Series([0.71, 0.69, 0.685]))
+    # by hand: variances of the means 4/3e-4 and 1.75/3e-4, 3.47 degrees of freedom, t = 2.9524
+    assert found["difference"] == pytest.approx(0.025)
+    assert found["half"] == pytest.approx(2.9524 * 0.0138444, rel=1e-3)
+    assert found["low"] < 0 < found["high"]
