@@ -85,7 +85,8 @@ class Batches:
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
             order = torch.randperm(len(self.images), generator=seeding.generator(self.seed, "order", epoch))
-            self._order = (epoch, order.to(self.images.device))
+            on_gpu = self.images.is_cuda  # from pinned memory, so that the host does not wait for the copy
+            self._order = (epoch, (order.pin_memory() if on_gpu else order).to(self.images.device, non_blocking=on_gpu))
         return self._order[1]
 
     def _augmented(self, x: Tensor, step: int) -> Tensor:

@@ -52,6 +52,9 @@ class RunConfig:
         batch_size: images per update.
         steps: updates.
         augment: for example ("crop4", "flip", "cutout8").
+        precision: of the training arithmetic: `float32`, `bfloat16` or `float16` (autocast: weights stay float32), or
+            `auto`, the fastest one that the device has (`precision.resolve_precision`). No measure is taken in it.
+        execution: of the step: `eager`, `graph` (CUDA), `compile`, or `auto` (`step.TrainStep`).
         probes: images per probe set.
         measures: taken at every recorded step.
         attributions: taken at every recorded step; options `images`, `probe_set` and the method's own.
@@ -73,6 +76,8 @@ class RunConfig:
     batch_size: int = 128
     steps: int = 1000
     augment: tuple[str, ...] = ()
+    precision: str = "auto"
+    execution: str = "auto"
     probes: Mapping[str, int] = field(default_factory=lambda: {"train": 512, "test": 512, "random": 512})
     measures: tuple[Part, ...] = ()
     attributions: tuple[Part, ...] = ()
