@@ -9,16 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from grokkit import policies
 from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
-from grokkit.data.resident import Batches, pixels
+from grokkit.data.resident import Batches
 from grokkit.errors import DataError, Interrupted, NumericsError
-from grokkit.measures.base import logits_of
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
 from grokkit.seeding import seeded
@@ -36,6 +35,7 @@ from grokkit.training.build import (
 from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
 from grokkit.training.device import described, fitting_threads, resolve
+from grokkit.training.evaluation import Split, evaluated
 from grokkit.training.interrupt import StopRequest
 from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
@@ -50,8 +50,8 @@ from grokkit.trajectory import Run, open_run
 REPORTS = 200
 """Rows of batch metrics per run. Each is read one step late, so that the device has work while the host reads."""
 
-EVALUATED = 2048
-"""Test images converted to floats at a time."""
+MIRRORING = frozenset({"flip", "altflip"})
+"""Augmentations after which a net is also asked about the mirror of every test image, at the end."""
 
 SAVE_SECONDS = 120.0
 """Longest time between two resume slots."""
@@ -69,7 +69,8 @@ class Job:
     batches: Batches
     update: TrainStep
     meter: Meter
-    test_set: tuple[Tensor, Tensor]
+    test_set: Split
+    validation: Split | None
     device: torch.device
     precision: str
 
@@ -147,7 +148,7 @@ def build(config: RunConfig, device: torch.device) -> Job:
     """Data, model, optimizer, policy and batches for `config` on `device`."""
     checked_clip(config.clip)
     dataset = build_data(config)
-    model = placed(build_model(config, facts_of(dataset)), device)
+    model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
     batches = Batches(
@@ -159,9 +160,28 @@ def build(config: RunConfig, device: torch.device) -> Job:
         batch_size=batches.batch_size, clip=partial(clip_gradients, config.clip, model),
         precision=precision, execution=config.execution,
     )  # fmt: skip
-    test_set = torch.from_numpy(dataset.x_test).to(device), torch.from_numpy(dataset.y_test).to(device)
-    meter = Meter(device)
-    return Job(config, dataset, model, optimizer, policy, batches, update, meter, test_set, device, precision)
+    test_set = _on(device, dataset.x_test, dataset.y_test)
+    validation = None
+    if dataset.x_val is not None and dataset.y_val is not None:
+        validation = _on(device, dataset.x_val, dataset.y_val)
+    return Job(
+        config,
+        dataset,
+        model,
+        optimizer,
+        policy,
+        batches,
+        update,
+        Meter(device),
+        test_set,
+        validation,
+        device,
+        precision,
+    )
+
+
+def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
 def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Recorder:
@@ -239,14 +259,21 @@ def _rate(job: Job) -> float:
 
 
 def _evaluate(job: Job, recorder: Recorder, step: int) -> None:
-    """Loss and plain accuracy on the whole test set: correct / seen."""
+    """Log loss and accuracy on images that were not trained on.
+
+    A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
+    but for the first and the last step. After the last one, where training mirrored images, the test set is told with
+    test-time augmentation too.
+    """
+    last = step == job.config.steps
     with recorder.costs.of("evaluation"):
-        meter = Meter(job.device)
-        for images, labels in zip(*(part.split(EVALUATED) for part in job.test_set), strict=True):
-            logits = logits_of(job.model, pixels(images))
-            meter.add(loss_function(job.config.loss)(logits, labels), logits, labels)
-        loss, accuracy = meter.mean()
-    recorder.log(step, "test_set", loss=loss, accuracy=accuracy)
+        if job.validation is not None:
+            told = evaluated(job.model, job.validation, job.config.loss)
+            recorder.log(step, "validation", **told)
+            job.policy.observe({"validation_loss": told["loss"]})
+        if job.validation is None or step == 0 or last:
+            mirrored = last and not MIRRORING.isdisjoint(job.config.augment)
+            recorder.log(step, "test_set", **evaluated(job.model, job.test_set, job.config.loss, mirrored=mirrored))
 
 
 def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:
