@@ -106,11 +106,12 @@ def test_how_the_sweep_is_cut_changes_nothing(bytes_, monkeypatch):
         assert np.abs(one - other).max() < 1e-13
 
 
-def test_several_segments_are_each_their_own():
-    net, a, b = randomised(MLP()), _draw(70, 6), _draw(70, 6, seed=2)
+@pytest.mark.parametrize(("kind", "shape", "count"), [(MLP, (6,), 70), (Pools, (2, 12, 12), 4)])
+def test_several_segments_are_each_their_own(kind, shape, count):
+    net, a, b = randomised(kind(), 3), _draw(count, *shape), _draw(count, *shape, seed=2)
     together = partition_segment(net, a, b)
-    assert len(together.count) == 70
-    for segment in (0, 31, 32, 69):
+    assert len(together.count) == count
+    for segment in {0, 31, 32, count - 1} & set(range(count)):
         alone = partition_segment(net, a[segment], b[segment])
         assert alone.count == together.count[segment]
         assert np.abs(alone.breakpoints - together.breakpoints[segment]).max(initial=0) < 1e-13

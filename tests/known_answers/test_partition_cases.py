@@ -4,6 +4,7 @@ the scientific specification (cases 4-6, 8, 9, 18, 25, 26, 28)."""
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from torch import nn
 
@@ -49,6 +50,36 @@ def test_case_04_repeated_and_parallel_kinks_merge_in_affine_but_not_in_activati
     assert cancelled.count == 2 and cancelled.affine_count == 1
 
 
+def test_case_04_numbers_in_the_code_of_a_network_are_not_rounded():
+    offsets = {"0.3": lambda x: x - 0.3, "0.3 by sub": lambda x: torch.sub(x, 0.1, alpha=3), "-0.7": lambda x: 0.7 - x}
+    for words, body in offsets.items():
+        net = nn.Sequential(nn.Identity(), nn.Linear(1, 1), Scalar(body), nn.ReLU()).double()
+        nn.init.ones_(net[1].weight)
+        nn.init.zeros_(net[1].bias)
+        expected = abs(float(words.split()[0]))
+        assert partition_segment(net, *_line()).breakpoints == pytest.approx([expected], abs=1e-15), words
+
+
+def test_case_04_a_unit_counts_however_small_it_is_beside_the_others():
+    found = partition_segment(Scalar(lambda x: torch.relu(torch.cat([x + 1, 1e-9 * (x - 0.5)], 1))), *_line())
+    assert found.breakpoints == pytest.approx([0.5], abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kinks"),
+    [
+        (F.relu6, (0.0, 6.0)),
+        (lambda x: F.hardtanh(x, -0.5, 5.0), (-0.5, 5.0)),
+        (lambda x: torch.clamp(x, min=2.0, max=3.0), (2.0, 3.0)),
+    ],
+)
+def test_case_04_an_activation_with_two_kinks_bends_at_both(activation, kinks):
+    found = partition_segment(Scalar(activation), *_line(-1.0, 8.0))
+    assert found.breakpoints == pytest.approx([(kink + 1) / 9 for kink in kinks], abs=1e-15)
+    # one output, and it is exactly on its kink where the unit is
+    assert found.outputs[0].ravel().tolist() == [kinks[0], *kinks, kinks[1]]
+
+
 def test_case_05_a_sawtooth_of_depth_k_has_two_to_the_k_pieces():
     def tents(x):
         for _ in range(10):
@@ -64,6 +95,37 @@ def test_case_06_a_deep_cancellation_has_two_activation_regions_and_one_affine_r
     found = partition_segment(Scalar(lambda x: torch.relu(x) - torch.relu(-x) - x), *_line(-1.0, 2.0))
     assert (found.count, found.affine_count) == (2, 1)
     assert found.breakpoints[0] == pytest.approx(1 / 3, abs=1e-15)
+
+
+HINGES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("others", [-1.0, 1.0], ids=["below their kink", "above it"])
+def test_case_06_rounding_makes_no_breakpoints(others):
+    # 0.1 x + 0.2 x - 0.3 x is 0 or some 1e-17 of either sign at the knots that the hinges make
+    def rounded(x):
+        hinges = torch.relu(x - HINGES).sum(1, keepdim=True)
+        return hinges + torch.relu(torch.cat([others + 0 * x, 0.1 * x + 0.2 * x - 0.3 * x], 1)).sum(1, keepdim=True)
+
+    assert partition_segment(Scalar(rounded), *_line()).breakpoints == pytest.approx(HINGES.numpy(), abs=1e-15)
+
+
+@pytest.mark.parametrize("level", [-2.0, 2.0], ids=["negative", "positive"])
+def test_case_18_rounding_moves_no_winner_of_a_max_pool(level):
+    # two entries that are one function, summed in two ways; which of them is ahead by 1e-17 changes between knots
+    def pooled(x):
+        hinges = torch.relu(x - HINGES).sum(1, keepdim=True)
+        entries = torch.cat([0.1 * x + 0.2 * x + level, 0.3 * x + level], 1)
+        return hinges + F.max_pool1d(entries.unsqueeze(1), 2).flatten(1)
+
+    assert partition_segment(Scalar(pooled), *_line()).breakpoints == pytest.approx(HINGES.numpy(), abs=1e-15)
+
+
+def test_case_18_padding_never_wins_a_window_of_a_max_pool():
+    def pooled(x):  # windows [pad, x - 0.3], [x - 0.3, 0.4 - x], [0.4 - x, pad]
+        return F.max_pool1d(torch.cat([x - 0.3, 0.4 - x], 1).unsqueeze(1), 2, 1, 1).flatten(1)
+
+    assert partition_segment(Scalar(pooled), *_line()).breakpoints == pytest.approx([0.35], abs=1e-15)
 
 
 def test_case_08_a_bias_free_net_has_integrated_gradients_equal_to_input_times_gradient():
