@@ -80,6 +80,15 @@ def test_case_04_an_activation_with_two_kinks_bends_at_both(activation, kinks):
     assert found.outputs[0].ravel().tolist() == [kinks[0], *kinks, kinks[1]]
 
 
+def test_case_04_every_breakpoint_names_the_layer_that_makes_it():
+    # affine steps before and between the activations, so that a layer is not its place among all steps
+    net = Scalar(lambda x: torch.relu(2 * F.max_pool1d(torch.relu(x[:, :1] - 0.25).unsqueeze(1), 1).flatten(1) - 1))
+    found = partition_segment(net, *_line())
+    assert found.breakpoints == pytest.approx([0.25, 0.75], abs=1e-15)
+    assert found.made_by[0].tolist() == [-1, 0, 2, -1]
+    assert list(found.by_layer.values()) == [1, 0, 1]
+
+
 def test_case_05_a_sawtooth_of_depth_k_has_two_to_the_k_pieces():
     def tents(x):
         for _ in range(10):
@@ -100,14 +109,23 @@ def test_case_06_a_deep_cancellation_has_two_activation_regions_and_one_affine_r
 HINGES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("others", [-1.0, 1.0], ids=["below their kink", "above it"])
-def test_case_06_rounding_makes_no_breakpoints(others):
-    # 0.1 x + 0.2 x - 0.3 x is 0 or some 1e-17 of either sign at the knots that the hinges make
-    def rounded(x):
+def _rounded(others):
+    """Hinges, then a unit that keeps away from its kink and one that is 0 but for some 1e-17 of either sign at the knots
+    that the hinges make."""
+
+    def body(x):
         hinges = torch.relu(x - HINGES).sum(1, keepdim=True)
         return hinges + torch.relu(torch.cat([others + 0 * x, 0.1 * x + 0.2 * x - 0.3 * x], 1)).sum(1, keepdim=True)
 
-    assert partition_segment(Scalar(rounded), *_line()).breakpoints == pytest.approx(HINGES.numpy(), abs=1e-15)
+    return Scalar(body)
+
+
+@pytest.mark.parametrize("others", [-1.0, 1.0], ids=["below their kink", "above it"])
+def test_case_06_rounding_makes_no_breakpoints_and_crosses_no_ray(others):
+    found = partition_segment(_rounded(others), *_line())
+    assert found.breakpoints == pytest.approx(HINGES.numpy(), abs=1e-15)
+    middle = torch.tensor([[0.5]], dtype=torch.float64)
+    assert local_complexity(_rounded(others), middle, 0.5, 1, "ray").counts.tolist() == [[19, 0]]
 
 
 @pytest.mark.parametrize("level", [-2.0, 2.0], ids=["negative", "positive"])
@@ -218,6 +236,17 @@ def test_case_26_vertex_is_at_most_ray_exact_is_at_most_the_bound_and_all_agree_
             loose += int((bound > ray).sum())
     assert loose > 0.1 * points  # the bound is a bound, and not the count itself
     assert folded > 0 or kind is MLP
+
+
+@pytest.mark.parametrize("method", ["vertex", "ray", "bound"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_case_26_a_unit_on_its_kink_at_an_end_counts_and_one_with_two_kinks_counts_twice(method, sign):
+    places = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    middle = torch.tensor([[0.5]], dtype=torch.float64)
+    touched = Scalar(lambda x: torch.relu(sign * (x - places)))
+    assert local_complexity(touched, middle, 0.5, 1, method).counts.tolist() == [[3]]
+    twice = Scalar(lambda x: F.hardtanh(sign * (x - 0.5), -0.25, 0.25))
+    assert local_complexity(twice, middle, 0.5, 1, method).counts.tolist() == [[2]]
 
 
 def test_case_26_a_fold_that_the_vertices_miss_is_seen_along_the_ray():
