@@ -92,6 +92,18 @@ def test_parameter_counts(name: str, options: dict[str, object], count: int) -> 
     assert cifar_profile(name, **options).parameters == count
 
 
+def test_resnet9_can_fix_a_factor_on_its_logits() -> None:
+    images = torch.randn(2, *CIFAR, generator=generator(0, "images"))
+    made = []
+    for options in ({}, {"head_scale": 0.125}):
+        with seeded(0), torch.no_grad():
+            made.append(models.create("resnet9", CIFAR, 10, width=4, **options).eval()(images))
+    assert torch.equal(made[0] / 8, made[1])
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(UsageError, match="`head_scale` must be finite and above 0"):
+            models.create("resnet9", CIFAR, 10, head_scale=wrong)
+
+
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_preact_resnet18_of_width_16_has_137216_counted_units_in_16_layers(norm: str) -> None:
     counted = cifar_profile("preact_resnet18", width=16, norm=norm).counted_units

@@ -134,6 +134,7 @@ def test_a_policy_moves_all_rates_by_one_factor():
         optimizer.step()
         policy.step()
     assert [group["kind"] for group in optimizer.param_groups] == ["convolutions", "vectors", "matrices"]
+    assert all(group["capturable"] for group in optimizer.param_groups), "a graph may record it"
 
 
 def test_a_rate_on_the_device_and_a_number_give_the_same_step():

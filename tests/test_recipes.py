@@ -89,6 +89,7 @@ def test_every_variant_starts(name: str, monkeypatch) -> None:
     monkeypatch.setattr(data, "load", lambda *_, **__: noise)
     for make in recipes.shipped(name).variants.values():
         config = make()
-        job = build(config.replace(model=part(config.model.name, width=8)), torch.device("cpu"))
+        model = part(config.model.name, **config.model.options, width=8)
+        job = build(config.replace(model=model), torch.device("cpu"))
         x, _ = job.batches.at(1)
         assert job.model(x).shape == (20, 10)

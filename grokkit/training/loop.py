@@ -243,7 +243,7 @@ def _report(job: Job, recorder: Recorder, observer: Observer) -> None:
         return
     step, loss, accuracy = taken
     if not math.isfinite(loss):
-        kept = max(open_run(recorder.path).steps())
+        kept = max(open_run(recorder.path).steps(), default=0)
         raise NumericsError(
             f"the training loss is {loss} by step {step}; snapshots up to step {kept} are kept (the last ones may "
             "hold such numbers too). "
