@@ -23,13 +23,15 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from bench.accuracy_report import write
+from bench.accuracy_report import SAME_START, WORDS, write
 from bench.harness import cpu_name
 from grokkit import data, models
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
 from grokkit.training import loop
+from grokkit.training.build import build_model
 from grokkit.training.config import RunConfig, part
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Epoch, Recipe
@@ -50,6 +52,7 @@ PLAIN = {
 ARMS = [
     *itertools.product(PLAIN, ("plain", "grokkit")),
     ("adam_one_cycle", "plain_momentum"),  # torch's default moves Adam's first beta as well
+    *((recipe, SAME_START) for recipe in PLAIN),  # from the weights that the plain loop begins with
 ]
 
 
@@ -82,11 +85,11 @@ def grokkit_config(recipe: str, choices: Choices, source: Path, seed: int) -> Ru
     )  # fmt: skip
 
 
-def grokkit_curve(config: RunConfig, images: int) -> list[Epoch]:
-    """Train by grokkit in a folder that goes again."""
+def grokkit_curve(config: RunConfig, images: int, start: nn.Module | None = None) -> list[Epoch]:
+    """Train by grokkit in a folder that goes again, from the weights of the net `start` where one is given."""
     per_epoch = -(-images // config.batch_size)
     ends = list(range(per_epoch, config.steps + 1, per_epoch))
-    with tempfile.TemporaryDirectory() as runs, recorded_at(ends):
+    with tempfile.TemporaryDirectory() as runs, recorded_at(ends), started_from(start):
         run = loop.train(config, runs=runs, device="cpu")
         if run.steps() != [0, *ends]:
             raise RuntimeError(f"the curve needs a recorded step per epoch, {ends}; the run has {run.steps()}")
@@ -111,10 +114,28 @@ def recorded_at(steps: list[int]) -> Iterator[None]:
         yield
 
 
-def plain_curve(recipe: Recipe, choices: Choices, dataset: Dataset, seed: int) -> list[Epoch]:
-    """Train by the plain loop; the net in PyTorch's default init and memory format."""
+@contextmanager
+def started_from(net: nn.Module | None) -> Iterator[None]:
+    """Runs begin with the weights of `net`; None: with their own."""
+
+    def built(*arguments: Any) -> nn.Module:
+        model = build_model(*arguments)
+        if net is not None:
+            model.net.load_state_dict(net.state_dict())
+        return model
+
+    with patch.object(loop, "build_model", built):
+        yield
+
+
+def plain_net(choices: Choices, dataset: Dataset, seed: int) -> nn.Module:
+    """The net in PyTorch's default init."""
     torch.manual_seed(seed)
-    net = models.create(choices.model, dataset.input_shape, len(dataset.classes), width=choices.width)
+    return models.create(choices.model, dataset.input_shape, len(dataset.classes), width=choices.width)
+
+
+def plain_curve(recipe: Recipe, net: nn.Module, dataset: Dataset, seed: int) -> list[Epoch]:
+    """Train by the plain loop, in PyTorch's default memory format."""
     sets = [(x.transpose(0, 2, 3, 1).copy(), y) for x, y in ((dataset.x_train, dataset.y_train),
                                                              (dataset.x_test, dataset.y_test))]  # fmt: skip
     return plain_loop.train(net, *sets, recipe, seed=seed)
@@ -126,11 +147,12 @@ def run_arm(recipe: str, arm: str, seed: int, choices: Choices, source: Path) ->
     config = grokkit_config(recipe, choices, source, seed)
     dataset = data.load(str(source), train=choices.train, test=choices.test)
     start, wall = _cpu_seconds(), time.monotonic()
-    if arm == "grokkit":
-        curve = grokkit_curve(config, choices.train)
+    net = plain_net(choices, dataset, seed)
+    if arm.startswith("grokkit"):
+        curve = grokkit_curve(config, choices.train, net if arm == SAME_START else None)
         told = config.replace(data=part(source.name, train=choices.train, test=choices.test)).to_dict()
     else:
-        curve, told = plain_curve(plain, choices, dataset, seed), dataclasses.asdict(plain)
+        curve, told = plain_curve(plain, net, dataset, seed), dataclasses.asdict(plain)
     return {
         "recipe": recipe, "arm": arm, "seed": seed, "choices": dataclasses.asdict(choices), "config": told,
         "data": dataset.hash, "images": plain.epochs * choices.train,
@@ -166,7 +188,8 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=5_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=[], help="only these: plain, grokkit, plain_momentum")
+    parser.add_argument("--recipes", nargs="+", default=[], help="only these: " + ", ".join(PLAIN))
+    parser.add_argument("--arms", nargs="+", default=[], help="only these: " + ", ".join(WORDS))
     options = parser.parse_args()
     choices = Choices(options.model, options.width, options.train, options.test, options.threads)
     torch.set_num_threads(choices.threads)
@@ -174,7 +197,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed, (recipe, arm) in itertools.product(options.seeds, ARMS):
         path = folder / f"{recipe}-{arm}-s{seed}.json"
-        if (options.arms and arm not in options.arms) or stored(path, choices):
+        left_out = arm not in (options.arms or WORDS) or recipe not in (options.recipes or PLAIN)
+        if left_out or stored(path, choices):
             continue
         found = run_arm(recipe, arm, seed, choices, options.data)
         path.write_text(json.dumps(found, indent=1) + "\n")

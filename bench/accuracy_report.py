@@ -9,14 +9,20 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_ind, ttest_rel
 
 from grokkit.figures.theme import FULL, LINES, PALETTE, save, themed
 
 REFERENCE = "plain"
 """The arm that the others are held against."""
+SAME_START = "grokkit_same_start"
+"""The arm whose runs begin with the weights of the plain run of the same seed."""
 
-WORDS = {"plain": "plain PyTorch loop", "grokkit": "grokkit", "plain_momentum": "plain, momentum cycled as well"}
+WORDS = {
+    "plain": "plain PyTorch loop", "grokkit": "grokkit", "plain_momentum": "plain, momentum cycled as well",
+    SAME_START: "grokkit from the plain loop's weights",
+}  # fmt: skip
+"""The arms, in words."""
 
 
 def write(folder: Path) -> None:
@@ -41,7 +47,8 @@ def curves_of(runs: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def compared(table: pd.DataFrame) -> pd.DataFrame:
-    """Every arm against the plain one, per recipe and epoch, by Welch's t interval over seeds.
+    """Every arm against the plain one, per recipe and epoch: by Welch's t interval over seeds, and by the paired one
+    where a seed stands for the same initial weights in both arms.
 
     Returns:
         recipe, arm, epoch, quantity, and of the two arms mean, standard deviation and n; difference (arm - plain), its
@@ -50,21 +57,28 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     long = table.melt(["recipe", "arm", "seed", "epoch"], var_name="quantity")
     for (recipe, epoch, quantity), group in long.groupby(["recipe", "epoch", "quantity"], sort=False):
-        values = dict(iter(group.groupby("arm")["value"]))
-        for arm in sorted(set(values) - {REFERENCE}) if REFERENCE in values else ():
-            found = welch(values[arm], values[REFERENCE])
+        values = group.pivot(index="seed", columns="arm", values="value")
+        for arm in values.columns.drop(REFERENCE):
+            found = interval(values[arm], values[REFERENCE], paired=arm == SAME_START)
             rows.append({"recipe": recipe, "arm": arm, "epoch": epoch, "quantity": quantity, **found})
     return pd.DataFrame(rows)
 
 
-def welch(ours: pd.Series, plain: pd.Series) -> dict[str, float]:
+def interval(ours: pd.Series, plain: pd.Series, *, paired: bool = False) -> dict[str, float]:
     """Means, standard deviations, and the difference with its 95 % interval; NaN where nothing varies or is repeated.
 
-    Source: Welch 1947, Biometrika 34, 28-35, variances not assumed equal.
+    Args:
+        ours, plain: by seed; NaN for seeds that are not there.
+        paired: take the seeds that both have, and the t interval of their differences; else Welch's (Welch 1947,
+            Biometrika 34, 28-35), variances not assumed equal.
     """
+    both = ours.notna() & plain.notna()
+    ours, plain = (values[both if paired else values.notna()] for values in (ours, plain))
     low = high = math.nan
-    if min(len(ours), len(plain)) > 1 and ours.std() + plain.std() > 0:
-        low, high = ttest_ind(ours, plain, equal_var=False).confidence_interval(0.95)
+    spread = (ours - plain).std() if paired else ours.std() + plain.std()
+    if min(len(ours), len(plain)) > 1 and spread > 0:
+        test = ttest_rel(ours, plain) if paired else ttest_ind(ours, plain, equal_var=False)
+        low, high = test.confidence_interval(0.95)
     return {
         "mean": ours.mean(), "sd": ours.std(), "n": len(ours),
         "plain_mean": plain.mean(), "plain_sd": plain.std(), "plain_n": len(plain),

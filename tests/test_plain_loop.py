@@ -10,7 +10,7 @@ import torch
 
 import grokkit as gk
 from bench.accuracy import grokkit_curve
-from bench.accuracy_report import welch
+from bench.accuracy_report import interval
 from grokkit.recipes import cifar10_in_minutes
 from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
@@ -129,9 +129,12 @@ def test_cutout_blackens_a_clipped_square_around_every_pixel() -> None:
     assert len(holes) == 16 and {len(hole) for hole in holes} == {1, 2, 4}
 
 
-def test_an_interval_of_a_difference_is_welchs() -> None:
-    found = welch(pd.Series([0.72, 0.70, 0.74]), pd.Series([0.71, 0.69, 0.685]))
+def test_the_intervals_of_a_difference_are_welchs_and_the_paired_one() -> None:
+    ours, plain = pd.Series([0.72, 0.70, 0.74, np.nan]), pd.Series([0.71, 0.69, 0.685, np.nan])
+    found = interval(ours, plain)
     # by hand: variances of the means 4/3e-4 and 1.75/3e-4, 3.47 degrees of freedom, t = 2.9524
     assert found["difference"] == pytest.approx(0.025)
     assert found["half"] == pytest.approx(2.9524 * 0.0138444, rel=1e-3)
-    assert found["low"] < 0 < found["high"]
+    assert found["low"] < 0 < found["high"] and found["n"] == found["plain_n"] == 3
+    # differences 0.01, 0.01, 0.055: standard deviation 0.045 / sqrt(3), 2 degrees of freedom, t = 4.3027
+    assert interval(ours, plain, paired=True)["half"] == pytest.approx(4.3027 * 0.015, rel=1e-3)

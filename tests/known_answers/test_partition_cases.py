@@ -110,8 +110,8 @@ HINGES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
 
 
 def _rounded(others):
-    """Hinges, then a unit that keeps away from its kink and one that is 0 but for some 1e-17 of either sign at the knots
-    that the hinges make."""
+    """Hinges, then a unit that keeps away from its kink and one that is 0 but for some 1e-17 of either sign where
+    there are knots of the hinges."""
 
     def body(x):
         hinges = torch.relu(x - HINGES).sum(1, keepdim=True)
