@@ -119,6 +119,7 @@ def test_several_segments_are_each_their_own(kind, shape, count):
     net, a, b = randomised(kind(), 3), _draw(count, *shape), _draw(count, *shape, seed=2)
     together = partition_segment(net, a, b)
     assert len(together.count) == count
+    assert all((knots[0], knots[-1]) == (0.0, 1.0) for knots in together.knots)
     for segment in {0, 31, 32, count - 1} & set(range(count)):
         alone = partition_segment(net, a[segment], b[segment])
         assert alone.count == together.count[segment]

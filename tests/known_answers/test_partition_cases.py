@@ -257,6 +257,23 @@ def test_case_26_a_fold_that_the_vertices_miss_is_seen_along_the_ray():
     assert counted == {"vertex": [[1, 1, 0]], "ray": [[1, 1, 1]], "bound": [[1, 1, 1]]}
 
 
+def test_case_26_the_bound_of_a_constant_is_no_crossing_and_a_certain_winner_is_passed_on_exactly():
+    middle = torch.tensor([[0.5]], dtype=torch.float64)
+    resting = Scalar(lambda x: torch.relu(torch.cat([0 * x, x - 0.25], 1)))
+    assert local_complexity(resting, middle, 0.5, 1, "bound").counts.tolist() == [[1]]
+    # the larger entry is x + 10 everywhere, so what is left behind is 0.5: on one side of its kink
+    pooled = Scalar(lambda x: torch.relu(F.max_pool1d(torch.cat([x + 10, x], 1).unsqueeze(1), 2).flatten(1) - x - 9.5))
+    assert local_complexity(pooled, middle, 0.5, 1, "bound").counts.tolist() == [[0]]
+
+
+def test_case_26_the_bound_holds_behind_an_activation_that_falls():
+    # |h| behind h = relu(t) - 3 with t in [-1, 1]: h in [-3, -2], |h| in [2, 3], which meets 2.25 and 2.75
+    net = Scalar(lambda t: torch.relu(torch.abs(torch.relu(t) - 3) - torch.tensor([2.25, 2.75], dtype=torch.float64)))
+    middle = torch.zeros(1, 1, dtype=torch.float64)
+    ray, bound = (local_complexity(net, middle, 1.0, 1, method).counts.tolist() for method in ("ray", "bound"))
+    assert ray == [[1, 0, 2]] and bound == ray
+
+
 def test_case_26_the_bound_holds_at_random_points_of_the_hull():
     net, x, radius = randomised(ResidualNet(), 3), _draw(2, 2, 12, 12), 1.0
     frame = torch.linalg.qr(_draw(288, 5, seed=9)).Q.T
