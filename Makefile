@@ -1,11 +1,12 @@
-# make demo | test | slow | lint | types | check | bench; each makes .venv and installs what it needs first.
+# make demo | test | slow | lint | types | check | bench | gpu; each makes .venv and installs what it needs first.
+# make gpu DATA=cifar10.npz: CIFAR-10 from a file instead of a download; OUT=folder: where the results go.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types check bench clean
+.PHONY: demo test slow lint types check bench gpu clean
 
 demo: $(READY)
 	$(BIN)/grokkit demo
@@ -27,6 +28,9 @@ check: lint types test
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+gpu: $(READY)
+	$(BIN)/python -m bench.gpu $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

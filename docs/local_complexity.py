@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import grokkit as gk
-from grokkit.figures import save
-from grokkit.figures.theme import FULL, PALETTE, themed
+from grokkit.figures.theme import FULL, PALETTE, theme, themed
 
 POINT, RADIUS = torch.tensor([[0.35, 0.2]], dtype=torch.float64), 0.45
 
@@ -96,4 +95,5 @@ def _counts(axes: Any, net: nn.Sequential, frame: Tensor) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent)
-    print(*save(picture(trained()), folder / "local_complexity"))
+    with theme():
+        picture(trained()).savefig(folder / "local_complexity.png")

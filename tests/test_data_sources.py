@@ -8,6 +8,7 @@ import struct
 import sys
 import tarfile
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from torchvision import datasets as official
 
-from grokkit import data
+from grokkit import data, seeding
 from grokkit.data import archive
 from grokkit.data.base import Dataset, as_images, as_labels, stratified
 from grokkit.data.probes import probe_sets
@@ -191,6 +192,74 @@ def test_fewer_images_than_asked_are_used_and_said_so():
 def test_a_count_must_be_a_positive_int(count):
     with pytest.raises(UsageError, match="`train` must be an int of 1 or more or None for all; got"):
         small().subset(train=count)
+
+
+# ---- validation
+
+
+def test_a_validation_split_is_a_stratified_part_of_the_training_images_and_leaves_the_rest_in_order():
+    base = small(train=60, test=30)
+    held = base.with_validation(9, seed=4)
+    assert len(held.y_train) == 51 and len(held.y_val) == 9 and held.x_test is base.x_test
+    assert np.bincount(held.y_val).tolist() == [3, 3, 3]
+    everything = {image.tobytes(): label for image, label in zip(base.x_train, base.y_train, strict=True)}
+    assert len(everything) == 60, "the images of this test tell themselves apart"
+    parts = (held.x_train, held.y_train), (held.x_val, held.y_val)
+    found = {image.tobytes(): label for x, y in parts for image, label in zip(x, y, strict=True)}
+    assert found == everything
+    places = [next(i for i, x in enumerate(base.x_train) if np.array_equal(x, image)) for image in held.x_train]
+    assert places == sorted(places)
+
+
+def test_which_images_are_held_out_is_the_stream_validation_of_the_seed():
+    base = small(train=60, test=30)
+    chosen = stratified(base.y_train, 9, np.random.default_rng(seeding.stream(4, "validation")))
+    assert np.array_equal(base.with_validation(9, seed=4).x_val, base.x_train[chosen])
+    assert not np.array_equal(base.with_validation(9, seed=5).x_val, base.x_train[chosen])
+
+
+def test_a_dataset_without_validation_has_the_hash_it_always_had():
+    base = small()
+    digest = hashlib.sha256(repr(base.classes).encode())
+    for array in (base.x_train, base.y_train, base.x_test, base.y_test):
+        digest.update(str(array.shape).encode())
+        digest.update(array.tobytes())
+    assert base.hash == digest.hexdigest()[:16]
+    held = base.with_validation(3)
+    assert base.x_val is None and len({base.hash, held.hash, base.with_validation(3, seed=1).hash}) == 3
+    changed = replace(held, x_val=255 - held.x_val)
+    assert changed.hash != held.hash
+
+
+def test_a_count_that_cannot_be_held_out_is_refused():
+    for count in (0, -1, 2.0, True):
+        with pytest.raises(UsageError, match="`validation` must be an int of 1 or more"):
+            small().with_validation(count)
+    with pytest.raises(UsageError, match=r"`validation` must be an int in 1\.\.11, so that training images .*got 12"):
+        small().with_validation(12)
+    with pytest.raises(UsageError, match="has a validation split of 3 images already"):
+        small().with_validation(3).with_validation(2)
+    base = small()
+    with pytest.raises(DataError, match="y_val of 'toy' must be an int64 array"):
+        replace(base, x_val=base.x_train)
+    with pytest.raises(DataError, match="training and val images of 'toy' must have one shape"):
+        replace(base, x_val=base.x_train[..., 1:], y_val=base.y_train)
+
+
+def test_every_source_takes_validation_out_of_what_was_kept(tmp_path, monkeypatch):
+    archive.write_npz(tmp_path / "mnist.npz", small(train=60, test=30))
+    monkeypatch.setenv("GROKKIT_DATA", str(tmp_path))
+    for source, options in ((tmp_path / "mnist.npz", {}), ("mnist", {}), ("digits", {"size": 8})):
+        kept = data.load(source, train=30, seed=2, **options)
+        held = data.load(source, train=30, seed=2, validation=6, **options)
+        assert same(held, kept.with_validation(6, seed=2)) and len(held.y_train) == 24
+        control = data.load(source, train=30, seed=2, validation=6, shuffle_labels=True, **options)
+        assert np.array_equal(control.y_val, held.y_val), "validated on true labels"
+        assert sorted(control.y_train) == sorted(held.y_train)
+        assert not np.array_equal(control.y_train, held.y_train)
+        assert same(data.load(source, train=30, seed=2, validation=None, **options), kept)
+    with pytest.raises(UsageError, match="Did you mean 'validation'"):
+        data.load(tmp_path / "mnist.npz", validaton=3)
 
 
 # ---- shuffled labels

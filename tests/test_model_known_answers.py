@@ -42,7 +42,7 @@ def test_torchvision_resnet34_takes_a_fifth_of_the_multiply_adds_of_vgg19_at_224
     resnet, vgg = (
         profile(on_meta(build), IMAGENET) for build in (torchvision.models.resnet34, torchvision.models.vgg19)
     )
-    assert (round(resnet.macs / 1e9, 2), round(vgg.macs / 1e9, 2)) == (3.66, 19.63)
+    assert (round(resnet.macs / 1e9, 3), round(vgg.macs / 1e9, 3)) == (3.664, 19.632)
     assert round(100 * resnet.macs / vgg.macs, 1) == 18.7
 
 
@@ -90,6 +90,18 @@ def test_cost_table(name: str, millions: float, forward: float, both: float) -> 
 )
 def test_parameter_counts(name: str, options: dict[str, object], count: int) -> None:
     assert cifar_profile(name, **options).parameters == count
+
+
+def test_resnet9_can_fix_a_factor_on_its_logits() -> None:
+    images = torch.randn(2, *CIFAR, generator=generator(0, "images"))
+    made = []
+    for options in ({}, {"head_scale": 0.125}):
+        with seeded(0), torch.no_grad():
+            made.append(models.create("resnet9", CIFAR, 10, width=4, **options).eval()(images))
+    assert torch.equal(made[0] / 8, made[1])
+    for wrong in (0, -1.0, float("nan")):
+        with pytest.raises(UsageError, match="`head_scale` must be finite and above 0"):
+            models.create("resnet9", CIFAR, 10, head_scale=wrong)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

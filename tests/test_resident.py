@@ -114,10 +114,20 @@ def test_half_of_the_images_are_mirrored_and_the_others_untouched():
     assert stats.binomtest(int(mirrored.sum()), len(x), 0.5).pvalue > 1e-3
 
 
-def test_flips_change_from_image_to_image_and_keep_rows():
-    mirrored = augment.flip(coordinates(200, 2, 3), generator(5))[:, 1, 0, 0] == 3
-    runs = int((mirrored[1:] != mirrored[:-1]).sum())
-    assert 70 < runs < 130
+def test_flips_of_neighbours_are_independent_and_keep_rows():
+    made = augment.flip(coordinates(20_000, 2, 3), generator(5))
+    mirrored = made[:, 1, 0, 0] == 3
+    pairs = torch.bincount(mirrored[0::2].long() * 2 + mirrored[1::2].long(), minlength=4)
+    assert stats.chisquare(pairs.numpy()).pvalue > 1e-3
+    assert torch.equal(made[:, 0], coordinates(20_000, 2, 3)[:, 0])
+
+
+def test_altflip_mirrors_the_images_it_is_told_to():
+    x = images(64, 3, 4, 5)
+    mirrored = torch.rand(64, generator=generator(1)) < 0.5
+    made = augment.altflip(x, mirrored)
+    for image, original, turned in zip(made, x, mirrored.tolist(), strict=True):
+        assert torch.equal(image, original.flip(2) if turned else original)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5])
@@ -167,7 +177,7 @@ def test_words_say_the_order_and_the_sizes():
 
 @pytest.mark.parametrize("word", ["crop", "crop0", "crop-1", "crop4:edge", "cutout", "cutout0", "Flip", "flip2", ""])
 def test_other_words_are_answered_with_those_allowed(word):
-    with pytest.raises(UsageError, match=r"'flip', 'crop<pad>'.*'cutout<size>'; got"):
+    with pytest.raises(UsageError, match=r"'flip', 'altflip', 'crop<pad>'.*'cutout<size>'; got"):
         augment.parse([word])
 
 
@@ -279,6 +289,57 @@ def test_bad_data_steps_and_augmentations_fail_early():
         Batches(x, y, 2, seed=0, augment=("crop4",))
     with pytest.raises(UsageError, match="`step` must be 1 or more"):
         Batches(x, y, 2, seed=0).at(0)
+
+
+# ---- the alternating flip
+
+
+def turned(made, epoch):
+    """(N,) bool in the order of the images: who is mirrored in this epoch."""
+    found = torch.zeros(len(made.images), dtype=torch.bool)
+    for step in range(epoch * made.steps_per_epoch + 1, (epoch + 1) * made.steps_per_epoch + 1):
+        x, y = made.at(step)
+        original = made.images[y].float() / 255
+        mirrored, kept = ((x == other).flatten(1).all(1) for other in (original.flip(3), original))
+        assert bool((mirrored ^ kept).all())
+        found[y] = mirrored
+    return found
+
+
+def test_altflip_tosses_a_coin_per_image_and_turns_every_image_over_at_every_epoch():
+    made = batches(augment=("altflip",))
+    coins = turned(made, 0)
+    assert coins.any() and not coins.all()
+    for epoch in range(1, 4):
+        assert torch.equal(turned(made, epoch), coins ^ (epoch % 2 == 1))
+    assert not torch.equal(turned(batches(seed=1, augment=("altflip",)), 0), coins)
+
+
+def test_coins_of_altflip_are_fair_and_independent_of_their_neighbours_and_of_the_order():
+    count = 20_000
+    made = Batches(images(count, 1, 4, 4), torch.arange(count), count, seed=0, augment=("altflip",))
+    x, y = made.at(1)
+    mirrored = (x == (made.images[y].float() / 255).flip(3)).flatten(1).all(1)
+    by_image = torch.empty(count, dtype=torch.bool)
+    by_image[y] = mirrored
+    for coins in (by_image, mirrored):
+        pairs = torch.bincount(coins[0::2].long() * 2 + coins[1::2].long(), minlength=4)
+        assert stats.chisquare(pairs.numpy()).pvalue > 1e-3
+
+
+def test_altflip_is_a_pure_function_of_seed_and_step_wherever_it_stands():
+    words = ("crop1", "altflip", "cutout2")
+    forward = [batches(augment=words).at(step) for step in range(1, 13)]
+    shared = batches(augment=words)
+    for step in (12, 3, 7, 1, 11, 6):
+        assert torch.equal(shared.at(step)[0], forward[step - 1][0])
+    plain = batches(augment=("crop1", "cutout2"), size=8)
+    drawn = seeding.generator(0, "augment", 6)
+    made = batches(augment=("crop1", "altflip", "cutout2"), size=8)
+    chosen = made.indices(6)
+    coins = torch.rand(23, generator=seeding.generator(0, "altflip")) < 0.5
+    x = augment.altflip(augment.crop(plain.images[chosen], 1, drawn), ~coins[chosen])
+    assert torch.equal(made.at(6)[0], augment.cutout(x, 2, drawn).float() / 255), "epoch 1: the opposite of the coins"
 
 
 # ---- pixels

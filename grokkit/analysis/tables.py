@@ -24,8 +24,8 @@ def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     Beside every local complexity stand the live units of each layer (`live_units`), the share of units that are dead
     (`dead_share`, by layer and in total) and, where noise was measured, LC(set) / LC(random) of the total at each
     radius (`local_complexity_ratio`, Fieller's interval); its density is value / radius. Metrics come in with their
-    split as `probe_set` (`batch`, `test_set`, `signal`) and measure_id `log`. Text columns are empty where they do not
-    apply, numeric ones NaN.
+    split as `probe_set` (`batch`, `test_set`, `validation`, `signal`) and measure_id `log`. Text columns are empty
+    where they do not apply, numeric ones NaN.
     """
     runs = [runs] if isinstance(runs, Run | str | Path) else runs
     frames = [_of(run if isinstance(run, Run) else open_run(run)) for run in runs]

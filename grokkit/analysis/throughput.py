@@ -83,7 +83,7 @@ def verdicts(table: pd.DataFrame) -> list[Verdict]:
     """
     found = []
     for row in table[table["measure"] == "loop_images_per_s"].itertuples():
-        run, source, size, speed = str(row.run), str(row.probe_set), int(str(row.n)), float(str(row.value))
+        run, source, size, speed = str(row.run), str(row.probe_set), int(float(str(row.n))), float(str(row.value))
         own = table[table["run"] == run]
         step = size / _value(own, "step_images_per_s", size)
         fixed = fixed_seconds(SMALLEST / _value(own, "step_images_per_s", SMALLEST), step, size)
@@ -108,4 +108,4 @@ def _sentence(bound: str, share: float, made: float, step: float, fixed: float) 
     if bound == "host":
         return f"host: {fixed:.0%} of a step does not depend on its images; larger batches help"
     rest = "; memory traffic and small kernels take the rest" if share < LOW else ""
-    return f"arithmetic: {share:.0%} of the device's ceiling{rest}"
+    return f"arithmetic: {share:.1%} of the device's ceiling{rest}"

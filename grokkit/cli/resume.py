@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.cli.text import final_accuracy
 
 
 def main(words: list[str]) -> None:
@@ -32,4 +33,4 @@ def resume(
     from grokkit.training.observers import for_terminal
 
     finished = loop.resume(run, device=device, observer=for_terminal())
-    print(f"{finished.path}: done at step {finished.status['step']}")
+    print(f"{finished.path}: done at step {finished.status['step']}{final_accuracy(finished.newest_metrics())}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -11,3 +11,13 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def final_accuracy(newest: Mapping[str, float]) -> str:
+    """A finished run's accuracy on the test set after its last step, plain and with test-time augmentation where it was
+    taken; `newest` as `Run.newest_metrics` gives it. Empty for a run of a loop that did not log any."""
+    if "test_set.accuracy" not in newest:
+        return ""
+    tta = newest.get("test_set.accuracy_tta")
+    with_views = "" if tta is None else f", {tta:.4f} with TTA (mean over image and mirror)"
+    return f", test accuracy {newest['test_set.accuracy']:.4f} plain{with_views}"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.cli.text import final_accuracy
 from grokkit.errors import TrajectoryError
 from grokkit.training.config import Part, RunConfig
 
@@ -56,15 +57,20 @@ def train(
         )
     for config in configs:
         run = loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
-        print(f"{run.path}: {len(run.steps())} snapshots; draw them with: grokkit figure phases {run.path}")
+        print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
+        print(f"{len(run.steps())} snapshots; draw them with: grokkit figure phases {run.path}")
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
-    """The config with what the command line changes; other data keep the number of training images asked for
-    and whether their labels are shuffled."""
+    """The config with what the command line changes; other data keep the numbers of training and validation images
+    asked for and whether labels are shuffled."""
     changes: dict[str, object] = {}
     if data is not None:
-        kept = {name: value for name, value in config.data.options.items() if name in ("train", "shuffle_labels")}
+        kept = {
+            name: value
+            for name, value in config.data.options.items()
+            if name in ("train", "validation", "shuffle_labels")
+        }
         changes["data"] = Part(data, kept)
     if seed is not None:
         changes["seed"] = seed

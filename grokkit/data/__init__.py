@@ -17,30 +17,38 @@ from grokkit.data.base import Dataset  # noqa: E402
 
 __all__ = ["Dataset", "create", "load", "names", "register"]
 
-PATH_OPTIONS = ("train", "test", "seed", "shuffle_labels")
+PATH_OPTIONS = ("train", "test", "seed", "validation", "shuffle_labels")
 
 
-def load(source: str | os.PathLike[str], *, shuffle_labels: bool = False, **options: Any) -> Dataset:
+def load(
+    source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
+) -> Dataset:
     """The dataset that `source` names.
 
     Args:
         source: a registered name (see `names()`), else the path of an `.npz` file or of a folder with
             `train/<class>/*` and `test/<class>/*`. A word is a path when it ends in `.npz`, contains a path
             separator or is an existing folder; a registered name comes first.
-        shuffle_labels: permute the labels of the training images that were kept, by the same `seed`; test labels stay
-            true. The negative control of a claim about training on these labels.
+        validation: images to take out of the training images that were kept, stratified, by the same `seed`: with
+            `train=5000, validation=500` a net learns from 4,500. None = no validation split.
+        shuffle_labels: permute the labels of the training images that remain, by the same `seed`; test and validation
+            labels stay true. The negative control of a claim about training on these labels.
         options: of the named loader; all take `train` and `test` (images to keep, stratified; None = all) and
             `seed` (which ones). A path takes no others.
 
     Raises:
         UnknownNameError: no such name, and not a path.
-        UsageError: an option that the loader does not take, or a `shuffle_labels` that is no bool.
+        UsageError: an option that the loader does not take, a `shuffle_labels` that is no bool, or a `validation`
+            that leaves nothing to train on.
         DataError: the file or folder is missing or malformed.
     """
     if not isinstance(shuffle_labels, bool):
         raise UsageError(f"`shuffle_labels` must be true or false; got {shuffle_labels!r}")
     dataset = _load(os.fspath(source), options)
-    return dataset.with_shuffled_labels(options.get("seed", 0)) if shuffle_labels else dataset
+    seed = options.get("seed", 0)
+    if validation is not None:
+        dataset = dataset.with_validation(validation, seed)
+    return dataset.with_shuffled_labels(seed) if shuffle_labels else dataset
 
 
 def _load(text: str, options: dict[str, Any]) -> Dataset:

@@ -14,10 +14,13 @@ from grokkit.errors import UsageError
 from grokkit.registry import nearest
 
 Augmentation = Callable[..., Tensor]
-"""Called as `augmentation(x, generator=generator)`."""
+"""Called as `augmentation(x, generator=generator)`; `altflip` as `altflip(x, mirrored=mirrored)`, because it is the one
+that knows which images these are and which epoch it is."""
 
-ALLOWED = "'flip', 'crop<pad>' (reflected border), 'crop<pad>:constant' (black border), 'cutout<size>'"
-SPEC = re.compile(r"(?P<flip>flip)|crop(?P<pad>[1-9]\d*)(:(?P<mode>reflect|constant))?|cutout(?P<size>[1-9]\d*)")
+ALLOWED = "'flip', 'altflip', 'crop<pad>' (reflected border), 'crop<pad>:constant' (black border), 'cutout<size>'"
+SPEC = re.compile(
+    r"(?P<flip>flip)|(?P<altflip>altflip)|crop(?P<pad>[1-9]\d*)(:(?P<mode>reflect|constant))?|cutout(?P<size>[1-9]\d*)"
+)
 
 
 def parse(specs: Sequence[str]) -> tuple[Augmentation, ...]:
@@ -34,10 +37,12 @@ def parse(specs: Sequence[str]) -> tuple[Augmentation, ...]:
 def _parse_one(spec: str) -> Augmentation:
     found = SPEC.fullmatch(spec)
     if found is None:
-        hint = nearest(spec, ["flip", "crop4", "crop4:constant", "cutout8"])
+        hint = nearest(spec, ["flip", "altflip", "crop4", "crop4:constant", "cutout8"])
         raise UsageError(f"`augment` takes {ALLOWED}; got {spec!r}.{hint}")
     if found["flip"]:
         return flip
+    if found["altflip"]:
+        return altflip
     if found["pad"]:
         return partial(crop, pad=int(found["pad"]), mode=found["mode"] or "reflect")
     return partial(cutout, size=int(found["size"]))
@@ -99,9 +104,24 @@ def flip(x: Tensor, generator: torch.Generator) -> Tensor:
     Returns: (B, C, H, W), new memory.
     """
     heads = torch.rand(len(x), generator=generator, device=x.device) < 0.5
+    return altflip(x, heads)
+
+
+def altflip(x: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the images that are `mirrored`: the alternating flip, in which every epoch mirrors the images that the
+    epoch before did not, so that two epochs show each image in both ways.
+
+    Source: Jordan 2024, arXiv 2404.00498. Within an epoch it is distributed as `flip`.
+
+    Args:
+        x: (B, C, H, W), any dtype; left as it is.
+        mirrored: (B,) bool, on the device of `x`.
+
+    Returns: (B, C, H, W), new memory.
+    """
     # Whole images are chosen, not pixels: a quarter of the time of `torch.where`.
     both = torch.cat([x, x.flip(3)])
-    return both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * heads)
+    return both.index_select(0, torch.arange(len(x), device=x.device) + len(x) * mirrored)
 
 
 def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:

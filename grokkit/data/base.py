@@ -1,4 +1,5 @@
-"""What every loader returns: a training and a test split of uint8 images, checked, with stratified subsets."""
+"""What every loader returns: a training and a test split of uint8 images, checked, with stratified subsets and, on
+request, a validation split."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ class Dataset:
         x_train, x_test: (N, C, H, W) uint8, 0..255 standing for pixels in [0, 1].
         y_train, y_test: (N,) int64 class numbers in 0..len(classes)-1.
         classes: one name per class.
+        x_val, y_val: images held out of the training set, in the form of the others; None = none were.
 
     Raises:
         DataError: a wrong dtype or shape, an empty split, a label out of range.
@@ -36,16 +38,21 @@ class Dataset:
     x_test: np.ndarray
     y_test: np.ndarray
     classes: tuple[str, ...]
+    x_val: np.ndarray | None = None
+    y_val: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for split, x, y in (("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)):
+        splits = [("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)]
+        if self.x_val is not None or self.y_val is not None:
+            splits.append(("val", self.x_val, self.y_val))  # type: ignore[arg-type]  # the checks below take anything
+        for split, x, y in splits:
             _check_images(f"x_{split} of {self.name!r}", x)
             _check_labels(f"y_{split} of {self.name!r}", y, len(x), len(self.classes))
-        if self.x_train.shape[1:] != self.x_test.shape[1:]:
-            raise DataError(
-                f"training and test images of {self.name!r} must have one shape (C, H, W); got "
-                f"{self.x_train.shape[1:]} and {self.x_test.shape[1:]}. Resize one of them"
-            )
+            if x.shape[1:] != self.x_train.shape[1:]:
+                raise DataError(
+                    f"training and {split} images of {self.name!r} must have one shape (C, H, W); got "
+                    f"{self.x_train.shape[1:]} and {x.shape[1:]}. Resize one of them"
+                )
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -91,7 +98,8 @@ class Dataset:
     def hash(self) -> str:
         """First 16 hex digits of the sha256 over all images, labels and class names; the name does not count."""
         digest = hashlib.sha256(repr(self.classes).encode())
-        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+        held_out = [array for array in (self.x_val, self.y_val) if array is not None]
+        for array in (self.x_train, self.y_train, self.x_test, self.y_test, *held_out):
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -118,10 +126,39 @@ class Dataset:
             parts |= {f"x_{split}": x[chosen], f"y_{split}": y[chosen]}
         return replace(self, **parts) if parts else self
 
+    def with_validation(self, count: int, seed: int = 0) -> Dataset:
+        """The same dataset with `count` training images taken out of the training split, to be validated on.
+
+        Args:
+            count: images to hold out, class shares kept; at least 1, and fewer than there are.
+            seed: chooses which, by the stream `validation`.
+
+        Returns: a dataset whose training images keep their order.
+
+        Raises:
+            UsageError: no such count, or a validation split is there already.
+        """
+        check_count("validation", count, 1)
+        images = len(self.y_train)
+        if count >= images:
+            raise UsageError(
+                f"`validation` must be an int in 1..{images - 1}, so that training images of {self.name!r} remain; "
+                f"got {count}"
+            )
+        if self.y_val is not None:
+            raise UsageError(f"{self.name!r} has a validation split of {len(self.y_val)} images already")
+        held_out = stratified(self.y_train, count, np.random.default_rng(seeding.stream(seed, "validation")))
+        rest = np.delete(np.arange(images), held_out)
+        return replace(
+            self, x_train=self.x_train[rest], y_train=self.y_train[rest],
+            x_val=self.x_train[held_out], y_val=self.y_train[held_out],
+        )  # fmt: skip
+
     def with_shuffled_labels(self, seed: int = 0) -> Dataset:
         """The same images with the training labels permuted among them: the negative control of a training set.
 
-        Every class keeps its count; about 1 in `classes` images keeps its label by chance. Test labels stay true.
+        Every class keeps its count; about 1 in `classes` images keeps its label by chance. Test and validation labels
+        stay true.
 
         Args:
             seed: fixes the permutation, by the stream `labels`.

@@ -24,8 +24,8 @@ class Batches:
         images: (N, C, H, W) uint8, array or tensor, N >= 1.
         labels: (N,) int64.
         batch_size: 1 or more; above N every batch is the whole set.
-        seed: root of the streams `order` (per epoch, the same on every device) and `augment` (per step, drawn on
-            the device).
+        seed: root of the streams `order` (per epoch, the same on every device), `augment` (per step, drawn on the
+            device) and `altflip` (once, the same on every device).
         device: where images, labels and batches live.
         augment: words such as `("crop4", "flip", "cutout8")`, see `augment.parse`; applied in this order.
 
@@ -52,7 +52,10 @@ class Batches:
         self.seed = seed
         self._augmentations = augmentation.parse(augment)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._augmented(self.images[:1], step=0)  # an augmentation that does not fit is to fail here, not at step 1
+        self._heads = torch.rand(len(self.images), generator=seeding.generator(seed, "altflip")) < 0.5
+        self._heads = self._heads.to(self.images.device)
+        # An augmentation that does not fit is to fail here, not at step 1.
+        self._augmented(torch.zeros(1, dtype=torch.int64, device=self.images.device), step=1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -80,20 +83,25 @@ class Batches:
             epoch's last batch.
         """
         chosen = self.indices(step)
-        # `index_select` copies whole images; an index in brackets goes pixel by pixel and takes ten times as long.
-        return pixels(self._augmented(self.images.index_select(0, chosen), step)), self.labels.index_select(0, chosen)
+        return pixels(self._augmented(chosen, step)), self.labels.index_select(0, chosen)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
             order = torch.randperm(len(self.images), generator=seeding.generator(self.seed, "order", epoch))
-            self._order = (epoch, order.to(self.images.device))
+            on_gpu = self.images.is_cuda  # from pinned memory, so that the host does not wait for the copy
+            self._order = (epoch, (order.pin_memory() if on_gpu else order).to(self.images.device, non_blocking=on_gpu))
         return self._order[1]
 
-    def _augmented(self, x: Tensor, step: int) -> Tensor:
+    def _augmented(self, chosen: Tensor, step: int) -> Tensor:
+        # Copies whole images; an index in brackets goes pixel by pixel and takes ten times as long.
+        x = self.images.index_select(0, chosen)
         if self._augmentations:
             generator = seeding.generator(self.seed, "augment", step, device=x.device)
             for change in self._augmentations:
-                x = change(x, generator=generator)
+                if change is augmentation.altflip:
+                    x = change(x, mirrored=self._heads[chosen] ^ (self.epoch(step) % 2 == 1))
+                else:
+                    x = change(x, generator=generator)
         return x
 
 

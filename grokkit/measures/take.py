@@ -100,6 +100,11 @@ def take_any(run: Path, step: int, subject: Measure | AttributionPlan, context: 
         take(run, step, subject, context)
 
 
+def name_of(subject: Measure | AttributionPlan) -> str:
+    """The name it is registered under."""
+    return subject.method if isinstance(subject, AttributionPlan) else registry.name_of(type(subject))
+
+
 def place_of(subject: Measure | AttributionPlan, context: Context) -> Path:
     """Folder of its results, relative to the run."""
     if isinstance(subject, AttributionPlan):

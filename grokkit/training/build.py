@@ -6,21 +6,27 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from grokkit import data, models
 from grokkit.data.base import Dataset
+from grokkit.data.resident import pixels
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
 from grokkit.models.profile import profile
 from grokkit.registry import nearest, run_file
-from grokkit.seeding import seeded
+from grokkit.seeding import seeded, stream
 from grokkit.training.config import Part, RunConfig
+from grokkit.training.muon import Muon
 from grokkit.trajectory import Run
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
+
+INITIAL_IMAGES = 5000
+"""Training images, at most, that a data-dependent initialisation sees."""
 
 
 def build_data(config: RunConfig) -> Dataset:
@@ -30,19 +36,32 @@ def build_data(config: RunConfig) -> Dataset:
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:
     """What a run has to remember of its data: enough to build its model again, and to know the data again."""
+    held_out = {} if dataset.y_val is None else {"validation": len(dataset.y_val)}
     return {
         "name": dataset.name, "hash": dataset.hash, "train": len(dataset.y_train), "classes": list(dataset.classes),
-        "input_shape": list(dataset.input_shape), "mean": list(dataset.mean), "std": list(dataset.std),
+        "input_shape": list(dataset.input_shape), "mean": list(dataset.mean), "std": list(dataset.std), **held_out,
     }  # fmt: skip
 
 
-def build_model(config: RunConfig, facts: Mapping[str, Any]) -> Classifier:
-    """The classifier for data with these facts, initialised from the stream `init` and scaled by `init_scale`."""
+def build_model(config: RunConfig, facts: Mapping[str, Any], dataset: Dataset | None = None) -> Classifier:
+    """The classifier for data with these facts, initialised from the stream `init` and scaled by `init_scale`.
+
+    Args:
+        config: names the model.
+        facts: as `facts_of` gives them.
+        dataset: whose training images a net with a method `initialise_from` is shown, normalised and at most
+            `INITIAL_IMAGES` of them, drawn from the stream `init/images`; None where weights are loaded afterwards.
+    """
+    normalise = Normalise(facts["mean"], facts["std"])
     with seeded(config.seed, "init"):
         shape = tuple(facts["input_shape"])
         net = models.create(config.model.name, shape, len(facts["classes"]), **config.model.options)
+        if dataset is not None and hasattr(net, "initialise_from"):
+            rng = np.random.default_rng(stream(config.seed, "init", "images"))
+            chosen = rng.permutation(len(dataset.x_train))[:INITIAL_IMAGES]
+            net.initialise_from(normalise(pixels(dataset.x_train[chosen])))
     scale_init(net, config.init_scale)
-    return Classifier(Normalise(facts["mean"], facts["std"]), net)
+    return Classifier(normalise, net)
 
 
 def macs_of(model: Classifier, input_shape: Sequence[int]) -> int:
@@ -77,7 +96,7 @@ def placed(model: Classifier, device: torch.device) -> Classifier:
 
 
 def build_optimizer(chosen: Part, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The optimizer; `fused` unless the options say otherwise.
+    """The optimizer; torch's own ones are `fused` unless the options say otherwise.
 
     Raises:
         UsageError: an unknown name or option.
@@ -87,7 +106,7 @@ def build_optimizer(chosen: Part, parameters: Iterable[nn.Parameter]) -> Optimiz
             f"no optimizer is called {chosen.name!r}.{nearest(chosen.name, list(OPTIMIZERS))} "
             f"Known: {', '.join(OPTIMIZERS)}"
         )
-    options = {"fused": True, **chosen.options}
+    options = {**({} if chosen.name == "muon" else {"fused": True}), **chosen.options}
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     try:

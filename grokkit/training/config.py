@@ -41,17 +41,24 @@ class RunConfig:
         seed: root of the run's random streams: `init`, `order`, `augment`, `training` (dropout), frames, attacks. Probe
             sets and data subsets do not follow it, so that runs with other seeds are measured on the same images.
         data: a dataset by name, or a path to an .npz file or a class folder; of its options all take `train`, `test`
-            (images to keep), `seed` (which) and `shuffle_labels` (of the training images, as a negative control).
+            (images to keep), `seed` (which), `validation` (training images to hold out; the test set is then looked at
+            before the first and after the last step only) and `shuffle_labels` (of the training images, as a negative
+            control).
         model: a model by name.
         init_scale: factor on all initial parameters; large values delay generalisation.
         loss: `cross_entropy` (nats) or `mse` (on one-hot labels).
         label_smoothing: 0..1.
-        optimizer: `sgd`, `adam` or `adamw`, with torch's options; `lr` is the policy's base rate.
+        optimizer: `sgd`, `adam` or `adamw` with torch's options, or `muon` with those of `Muon`; `lr` is the policy's
+            base rate.
         policy: the learning rate's controller.
         clip: None, `value` or `norm`, with `limit`.
         batch_size: images per update.
         steps: updates.
-        augment: for example ("crop4", "flip", "cutout8").
+        augment: for example ("crop4", "flip", "cutout8"), see `grokkit.data.augment`; with `flip` or `altflip` the last
+            evaluation is also made with the mean over image and mirror.
+        precision: of the training arithmetic: `float32`, `bfloat16` or `float16` (autocast: weights stay float32), or
+            `auto`, the fastest one that the device has (`precision.resolve_precision`). No measure is taken in it.
+        execution: of the step: `eager`, `graph` (CUDA), `compile`, or `auto` (`step.TrainStep`).
         probes: images per probe set.
         measures: taken at every recorded step.
         attributions: taken at every recorded step; options `images`, `probe_set` and the method's own.
@@ -73,6 +80,8 @@ class RunConfig:
     batch_size: int = 128
     steps: int = 1000
     augment: tuple[str, ...] = ()
+    precision: str = "auto"
+    execution: str = "auto"
     probes: Mapping[str, int] = field(default_factory=lambda: {"train": 512, "test": 512, "random": 512})
     measures: tuple[Part, ...] = ()
     attributions: tuple[Part, ...] = ()

@@ -88,15 +88,22 @@ def resolve(wanted: str | None = None) -> Device:
     return described(device)
 
 
-def described(device: torch.device, why: str = "") -> Device:
-    """`device` in words, with the precision that convolutions and products have on it."""
-    if device.type == "cpu":
-        return Device(device, "float32", f"cpu ({torch.get_num_threads()} threads), float32{why and ': '}{why}")
+def described(device: torch.device, why: str = "", precision: str = "float32") -> Device:
+    """`device` in words, with the precision that training has on it."""
+    if precision != "float32":
+        precision = f"{precision} autocast"
+    elif device.type == "cuda":
+        precision = _with_tf32()
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({threads} threads)"
+    return Device(device, precision, f"{name}, {precision}{why and ': '}{why}")
+
+
+def _with_tf32() -> str:
     backends: Any = torch.backends
     lowered = [name for name, knob in (("convolutions", backends.cudnn.conv), ("products", backends.cuda.matmul))
                if knob.fp32_precision == "tf32"]  # fmt: skip
-    precision = f"float32 with {' and '.join(lowered)} in tf32" if lowered else "float32"
-    return Device(device, precision, f"{torch.cuda.get_device_name(device)}, {precision}")
+    return f"float32 with {' and '.join(lowered)} in tf32" if lowered else "float32"
 
 
 @contextmanager

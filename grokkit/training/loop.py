@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.optim import Optimizer
 
 from grokkit import policies
 from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
-from grokkit.data.resident import Batches, pixels
+from grokkit.data.resident import Batches
 from grokkit.errors import DataError, Interrupted, NumericsError
-from grokkit.measures.base import logits_of
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
 from grokkit.seeding import seeded
@@ -32,20 +33,25 @@ from grokkit.training.build import (
     placed,
 )
 from grokkit.training.config import RunConfig
-from grokkit.training.device import fitting_threads, resolve
+from grokkit.training.costs import in_words
+from grokkit.training.device import described, fitting_threads, resolve
+from grokkit.training.evaluation import Split, evaluated
 from grokkit.training.interrupt import StopRequest
 from grokkit.training.lr_scheduler import PolicyLR
+from grokkit.training.meter import Meter
 from grokkit.training.observers import Observer, Silent
+from grokkit.training.precision import resolve_precision
 from grokkit.training.recorder import Recorder, record
 from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
+from grokkit.training.step import TrainStep
 from grokkit.trajectory import Run, open_run
 
 REPORTS = 200
-"""Rows of batch metrics per run; between them and the recorded steps the loop does not wait for the device."""
+"""Rows of batch metrics per run. Each is read one step late, so that the device has work while the host reads."""
 
-EVALUATED = 2048
-"""Test images converted to floats at a time."""
+MIRRORING = frozenset({"flip", "altflip"})
+"""Augmentations after which a net is also asked about the mirror of every test image, at the end."""
 
 SAVE_SECONDS = 120.0
 """Longest time between two resume slots."""
@@ -61,8 +67,12 @@ class Job:
     optimizer: Optimizer
     policy: PolicyLR
     batches: Batches
+    update: TrainStep
     meter: Meter
-    test_set: tuple[Tensor, Tensor]
+    test_set: Split
+    validation: Split | None
+    device: torch.device
+    precision: str
 
 
 def train(
@@ -116,15 +126,15 @@ def _run(
             _check_data(job, open_run(path))
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
         with fitting_threads(work), StopRequest() as stop, _recorder(job, path, experiment, resumed) as recorder:
-            start = recorder.restore(policy=job.policy, meter=job.meter) if resumed else 0
+            start = recorder.restore(policy=job.policy, meter=job.meter, update=job.update) if resumed else 0
             if start == 0:
                 _evaluate(job, recorder, 0)
                 job.policy.observe(recorder.first_readings)
-            observer.start(f"{path}  on {resolve(device).description}", start, config.steps)
+            observer.start(f"{path}  on {_machine(job)}", start, config.steps)
             try:
                 _loop(job, recorder, observer, stop, start)
             finally:
-                observer.close()
+                observer.close(in_words(recorder.costs.seconds()))
     return open_run(path)
 
 
@@ -138,14 +148,40 @@ def build(config: RunConfig, device: torch.device) -> Job:
     """Data, model, optimizer, policy and batches for `config` on `device`."""
     checked_clip(config.clip)
     dataset = build_data(config)
-    model = placed(build_model(config, facts_of(dataset)), device)
+    model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
     batches = Batches(
         dataset.x_train, dataset.y_train, config.batch_size, seed=config.seed, device=device, augment=config.augment
     )
-    test_set = torch.from_numpy(dataset.x_test).to(device), torch.from_numpy(dataset.y_test).to(device)
-    return Job(config, dataset, model, optimizer, policy, batches, Meter(device), test_set)
+    precision = resolve_precision(config.precision, device)
+    update = TrainStep(
+        model, optimizer, partial(loss_function(config.loss), label_smoothing=config.label_smoothing),
+        batch_size=batches.batch_size, clip=partial(clip_gradients, config.clip, model),
+        precision=precision, execution=config.execution,
+    )  # fmt: skip
+    test_set = _on(device, dataset.x_test, dataset.y_test)
+    validation = None
+    if dataset.x_val is not None and dataset.y_val is not None:
+        validation = _on(device, dataset.x_val, dataset.y_val)
+    return Job(
+        config,
+        dataset,
+        model,
+        optimizer,
+        policy,
+        batches,
+        update,
+        Meter(device),
+        test_set,
+        validation,
+        device,
+        precision,
+    )
+
+
+def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
 def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Recorder:
@@ -155,35 +191,44 @@ def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Re
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
         schedule=log_spaced(config.records, config.steps), signal=Signal.of(config.signal),
         seed=config.seed, loss=config.loss, total_steps=config.steps, config=config, experiment=experiment,
-        facts=facts_of(job.dataset), resume=resumed,
+        facts=_facts(job), resume=resumed,
     )  # fmt: skip
 
 
+def _facts(job: Job) -> dict[str, Any]:
+    """What environment.json says of this run's data and arithmetic."""
+    precision = described(job.device, precision=job.precision).precision
+    return {"data": facts_of(job.dataset), "device": _machine(job), "precision": precision}
+
+
+def _machine(job: Job) -> str:
+    """Device, precision and execution in words."""
+    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps"
+
+
 def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, start: int) -> None:
-    config, model, optimizer = job.config, job.model, job.optimizer
-    loss_of = loss_function(config.loss)
+    config = job.config
     report_every = max(1, config.steps // REPORTS)
     saved = time.monotonic()
     told = 0 if start == 0 else len(job.policy.decisions)
-    model.train()
+    job.model.train()
     for step in range(start + 1, config.steps + 1):
         x, y = job.batches.at(step)
-        logits = model(x)
-        loss = loss_of(logits, y, config.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        clip_gradients(config.clip, model)
-        optimizer.step()
+        loss, logits = job.update(x, y)
         job.meter.add(loss, logits, y)
+        _report(job, recorder, observer)
         if step % report_every == 0 or step == config.steps:
-            _report(job, recorder, observer, step)
+            job.meter.take(step)
+            recorder.log(step, "batch", learning_rate=_rate(job))
+        if step == config.steps:
+            _report(job, recorder, observer)
         job.policy.observe(recorder.step(step))
         if recorder.due(step):
             _evaluate(job, recorder, step)
         job.policy.step()
         told = _note_decisions(job, recorder, told)
         if stop.asked or time.monotonic() - saved > SAVE_SECONDS or step == config.steps:
-            recorder.save(step, policy=job.policy, meter=job.meter)
+            recorder.save(step, policy=job.policy, meter=job.meter, update=job.update)
             saved = time.monotonic()
         if stop.asked and step < config.steps:
             raise Interrupted(
@@ -191,30 +236,44 @@ def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, s
             )
 
 
-def _report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
-    """Read the meter, check it, log it and tell the policy and the observer."""
-    loss, accuracy = job.meter.read()
+def _report(job: Job, recorder: Recorder, observer: Observer) -> None:
+    """Read what the meter has set aside, check it, log it and tell the policy and the observer."""
+    taken = job.meter.read()
+    if taken is None:
+        return
+    step, loss, accuracy = taken
     if not math.isfinite(loss):
-        kept = max(open_run(recorder.path).steps())
+        kept = max(open_run(recorder.path).steps(), default=0)
         raise NumericsError(
             f"the training loss is {loss} by step {step}; snapshots up to step {kept} are kept (the last ones may "
             "hold such numbers too). "
             "A smaller learning rate, or clip = norm, is the usual remedy"
         )
-    rate = float(job.optimizer.param_groups[0]["lr"])
-    recorder.log(step, "batch", loss=loss, accuracy=accuracy, learning_rate=rate)
+    recorder.log(step, "batch", loss=loss, accuracy=accuracy)
     job.policy.observe({"train_loss": loss})
-    observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": rate})
+    observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(job)})
+
+
+def _rate(job: Job) -> float:
+    return float(job.optimizer.param_groups[0]["lr"])
 
 
 def _evaluate(job: Job, recorder: Recorder, step: int) -> None:
-    """Loss and plain accuracy on the whole test set: correct / seen."""
-    meter = Meter(job.meter.device)
-    for images, labels in zip(*(part.split(EVALUATED) for part in job.test_set), strict=True):
-        logits = logits_of(job.model, pixels(images))
-        meter.add(loss_function(job.config.loss)(logits, labels), logits, labels)
-    loss, accuracy = meter.read()
-    recorder.log(step, "test_set", loss=loss, accuracy=accuracy)
+    """Log loss and accuracy on images that were not trained on.
+
+    A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
+    but for the first and the last step. After the last one, where training mirrored images, the test set is told with
+    test-time augmentation too.
+    """
+    last = step == job.config.steps
+    with recorder.costs.of("evaluation"):
+        if job.validation is not None:
+            told = evaluated(job.model, job.validation, job.config.loss)
+            recorder.log(step, "validation", **told)
+            job.policy.observe({"validation_loss": told["loss"]})
+        if job.validation is None or step == 0 or last:
+            mirrored = last and not MIRRORING.isdisjoint(job.config.augment)
+            recorder.log(step, "test_set", **evaluated(job.model, job.test_set, job.config.loss, mirrored=mirrored))
 
 
 def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:
@@ -222,39 +281,3 @@ def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:
     for decision in job.policy.decisions[told:]:
         recorder.event(decision["step"], "policy", decision["reason"], lr=decision["lr"])
     return len(job.policy.decisions)
-
-
-class Meter:
-    """Loss and accuracy summed on the device; reading them is the only wait. All samples count, ragged batches too.
-
-    Args:
-        device: of the batches.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._sums = torch.zeros(2, dtype=torch.float64, device=device)
-        self._seen = 0
-
-    def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
-        """Count a batch: `loss` is its mean, `logits` (B, classes), `y` (B,)."""
-        with torch.no_grad():
-            self._sums[0] += loss.detach() * len(y)
-            self._sums[1] += (logits.argmax(1) == y).sum()
-        self._seen += len(y)
-
-    def read(self) -> tuple[float, float]:
-        """Mean loss and accuracy since the last reading; starts anew."""
-        loss, correct = (self._sums / max(self._seen, 1)).tolist()
-        self._sums.zero_()
-        self._seen = 0
-        return loss, correct
-
-    def state_dict(self) -> dict[str, Tensor | int]:
-        """What has been summed since the last reading."""
-        return {"sums": self._sums, "seen": self._seen}
-
-    def load_state_dict(self, state: dict[str, Tensor | int]) -> None:
-        """The inverse of `state_dict`."""
-        self._sums.copy_(torch.as_tensor(state["sums"]))
-        self._seen = int(state["seen"])

@@ -12,13 +12,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 
 class Observer(Protocol):
-    """Read-only company of a run; it never draws random numbers and never changes the run."""
+    """Read-only company of a run; it never draws random numbers and never changes the run.
+
+    `report` brings the numbers of a step that is over, `close` what the run has cost.
+    """
 
     def start(self, title: str, done: int, total: int) -> None: ...
 
     def report(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, summary: str = "") -> None: ...
 
 
 class Silent:
@@ -28,7 +31,7 @@ class Silent:
 
     def report(self, step: int, values: Mapping[str, float]) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self, summary: str = "") -> None: ...
 
 
 class Lines:
@@ -59,9 +62,11 @@ class Lines:
         print(self._waiting, file=self._stream, flush=True)
         self._last, self._waiting = now, ""
 
-    def close(self) -> None:
+    def close(self, summary: str = "") -> None:
         if self._waiting:
             self._print(time.monotonic())
+        if summary:
+            print(summary, file=self._stream, flush=True)
 
 
 class Live:
@@ -82,8 +87,10 @@ class Live:
     def report(self, step: int, values: Mapping[str, float]) -> None:
         self._bar.update(self._task, completed=step, values=shown(values))
 
-    def close(self) -> None:
+    def close(self, summary: str = "") -> None:
         self._bar.stop()
+        if summary:
+            self._bar.console.print(summary, highlight=False)
 
 
 def shown(values: Mapping[str, float]) -> str:

@@ -23,9 +23,10 @@ from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.measures import Context, Measure
 from grokkit.measures.base import settings_of
 from grokkit.measures.loss import loss_function
-from grokkit.measures.take import AttributionPlan, take_any
+from grokkit.measures.take import AttributionPlan, name_of, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
+from grokkit.training.costs import Costs
 from grokkit.training.device import described, environment
 from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import Signal
@@ -78,7 +79,7 @@ def record(
         loss: `cross_entropy` or `mse`, for the measure `loss`.
         total_steps: how long the run is meant to be, for its status; optional.
         config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py.
-        facts: kept in environment.json under `data`: what has to be remembered of the data.
+        facts: kept in environment.json: what has to be remembered of the data and the arithmetic.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
 
@@ -95,7 +96,7 @@ def record(
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
         told = config or _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
-        machine = environment(described(device_of(model))) | ({"data": dict(facts)} if facts else {})
+        machine = environment(described(device_of(model))) | dict(facts or {})
         _create(path, told, machine, probes, total_steps, experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
     recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps)
@@ -130,6 +131,7 @@ class Recorder:
         self._lock = RunLock(path)
         earlier = Run(path)
         self._attempt = earlier.status["attempt"] + 1
+        self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._step = -1
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._open = True
@@ -177,7 +179,8 @@ class Recorder:
             self._record(step)
         if self._signal is None or not self._signal.due(step):
             return None
-        readings = self._signal.read(self._context)
+        with self.costs.of("signal"):
+            readings = self._signal.read(self._context)
         self.log(step, "signal", **readings)
         return readings
 
@@ -192,15 +195,16 @@ class Recorder:
 
     def save(self, step: int, **parts: Stateful) -> None:
         """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random state."""
-        self._metrics.sync()
-        self._events.sync()
-        state = {
-            "model": dict(unwrap(self._context.model).state_dict()),
-            "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
-            "parts": {name: each.state_dict() for name, each in parts.items()},
-            "rng": _random_state(device_of(self._context.model)),
-        }
-        resume.save(self.path / "resume", step, state)
+        with self.costs.of("resume slots"):
+            self._metrics.sync()
+            self._events.sync()
+            state = {
+                "model": dict(unwrap(self._context.model).state_dict()),
+                "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
+                "parts": {name: each.state_dict() for name, each in parts.items()},
+                "rng": _random_state(device_of(self._context.model)),
+            }
+            resume.save(self.path / "resume", step, state)
         self._status("running")
 
     def restore(self, **parts: Stateful) -> int:
@@ -230,9 +234,10 @@ class Recorder:
         return self._step
 
     def _record(self, step: int) -> None:
-        state = unwrap(self._context.model).state_dict()
         try:
-            snapshot.write(self.path / "snapshots" / store.file_name(step), step, state)
+            with self.costs.of("snapshots"):
+                state = unwrap(self._context.model).state_dict()
+                snapshot.write(self.path / "snapshots" / store.file_name(step), step, state)
         except TrajectoryError as error:
             if not (self.path / "snapshots" / store.file_name(step)).exists():
                 raise
@@ -252,7 +257,8 @@ class Recorder:
         subjects: list[Measure | AttributionPlan] = [*self._measures, *self._attributions]
         for subject in subjects:
             try:
-                take_any(self.path, step, subject, self._context)
+                with self.costs.of(name_of(subject)):
+                    take_any(self.path, step, subject, self._context)
             except Exception as error:
                 # A paid run is not lost to one of its instruments; at step 0 nothing is lost yet.
                 if step == 0:
@@ -262,7 +268,7 @@ class Recorder:
     def _status(self, state: str, reason: str = "") -> None:
         run.write_status(
             self.path, state=state, step=max(self._step, 0), total_steps=self._total_steps,
-            attempt=self._attempt, reason=reason,
+            attempt=self._attempt, reason=reason, costs=self.costs.seconds(),
         )  # fmt: skip
 
     def close(self, state: str = "done", reason: str = "") -> None:

@@ -23,8 +23,10 @@ from grokkit.models.classifier import Classifier, Normalise
 from grokkit.seeding import seeded
 from grokkit.training.build import build_optimizer, macs_of, placed
 from grokkit.training.config import part
-from grokkit.training.device import Device, fitting_threads
+from grokkit.training.device import Device, described, fitting_threads
 from grokkit.training.loader import PerSample, crop_and_flip, plain_loader
+from grokkit.training.precision import resolve_precision
+from grokkit.training.step import WARM_UP, TrainStep
 
 AUGMENT = ("crop4", "flip")
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -79,7 +81,8 @@ class Subject:
         name: model, data and device, in words.
         dataset: whose training images make the batches.
         device: resolved.
-        step: one update on a batch.
+        precision: of the training step, as `resolve_precision` gives it.
+        step_for: a batch size to the training step for full batches of it.
         macs: multiply-adds of one image's forward pass.
         seconds: what a measurement may take, about.
         clock: returns seconds; only differences count.
@@ -88,7 +91,8 @@ class Subject:
     name: str
     dataset: Dataset
     device: Device
-    step: Step
+    precision: str
+    step_for: Callable[[int], Step]
     macs: int
     seconds: float
     clock: Clock = time.perf_counter
@@ -103,15 +107,15 @@ class Subject:
         if self.device.torch_device.type == "cuda":
             torch.cuda.synchronize(self.device.torch_device)
 
-    def rate(self, call: Callable[[], object], work: float, warm: int = 1) -> Rate:
-        """How much work per second repeated calls do.
+    def rate(self, call: Callable[[], object], work: float) -> Rate:
+        """How much work per second repeated calls do, after some that are not counted: on a GPU a step is recorded in
+        a graph in them.
 
         Args:
             call: does `work` units.
             work: such as the images of a batch.
-            warm: calls before the first timed one.
         """
-        for _ in range(warm):
+        for _ in range(WARM_UP + 2 if self.device.torch_device.type == "cuda" else 2):
             call()
         once = self._seconds(call, 1)
         calls = min(MOST_CALLS, max(1, round(self.seconds / BLOCKS / once)))
@@ -148,17 +152,15 @@ def subject(
     whole = placed(Classifier(Normalise(dataset.mean, dataset.std), net), device.torch_device).train()
     settings = part("sgd", lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
     optimizer = build_optimizer(settings, whole.parameters())
-    loss_of = loss_function("cross_entropy")
+    precision = resolve_precision("auto", device.torch_device)
 
-    def step(x: Tensor, y: Tensor) -> None:
-        loss = loss_of(whole(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    def step_for(size: int) -> Step:
+        return TrainStep(whole, optimizer, loss_function("cross_entropy"), batch_size=size, precision=precision)
 
     told = " ".join([model, *(f"{name} {value}" for name, value in options.items())])
-    name = f"{told}, {dataset.name} {'x'.join(map(str, dataset.input_shape))}, {device.description}"
-    return Subject(name, dataset, device, step, macs_of(whole, dataset.input_shape), seconds, clock)
+    words = described(device.torch_device, precision=precision).description
+    name = f"{told}, {dataset.name} {'x'.join(map(str, dataset.input_shape))}, {words}"
+    return Subject(name, dataset, device, precision, step_for, macs_of(whole, dataset.input_shape), seconds, clock)
 
 
 def random_images(count: int = IMAGES) -> Dataset:
@@ -178,7 +180,9 @@ def checked_sizes(sizes: Sequence[int], images: int) -> list[int]:
     chosen = sorted(set(sizes)) or [size for size in BATCH_SIZES if size <= images]
     for size in chosen:
         if not SMALLEST < size <= images:
-            raise UsageError(f"a batch size must be an int in {SMALLEST + 1}..{images}, the training images; got {size}")
+            raise UsageError(
+                f"a batch size must be an int in {SMALLEST + 1}..{images}, the training images; got {size}"
+            )
     return chosen
 
 
@@ -196,10 +200,11 @@ def measure(of: Subject, sizes: Sequence[int]) -> Iterator[Speeds]:
             return
         with fitting_threads(of.macs * size), seeded(0, "throughput"):
             batches = Batches(images, labels, size, seed=0, device=of.device.torch_device, augment=AUGMENT)
-            step = step_rate(of, *batches.at(1))
+            use = of.step_for(size)
+            step = step_rate(of, use, *batches.at(1))
             expected = 1 / step.value
-            yield Speeds("resident", size, *_resident(of, batches), step)
-            yield Speeds("DataLoader", size, *_loader(of, size), step)
+            yield Speeds("resident", size, *_resident(of, use, batches), step)
+            yield Speeds("DataLoader", size, *_loader(of, use, size), step)
 
 
 def smallest_step(of: Subject) -> Rate:
@@ -207,19 +212,19 @@ def smallest_step(of: Subject) -> Rate:
     x = torch.from_numpy(of.dataset.x_train[:SMALLEST]).to(of.device.torch_device).float() / 255
     y = torch.from_numpy(of.dataset.y_train[:SMALLEST]).to(of.device.torch_device)
     with fitting_threads(of.macs * SMALLEST), seeded(0, "throughput"):
-        return step_rate(of, x, y)
+        return step_rate(of, of.step_for(SMALLEST), x, y)
 
 
-def step_rate(of: Subject, x: Tensor, y: Tensor) -> Rate:
+def step_rate(of: Subject, use: Step, x: Tensor, y: Tensor) -> Rate:
     """The speed of updates on one batch again and again."""
-    return of.rate(partial(of.step, x, y), len(y))
+    return of.rate(partial(use, x, y), len(y))
 
 
-def _resident(of: Subject, batches: Batches) -> tuple[Rate, Rate]:
+def _resident(of: Subject, use: Step, batches: Batches) -> tuple[Rate, Rate]:
     """The loop and its input alone."""
     steps = iter(range(1, 1 << 62))
     size = batches.batch_size
-    loop = of.rate(lambda: of.step(*batches.at(_whole(batches, next(steps)))), size)
+    loop = of.rate(lambda: use(*batches.at(_whole(batches, next(steps)))), size)
     return loop, of.rate(lambda: batches.at(_whole(batches, next(steps))), size)
 
 
@@ -230,7 +235,7 @@ def _whole(batches: Batches, step: int) -> int:
     return epoch * batches.steps_per_epoch + place + 1
 
 
-def _loader(of: Subject, size: int) -> tuple[Rate, Rate]:
+def _loader(of: Subject, step: Step, size: int) -> tuple[Rate, Rate]:
     """The loop and its input alone, from worker processes that go on as long as they are asked."""
     data, device = of.dataset, of.device.torch_device
     samples = PerSample(data.x_train, data.y_train, crop_and_flip(data.input_shape[1:]))
@@ -242,10 +247,9 @@ def _loader(of: Subject, size: int) -> tuple[Rate, Rate]:
             x, y = next(batches)
             use(x.to(device, non_blocking=True), y.to(device, non_blocking=True))
 
-        # The workers fill their queue first, and take time from the training while they do.
-        return of.rate(call, size, warm=2)
+        return of.rate(call, size)
 
-    return rate(of.step), rate(lambda x, y: None)
+    return rate(step), rate(lambda x, y: None)
 
 
 def ceiling(of: Subject) -> Rate:
@@ -253,10 +257,35 @@ def ceiling(of: Subject) -> Rate:
     precision of the training step and on all threads."""
     device = of.device.torch_device
     side, channels, count = (8192, 256, 256) if device.type == "cuda" else (1536, 64, 64)
-    a, b = torch.randn(2, side, side, device=device)
-    x = torch.randn(count, channels, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    kernel = torch.randn(channels, channels, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+    dtype = getattr(torch, of.precision)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    x = torch.randn(count, channels, 32, 32, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+    kernel = kernel.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         product = of.rate(lambda: a @ b, 2 * side**3)
         convolution = of.rate(lambda: functional.conv2d(x, kernel, padding=1), 2 * 9 * channels**2 * count * 32 * 32)
     return max(product, convolution, key=lambda rate: rate.value)
+
+
+def rows(of: Subject, smallest: Rate, top: Rate, speeds: Sequence[Speeds]) -> list[dict[str, Any]]:
+    """Everything measured as rows of a table: `loop_images_per_s` and `input_images_per_s` per source and batch size
+    (`n`), `step_images_per_s` per batch size, the ceiling and the FLOP of an image's training."""
+
+    def row(measure: str, rate: Rate, unit: str, size: int = 0, source: str = "") -> dict[str, Any]:
+        return {"run": of.name, "seed": 0, "step": 0, "measure": measure, "probe_set": source, "n": size,
+                "value": rate.value, "low": rate.low, "high": rate.high, "unit": unit}  # fmt: skip
+
+    flop = float(of.training_flop)
+    found = [
+        row("ceiling_flop_per_s", top, "FLOP/s"),
+        row("training_flop_per_image", Rate(flop, flop, flop), "FLOP"),
+        row("step_images_per_s", smallest, "images/s", SMALLEST),
+    ]
+    for each in speeds:
+        size, source = each.batch_size, each.source
+        if source == "resident":
+            found.append(row("step_images_per_s", each.step, "images/s", size))
+        found.append(row("loop_images_per_s", each.loop, "images/s", size, source))
+        found.append(row("input_images_per_s", each.input, "images/s", size, source))
+    return found

@@ -110,7 +110,8 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`."""
+        """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`, and `costs`: the seconds
+        of training and of each instrument."""
         return self._parsed("status.json", json.loads)
 
     def _parsed(self, file: str, parse: Any) -> dict[str, Any]:

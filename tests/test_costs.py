@@ -1,0 +1,45 @@
+"""What the instruments cost, each apart; the outer one pays, and nothing is lost between attempts."""
+
+import pytest
+import torch
+
+import grokkit as gk
+from grokkit.training.costs import Costs, in_words
+from tests.runs import SMALL
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_seconds_go_to_the_outer_instrument_and_the_rest_to_training() -> None:
+    clock = Clock()
+    costs = Costs(torch.device("cpu"), {"training": 1.0, "loss": 0.5}, clock)
+    clock.now += 4
+    with costs.of("signal"):
+        clock.now += 1
+        with costs.of("loss"):
+            clock.now += 2
+    with pytest.raises(ZeroDivisionError), costs.of("snapshots"):
+        clock.now += 8
+        raise ZeroDivisionError
+    clock.now += 1
+    with costs.of("snapshots"):
+        clock.now += 1
+    seconds = costs.seconds()
+    assert seconds == {"training": 6.0, "snapshots": 9.0, "signal": 3.0, "loss": 0.5}
+    assert list(seconds) == ["training", "snapshots", "signal", "loss"]
+    text = in_words(seconds)
+    assert text == "training 6 s; instruments 208.3 % of that: snapshots 150.0 %, signal 50.0 %, loss 8.3 %"
+
+
+def test_every_run_tells_what_each_instrument_cost(tmp_path) -> None:
+    run = gk.train(SMALL, runs=tmp_path, device="cpu")
+    costs = run.status["costs"]
+    instruments = {each.name for each in (*SMALL.measures, *SMALL.attributions)}
+    assert costs.keys() == instruments | {"training", "snapshots", "signal", "evaluation", "resume slots"}
+    assert all(seconds > 0 for seconds in costs.values())
