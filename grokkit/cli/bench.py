@@ -36,7 +36,7 @@ def bench(
     arithmetic.
 
     Resident batches stand against a DataLoader with two workers, and the achieved FLOP/s against what the device
-    reaches in a large product. Writes a figure, its table and the verdicts; after Ctrl-C, of what was measured till then.
+    reaches in a large product. Writes a figure, its table and the verdicts; after Ctrl-C, those measured until then.
 
     Try:
         grokkit bench throughput resnet9 --width 16
@@ -80,7 +80,7 @@ def bench(
     for path in (*figures.save(drawn, out / "throughput"), out / "throughput.csv", out / "throughput.json"):
         print(path)
     if stopped:
-        raise KeyboardInterrupt(f"stopped; {out} holds the {len(told['points'])} speeds that were measured")
+        raise KeyboardInterrupt(f"stopped; {out} holds what was measured until then")
 
 
 def _devices(wanted: str | None) -> list[Device]:

@@ -105,6 +105,24 @@ class Batches:
         return x
 
 
+def stacked_at(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
+    """What `at(step)` gives for each of several `Batches` over the same images, cut in one go.
+
+    Args:
+        batches: K of them, whose images and labels are the same tensors; seeds differ.
+        step: 1 or more.
+
+    Returns: x (K, B, C, H, W) float32 in [0, 1] and y (K, B) int64.
+    """
+    first = batches[0]
+    chosen = torch.stack([each.indices(step) for each in batches])
+    if first._augmentations:
+        images = torch.stack([each._augmented(mine, step) for each, mine in zip(batches, chosen, strict=True)])
+    else:
+        images = first.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+    return pixels(images), first.labels[chosen]
+
+
 def pixels(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
     """Images as float32: uint8 0..255 becomes [0, 1] by dividing by 255, float32 is taken as it is.
 
