@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import runpy
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 import grokkit as gk
 from bench.gpu.common import SHAPE, data_part, test_images, trained_net
-from bench.gpu.results import Results, Rows, Setting
+from bench.gpu.results import ROOT, Results, Rows, Setting
 from grokkit import models
 from grokkit.borrow import strict_precision
 from grokkit.data.resident import Batches
@@ -30,14 +31,18 @@ from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_fr
 from grokkit.training.build import build_data, placed
 from grokkit.training.observers import Silent
 from grokkit.training.step import TrainStep
-from tests.reference.published_lc import published_counts
 
 TITLE = "correctness: local complexity by precision, every model, every way to compute a step, resume and replay"
+# By path: on some machines another package is called `tests`.
+published_counts = runpy.run_path(str(ROOT / "tests" / "reference" / "published_lc.py"))["published_counts"]
 RADII = (0.005, 0.05, 0.5)
-TOLERANCE = {"float32": 0.01, "bfloat16": 0.3}
+TOLERANCE = {"float32": 0.03, "bfloat16": 0.3}
 """How far the weights may end from the eager float32 ones after `UPDATES` updates, over how far those have moved. The
 rate is small, so that the updates tell the precision of gradients and not how training drives neighbours apart."""
 UPDATES, LR = 12, 1e-4
+TANGENTS = {"vertex": None, "tangent": "exact"}
+SHARE = 0.002
+"""Of the counted units, how many float32 may see otherwise than float64, beside two."""
 
 
 def measure(results: Results) -> None:
@@ -49,6 +54,23 @@ def measure(results: Results) -> None:
         results.part(f"model {name}", partial(one_model, setting, name), needs=15)
     if "lc_by_precision" in results.parts:
         save(inflation(results.parts["lc_by_precision"]), setting.out / "lc_by_precision")
+
+
+def headline(parts: dict[str, Rows]) -> Rows:
+    """The ratios to float64, and how far each way to compute a step went astray."""
+    ratios = [
+        {name: row[name] for name in ("method", "arithmetic", "radius", "mean", "over_float64", "points_that_differ")}
+        for row in parts.get("lc_by_precision", ())
+    ]
+    ways = [
+        {"method": "steps", "arithmetic": f"{row['execution']}, {row['precision']}", "apart_over_moved":
+         row["apart_over_moved"]} for row in parts.get("steps", ())
+    ]  # fmt: skip
+    nets = [row for name, rows in parts.items() if name.startswith("model ") for row in rows if "passes" in row]
+    moved, counted = (sum(row[name] for row in nets) for name in ("units_that_differ", "units_counted"))
+    told = [{"method": "models", "arithmetic": f"{len(nets)} counts: {moved} of {counted} units differ from float64"}]
+    said = [{"method": row["told"], "arithmetic": str(row["so"])} for row in parts.get("resume_and_replay", ())]
+    return [*ratios, *ways, *told, *said]
 
 
 # ---- local complexity by precision
@@ -124,15 +146,21 @@ def _tangent_ways(net: nn.Module, images: Tensor, frame: Tensor) -> dict[tuple[s
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Convolutions and products in TF32, whatever the defaults are."""
+    """Convolutions and products in TF32, whatever the defaults are. Older and newer switches are set alike, because
+    torch refuses to read a mix of the two."""
     backends: Any = torch.backends
-    knobs = (backends.cudnn.conv, backends.cuda.matmul)
+    knobs = (backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.matmul)
     before = [knob.fp32_precision for knob in knobs]
-    for knob in knobs:
+    convolutions, products = backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    for knob in knobs[:2]:
         knob.fp32_precision = "tf32"
     try:
         yield
     finally:
+        backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
         for knob, precision in zip(knobs, before, strict=True):
             knob.fp32_precision = precision
 
@@ -169,14 +197,15 @@ def one_model(setting: Setting, name: str) -> Rows:
     rows: Rows = []
     for method in ("vertex", "tangent"):
         try:
-            ours = local_complexity(here, images, 0.5, 5, method).counts.cpu()  # type: ignore[arg-type]
+            ours = local_complexity(here, images, 0.5, 5, method, tangents=TANGENTS[method]).counts.cpu()
         except GrokkitError as error:
             rows.append({"model": name, "method": method, "refused": str(error)})
             continue
-        theirs = local_complexity(exact, images.double().cpu(), 0.5, 5, method).counts  # type: ignore[arg-type]
-        moved = (ours - theirs).abs().sum().item()
-        rows.append({"model": name, "method": method, "units_counted": int(theirs.sum()),
-                     "units_that_differ": int(moved), "left_as_it_was": _state(here, setting) == before})  # fmt: skip
+        theirs = local_complexity(exact, images.double().cpu(), 0.5, 5, method).counts
+        counted, moved = int(theirs.sum()), int((ours - theirs).abs().sum())
+        rows.append({"model": name, "method": method, "units_counted": counted, "units_that_differ": moved,
+                     "passes": counted > 0 and moved <= 2 + counted * SHARE,
+                     "left_as_it_was": _state(here, setting) == before})  # fmt: skip
     return rows
 
 
@@ -205,16 +234,18 @@ def steps(setting: Setting) -> Rows:
     rows: Rows = []
     reference = None
     for execution, precision in ways:
-        before, after, took = _updated(setting, execution, precision)
+        before, after, took, same = _updated(setting, execution, precision)
         reference = after if reference is None else reference
         apart = ((after - reference).norm() / (reference - before).norm()).item()
         rows.append({"asked": execution, "execution": took, "precision": precision, "apart_over_moved": apart,
-                     "within": TOLERANCE[precision], "passes": apart <= TOLERANCE[precision]})  # fmt: skip
+                     "within": TOLERANCE[precision], "lc_is_that_of_a_fresh_copy": same,
+                     "passes": apart <= TOLERANCE[precision] and same})  # fmt: skip
     return rows
 
 
-def _updated(setting: Setting, execution: str, precision: str) -> tuple[Tensor, Tensor, str]:
-    """All weights before and after, as one vector, and how the steps were computed."""
+def _updated(setting: Setting, execution: str, precision: str) -> tuple[Tensor, Tensor, str, bool]:
+    """All weights before and after, as one vector; how the steps were computed; and whether the local complexity of the
+    net that was trained is that of a fresh one with its weights, which was never compiled, recorded or rounded."""
     dataset = build_data(gk.RunConfig(experiment="gpu", data=data_part(setting)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -224,13 +255,16 @@ def _updated(setting: Setting, execution: str, precision: str) -> tuple[Tensor, 
     size = 24 if setting.small else 100
     batches = Batches(dataset.x_train[: 2 * size + size // 3], dataset.y_train[: 2 * size + size // 3], size, seed=0,
                       device=setting.device, augment=("crop4", "flip"))  # fmt: skip
-    before = _weights(model)
+    before, fresh = _weights(model), copy.deepcopy(model)
     with strict_precision():
         update = TrainStep(model, optimizer, F.cross_entropy, batch_size=size, precision=precision, execution=execution)
         for number in range(1, UPDATES + 1):
             optimizer.param_groups[0]["lr"] = LR * number / UPDATES
             update(*batches.at(number))
-    return before, _weights(model), update.execution
+    fresh.load_state_dict(model.state_dict())
+    images = test_images(setting, 4)
+    counts = [local_complexity(each.net, images, 0.05, 5).counts for each in (model, fresh)]
+    return before, _weights(model), update.execution, torch.equal(*counts)
 
 
 def _weights(model: nn.Module) -> Tensor:
@@ -252,7 +286,8 @@ class StopsAt(Silent):
 
 
 def resume_and_replay(setting: Setting) -> Rows:
-    """A small run straight, one interrupted and resumed, and the straight one replayed; how much of it is bit-equal."""
+    """A small run straight, one interrupted and resumed, and the straight one replayed; how much of it is bit-equal
+    (a GPU's libraries do not promise that it is)."""
     config = gk.RunConfig(
         experiment="gpu", variant="resumed", data=data_part(setting), model=gk.part("resnet9", width=8), steps=30,
         optimizer=gk.part("sgd", lr=0.02, momentum=0.9), augment=("crop4", "flip"), batch_size=32, records=4,
@@ -274,8 +309,8 @@ def resume_and_replay(setting: Setting) -> Rows:
     gk.replay_run(straight.path, measures=config.measures, device=setting.device)
     again = _measured(straight.path)
     return [
-        {"check": "resumed weights are bit-equal to straight ones", "passes": apart == 0, "largest_difference": apart},
-        {"check": "replayed readings are byte-equal to live ones", "passes": live == again, "files": len(live),
+        {"told": "resumed weights are bit-equal to straight ones", "so": apart == 0, "largest_difference": apart},
+        {"told": "replayed readings are byte-equal to live ones", "so": live == again, "files": len(live),
          "files_that_differ": sum(live[name] != again.get(name) for name in live)},
     ]  # fmt: skip
 

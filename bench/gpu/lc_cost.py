@@ -27,7 +27,17 @@ def measure(results: Results) -> None:
     setting = results.setting
     results.part("ceiling", lambda: ceilings(setting))
     for width in (8,) if setting.small else (16, 64):
-        results.part(f"preact_resnet18 k={width}", partial(costs, setting, width), needs=45)
+        results.part(f"preact_resnet18 k={width}", partial(costs, setting, width, ceiling(results.parts)), needs=30)
+
+
+def ceiling(parts: dict[str, Rows]) -> dict[str, float]:
+    """TFLOP/s of the device by precision, empty where they were not measured."""
+    return {row["precision"]: row["tflop_per_s"] for row in parts.get("ceiling", ())}
+
+
+def headline(parts: dict[str, Rows]) -> Rows:
+    """Everything."""
+    return [{"part": name, **row} for name, rows in parts.items() for row in rows]
 
 
 def ceilings(setting: Setting) -> Rows:
@@ -44,8 +54,9 @@ def ceilings(setting: Setting) -> Rows:
     return rows
 
 
-def costs(setting: Setting, width: int) -> Rows:
-    """Seconds (median of five after a warm-up) for all points; one radius by vertices, sixteen by tangents."""
+def costs(setting: Setting, width: int, ceiling: dict[str, float]) -> Rows:
+    """Seconds (median of five after a warm-up) for all points; one radius by vertices, sixteen by tangents. The ceiling
+    that they are held against is that of the precision in which most of the arithmetic runs."""
     points, directions = (4, 3) if setting.small else (256, 20)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -64,9 +75,12 @@ def costs(setting: Setting, width: int) -> Rows:
     rows = []
     for name, (call, passes) in ways.items():
         seconds = median(call, setting)
+        reached = flop * passes / seconds / 1e12
+        top = ceiling.get("bfloat16" if "bfloat16" in name else "float32")
         rows.append({
             "what": name, "seconds": seconds, "points": points, "directions": directions,
-            "images_per_s": points * passes / seconds, "tflop_per_s": flop * passes / seconds / 1e12,
+            "images_per_s": points * passes / seconds, "tflop_per_s": reached,
+            "share_of_ceiling": top and reached / top,
         })  # fmt: skip
     return rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tarfile
@@ -13,12 +14,18 @@ from pathlib import Path
 import grokkit as gk
 from bench.gpu.common import data_part
 from bench.gpu.results import Results, Rows, Setting
-from grokkit.errors import Interrupted
+from grokkit.errors import Interrupted, NumericsError, UsageError
 from grokkit.recipes import delayed_robustness
 
 TITLE = "delayed robustness: PreActResNet-18, k = 16, no BatchNorm, all of CIFAR-10, for hours"
-RESERVE = 45.0
+RESERVE = 40.0
 """Seconds kept for the last measures, the slot, the table and the figure."""
+
+
+def headline(parts: dict[str, Rows]) -> Rows:
+    """How far it came."""
+    shown = ("state", "step", "total_steps", "attempt", "packed_mb")
+    return [{name: row[name] for name in shown} for row in parts.get("run", ())]
 
 
 def measure(results: Results) -> None:
@@ -37,11 +44,15 @@ def go_on(results: Results) -> Rows:
     stopped = False
     with stopping(5.0 if setting.small else results.left - RESERVE):
         try:
-            run = gk.resume(path, device=setting.device) if path.exists() else gk.train(
-                config, runs=runs, device=setting.device
-            )  # fmt: skip
+            if path.exists():
+                gk.resume(path, device=setting.device)
+            else:
+                gk.train(config, runs=runs, device=setting.device)
         except Interrupted:
-            run, stopped = gk.open_run(path), True
+            stopped = True
+        except NumericsError as error:  # what it had learned until then is brought back all the same
+            print(error)
+    run = gk.open_run(path)
     pack(path, packed)
     gk.figures.save(gk.figures.create("phases", gk.figure_data([run])), setting.out / "delayed_robustness")
     gk.table([run]).to_csv(setting.out / "delayed_robustness.csv", index=False)
@@ -86,10 +97,24 @@ def pack(run: Path, target: Path) -> None:
 
 
 def bring_back(archive: Path | None, run: Path) -> None:
-    """Unpack a packed run to where it is looked for, unless it is there."""
-    if archive is None or run.exists():
+    """Unpack a packed run to where it is looked for. One that is there already goes on itself, unless the archive is
+    further: then somebody has to choose."""
+    if archive is None:
         return
     with tarfile.open(archive) as packed:
-        packed.extractall(run.parent, filter="data")
-    if not run.exists():
-        raise SystemExit(f"{archive} holds another run than {run.name}: it was made with other settings or other data")
+        status = (
+            packed.extractfile(f"{run.name}/status.json") if f"{run.name}/status.json" in packed.getnames() else None
+        )
+        if status is None:
+            raise UsageError(f"{archive} holds another run than {run.name}: it was made by other settings")
+        step = json.load(status)["step"]
+        if not run.exists():
+            draft = run.parent / ".unpacking"
+            packed.extractall(draft, filter="data")
+            os.replace(draft / run.name, run)
+            draft.rmdir()
+            return
+    here = gk.open_run(run).status["step"]
+    if step > here:
+        raise UsageError(f"{archive} is at step {step}, and {run}, which is here already, at {here}; move that away to "
+                         "go on from the archive, or leave --continue out to go on from here")  # fmt: skip

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 Rows = list[dict[str, Any]]
+ROOT = Path(__file__).resolve().parents[2]
+ENDED = "begun, and ended from outside before it was done"
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Setting:
     Args:
         stage: its letter.
         out: folder of the results.
+        work: folder for runs and weights, which do not belong to the results.
         device: `cuda`, or `cpu` for the miniature.
         data: an .npz file, or `cifar10`.
         small: the miniature: the same code on next to nothing.
@@ -35,21 +38,18 @@ class Setting:
 
     stage: str
     out: Path
+    work: Path
     device: str
     data: str
     small: bool
     seconds: float
     going_on: Path | None = None
 
-    @property
-    def work(self) -> Path:
-        """Folder for runs and weights, which do not belong to the results."""
-        return self.out / ".work"
-
 
 @dataclass
 class Results:
-    """Parts of a stage, by name; those that an earlier call finished are not measured again.
+    """Parts of a stage, by name; those that an earlier call finished are not measured again, and those in which an
+    earlier call was ended are measured last, so that one that hangs does not hold up the rest for ever.
 
     Args:
         setting: of the stage.
@@ -66,8 +66,11 @@ class Results:
     def __post_init__(self) -> None:
         self._began = time.monotonic()
         found = read(self.path)
+        self._ended: set[str] = set()
+        self._deferred: list[tuple[str, Callable[[], Rows], float]] = []
         if found is not None and found["asked"] == asked(self.setting):
             self.parts, self.seconds = found["parts"], found["seconds"]
+            self._ended = {name for name, why in found["failed"].items() if why == ENDED}
 
     @property
     def path(self) -> Path:
@@ -83,19 +86,34 @@ class Results:
         down and does not stop the rest."""
         if name in self.parts:
             return
+        if name in self._ended:
+            self._deferred.append((name, measure, needs))
+            self.failed[name] = ENDED
+            return
         if self.left < (0 if self.setting.small else needs):
             self.failed[name] = f"not begun: {self.left:.0f} s were left, and it needs {needs:.0f} s"
             self.save()
             return
         print(f"  {name} ...", flush=True)
+        self.failed[name] = ENDED
+        self.save()
         start = time.monotonic()
         try:
             self.parts[name] = measure()
+            del self.failed[name]
         except Exception as error:  # one part that cannot be had must not cost the others
             traceback.print_exc()
-            self.failed[name] = f"{type(error).__name__}: {error}"
+            self.failed[name] = f"{type(error).__name__}: {error} ({place_of(error)})"
         self.seconds[name] = round(time.monotonic() - start, 2)
         self.save()
+
+    def finish(self) -> None:
+        """Measure what was put off, and say whether the stage is complete."""
+        self._ended.clear()
+        for name, measure, needs in self._deferred:
+            del self.failed[name]
+            self.part(name, measure, needs=needs)
+        self.save(complete=True)
 
     def save(self, *, complete: bool = False) -> None:
         """Write what there is; `complete` where every part was measured."""
@@ -134,6 +152,22 @@ def machine(device: str) -> dict[str, str]:
         "torch": torch.__version__, "cuda": str(torch.version.cuda), "python": platform.python_version(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "command": " ".join(["python -m bench.gpu", *words]),
     }  # fmt: skip
+
+
+def place_of(error: Exception) -> str:
+    """File and line of the innermost call in grokkit or here: which of our lines it was."""
+    calls = traceback.extract_tb(error.__traceback__)
+    ours = [call for call in calls if call.filename.startswith(str(ROOT)) and "site-packages" not in call.filename]
+    return "; ".join(f"{Path(call.filename).relative_to(ROOT)}:{call.lineno}" for call in ours[-2:])
+
+
+def broken(parts: dict[str, Rows]) -> list[str]:
+    """Rows whose check does not hold, in words."""
+    checks = ("passes", "left_as_it_was")
+    return [
+        f"{name}: {json.dumps(row)}"
+        for name, rows in parts.items() for row in rows if not all(row.get(check, True) for check in checks)
+    ]  # fmt: skip
 
 
 def settle(device: str) -> None:
