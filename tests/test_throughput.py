@@ -188,9 +188,11 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(throughput, "measure", interrupted)
+    monkeypatch.setattr("os.getloadavg", lambda: (99.5, 0.0, 0.0), raising=False)
     words = ["bench", "throughput", "mlp", "--device", "cpu", "--seconds", "0.003", "--out"]
     assert main([*words, str(tmp_path / "some")]) == 130
-    assert f"stopped; {tmp_path / 'some'} holds what was measured" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"stopped; {tmp_path / 'some'} holds what was measured" in said and "busy (load 99.5 on" in said
     assert len(json.loads((tmp_path / "some" / "throughput.json").read_text())["points"]) == 1
 
     def at_once(of):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -66,6 +68,7 @@ def bench(
     sizes = throughput.checked_sizes(batch_sizes, len(dataset.y_train))
     options = {} if width is None else {"width": width}
     subjects = [throughput.subject(model, options, dataset, each, seconds) for each in _devices(device)]
+    _tell_of_company()
     tables: list[pd.DataFrame] = []
     stopped = _measure_all(subjects, sizes, tables)
     if not tables:
@@ -81,6 +84,17 @@ def bench(
         print(path)
     if stopped:
         raise KeyboardInterrupt(f"stopped; {out} holds what was measured until then")
+
+
+def _tell_of_company() -> None:
+    """Say so where other programs keep the processor busy: two threads that wait for each other on one core are slower
+    than one by far more than a half."""
+    from grokkit.training.device import cores
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores() / 2:
+        print(f"this machine is busy (load {load:.1f} on {cores()} cores): speeds on its CPU will be too low",
+              file=sys.stderr)  # fmt: skip
 
 
 def _devices(wanted: str | None) -> list[Device]:
