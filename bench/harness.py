@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -52,18 +53,42 @@ class Ratio:
     goal: float | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What one contender took.
+
+    Args:
+        cpu: median CPU-seconds of all threads and of all child processes that have ended.
+        wall: median seconds on the clock.
+    """
+
+    cpu: float
+    wall: float
+
+
 def medians(contenders: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, float]:
-    """Median CPU-seconds of every contender: all threads of the process, one contender after the other in turn, so
-    that whatever else the machine does meets all of them alike."""
+    """Median CPU-seconds of every contender, see `costs`."""
+    return {name: cost.cpu for name, cost in costs(contenders, settings).items()}
+
+
+def costs(contenders: Mapping[str, Callable[[], object]], settings: Settings) -> dict[str, Cost]:
+    """What every contender takes, one after the other in turn, so that whatever else the machine does meets all of
+    them alike. One that starts processes must have joined them when it returns: they are not counted otherwise."""
     for call in contenders.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for _ in range(settings.repetitions):
         for name, call in contenders.items():
-            start = time.process_time()
+            cpu, wall = cpu_seconds(), time.perf_counter()
             call()
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+            taken[name].append((cpu_seconds() - cpu, time.perf_counter() - wall))
+    return {name: Cost(*map(statistics.median, zip(*pairs, strict=True))) for name, pairs in taken.items()}
+
+
+def cpu_seconds() -> float:
+    """CPU-seconds so far of this process and of its children that were joined."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def compared(costs: Mapping[str, float], ratios: Sequence[Ratio], unit: str) -> list[Row]:

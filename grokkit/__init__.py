@@ -38,6 +38,7 @@ _HOME = {
     "resume": "grokkit.training.loop",
     "table": "grokkit.analysis.tables",
     "train": "grokkit.training.loop",
+    "train_seeds": "grokkit.training.seeds",
 }
 _ROOMS = {
     "attributions": "grokkit.attribution",
@@ -100,5 +101,6 @@ if TYPE_CHECKING:
     from grokkit.training.lr_scheduler import PolicyLR as PolicyLR
     from grokkit.training.recorder import record as record
     from grokkit.training.schedule import log_spaced as log_spaced
+    from grokkit.training.seeds import train_seeds as train_seeds
     from grokkit.training.signal import Signal as Signal
     from grokkit.trajectory import open_run as open_run

@@ -51,6 +51,13 @@ def test_crop_equals_slicing_bit_for_bit(mode, shape):
     assert made.dtype == torch.uint8 and torch.equal(x, before)
 
 
+@pytest.mark.parametrize("word", ["crop3", "crop3:constant", "flip", "cutout3"])
+def test_the_memory_format_of_the_images_does_not_matter(word):
+    x = images(16, 3, 8, 9)
+    made = ours((word,), x.contiguous(memory_format=torch.channels_last))
+    assert torch.equal(made, ours((word,), x)) and torch.equal(ours((word,), x.float()), made.float())
+
+
 def offsets(made):
     """Where the window began, from the first pixel of the original that it shows."""
     centre = made[:, :, 6, 6].long()

@@ -38,9 +38,10 @@ DEATHS = 4
 def main() -> None:
     options = parsed()
     device = checked_device(options)
-    out = options.out or Path("artifacts/gpu") / slug(device)
+    name = slug(device)
+    out, work = options.out or Path("artifacts/gpu") / name, options.work or Path("runs/gpu") / name
     settings = [
-        Setting(stage, out, device, options.data, options.small, SECONDS[stage], options.going_on)
+        Setting(stage, out, work, device, options.data, options.small, SECONDS[stage], options.going_on)
         for stage in STAGES if stage in options.stages
     ]  # fmt: skip
     offer_data(settings[0])
@@ -48,6 +49,7 @@ def main() -> None:
         (setting,) = (each for each in settings if each.stage == options.child)
         perform(replace(setting, seconds=options.seconds), fresh=not options.after_death)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; what was measured is kept"))
     end = time.monotonic() + 60 * options.minutes
     print(plan(settings, options.minutes), flush=True)
     for setting in settings:
@@ -59,9 +61,10 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--data", default="cifar10", help="CIFAR-10 as an .npz file; by default it is downloaded")
     parser.add_argument("--out", type=Path, help="folder of the results; by default artifacts/gpu/<device>")
+    parser.add_argument("--work", type=Path, help="folder of runs and weights; by default runs/gpu/<device>")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all stages together")
     told = "; ".join(f"{letter}: {module.TITLE}" for letter, module in STAGES.items())
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help=told)
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help=told.replace("%", "%%"))
     parser.add_argument("--continue", dest="going_on", type=Path, help="a long run's .tar, to go on with in stage e")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="the miniature: the same code on next to nothing")
@@ -93,7 +96,10 @@ def slug(device: str) -> str:
 
 def plan(settings: list[Setting], minutes: float) -> str:
     """What will be done, and for how long at most."""
-    lines = [f"{device_name(settings[0].device)}: at most {minutes:g} minutes; results go to {settings[0].out}"]
+    first = settings[0]
+    lines = [
+        f"{device_name(first.device)}: at most {minutes:g} minutes; results go to {first.out}, runs to {first.work}"
+    ]
     lines += [f"  {each.stage}, at most {each.seconds:.0f} s: {STAGES[each.stage].TITLE}" for each in settings]
     return "\n".join(lines)
 
@@ -101,7 +107,7 @@ def plan(settings: list[Setting], minutes: float) -> str:
 def go(setting: Setting, end: float) -> None:
     """Run one stage in a process of its own, unless it is finished or no time is left until `end` (monotonic)."""
     found = read(setting.path)
-    if found is not None and found["complete"] and found["asked"] == asked(setting) and setting.stage != "e":
+    if found is not None and found["complete"] and found["asked"] == asked(setting):
         print(f"{setting.stage}: finished already on {found['date']}")
         return
     end = min(end, time.monotonic() + setting.seconds)
@@ -149,7 +155,7 @@ def perform(setting: Setting, *, fresh: bool) -> None:
     module = STAGES[setting.stage]
     results = Results(setting, module.TITLE, fresh=fresh)
     module.measure(results)
-    results.save(complete=True)
+    results.finish()
 
 
 def summary(settings: Iterable[Setting]) -> str:

@@ -52,6 +52,7 @@ def measure(results: Results) -> None:
         results.part(f"model {name}", partial(one_model, setting, name), needs=15)
     for way in [] if setting.small else steps.COMPILED:  # minutes of compiling, so they come last
         results.part(f"step {', '.join(way)}", partial(steps.one_way, setting, *way), needs=60)
+    results.measured_last()
     rows = results.parts.get("lc_by_precision", [])
     if rows:
         save(lc_precision.inflation(rows), setting.out / "lc_by_precision")

@@ -31,14 +31,17 @@ NETS = {
 def measure(results: Results) -> None:
     setting = results.setting
     results.part("ceiling", partial(ceilings, setting))
+    tops = {row["precision"]: row["tflop_per_s"] for row in results.parts.get("ceiling", [])}
     for name in list(NETS)[:1] if setting.small else NETS:
-        results.part(name, partial(costs, setting, name), needs=30)
+        results.part(name, partial(costs, setting, name, tops), needs=30)
+    results.measured_last()
     if costed(results.parts):
         save(bars(results.parts), setting.out / "lc_cost")
 
 
-def costs(setting: Setting, name: str) -> Iterator[Row]:
-    """Seconds (median of five after a warm-up) for all points; one radius by vertices, sixteen by tangents."""
+def costs(setting: Setting, name: str, tops: dict[str, float]) -> Iterator[Row]:
+    """Seconds (median of five after a warm-up) for all points; one radius by vertices, sixteen by tangents. The ceiling
+    that they are held against is that of the precision in which most of the arithmetic runs."""
     points, directions = (4, 3) if setting.small else (256, 20)
     model, options = NETS[name]
     net = seeded_net(model, **(options | {"width": 8} if setting.small else options)).to(setting.device).eval()
@@ -55,9 +58,11 @@ def costs(setting: Setting, name: str) -> Iterator[Row]:
     flop = 2 * profile(net, SHAPE).macs * points
     for way, (call, passes) in ways.items():
         seconds = median(call, setting)
+        reached, top = flop * passes / seconds / 1e12, tops.get(way.rpartition(", ")[2])
         yield {
             "what": way, "seconds": seconds, "points": points, "directions": directions,
-            "images_per_s": points * passes / seconds, "tflop_per_s": flop * passes / seconds / 1e12,
+            "images_per_s": points * passes / seconds, "tflop_per_s": reached,
+            "share_of_ceiling": top and reached / top,
         }  # fmt: skip
 
 
@@ -75,10 +80,12 @@ def costed(parts: dict[str, Rows]) -> dict[str, Rows]:
 
 def lines(parts: dict[str, Rows]) -> list[str]:
     """For the summary."""
-    told = [f"{row['what']}, {row['precision']}: {row['tflop_per_s']:.1f} TFLOP/s" for row in parts.get("ceiling", [])]
+    found = parts.get("ceiling", [])
+    told = [f"{row['what']}, {row['precision']}: {row['tflop_per_s']:.1f} TFLOP/s" for row in found]
     for name, rows in costed(parts).items():
-        told += [f"{name}, {row['points']} points: {row['what']}: {row['seconds']:.4f} s, {row['tflop_per_s']:.1f} TFLOP/s"
-                 for row in rows]  # fmt: skip
+        for row in rows:
+            share = f", {100 * row['share_of_ceiling']:.0f} % of the ceiling" if row["share_of_ceiling"] else ""
+            told.append(f"{name}, {row['points']} points: {row['what']}: {row['seconds']:.4f} s{share}")
     return told
 
 

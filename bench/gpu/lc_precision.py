@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import runpy
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,12 +11,13 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bench.gpu.common import test_images, tf32, trained_model
-from bench.gpu.results import Row, Rows, Setting
+from bench.gpu.results import ROOT, Row, Rows, Setting
 from grokkit.borrow import strict_precision
 from grokkit.figures.theme import FULL, themed
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
-from tests.reference.published_lc import published_counts
 
+# by path, because on some machines another package is called `tests`
+published_counts = runpy.run_path(str(ROOT / "tests" / "reference" / "published_lc.py"))["published_counts"]
 RADII = (0.005, 0.05, 0.5)
 STEPS = 500
 """Updates of the net that is counted."""

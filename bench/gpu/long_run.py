@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tarfile
@@ -14,7 +15,7 @@ from pathlib import Path
 import grokkit as gk
 from bench.gpu.common import data_part
 from bench.gpu.results import Results, Row, Rows, Setting
-from grokkit.errors import Interrupted, UsageError
+from grokkit.errors import Interrupted, NumericsError, UsageError
 from grokkit.recipes import delayed_robustness
 from grokkit.trajectory import Run
 
@@ -31,7 +32,7 @@ def measure(results: Results) -> None:
     rows = results.parts.get("run", [])
     if rows and rows[-1]["state"] != "done":
         row = rows[-1]
-        results.left_out["the rest of the run"] = f"at step {row['step']} of {row['total_steps']} the time was over"
+        results.left_out["the rest of the run"] = f"{row['state']} at step {row['step']} of {row['total_steps']}"
 
 
 def go_on(results: Results) -> Iterator[Row]:
@@ -45,11 +46,12 @@ def go_on(results: Results) -> Iterator[Row]:
     with stopping(5.0 if setting.small else results.left - RESERVE):
         try:
             if path.exists():
-                run = gk.resume(path, device=setting.device)
+                gk.resume(path, device=setting.device)
             else:
-                run = gk.train(config, runs=runs, device=setting.device)
-        except Interrupted:
-            run = gk.open_run(path)
+                gk.train(config, runs=runs, device=setting.device)
+        except (Interrupted, NumericsError) as error:  # what it has learned by then is brought back in either case
+            print(f"    {error}", flush=True)
+    run = gk.open_run(path)
     pack(path, packed)
     status = run.status
     yield {"run": run.name, "state": status["state"], "step": status["step"], "total_steps": status["total_steps"],
@@ -66,8 +68,8 @@ def fitted(setting: Setting) -> gk.RunConfig:
     config = delayed_robustness.no_batchnorm().replace(data=data_part(setting))
     if not setting.small:
         return config
-    small = (gk.part("accuracy"), gk.part("local_complexity", radii=(0.05,), directions=2, points=4),
-             gk.part("robust_accuracy", epsilons=(4 / 255,), steps=1, points=4))  # fmt: skip
+    cheap = {"local_complexity": {"directions": 2, "points": 4}, "robust_accuracy": {"points": 4, "steps": 1}}
+    small = tuple(gk.part(each.name, **{**each.options, **cheap.get(each.name, {})}) for each in config.measures)
     return config.replace(model=gk.part("preact_resnet18", width=8, norm="none"), batch_size=32, records=8, steps=2000,
                           probes={"train": 16, "test": 16, "random": 8}, measures=small)  # fmt: skip
 
@@ -75,10 +77,8 @@ def fitted(setting: Setting) -> gk.RunConfig:
 def newest(run: Run) -> dict[str, float]:
     """The readings of the last recorded step that a reader asks for first."""
     table = gk.table([run])
-    shown = table[
-        table["layer"].isin(["total", ""]) & table["measure"].isin(["accuracy", "local_complexity", "robust_accuracy"])
-    ]
-    shown = shown[shown["measure_id"] != "log"]
+    measures = ["accuracy", "local_complexity", "robust_accuracy"]
+    shown = table[table["layer"].isin(["total", ""]) & table["measure"].isin(measures) & (table["measure_id"] != "log")]
     shown = shown[shown["step"] == shown["step"].max()]
     names = {"radius": "r=%g", "epsilon": "eps=%.3g", "attack": "%s"}
     told = {"step": float(shown["step"].max())}
@@ -124,16 +124,26 @@ def pack(run: Path, target: Path) -> None:
 
 
 def brought_back(archive: Path, folder: Path) -> Path:
-    """The packed run, unpacked into `folder` unless it is there already; its settings are those it began with."""
+    """The packed run, unpacked into `folder`; its settings are those it began with. One that is there already goes on
+    itself, unless the archive is further: then somebody has to choose."""
     with tarfile.open(archive) as packed:
         names = {Path(name).parts[0] for name in packed.getnames()}
-        if len(names) != 1:
-            raise UsageError(f"{archive} holds {len(names)} runs; give the archive of one, as stage e writes it")
-        run = folder / names.pop()
-        if run.exists():
-            print(f"    {run} is here already: it goes on from there, not from {archive}", flush=True)
-        else:
-            packed.extractall(folder, filter="data")
+        status = None
+        if len(names) == 1 and f"{min(names)}/status.json" in packed.getnames():
+            status = packed.extractfile(f"{min(names)}/status.json")
+        if status is None:
+            raise UsageError(f"{archive} does not hold one run; give an archive that stage e wrote")
+        run, step = folder / names.pop(), json.load(status)["step"]
+        if not run.exists():
+            draft = folder / ".unpacking"
+            packed.extractall(draft, filter="data")
+            os.replace(draft / run.name, run)
+            draft.rmdir()
+            return run
+    here = gk.open_run(run).status["step"]
+    if step > here:
+        raise UsageError(f"{archive} is at step {step}, and {run}, which is here already, at {here}; move that away to "
+                         "go on from the archive, or leave --continue out to go on from here")  # fmt: skip
     return run
 
 
@@ -141,9 +151,7 @@ def lines(parts: dict[str, Rows]) -> list[str]:
     """For the summary."""
     told = []
     for row in parts.get("run", []):
-        told.append(
-            f"step {row['step']} of {row['total_steps']}, attempt {row['attempt']}, {row['packed_mb']:.1f} MB packed"
-        )
+        told.append(f"step {row['step']} of {row['total_steps']}, {row['state']}, {row['packed_mb']:.1f} MB packed")
         told.append(", ".join(f"{name} {value:.4g}" for name, value in row["newest"].items()))
         told.append(", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["costs"].items()))
     return told

@@ -22,7 +22,7 @@ import torch
 Row = dict[str, Any]
 Rows = list[Row]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 SICK = 70
 """Exit code of a stage whose device answers nothing any more: a fresh process may go on with the next part."""
 
@@ -34,6 +34,7 @@ class Setting:
     Args:
         stage: its letter.
         out: folder of the results.
+        work: folder of runs and weights, which do not belong to the results.
         device: `cuda`, or `cpu` for the miniature.
         data: an .npz file, or `cifar10`.
         small: the miniature: the same code on next to nothing.
@@ -43,16 +44,12 @@ class Setting:
 
     stage: str
     out: Path
+    work: Path
     device: str
     data: str
     small: bool
     seconds: float
     going_on: Path | None = None
-
-    @property
-    def work(self) -> Path:
-        """Folder for runs and weights beside `out`: they do not belong to the results."""
-        return self.out.with_name(self.out.name + ".work")
 
     @property
     def path(self) -> Path:
@@ -69,8 +66,12 @@ class Results:
         fresh: a new call: what failed is tried again. False: this process goes on for one that died, and leaves alone
             what failed before it, and what it died of.
 
-    In the file: `parts`; `unfinished`, names of those that are cut short; `failed`, name to reason; `left_out`, for want
-    of time; `seconds`, `code` (digest of the sources) and `warned`, by part; `running`, the part that is being measured.
+    A part in which an earlier call was ended from outside is measured last, so that one that hangs does not hold up the
+    rest for ever.
+
+    In the file: `parts`; `unfinished`, names of those that are cut short; `failed`, name to reason; `left_out`, for
+    want of time; `seconds`, `code` (digest of the sources) and `warned`, by part; `running`, what is being
+    measured; `ended`, in which an earlier call was.
     """
 
     def __init__(self, setting: Setting, title: str, *, fresh: bool = True) -> None:
@@ -84,16 +85,21 @@ class Results:
         self.warned: dict[str, list[str]] = {}
         self.running: str | None = None
         self.complete = False
+        self.ended: list[str] = []
+        self._last = False
+        self._waiting: list[tuple[str, Callable[[], Iterable[Row]], float]] = []
         self._began = time.monotonic()
         self._digest = digest()
         found = read(setting.path)
         if found is not None and found["asked"] == asked(setting):
             for name in ("parts", "unfinished", "seconds", "code", "warned"):
                 setattr(self, name, found[name])
-            if not fresh:
-                self.failed = found["failed"]
-                if found["running"] is not None:
-                    self.failed[found["running"]] = "the process died while this was measured"
+            self.ended = found["ended"]
+            running = [] if found["running"] is None else [found["running"]]
+            if fresh:
+                self.ended += running
+            else:
+                self.failed = found["failed"] | {name: "the process died while this was measured" for name in running}
 
     @property
     def left(self) -> float:
@@ -114,6 +120,9 @@ class Results:
         """
         if (name in self.parts and name not in self.unfinished) or name in self.failed:
             return
+        if name in self.ended and not self._last:
+            self._waiting.append((name, measure, needs))
+            return
         if self.left < (0 if self.setting.small else needs):
             self.left_out[name] = f"{max(self.left, 0):.0f} s were left, and it needs {needs:.0f} s"
             self.save()
@@ -121,6 +130,7 @@ class Results:
         print(f"  {name} ...", flush=True)
         self.left_out.pop(name, None)
         self.running, self.parts[name] = name, []
+        self.ended = [other for other in self.ended if other != name]
         self.unfinished = [*(other for other in self.unfinished if other != name), name]
         self.code[name] = self._digest
         start = time.monotonic()
@@ -150,13 +160,24 @@ class Results:
             self.warned[name] = texts[:10]
             print("".join(f"    warned: {text}\n" for text in self.warned[name]), end="", flush=True)
 
-    def save(self, *, complete: bool = False) -> None:
-        """Write what there is; `complete` where every part was measured."""
-        self.complete = complete and not (self.failed or self.left_out or self.unfinished)
+    def measured_last(self) -> None:
+        """Measure the parts that were put off."""
+        self._last = True
+        for name, measure, needs in self._waiting:
+            self.part(name, measure, needs=needs)
+
+    def finish(self) -> None:
+        """Write that the stage is complete, if it is."""
+        self.complete = not (self.failed or self.left_out or self.unfinished or self.ended)
+        self.save()
+
+    def save(self) -> None:
+        """Write what there is."""
         content = {
             "title": self.title, "complete": self.complete, "asked": asked(self.setting), **machine(self.setting),
-            "running": self.running, "unfinished": self.unfinished, "failed": self.failed, "left_out": self.left_out,
-            "warned": self.warned, "seconds": self.seconds, "code": self.code, "parts": self.parts,
+            "running": self.running, "ended": self.ended, "unfinished": self.unfinished, "failed": self.failed,
+            "left_out": self.left_out, "warned": self.warned, "seconds": self.seconds, "code": self.code,
+            "parts": self.parts,
         }  # fmt: skip
         self.setting.out.mkdir(parents=True, exist_ok=True)
         draft = self.setting.path.with_suffix(".tmp")

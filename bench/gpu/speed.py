@@ -70,6 +70,7 @@ def measure(results: Results) -> None:
         for seed in (1, 2):
             run(speednet, seed)
             run(eighteen, seed)
+    results.measured_last()
     draw(results.parts, setting)
 
 
@@ -153,9 +154,9 @@ def fitted(setting: Setting, config: gk.RunConfig) -> gk.RunConfig:
 
 
 def plain_loop(setting: Setting, config: gk.RunConfig) -> Iterator[Row]:
-    """The same net, optimizer and batch in the loop of a tutorial: PIL images one by one, 2 and 8 workers, no autocast, a
-    loss read at every step; then the house's step on batches from the same loader. The seconds of the whole recipe are
-    extrapolated from a hundred-odd steps."""
+    """The same net, optimizer and batch in the loop of a tutorial: PIL images one by one, 2 and 8 workers, no autocast,
+    a loss read at every step; then the house's step on batches from the same loader. The seconds of the whole recipe
+    are extrapolated from a hundred-odd steps."""
     config = fitted(setting, config)
     for workers in (0,) if setting.small else (2, 8):
         for step in (tutorial_step, house_step):
@@ -274,8 +275,8 @@ def lines(parts: dict[str, Rows]) -> list[str]:
                     f"({last['seconds_with_warm_up']:.1f} with warm-up); {when}; {last['images_per_s']:,.0f} images/s"
                     f"{share}; {last['precision']}, {last['execution']}")  # fmt: skip
     for row in plain_in(parts):
-        told.append(f"{row['model']}, DataLoader of {row['workers']}, {row['loop']}: {row['images_per_s']:,.0f} images/s, "
-                    f"whole recipe about {row['extrapolated_seconds']:.0f} s (extrapolated)")  # fmt: skip
+        told.append(f"{row['model']}, DataLoader of {row['workers']}, {row['loop']}: {row['images_per_s']:,.0f} "
+                    f"images/s, whole recipe about {row['extrapolated_seconds']:.0f} s (extrapolated)")  # fmt: skip
     for row in speeds_in(parts):
         limit = ceiling_of(found, row["precision"])
         share = f", {100 * row['tflop_per_s'] / limit:.0f} % of the ceiling" if limit else ""

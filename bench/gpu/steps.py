@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from functools import partial
 
@@ -9,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.gpu.common import data_part, seeded_net
+from bench.gpu.common import data_part, seeded_net, test_images
 from bench.gpu.results import Row, Setting
 from grokkit.borrow import strict_precision
 from grokkit.data.resident import Batches
 from grokkit.models.classifier import Classifier, Normalise
+from grokkit.spline import local_complexity
 from grokkit.training.build import build_data, build_optimizer, clip_gradients, placed
 from grokkit.training.config import Part, RunConfig, part
 from grokkit.training.step import TrainStep
@@ -40,17 +42,19 @@ COMPILED = [("compile", "float32", "sgd"), ("compile", "bfloat16", "sgd")]
 
 def one_way(setting: Setting, execution: str, precision: str, optimizer: str) -> Iterator[Row]:
     """Weights after `UPDATES` updates, full and ragged, against the eager float32 ones; TF32 is off in both, so that
-    nothing but the way differs."""
-    before, reference, _ = updated(setting, "eager", "float32", OPTIMIZERS[optimizer])
-    _, after, took = updated(setting, execution, precision, OPTIMIZERS[optimizer])
+    nothing but the way differs. And whether the local complexity of the net that was trained is that of a fresh one
+    with its weights, which was never compiled, recorded or rounded."""
+    before, reference, _, _ = updated(setting, "eager", "float32", OPTIMIZERS[optimizer])
+    _, after, took, same = updated(setting, execution, precision, OPTIMIZERS[optimizer])
     apart = ((after - reference).norm() / (reference - before).norm()).item()
-    passes = apart <= TOLERANCE[precision] and execution in took
+    passes = apart <= TOLERANCE[precision] and execution in took and same
     yield {"asked": execution, "execution": took, "precision": precision, "optimizer": optimizer,
-           "apart_over_moved": apart, "tolerance": TOLERANCE[precision], "passes": passes}  # fmt: skip
+           "apart_over_moved": apart, "tolerance": TOLERANCE[precision], "lc_is_that_of_a_fresh_copy": same,
+           "passes": passes}  # fmt: skip
 
 
-def updated(setting: Setting, execution: str, precision: str, chosen: Part) -> tuple[Tensor, Tensor, str]:
-    """All weights before and after, as one vector, and how the steps were computed."""
+def updated(setting: Setting, execution: str, precision: str, chosen: Part) -> tuple[Tensor, Tensor, str, bool]:
+    """All weights before and after, as one vector; how steps were computed; whether the counts are a fresh net's."""
     dataset = build_data(RunConfig(experiment="gpu", data=data_part(setting)))
     net = seeded_net("resnet9", width=8 if setting.small else 16)
     model = placed(Classifier(Normalise(dataset.mean, dataset.std), net), torch.device(setting.device)).train()
@@ -59,7 +63,7 @@ def updated(setting: Setting, execution: str, precision: str, chosen: Part) -> t
     kept = 2 * size + size // 3
     batches = Batches(dataset.x_train[:kept], dataset.y_train[:kept], size, seed=0, device=setting.device,
                       augment=("crop4", "flip"))  # fmt: skip
-    before = weights(model)
+    before, fresh = weights(model), copy.deepcopy(model)
     with strict_precision():
         update = TrainStep(
             model, optimizer, F.cross_entropy, batch_size=size, precision=precision, execution=execution,
@@ -69,7 +73,10 @@ def updated(setting: Setting, execution: str, precision: str, chosen: Part) -> t
             for group in optimizer.param_groups:  # a rate that moves, as a policy moves it
                 group["lr"] = LR * number / UPDATES
             update(*batches.at(number))
-    return before, weights(model), update.execution
+    fresh.load_state_dict(model.state_dict())
+    images = test_images(setting, 4)
+    counts = [local_complexity(each.net, images, 0.05, 5).counts for each in (model, fresh)]
+    return before, weights(model), update.execution, torch.equal(*counts)
 
 
 def weights(model: nn.Module) -> Tensor:

@@ -23,6 +23,7 @@ VERBS = {
     "attribute": "explain the stored snapshots: which pixels speak for the true class",
     "figure": "draw a figure from stored tables",
     "model": "print parameters, FLOPs, receptive field and counted units of a model",
+    "bench": "measure how fast a model trains here, and what binds it",
     "doctor": "check the machine: device, versions, data, disk",
 }
 EXIT_FILES, EXIT_INTERRUPTED = 4, 130

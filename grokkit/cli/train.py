@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import tyro
 
 from grokkit.cli.parse import parse
 from grokkit.cli.text import final_accuracy
-from grokkit.errors import TrajectoryError
+from grokkit.errors import TrajectoryError, UsageError
 from grokkit.training.config import Part, RunConfig
 
 
@@ -23,6 +24,7 @@ def train(
     data: str | None = None,
     runs: Path = Path("runs"),
     seed: int | None = None,
+    seeds: str | None = None,
     steps: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
@@ -32,6 +34,7 @@ def train(
         grokkit train quickstart
         grokkit train cifar10_small:no_batchnorm --data cifar10.npz --seed 1
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
+        grokkit train quickstart:constant --seeds 0-31
 
     Args:
         experiment: a module in ./experiments, one that ships with grokkit, or the path of a .py file; NAME:VARIANT
@@ -40,25 +43,34 @@ def train(
             or a folder with train/<class>/* and test/<class>/*.
         runs: folder that the runs go to.
         seed: another root seed than the experiment's.
+        seeds: many of them at once, such as 0-31 or 0,3,7: small nets in a stack, convolutional ones in processes.
         steps: another number of updates than the experiment's.
         device: cpu or cuda; by default a GPU where there is one.
     """
     from grokkit import recipes
-    from grokkit.training import loop
     from grokkit.training.observers import for_terminal
+    from grokkit.training.seeds import train_seeds
 
+    if seed is not None and seeds is not None:
+        raise UsageError("give --seed or --seeds, not both")
     found = recipes.find(experiment)
     configs = [adjusted(config, data, seed, steps) for config in found.configs()]
-    there = [str(runs / config.run_name) for config in configs if (runs / config.run_name).exists()]
+    wanted = None if seeds is None else seed_list(seeds)
+    every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
+    there = [str(runs / config.run_name) for config in every if (runs / config.run_name).exists()]
     if there:
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
             f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
     for config in configs:
-        run = loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
-        print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
-        print(f"{len(run.steps())} snapshots; draw them with: grokkit figure phases {run.path}")
+        done = train_seeds(
+            config, wanted or [config.seed], runs=runs, device=device, observer=for_terminal(), experiment=found.source
+        )  # fmt: skip
+        for run in done:
+            print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
+        paths = " ".join(str(run.path) for run in done)
+        print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
@@ -77,3 +89,16 @@ def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int |
     if steps is not None:
         changes["steps"] = steps
     return config.replace(**changes)
+
+
+def seed_list(text: str) -> list[int]:
+    """The seeds in `0-31`, `0,3,7` or `0-3,8`. Raises UsageError for anything else and for a seed that comes twice."""
+    found: list[int] = []
+    for word in text.split(","):
+        first, _, last = word.partition("-")
+        if not re.fullmatch(r"\d+(-\d+)?", word.strip()) or int(first) > int(last or first):
+            raise UsageError(f"--seeds takes numbers and ranges that grow, such as 0-31 or 0,3,7; got {word!r}")
+        found += range(int(first), int(last or first) + 1)
+    if len(set(found)) < len(found):
+        raise UsageError(f"--seeds names a seed more than once: {text}")
+    return found

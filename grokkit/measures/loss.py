@@ -25,7 +25,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def mse(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean squared difference between raw logits and one-hot labels, over images and classes."""
     classes = logits.shape[1]
-    target = F.one_hot(labels, classes).to(logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
+    # one_hot asks the device for the largest label: it waits there, and nets that are trained in a stack refuse it
+    one_hot = labels[:, None] == torch.arange(classes, device=labels.device)
+    target = one_hot.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / classes
     return F.mse_loss(logits, target)
 
 

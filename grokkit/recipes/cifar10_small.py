@@ -21,6 +21,7 @@ def no_batchnorm() -> RunConfig:
         optimizer=part("adamw", lr=1e-3, weight_decay=0.0),
         batch_size=128,
         steps=8_000,
+        precision="float32",
         records=30,
         probes={"train": 1024, "test": 1000, "random": 256},
         measures=(

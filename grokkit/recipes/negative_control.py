@@ -35,6 +35,7 @@ def true_labels() -> RunConfig:
         optimizer=part("adamw", lr=1e-3, weight_decay=0.3),
         batch_size=200,
         steps=12_000,
+        precision="float32",
         records=25,
         # All training images: a smaller set is drawn by label, and the arms would be measured on different ones.
         probes={"train": 1000, "test": 1000, "random": 1000},

@@ -23,6 +23,7 @@ def constant() -> RunConfig:
         optimizer=part("adamw", lr=1e-3, weight_decay=0.3),
         batch_size=100,
         steps=12_000,
+        precision="float32",
         records=40,
         probes={"train": 500, "test": 1297, "random": 256},
         measures=(

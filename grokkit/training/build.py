@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from grokkit import data, models
@@ -95,7 +95,7 @@ def placed(model: Classifier, device: torch.device) -> Classifier:
     return model.to(device)
 
 
-def build_optimizer(chosen: Part, parameters: Iterable[nn.Parameter]) -> Optimizer:
+def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
     """The optimizer; torch's own ones are `fused` unless the options say otherwise.
 
     Raises:

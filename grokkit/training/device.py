@@ -106,6 +106,11 @@ def _with_tf32() -> str:
     return f"float32 with {' and '.join(lowered)} in tf32" if lowered else "float32"
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def fitting_threads(macs: int) -> Iterator[None]:
     """One CPU thread for work below `SMALL_MACS` per pass, all of them otherwise; the caller's number comes back.

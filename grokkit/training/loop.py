@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,10 +126,10 @@ def _run(
         if resumed:
             _check_data(job, open_run(path))
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
-        with fitting_threads(work), StopRequest() as stop, _recorder(job, path, experiment, resumed) as recorder:
+        with fitting_threads(work), StopRequest() as stop, open_recorder(job, path, experiment, resumed) as recorder:
             start = recorder.restore(policy=job.policy, meter=job.meter, update=job.update) if resumed else 0
             if start == 0:
-                _evaluate(job, recorder, 0)
+                evaluate(job, recorder, 0)
                 job.policy.observe(recorder.first_readings)
             observer.start(f"{path}  on {_machine(job)}", start, config.steps)
             try:
@@ -144,54 +145,53 @@ def _check_data(job: Job, run: Run) -> None:
         raise DataError(f"{run.path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
 
 
-def build(config: RunConfig, device: torch.device) -> Job:
-    """Data, model, optimizer, policy and batches for `config` on `device`."""
+def build(config: RunConfig, device: torch.device, beside: Job | None = None) -> Job:
+    """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
+    shared with it."""
     checked_clip(config.clip)
-    dataset = build_data(config)
+    dataset = build_data(config) if beside is None else beside.dataset
     model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
-    batches = Batches(
-        dataset.x_train, dataset.y_train, config.batch_size, seed=config.seed, device=device, augment=config.augment
-    )
+    images = dataset.x_train if beside is None else beside.batches.images
+    labels = dataset.y_train if beside is None else beside.batches.labels
+    batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
     precision = resolve_precision(config.precision, device)
     update = TrainStep(
         model, optimizer, partial(loss_function(config.loss), label_smoothing=config.label_smoothing),
         batch_size=batches.batch_size, clip=partial(clip_gradients, config.clip, model),
         precision=precision, execution=config.execution,
     )  # fmt: skip
-    test_set = _on(device, dataset.x_test, dataset.y_test)
+    test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
+    meter = Meter(device)
+    return Job(
+        config, dataset, model, optimizer, policy, batches, update, meter, test_set, validation, device, precision
+    )  # fmt: skip
+
+
+def _held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
+    """Test and validation split on the device."""
     validation = None
     if dataset.x_val is not None and dataset.y_val is not None:
         validation = _on(device, dataset.x_val, dataset.y_val)
-    return Job(
-        config,
-        dataset,
-        model,
-        optimizer,
-        policy,
-        batches,
-        update,
-        Meter(device),
-        test_set,
-        validation,
-        device,
-        precision,
-    )
+    return _on(device, dataset.x_test, dataset.y_test), validation
 
 
 def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
-def _recorder(job: Job, path: Path, experiment: str | None, resumed: bool) -> Recorder:
+def open_recorder(
+    job: Job, path: Path, experiment: str | None, resumed: bool = False, facts: Mapping[str, Any] | None = None
+) -> Recorder:
+    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run."""
     config = job.config
     return record(
         path, job.model, job.optimizer,
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
         schedule=log_spaced(config.records, config.steps), signal=Signal.of(config.signal),
         seed=config.seed, loss=config.loss, total_steps=config.steps, config=config, experiment=experiment,
-        facts=_facts(job), resume=resumed,
+        facts={**_facts(job), **(facts or {})}, resume=resumed,
     )  # fmt: skip
 
 
@@ -208,7 +208,6 @@ def _machine(job: Job) -> str:
 
 def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, start: int) -> None:
     config = job.config
-    report_every = max(1, config.steps // REPORTS)
     saved = time.monotonic()
     told = 0 if start == 0 else len(job.policy.decisions)
     job.model.train()
@@ -216,24 +215,45 @@ def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, s
         x, y = job.batches.at(step)
         loss, logits = job.update(x, y)
         job.meter.add(loss, logits, y)
-        _report(job, recorder, observer)
-        if step % report_every == 0 or step == config.steps:
-            job.meter.take(step)
-            recorder.log(step, "batch", learning_rate=_rate(job))
-        if step == config.steps:
-            _report(job, recorder, observer)
-        job.policy.observe(recorder.step(step))
-        if recorder.due(step):
-            _evaluate(job, recorder, step)
-        job.policy.step()
-        told = _note_decisions(job, recorder, told)
+        told = after_update(job, recorder, observer, step, told)
         if stop.asked or time.monotonic() - saved > SAVE_SECONDS or step == config.steps:
-            recorder.save(step, policy=job.policy, meter=job.meter, update=job.update)
+            save(job, recorder, step)
             saved = time.monotonic()
         if stop.asked and step < config.steps:
-            raise Interrupted(
-                f"stopped after step {step} of {config.steps}; go on with: grokkit resume {recorder.path}"
-            )
+            raise Interrupted(how_to_go_on(step, config, recorder.path))
+
+
+def after_update(job: Job, recorder: Recorder, observer: Observer, step: int, told: int) -> int:
+    """All that follows the update number `step`: report, record, evaluate, ask the policy for the next rate.
+
+    Args:
+        told: how many of the policy's decisions were logged before; what is returned is to be given at the next step.
+
+    Raises:
+        NumericsError: the loss is not finite.
+    """
+    config = job.config
+    _report(job, recorder, observer)
+    if step % max(1, config.steps // REPORTS) == 0 or step == config.steps:
+        job.meter.take(step)
+        recorder.log(step, "batch", learning_rate=_rate(job))
+    if step == config.steps:
+        _report(job, recorder, observer)
+    job.policy.observe(recorder.step(step))
+    if recorder.due(step):
+        evaluate(job, recorder, step)
+    job.policy.step()
+    return _note_decisions(job, recorder, told)
+
+
+def save(job: Job, recorder: Recorder, step: int) -> None:
+    """Put all that `resume` goes on from into a slot."""
+    recorder.save(step, policy=job.policy, meter=job.meter, update=job.update)
+
+
+def how_to_go_on(step: int, config: RunConfig, *paths: Path) -> str:
+    """What an interrupted run, or several, say."""
+    return f"stopped after step {step} of {config.steps}; go on with: grokkit resume {' '.join(map(str, paths))}"
 
 
 def _report(job: Job, recorder: Recorder, observer: Observer) -> None:
@@ -258,7 +278,7 @@ def _rate(job: Job) -> float:
     return float(job.optimizer.param_groups[0]["lr"])
 
 
-def _evaluate(job: Job, recorder: Recorder, step: int) -> None:
+def evaluate(job: Job, recorder: Recorder, step: int) -> None:
     """Log loss and accuracy on images that were not trained on.
 
     A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,3 +67,24 @@ class Meter:
         self._sums.copy_(torch.as_tensor(state["sums"]))
         self._taken.copy_(torch.as_tensor(state["taken"]))
         self._seen, self._step = int(state["seen"]), int(state["step"])
+
+
+class Meters:
+    """Meters of several nets, whose batches are counted in one go; each is read, saved and begun anew as ever.
+
+    Args:
+        meters: K of them, on one device; from here on their sums are views.
+    """
+
+    def __init__(self, meters: Sequence[Meter]) -> None:
+        self._meters = list(meters)
+        self._sums = torch.stack([meter._sums for meter in meters])
+        for meter, sums in zip(self._meters, self._sums, strict=True):
+            meter._sums = sums
+
+    def add(self, losses: Tensor, logits: Tensor, y: Tensor) -> None:
+        """Count a batch of each: `losses` (K,) are the means, `logits` (K, B, classes), `y` (K, B)."""
+        self._sums[:, 0] += losses * y.shape[1]
+        self._sums[:, 1] += (logits.argmax(2) == y).sum(1)
+        for meter in self._meters:
+            meter._seen += y.shape[1]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from grokkit.errors import UsageError
 from grokkit.registry import nearest
@@ -55,11 +56,11 @@ class Autocast:
     """A forward pass whose convolutions and products run in `precision`, on float32 weights; logits are float32.
 
     Args:
-        model: images (N, C, H, W) to logits (N, classes); a module or its compiled form.
+        model: images (N, C, H, W) to logits (N, classes); a module, its compiled form, or a function.
         precision: as `resolve_precision` gives it.
     """
 
-    def __init__(self, model: nn.Module, precision: str) -> None:
+    def __init__(self, model: Callable[[Tensor], Tensor], precision: str) -> None:
         self._model, self._lowered = model, precision != "float32"
         self._dtype = getattr(torch, precision)
 

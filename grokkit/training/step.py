@@ -68,7 +68,7 @@ class TrainStep:
         self._insists = execution == "graph"
         self._graphed = execution != "eager" and obstacle is None
         self._compiled = execution == "compile"
-        self._forward = Autocast(torch.compile(model, dynamic=False) if self._compiled else model, precision)  # type: ignore[arg-type]
+        self._forward = Autocast(torch.compile(model, dynamic=False) if self._compiled else model, precision)
         self._optimizer, self._loss, self._clip, self._batch_size = optimizer, loss, clip, batch_size
         self._scaler = torch.amp.GradScaler("cuda", enabled=precision == "float16" and device_of(model).type == "cuda")
         self._warmed = 0

@@ -1,0 +1,105 @@
+"""`grokkit bench throughput`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from grokkit.cli.parse import parse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from grokkit.training.device import Device
+    from grokkit.training.throughput import Subject
+
+
+def main(words: list[str]) -> None:
+    """Read the words and measure."""
+    parse("bench", bench, words)
+
+
+def bench(
+    subject: Annotated[Literal["throughput"], tyro.conf.Positional],
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")] = "resnet9",
+    width: int | None = None,
+    data: str | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    batch_sizes: tuple[int, ...] = (),
+    seconds: float = 1.0,
+    out: Path = Path("throughput"),
+) -> None:
+    """Measure how many images a second a model trains on, by batch size, and what binds the loop: input, host or
+    arithmetic.
+
+    Resident batches stand against a DataLoader with two workers, and the achieved FLOP/s against what the device
+    reaches in a large product. Writes a figure, its table and the verdicts.
+
+    Try:
+        grokkit bench throughput resnet9 --width 16
+        grokkit bench throughput resnet18 --device cuda --seconds 2
+
+    Args:
+        subject: what to measure; there is one so far.
+        model: a name from `grokkit.models.names()`.
+        width: the model's `width`, by default its own.
+        data: images to train on, as in `grokkit train`; by default random ones in CIFAR-10's form, since speeds do not
+            depend on the pixels.
+        device: cpu or cuda; by default the CPU and, where there is one, the GPU.
+        batch_sizes: by default powers of two from 16 to 1024, as far as the device is fast enough for them.
+        seconds: about what one measurement may take; there are up to 35 of them on a device.
+        out: folder to write to.
+    """
+    import pandas as pd
+
+    from grokkit import data as datasets
+    from grokkit import figures
+    from grokkit.analysis.throughput import verdicts
+    from grokkit.names import TABLE_COLUMNS, FigureData
+    from grokkit.training import throughput
+
+    dataset = throughput.random_images() if data is None else datasets.load(data)
+    sizes = throughput.checked_sizes(batch_sizes, len(dataset.y_train))
+    options = {} if width is None else {"width": width}
+    subjects = [throughput.subject(model, options, dataset, each, seconds) for each in _devices(device)]
+    table = pd.concat([_measured(each, sizes) for each in subjects], ignore_index=True)
+    out.mkdir(parents=True, exist_ok=True)
+    table.reindex(columns=list(TABLE_COLUMNS)).to_csv(out / "throughput.csv", index=False)
+    told = [vars(each) for each in verdicts(table)]
+    (out / "throughput.json").write_text(json.dumps(told, indent=1) + "\n")
+    drawn = figures.create("throughput", FigureData(table.reindex(columns=list(TABLE_COLUMNS)), {}, pd.DataFrame()))
+    for path in (*figures.save(drawn, out / "throughput"), out / "throughput.csv", out / "throughput.json"):
+        print(path)
+
+
+def _devices(wanted: str | None) -> list[Device]:
+    """The one asked for; else the CPU and a GPU that can be used."""
+    from grokkit.training.device import physical_gpus, resolve
+
+    if wanted is not None:
+        return [resolve(wanted)]
+    found = [resolve("cpu")]
+    return [*found, resolve("cuda")] if physical_gpus() else found
+
+
+def _measured(of: Subject, sizes: list[int]) -> pd.DataFrame:
+    """The rows of one device; a line for every point as it comes."""
+    import pandas as pd
+
+    from grokkit.analysis.throughput import verdicts
+    from grokkit.training.throughput import ceiling, measure, rows, smallest_step
+
+    top, smallest = ceiling(of), smallest_step(of)
+    print(f"{of.name}\nceiling {top.value / 1e9:,.0f} GFLOP/s, training {of.training_flop / 1e9:.3g} GFLOP an image")
+    speeds = []
+    for each in measure(of, sizes):
+        speeds.append(each)
+        verdict = verdicts(pd.DataFrame(rows(of, smallest, top, speeds)))[-1]
+        size, source = verdict.batch_size, verdict.source
+        print(f"  batch {size:5}  {source:10}  {verdict.images_per_s:9,.0f} images/s  {verdict.sentence}", flush=True)
+    if speeds[-1].batch_size < sizes[-1]:
+        print(f"  batches above {speeds[-1].batch_size} are left out: a step would take too long; see --seconds")
+    return pd.DataFrame(rows(of, smallest, top, speeds))

@@ -1,0 +1,88 @@
+"""How many images a second a model trains on, by batch size and input, and what binds each loop."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from grokkit.analysis.throughput import Verdict, verdicts
+from grokkit.figures import register
+from grokkit.figures.curves import rows_of
+from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed
+from grokkit.names import FigureData
+
+BOUND_BY = {"input": "v", "host": "s", "arithmetic": "o"}
+"""Marker of what binds a loop."""
+SOURCES = {"resident": PALETTE[0], "DataLoader": PALETTE[1]}
+
+
+@register("throughput")
+@themed
+def throughput(data: FigureData) -> Figure:
+    """Images/s of the training loop against the batch size, a panel per device; both axes are logarithmic.
+
+    Blue: batches from data that stay on the device. Orange: a DataLoader with two workers. Markers say what binds the
+    loop. Grey: updates on a batch that is there. Dashed: what the device could do if every FLOP went at its ceiling.
+
+    Args:
+        data: the table that `grokkit bench throughput` writes.
+
+    Returns:
+        A figure as wide as a column for one device, as the page for more.
+
+    Raises:
+        UsageError: the table holds no such measurement.
+    """
+    rows = rows_of(data, "loop_images_per_s")
+    found = verdicts(data.table)
+    runs = list(dict.fromkeys(rows["run"]))
+    width = COLUMN if len(runs) == 1 else FULL
+    figure = Figure(figsize=(width, 2.9 * -(-len(runs) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(runs) // 2), min(2, len(runs)), squeeze=False).flat
+    for axes, run in zip(panels, runs, strict=False):
+        _panel(axes, data.table[data.table["run"] == run], [each for each in found if each.run == run])
+    for axes in list(panels)[len(runs) :]:
+        axes.set_axis_off()
+    figure.legend(handles=_handles(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, found: list[Verdict]) -> None:
+    """One device."""
+    step = rows[rows["measure"] == "step_images_per_s"].sort_values("n")
+    axes.plot(step["n"], step["value"], color="0.6", lw=0.8)
+    for source, colour in SOURCES.items():
+        own = sorted((each for each in found if each.source == source), key=lambda each: each.batch_size)
+        axes.plot([each.batch_size for each in own], [each.images_per_s for each in own], color=colour)
+        for bound, marker in BOUND_BY.items():
+            points = [each for each in own if each.bound == bound]
+            axes.plot([each.batch_size for each in points], [each.images_per_s for each in points], marker,
+                      color=colour, ms=3.5)  # fmt: skip
+    single = rows.set_index("measure")["value"]
+    axes.axhline(single["ceiling_flop_per_s"] / single["training_flop_per_image"], color="0.2", lw=0.8, ls=(0, (4, 2)))
+    axes.set(xscale="log", yscale="log", ylabel="speed over optimizer updates (images/s)")
+    axes.set_xlabel("batch size (images)")
+    sizes = sorted({each.batch_size for each in found})
+    axes.xaxis.set_major_locator(FixedLocator(sizes[:: -(-len(sizes) // 6)]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(_wrapped(str(rows["run"].iloc[0])), fontsize=6.5)
+
+
+def _wrapped(run: str) -> str:
+    """Model and data, then the device on a line of its own."""
+    model, data, device = ([*run.split(", ", 2), "", ""])[:3]
+    return f"{model}, {data}\n{device}" if device else run
+
+
+def _handles() -> list[Line2D]:
+    lines = [Line2D([], [], color=colour, label=source) for source, colour in SOURCES.items()]
+    lines += [Line2D([], [], color="0.6", lw=0.8, label="step alone"),
+              Line2D([], [], color="0.2", lw=0.8, ls=(0, (4, 2)), label="device's ceiling")]  # fmt: skip
+    marks = [Line2D([], [], color="0.3", ls="", marker=mark, ms=3.5, label=f"bound by {what}")
+             for what, mark in BOUND_BY.items()]  # fmt: skip
+    return lines + marks

@@ -1,0 +1,69 @@
+"""`python -m grokkit.training.child`: the process that trains one seed for `replicas`.
+
+Its input is one line of JSON, then nothing: when it ends, because the parent closes it or is gone, the run is saved and
+stops. Its output is a line of JSON for every report and one for an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from grokkit.errors import GrokkitError
+from grokkit.registry import run_file
+from grokkit.training.config import RunConfig
+from grokkit.training.loop import train
+
+
+class ToParent:
+    """An observer at the other end of a pipe."""
+
+    def __init__(self, pipe: TextIO) -> None:
+        self._pipe = pipe
+
+    def start(self, title: str, done: int, total: int) -> None: ...
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        print(json.dumps({"step": step, "values": dict(values)}), file=self._pipe, flush=True)
+
+    def close(self, summary: str = "") -> None: ...
+
+
+def main() -> int:
+    """Read the order, train, return the exit code."""
+    pipe, sys.stdout = sys.stdout, sys.stderr  # what a model prints is not to be taken for a report
+    order = json.loads(sys.stdin.readline())
+    threading.Thread(target=_stop_with_the_parent, daemon=True).start()
+    torch.set_num_threads(order["threads"])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if order["experiment"] is not None:
+                study = Path(folder) / "experiment.py"
+                study.write_text(order["experiment"])
+                run_file(study)
+            train(
+                RunConfig.from_toml(order["config"]), runs=order["runs"], device=order["device"],
+                observer=ToParent(pipe), experiment=order["experiment"],
+            )  # fmt: skip
+    except GrokkitError as error:
+        print(json.dumps({"error": type(error).__name__, "text": str(error)}), file=pipe, flush=True)
+        return error.exit_code
+    return 0
+
+
+def _stop_with_the_parent() -> None:
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

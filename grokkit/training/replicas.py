@@ -1,0 +1,162 @@
+"""Runs of many seeds in processes: each is `train` of one seed, with its share of the cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from grokkit import errors
+from grokkit.errors import GrokkitError, Interrupted
+from grokkit.training.config import RunConfig
+from grokkit.training.device import cores, resolve
+from grokkit.training.interrupt import StopRequest
+from grokkit.training.observers import Observer
+from grokkit.trajectory import open_run
+
+ON_A_GPU = 4
+"""Processes at a time on one GPU, where each holds a context and the data."""
+
+POLL_SECONDS = 0.2
+"""Between two looks at the processes."""
+
+
+def train_apart(
+    configs: Sequence[RunConfig],
+    runs: str | Path,
+    device: str | None,
+    observer: Observer,
+    experiment: str | None,
+    because: str,
+) -> None:
+    """Train every config in a process of its own.
+
+    Args:
+        configs: one for each seed.
+        runs, device, observer, experiment: as of `train`; the observer hears of the steps of all runs together.
+        because: why they are not in a stack; told to the observer.
+
+    Raises:
+        Interrupted: asked to stop; what had begun is saved.
+        GrokkitError: some runs failed, the others are done; of the class of their errors where it is the same.
+    """
+    on_gpu = resolve(device).torch_device.type == "cuda"
+    at_once = min(len(configs), ON_A_GPU if on_gpu else cores())
+    order = {
+        "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, cores() // at_once)
+    }  # fmt: skip
+    replicas = [Replica(config, Path(runs) / config.run_name) for config in configs]
+    total = sum(config.steps for config in configs)
+    observer.start(f"{len(configs)} seeds, {at_once} processes at a time: {because}", 0, total)
+    with StopRequest() as stop, ThreadPoolExecutor(at_once) as pool:
+        waiting = {pool.submit(replica.run, order) for replica in replicas}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                if stop.asked:
+                    _stop(replicas)
+                _tell(replicas, observer)
+        finally:
+            _stop(replicas)
+            observer.close()
+    _raise_what_failed(replicas)
+
+
+class Replica:
+    """One seed's process, followed from a thread of its own.
+
+    Args:
+        config: its run.
+        path: its folder.
+    """
+
+    def __init__(self, config: RunConfig, path: Path) -> None:
+        self.config, self.path = config, path
+        self.reported: tuple[int, Mapping[str, float]] = (0, {})
+        self.failure: tuple[str, str] | None = None
+        self.begun = self._stopped = False
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
+
+    def run(self, order: Mapping[str, Any]) -> None:
+        """Start the process and read what it reports, to its end."""
+        with self._lock:
+            if self._stopped:
+                return
+            self.begun = True
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-m", "grokkit.training.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                start_new_session=True,  # Ctrl-C is for the parent, which asks its children once
+            )  # fmt: skip
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.write(json.dumps({**order, "config": self.config.to_toml()}) + "\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            told = json.loads(line)
+            if "error" in told:
+                self.failure = (told["error"], told["text"])
+            else:
+                self.reported = (told["step"], told["values"])
+        code = process.wait()
+        process.stdout.close()
+        self.stop()
+        if code == -signal.SIGTERM:  # asked to stop before its loop began, or after its end
+            self.begun = self.path.exists()
+            if self.begun and open_run(self.path).status["state"] != "done":
+                self.failure = ("Interrupted", "stopped before its first update")
+        elif code and self.failure is None:
+            self.failure = ("GrokkitError", f"its process ended with exit code {code}")
+
+    def stop(self) -> None:
+        """Ask the process to save and stop, by the end of its input; one that has not begun does not begin."""
+        with self._lock:
+            self._stopped = True
+            if self._process is not None and self._process.stdin is not None:
+                self._process.stdin.close()
+
+
+def _stop(replicas: Sequence[Replica]) -> None:
+    for replica in replicas:
+        replica.stop()
+
+
+def _tell(replicas: Sequence[Replica], observer: Observer) -> None:
+    """Steps of all runs together, and means over those that have reported."""
+    heard = [replica.reported for replica in replicas if replica.reported[0]]
+    if heard:
+        names = heard[0][1].keys()
+        means = {name: sum(values[name] for _, values in heard) / len(heard) for name in names}
+        observer.report(sum(step for step, _ in heard), means)
+
+
+def _raise_what_failed(replicas: Sequence[Replica]) -> None:
+    idle = [str(replica.config.seed) for replica in replicas if not replica.begun]
+    told = [(replica, *replica.failure) for replica in replicas if replica.failure is not None]
+    saved = [str(replica.path) for replica, kind, _ in told if kind == "Interrupted"]
+    failed = [(replica, kind, text) for replica, kind, text in told if kind != "Interrupted"]
+    texts = [text for _, _, text in failed]
+    said = "; ".join(f"seed {replica.config.seed}: {text}" for replica, _, text in failed)
+    if saved or idle:
+        lines = [f"go on with: grokkit resume {' '.join(saved)}"] * bool(saved)
+        lines += [f"seeds {', '.join(idle)} had not begun"] * bool(idle) + [f"failed: {said}"] * bool(failed)
+        raise Interrupted("stopped; " + "; ".join(lines))
+    if not failed:
+        return
+    kinds = {kind for _, kind, _ in failed}
+    error = getattr(errors, kinds.pop(), GrokkitError) if len(kinds) == 1 else GrokkitError
+    if len(failed) == len(replicas) and len(set(texts)) == 1:
+        raise error(texts[0])
+    raise error(
+        f"{len(failed)} of {len(replicas)} seeds failed, the others are done. {said}. "
+        "A folder that is there goes on with: grokkit resume FOLDER"
+    )

@@ -1,0 +1,200 @@
+"""Runs of many seeds in one loop: one stacked update a step, and for every run its own batches, policy and recorder."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from grokkit.data.resident import stacked_at
+from grokkit.errors import Interrupted, NumericsError
+from grokkit.measures.loss import loss_function
+from grokkit.seeding import preserved_rng, seeded
+from grokkit.training import loop
+from grokkit.training.build import macs_of
+from grokkit.training.costs import Costs, in_words
+from grokkit.training.device import described, fitting_threads
+from grokkit.training.interrupt import StopRequest
+from grokkit.training.loop import Job
+from grokkit.training.meter import Meters
+from grokkit.training.observers import Observer
+from grokkit.training.recorder import Recorder
+from grokkit.training.stack import Loss, Stack, StackedUpdate
+
+
+@dataclass
+class Lane:
+    """One seed's run within the stack.
+
+    Args:
+        place: of its net in the stack.
+        told: how many of its policy's decisions are logged.
+    """
+
+    place: int
+    job: Job
+    recorder: Recorder
+    told: int = 0
+
+
+def no_stack_because(job: Job) -> str | None:
+    """Why nets like this job's are not trained in a stack, in words, or None where they are."""
+    if any(isinstance(module, nn.modules.conv._ConvNd) for module in job.model.modules()):
+        return "stacked convolutions are grouped ones, which take longer than one net after the other"
+    if job.config.execution not in ("auto", "eager"):
+        return f'a stack is computed eagerly, and execution = "{job.config.execution}" is asked for'
+    if job.precision == "float16":
+        return "in float16 the loss scaler decides net by net whether to update"
+    models = [copy.deepcopy(job.model).train() for _ in range(2)]
+    x, y = stacked_at([job.batches] * 2, 1)
+    try:
+        with preserved_rng():
+            Stack(models, _loss(job), job.precision).backward(x, y)
+    except Exception as error:  # whatever a net does that torch.func cannot follow: dropout, decisions on values
+        return f"torch.func does not follow this net ({str(error).splitlines()[0][:160]})"
+    return None
+
+
+def train_together(jobs: Sequence[Job], paths: Sequence[Path], observer: Observer, experiment: str | None) -> None:
+    """Train every job into its folder, from the first step to the last.
+
+    Args:
+        jobs: of one config but for the seed, on the same data; `no_stack_because` has nothing against them.
+        paths: their folders, none of which exists.
+
+    Raises:
+        NumericsError: losses that are not finite; the runs that had them ended as failed, the others are done.
+        Interrupted: every run is saved.
+    """
+    work = macs_of(jobs[0].model, jobs[0].dataset.input_shape) * jobs[0].batches.batch_size
+    # A stack keeps the threads of one net: with two of them beside another busy process a step took 10 times as long.
+    with fitting_threads(work), StopRequest() as stop, ExitStack() as open_runs:
+        nets = Stack([job.model for job in jobs], _loss(jobs[0]), jobs[0].precision)
+        lanes = _opened(jobs, paths, experiment, open_runs)
+        _share_costs(lanes)
+        company = _Company(observer)
+        seeds = f"{len(jobs)} seeds in a stack, below {paths[0].parent}"
+        observer.start(f"{seeds}  on {_machine(jobs[0], len(jobs))}", 0, jobs[0].config.steps)
+        try:
+            failed = _loop(lanes, nets, company, stop)
+        finally:
+            observer.close(in_words(lanes[0].recorder.costs.seconds()))
+    if failed:
+        told = "; ".join(f"seed {seed}: {text}" for seed, text in failed.items())
+        raise NumericsError(f"{len(failed)} of {len(jobs)} seeds failed, the others are done. {told}")
+
+
+def _loss(job: Job) -> Loss:
+    return partial(loss_function(job.config.loss), label_smoothing=job.config.label_smoothing)
+
+
+def _machine(job: Job, nets: int) -> str:
+    return f"{described(job.device, precision=job.precision).description}, steps in a stack of {nets} nets"
+
+
+def _opened(jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack) -> list[Lane]:
+    """A lane for every job, with step 0 recorded; where one of them fails, none of the folders stays."""
+    facts = {"device": _machine(jobs[0], len(jobs)), "stack": [job.config.seed for job in jobs]}
+    lanes: list[Lane] = []
+    try:
+        for place, (job, path) in enumerate(zip(jobs, paths, strict=True)):
+            with seeded(job.config.seed, "training"):
+                lanes.append(Lane(place, job, loop.open_recorder(job, path, experiment, facts=facts)))
+                open_runs.enter_context(lanes[-1].recorder)
+                loop.evaluate(job, lanes[-1].recorder, 0)
+            job.policy.observe(lanes[-1].recorder.first_readings)
+    except BaseException:
+        for lane in lanes:
+            lane.recorder.close()
+            shutil.rmtree(lane.recorder.path)
+        raise
+    return lanes
+
+
+def _share_costs(lanes: Sequence[Lane]) -> None:
+    """One account for all runs: a step belongs to them all, so each run's status says what the stack has cost."""
+    spent: dict[str, float] = {}
+    for lane in lanes:
+        for name, seconds in lane.recorder.costs.seconds().items():
+            if name != "training":
+                spent[name] = spent.get(name, 0.0) + seconds
+    costs = Costs(lanes[0].job.device, spent)
+    for lane in lanes:
+        lane.recorder.costs = costs
+
+
+def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopRequest) -> dict[int, str]:
+    """The loop of `loop._loop`, for all at once; returns what went wrong, by seed."""
+    config = lanes[0].job.config
+    jobs = [lane.job for lane in lanes]
+    batches = [job.batches for job in jobs]
+    update = StackedUpdate(nets, config.optimizer, [job.optimizer for job in jobs])
+    meters = Meters([job.meter for job in jobs])
+    running, failed = list(lanes), dict[int, str]()
+    saved = time.monotonic()
+    for job in jobs:
+        job.model.train()
+    for step in range(1, config.steps + 1):
+        x, y = stacked_at(batches, step)
+        losses, logits = nets.backward(x, y)
+        nets.clip(config.clip)
+        update.step([job.policy.scale for job in jobs], [lane.place for lane in running])
+        meters.add(losses, logits, y)
+        for lane in list(running):
+            try:
+                lane.told = loop.after_update(lane.job, lane.recorder, company, step, lane.told)
+            except NumericsError as error:
+                lane.recorder.close("failed", f"NumericsError: {error}")
+                failed[lane.job.config.seed] = str(error)
+                running.remove(lane)
+        company.tell()
+        if stop.asked or time.monotonic() - saved > loop.SAVE_SECONDS or step == config.steps:
+            _save(running, step)
+            saved = time.monotonic()
+        if not running:
+            break
+        if stop.asked and step < config.steps:
+            _interrupt(running, step)
+    return failed
+
+
+def _save(lanes: Sequence[Lane], step: int) -> None:
+    for lane in lanes:
+        with seeded(lane.job.config.seed, "training"):  # nets in a stack draw nothing; alone they find their own stream
+            loop.save(lane.job, lane.recorder, step)
+
+
+def _interrupt(lanes: Sequence[Lane], step: int) -> None:
+    config = lanes[0].job.config
+    for lane in lanes:
+        lane.recorder.close("interrupted", loop.how_to_go_on(step, config, lane.recorder.path))
+    raise Interrupted(loop.how_to_go_on(step, config, *(lane.recorder.path for lane in lanes)))
+
+
+class _Company:
+    """Tells one observer the means over the seeds."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        self._heard: dict[int, list[Mapping[str, float]]] = {}
+
+    def start(self, title: str, done: int, total: int) -> None: ...
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        self._heard.setdefault(step, []).append(values)
+
+    def tell(self) -> None:
+        """Pass on what all seeds have reported."""
+        for step, all_values in self._heard.items():
+            means = {name: sum(values[name] for values in all_values) / len(all_values) for name in all_values[0]}
+            self._observer.report(step, means)
+        self._heard.clear()
+
+    def close(self, summary: str = "") -> None: ...

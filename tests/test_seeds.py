@@ -1,0 +1,383 @@
+"""Many seeds at once: what each run's folder holds is what a run of that seed alone holds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import grokkit as gk
+from grokkit.cli import main
+from grokkit.cli.train import seed_list
+from grokkit.errors import Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
+from grokkit.training import together
+from grokkit.training.config import part
+from grokkit.training.loop import build
+from grokkit.training.observers import Silent
+from grokkit.training.stack import Stack
+from tests.runs import SMALL, contents
+
+SEEDS = [0, 3, 7]
+CONV = SMALL.replace(
+    data=part("digits", size=8, train=60, test=30), model=part("cnn", channels=(4, 4, 4, 4, 4)), measures=("accuracy",),
+    attributions=(), policy=part("constant"), signal={}, steps=6, records=3, batch_size=25,
+)  # fmt: skip
+
+
+class PressesCtrlC(Silent):
+    """Sends SIGINT to this very process when a step of at least `at` is reported."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.pressed = at, False
+
+    def report(self, step, values) -> None:
+        if step >= self.at and not self.pressed:
+            self.pressed = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+class Listens(Silent):
+    def __init__(self) -> None:
+        self.title, self.told, self.summary = "", {}, ""
+
+    def start(self, title, done, total) -> None:
+        self.title = title
+
+    def report(self, step, values) -> None:
+        self.told[step] = dict(values)
+
+    def close(self, summary="") -> None:
+        self.summary = summary
+
+
+@pytest.fixture(scope="module")
+def stacked(tmp_path_factory) -> list[gk.open_run]:
+    return gk.train_seeds(SMALL, SEEDS, runs=tmp_path_factory.mktemp("stack"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> list[gk.open_run]:
+    runs = tmp_path_factory.mktemp("alone")
+    return [gk.train(SMALL.replace(seed=seed), runs=runs, device="cpu") for seed in SEEDS]
+
+
+def same_to_rounding(ours: gk.open_run, theirs: gk.open_run, tolerance: float = 1e-5) -> None:
+    """Weights within `tolerance` at every recorded step, batch and test metrics too; step 0 to the bit."""
+    assert ours.steps() == theirs.steps() and ours.status["state"] == theirs.status["state"] == "done"
+    for step in theirs.steps():
+        mine, other = ours.load(step), theirs.load(step)
+        assert mine.keys() == other.keys()
+        for name, value in other.items():
+            assert torch.allclose(mine[name].double(), value.double(), rtol=0, atol=tolerance), (step, name)
+    first = "000000000000.h5"
+    assert (ours.path / "snapshots" / first).read_bytes() == (theirs.path / "snapshots" / first).read_bytes()
+    mine, other = ours.metrics, theirs.metrics
+    assert mine[["step", "split", "metric"]].equals(other[["step", "split", "metric"]])
+    smooth = (other.metric != "accuracy").to_numpy() & (other.split != "signal").to_numpy()
+    assert np.allclose(mine.value[smooth], other.value[smooth], atol=1e-4)
+    assert np.allclose(mine.value, other.value, atol=0.05), "an image or a crossing may fall to the other side"
+
+
+def test_a_stack_writes_the_runs_of_its_seeds(stacked, alone) -> None:
+    for ours, theirs, seed in zip(stacked, alone, SEEDS, strict=True):
+        assert ours.name == theirs.name and ours.config["seed"] == seed
+        mine, other = contents(ours.path), contents(theirs.path)
+        assert mine.keys() == other.keys() and ours.verify() == []
+        assert all(mine[name] == other[name] for name in other if name.startswith("probes/"))
+        assert {path.name for path in ours.path.iterdir()} == {path.name for path in theirs.path.iterdir()}
+        same_to_rounding(ours, theirs)
+        assert any(event["kind"] == "policy" for event in ours.events)
+
+
+def test_a_run_says_that_it_was_computed_in_a_stack(stacked, alone) -> None:
+    assert stacked[1].environment["stack"] == SEEDS and "stack" not in alone[1].environment
+    assert stacked[1].environment["device"].endswith("steps in a stack of 3 nets")
+    assert stacked[0].status["costs"].keys() >= {"training", "snapshots", "evaluation", "signal"}
+
+
+BATCHNORM = """
+from torch import nn
+from grokkit import RunConfig, models, part
+
+@models.register("flat_norm")
+def flat_norm(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, classes))
+
+@models.register("flat_dropout")
+def flat_dropout(input_shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.Dropout(0.5), nn.Linear(16, classes))
+
+@models.register("weak")
+def weak(input_shape, classes):
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, classes))
+    if net[0].bias[0] > 0:
+        raise MemoryError("planted")
+    return net
+
+def arm() -> RunConfig:
+    return RunConfig(experiment="own", model=part("flat_norm"))
+"""
+BARE = {"measures": (), "attributions": (), "signal": {}, "policy": part("constant"), "steps": 12}
+ARMS = {
+    "sgd, cosine, augmented, crossed entropy smoothed": {
+        "optimizer": part("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4), "policy": part("cosine"),
+        "augment": ("crop1", "altflip", "cutout2"), "label_smoothing": 0.1,
+    },
+    "large weights, squared error, clipped by norm": {"init_scale": 3.0, "loss": "mse", "clip": part("norm", limit=0.5)},
+    "shuffled labels, Adam, clipped by value": {
+        "data": part("digits", size=8, train=90, test=30, shuffle_labels=True), "clip": part("value", limit=0.01),
+        "optimizer": part("adam", lr=0.01),
+    },
+    "batch norm, a validation split": {
+        "model": part("flat_norm"), "data": part("digits", size=8, train=110, test=30, validation=30),
+        # Adam would enlarge the gradients that are 0 but for rounding
+        "optimizer": part("sgd", lr=0.05),
+    },
+    "rates that come to differ": {
+        "policy": part("plateau", patience=0, threshold=0.01, factor=0.5), "steps": 16,
+        "optimizer": part("sgd", lr=0.1, momentum=0.9),
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_models(tmp_path_factory) -> None:
+    from grokkit.registry import run_file
+
+    file = tmp_path_factory.mktemp("study") / "study.py"
+    file.write_text(BATCHNORM)
+    run_file(file)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_way_of_training_is_the_same_in_a_stack(arm: str, tmp_path: Path) -> None:
+    config = SMALL.replace(**BARE | ARMS[arm])
+    ours = gk.train_seeds(config, SEEDS, runs=tmp_path / "stack", device="cpu")
+    rates = []
+    for run, seed in zip(ours, SEEDS, strict=True):
+        same_to_rounding(run, gk.train(config.replace(seed=seed), runs=tmp_path / "alone", device="cpu"), 1e-4)
+        rates.append(run.metrics.query("metric == 'learning_rate'").value.tolist())
+        assert "stack" in run.environment
+    assert (len({tuple(each) for each in rates}) > 1) == arm.startswith("rates"), "whether this tests what it says"
+
+
+@pytest.mark.parametrize(
+    "optimizer", [part("adamw", lr=0.01), part("sgd", lr=0.1, momentum=0.9), part("muon", lr=0.01)]
+)
+def test_one_folder_of_an_interrupted_stack_is_resumed_alone(optimizer, tmp_path: Path, capsys) -> None:
+    config = SMALL.replace(**BARE | {"optimizer": optimizer, "policy": part("cosine")})
+    with pytest.raises(Interrupted, match=r"stopped after step \d+ of 12; go on with: grokkit resume \S+ \S+ \S+$"):
+        gk.train_seeds(config, SEEDS, runs=tmp_path / "parts", device="cpu", observer=PressesCtrlC(5))
+    paths = [tmp_path / "parts" / config.replace(seed=seed).run_name for seed in SEEDS]
+    assert [gk.open_run(path).status["state"] for path in paths] == ["interrupted"] * 3
+    assert main(["resume", *map(str, paths[1:]), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.count("done at step 12") == 2
+    assert [gk.open_run(path).status["state"] for path in paths] == ["interrupted", "done", "done"]
+    for path, seed in zip(paths[1:], SEEDS[1:], strict=True):
+        straight = gk.train(config.replace(seed=seed), runs=tmp_path / "alone", device="cpu")
+        same_to_rounding(gk.open_run(path), straight, 1e-4)
+
+
+def test_a_slot_of_a_stack_has_the_form_of_a_slot_alone(stacked, alone) -> None:
+    from grokkit.trajectory import resume
+
+    (_, mine), (_, other) = (resume.load(runs[1].path / "resume") for runs in (stacked, alone))
+    assert mine["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
+    for number, state in other["optimizer"]["state"].items():
+        for key, value in state.items():
+            assert mine["optimizer"]["state"][number][key].shape == value.shape
+            assert torch.allclose(mine["optimizer"]["state"][number][key], value, atol=1e-5), key
+    assert mine["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
+    assert torch.equal(mine["rng"]["cpu"], other["rng"]["cpu"])
+    assert {key: value for key, value in mine["parts"]["policy"].items() if key != "decisions"}.keys() == {
+        key for key in other["parts"]["policy"] if key != "decisions"
+    }
+
+
+def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Path, monkeypatch) -> None:
+    config = SMALL.replace(**BARE)
+    whole = gk.train_seeds(config, SEEDS, runs=tmp_path / "whole", device="cpu")
+    backward, calls = Stack.backward, []
+
+    def poisons(self, x, y):
+        calls.append(1)
+        if len(self) == 3 and len(calls) == 7:  # the first call is the trial's
+            self.models[1].net.head.weight.data.fill_(float("nan"))
+        return backward(self, x, y)
+
+    monkeypatch.setattr(Stack, "backward", poisons)
+    with pytest.raises(
+        NumericsError, match=r"1 of 3 seeds failed, the others are done. seed 3: the training loss is nan"
+    ):
+        gk.train_seeds(config, SEEDS, runs=tmp_path / "hurt", device="cpu")
+    runs = [gk.open_run(tmp_path / "hurt" / config.replace(seed=seed).run_name) for seed in SEEDS]
+    assert [run.status["state"] for run in runs] == ["done", "failed", "done"]
+    assert "NumericsError: the training loss is nan by step 6" in runs[1].status["reason"]
+    assert max(runs[1].steps()) < 12 and runs[1].verify() == []
+    for place in (0, 2):
+        last, other = runs[place].load(12), whole[place].load(12)
+        assert all(torch.equal(last[name], other[name]) for name in other)
+
+
+def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:
+    config = SMALL.replace(**BARE | {"optimizer": part("sgd", lr=1e30), "steps": 400})
+    with pytest.raises(NumericsError, match="3 of 3 seeds failed"):
+        gk.train_seeds(config, SEEDS, runs=tmp_path, device="cpu")
+    assert all(gk.open_run(tmp_path / config.replace(seed=seed).run_name).status["step"] < 100 for seed in SEEDS)
+
+
+def test_the_company_of_a_stack_hears_means_and_costs(tmp_path: Path) -> None:
+    company = Listens()
+    runs = gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", observer=company)
+    losses = [run.metrics.query("split == 'batch' and metric == 'loss' and step == 8").value.item() for run in runs]
+    assert company.told[8]["loss"] == pytest.approx(sum(losses) / 3)
+    assert sorted(company.told) == list(range(1, 13))
+    assert company.title.startswith("3 seeds in a stack, below ") and company.summary.startswith("training ")
+
+
+def test_which_nets_are_stacked_and_why_the_others_are_not() -> None:
+    def because(**changes) -> str | None:
+        return together.no_stack_because(build(SMALL.replace(**changes), torch.device("cpu")))
+
+    assert because() is None and because(model=part("flat_norm")) is None
+    assert "convolutions are grouped" in because(model=CONV.model)
+    assert "torch.func does not follow this net" in because(model=part("flat_dropout"))
+    job = build(SMALL.replace(model=part("flat_norm")), torch.device("cpu"))
+    before = {name: value.clone() for name, value in job.model.state_dict().items()}
+    together.no_stack_because(job)
+    assert all(torch.equal(before[name], value) for name, value in job.model.state_dict().items())
+
+
+def test_seeds_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
+    for seeds, came in (
+        ([0, 0, 2, 2], "0, 2 more than once"),
+        ([], "none"),
+        ([-1], "-1"),
+        ([1.5], "1.5"),
+        ([True], "True"),
+    ):
+        with pytest.raises(UsageError, match=f"at least one and no two the same; got {came}"):
+            gk.train_seeds(SMALL, seeds, runs=tmp_path, device="cpu")
+    with pytest.raises(UnknownNameError, match="Did you mean 'weight_norm'"):
+        gk.train_seeds(SMALL.replace(measures=(part("weight_nrom"),)), SEEDS, runs=tmp_path, device="cpu")
+    with pytest.raises(UsageError, match="radi"):  # found at step 0 only
+        gk.train_seeds(
+            SMALL.replace(measures=(part("local_complexity", radii=(-1.0,)),)), SEEDS, runs=tmp_path, device="cpu"
+        )
+    assert not any(tmp_path.rglob("*.h5"))
+    there = tmp_path / SMALL.replace(seed=3).run_name
+    there.mkdir(parents=True)
+    with pytest.raises(TrajectoryError, match=rf"never overwritten, and there is {there} already"):
+        gk.train_seeds(SMALL, SEEDS, runs=tmp_path, device="cpu")
+    assert [path.name for path in there.parent.iterdir()] == [there.name]
+
+
+def test_a_measure_that_fails_at_the_first_step_of_a_later_seed_leaves_no_folder(tmp_path: Path, monkeypatch) -> None:
+    from grokkit.measures.weight_norm import WeightNorm
+
+    taken, calls = WeightNorm.__call__, []
+
+    def fails_at_the_second(self, context):
+        calls.append(1)
+        if len(calls) == 2:
+            raise NumericsError("planted")
+        return taken(self, context)
+
+    monkeypatch.setattr(WeightNorm, "__call__", fails_at_the_second)
+    config = SMALL.replace(**BARE | {"measures": (part("weight_norm"),)})
+    with pytest.raises(NumericsError, match="planted"):
+        gk.train_seeds(config, SEEDS, runs=tmp_path, device="cpu")
+    assert not any(tmp_path.rglob("config.toml"))
+
+
+def test_seeds_on_the_command_line() -> None:
+    assert seed_list("0-3") == [0, 1, 2, 3] and seed_list("0,3, 7") == [0, 3, 7] and seed_list("0-1,9") == [0, 1, 9]
+    for wrong in ("3-1", "", "a", "0,,1", "-1", "1-", "1-2-3", "0.5"):
+        with pytest.raises(UsageError, match="takes numbers and ranges that grow, such as 0-31"):
+            seed_list(wrong)
+    with pytest.raises(UsageError, match="names a seed more than once: 0-3,2"):
+        seed_list("0-3,2")
+
+
+def test_the_command_trains_the_seeds_it_is_given(tmp_path: Path, capsys) -> None:
+    words = ["train", "quickstart:constant", "--steps", "3", "--runs", str(tmp_path), "--device", "cpu"]
+    assert main([*words, "--seeds", "3-1"]) == 2 and main([*words, "--seeds", "0", "--seed", "1"]) == 2
+    assert not any(tmp_path.iterdir())
+    assert main([*words, "--seeds", "0,2"]) == 0
+    assert capsys.readouterr().out.count("done at step 3") == 2
+    assert main([*words, "--seeds", "1-2"]) == 4
+    assert len(list((tmp_path / "quickstart").iterdir())) == 2
+
+
+def test_convolutional_seeds_get_processes_and_equal_runs_alone_bit_for_bit(tmp_path: Path) -> None:
+    company = Listens()
+    runs = gk.train_seeds(CONV, [0, 5], runs=tmp_path / "apart", device="cpu", observer=company)
+    assert "processes at a time: stacked convolutions are grouped ones" in company.title
+    for run, seed in zip(runs, [0, 5], strict=True):
+        other = gk.train(CONV.replace(seed=seed), runs=tmp_path / "alone", device="cpu")
+        assert contents(run.path) == contents(other.path)
+        assert (run.path / "config.toml").read_text() == (other.path / "config.toml").read_text()
+    assert max(company.told) == 12 and company.told[12]["loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    """`weak` fails for the seeds whose first bias is positive; it is known to the processes by the study's text."""
+    config = CONV.replace(model=part("weak"))
+    good, bad = [], []
+    for seed in range(8):
+        try:
+            build(config.replace(seed=seed), torch.device("cpu"))
+            good.append(seed)
+        except Exception:
+            bad.append(seed)
+    seeds = [good[0], bad[0], good[1]]
+    with pytest.raises(
+        gk.errors.GrokkitError if hasattr(gk, "errors") else Exception, match=rf"1 of 3 .* seed {bad[0]}: "
+    ) as raised:
+        gk.train_seeds(config, seeds, runs=tmp_path, device="cpu", experiment=BATCHNORM)
+    assert "planted" in str(raised.value) or "exit code 1" in str(raised.value)
+    for seed in (good[0], good[1]):
+        assert gk.open_run(tmp_path / config.replace(seed=seed).run_name).status["state"] == "done"
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_the_processes(tmp_path: Path) -> None:
+    config = CONV.replace(steps=100_000, records=2)
+    with pytest.raises(Interrupted, match=r"stopped; go on with: grokkit resume \S+") as raised:
+        gk.train_seeds(config, range(6), runs=tmp_path, device="cpu", observer=PressesCtrlC(500))
+    assert "had not begun" in str(raised.value)
+    saved = [Path(word) for word in str(raised.value).split(";")[1].split()[5:]]
+    assert saved and all(gk.open_run(path).status["state"] == "interrupted" for path in saved)
+
+
+@pytest.mark.slow
+def test_processes_save_and_stop_where_their_parent_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import grokkit as gk\nfrom grokkit.training.config import RunConfig\n"
+        f"config = RunConfig.from_toml({CONV.replace(steps=100_000, records=2).to_toml()!r})\n"
+        f"gk.train_seeds(config, [0, 1], runs={str(tmp_path)!r}, device='cpu')\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.rglob("status.json"))) < 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    while time.monotonic() < deadline:
+        states = [json.loads(path.read_text())["state"] for path in tmp_path.rglob("status.json")]
+        if states and set(states) == {"interrupted"}:
+            break
+        time.sleep(0.2)
+    assert states and set(states) == {"interrupted"}
