@@ -6,16 +6,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import warnings
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bench.gpu import __main__ as suite
 from bench.gpu import long_run, results
+from bench.gpu.common import offer_data, tf32
 from bench.gpu.results import Results, Setting
+from grokkit.borrow import strict_precision
+from grokkit.data import load
 from grokkit.errors import UsageError
+from grokkit.training.interrupt import StopRequest
 from grokkit.trajectory import open_run
 
 ROOT = Path(__file__).parents[1]
@@ -36,21 +43,47 @@ def test_parts_are_kept_as_they_come_and_measured_once(tmp_path: Path) -> None:
     first = Results(setting(tmp_path), "title")
     first.part("one", part)
     first.part("broken", lambda: [{"value": 1 // 0}])
-    kept = results.read(first.path)
-    assert kept["parts"] == {"one": [{"value": 1}]} and not kept["complete"]
-    assert kept["failed"].keys() == {"broken"}
-    assert re.fullmatch(r"ZeroDivisionError: .* \(.*tests/test_gpu_suite.py:\d+\)", kept["failed"]["broken"])
+    kept = results.read(first.setting.path)
+    assert kept["parts"] == {"one": [{"value": 1}], "broken": []} and not kept["complete"]
+    assert kept["failed"].keys() == {"broken"} and kept["running"] is None
+    assert re.fullmatch(
+        r"ZeroDivisionError: .* \(at tests/test_gpu_suite.py:\d+: .*1 // 0.*\)", kept["failed"]["broken"]
+    )
     first.finish()
-    assert not results.read(first.path)["complete"], "a part failed"
+    assert not results.read(first.setting.path)["complete"], "a part failed"
 
     again = Results(setting(tmp_path), "title")
     again.part("one", part)
     again.part("broken", part)
     again.finish()
-    kept = results.read(again.path)
-    assert len(calls) == 2 and kept["complete"] and kept["failed"] == {}
+    kept = results.read(again.setting.path)
+    assert len(calls) == 2 and kept["complete"] and kept["failed"] == {} and kept["unfinished"] == []
     assert kept["parts"] == {"one": [{"value": 1}], "broken": [{"value": 2}]}
-    assert {"device", "torch", "date", "command", "seconds"} <= kept.keys()
+    assert {"device", "torch", "date", "command", "seconds", "code"} <= kept.keys()
+
+
+def killed_in(part: str, out: Path, rows: int = 0) -> Results:
+    """Results of a process that was ended while it measured `part`, after so many of its rows."""
+
+    def measured():
+        yield from ({"row": number} for number in range(rows))
+        raise KeyboardInterrupt  # no Exception, as if the process was ended
+
+    found = Results(setting(out), "title")
+    with pytest.raises(KeyboardInterrupt):
+        found.part(part, measured)
+    return found
+
+
+def test_rows_of_a_part_that_is_cut_short_are_kept_and_the_part_is_measured_again(tmp_path: Path) -> None:
+    killed_in("long", tmp_path, rows=2)
+    kept = results.read(setting(tmp_path).path)
+    assert kept["parts"] == {"long": [{"row": 0}, {"row": 1}]} and kept["unfinished"] == ["long"]
+    again = Results(setting(tmp_path), "title")
+    again.part("long", lambda: [{"row": 5}])
+    again.measured_last()
+    again.finish()
+    assert again.complete and again.parts == {"long": [{"row": 5}]}
 
 
 def test_a_part_in_which_a_call_was_ended_is_measured_last(tmp_path: Path) -> None:
@@ -60,38 +93,71 @@ def test_a_part_in_which_a_call_was_ended_is_measured_last(tmp_path: Path) -> No
         order.append(name)
         return [{}]
 
-    def hangs() -> list[dict[str, int]]:
-        raise KeyboardInterrupt  # no Exception: as if the process was ended
-
-    first = Results(setting(tmp_path), "title")
-    with pytest.raises(KeyboardInterrupt):
-        first.part("hangs", hangs)
-    assert results.read(first.path)["failed"] == {"hangs": results.ENDED}
-
+    killed_in("hangs", tmp_path)
     again = Results(setting(tmp_path), "title")
     again.part("hangs", partial(part, "hangs"))
     again.part("other", partial(part, "other"))
-    assert results.read(again.path)["failed"] == {"hangs": results.ENDED}, "if this call is ended too"
+    assert results.read(again.setting.path)["ended"] == ["hangs"], "if this call is ended too"
+    again.measured_last()
     again.finish()
-    kept = results.read(again.path)
-    assert order == ["other", "hangs"] and kept["complete"] and kept["failed"] == {}
+    assert order == ["other", "hangs"] and again.complete and again.ended == []
+
+
+def test_a_fresh_process_leaves_alone_what_the_one_before_it_died_of(tmp_path: Path) -> None:
+    first = Results(setting(tmp_path), "title")
+    first.part("broken", lambda: [{"value": 1 // 0}])
+    killed_in("deadly", tmp_path)
+    after = Results(setting(tmp_path), "title", fresh=False)
+    for name in ("broken", "deadly", "other"):
+        after.part(name, lambda name=name: [{"name": name}])
+    after.measured_last()
+    after.finish()
+    assert after.parts["other"] == [{"name": "other"}] and not after.complete
+    assert after.failed == {"deadly": "the process died while this was measured"}, "the first error was tried again"
+    new = Results(setting(tmp_path), "title")
+    new.part("deadly", lambda: [{}])
+    assert new.failed == {} and new.parts["deadly"] == [{}]
+
+
+def test_a_device_that_answers_no_more_ends_the_process_and_nothing_else_does(tmp_path: Path, monkeypatch) -> None:
+    found = Results(setting(tmp_path), "title")
+    monkeypatch.setattr(results, "clean_up", lambda device: False)
+    with pytest.raises(SystemExit) as left:
+        found.part("fatal", lambda: [{"value": 1 // 0}])
+    assert left.value.code == results.SICK
+    assert results.read(setting(tmp_path).path)["failed"].keys() == {"fatal"}
+    monkeypatch.undo()
+    assert results.clean_up("cpu")
+
+
+def test_warnings_of_a_part_are_kept_once(tmp_path: Path) -> None:
+    def part() -> list[dict[str, int]]:
+        for _ in range(3):
+            warnings.warn("the step runs without a graph", stacklevel=1)
+        return [{}]
+
+    found = Results(setting(tmp_path), "title")
+    found.part("one", part)
+    assert results.read(setting(tmp_path).path)["warned"] == {"one": ["the step runs without a graph"]}
 
 
 def test_the_summary_names_checks_that_do_not_hold_and_parts_that_failed(tmp_path: Path) -> None:
     found = Results(setting(tmp_path), "title")
-    found.part("model one", lambda: [{"model": "one", "units_counted": 3, "units_that_differ": 3, "passes": False}])
-    found.part("model two", lambda: [{"model": "two", "units_counted": 3, "units_that_differ": 0, "passes": True}])
-    found.part("steps", lambda: [{}][1:2][0])
+    found.part("model one", lambda: [{"model": "one", "passes": False}])
+    found.part("model two", lambda: [{"model": "two", "passes": True}])
+    found.part("measures", lambda: [{}][1:2][0])
     told = suite.summary([setting(tmp_path), setting(tmp_path, stage="d")])
-    assert "DOES NOT HOLD: model one" in told and "model two" not in told and "FAILED: steps: IndexError" in told
-    assert "2 counts: 3 of 6 units differ" in told and "d: nothing was measured" in told and "a: partial" in told
+    assert "NOT PASSED, model one" in told and "model two" not in told and "FAILED, measures: IndexError" in told
+    assert "checks: 1 of 2 passed" in told and "d: nothing was measured" in told and "a: partial" in told
 
 
-def test_results_of_other_data_do_not_count(tmp_path: Path) -> None:
+def test_results_of_another_device_or_other_data_do_not_count(tmp_path: Path, monkeypatch) -> None:
     first = Results(setting(tmp_path), "title")
     first.part("one", lambda: [{}])
     assert Results(setting(tmp_path, data="own.npz"), "title").parts == {}
     assert Results(setting(tmp_path), "title").parts == {"one": [{}]}
+    monkeypatch.setattr(results, "device_name", lambda device: "another")
+    assert Results(setting(tmp_path), "title").parts == {}
 
 
 def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path, monkeypatch) -> None:
@@ -101,14 +167,18 @@ def test_a_part_that_no_time_is_left_for_is_named(tmp_path: Path, monkeypatch) -
     now[0] = 30.0
     found.part("long", lambda: [{}], needs=21)
     found.part("short", lambda: [{}], needs=20)
-    assert found.failed == {"long": "not begun: 20 s were left, and it needs 21 s"} and list(found.parts) == ["short"]
+    found.finish()
+    assert found.left_out == {"long": "20 s were left, and it needs 21 s"} and list(found.parts) == ["short"]
+    assert found.failed == {} and not found.complete
 
 
 class Child:
-    """A process that ends by itself after `lasts` seconds or, if told, when it is asked to."""
+    """A process that ends by itself with `code` after `lasts` seconds or, if told, when it is asked to."""
 
-    def __init__(self, lasts: float, *, obeys: bool = True) -> None:
-        self.lasts, self.obeys = lasts, obeys
+    pid = -1
+
+    def __init__(self, lasts: float, *, code: int = 0, obeys: bool = True) -> None:
+        self.lasts, self.code, self.obeys = lasts, code, obeys
         self.heard: list[object] = []
         self.over = False
 
@@ -116,52 +186,78 @@ class Child:
         if timeout is not None and not self.over and self.lasts > timeout:
             raise subprocess.TimeoutExpired("stage", timeout)
         self.over = True
-        return 0
+        return self.code
 
     def poll(self) -> int | None:
-        return 0 if self.over else None
+        return self.code if self.over else None
 
     def send_signal(self, number: int) -> None:
         self.heard.append(number)
         self.over = self.obeys
 
-    def kill(self) -> None:
-        self.heard.append("kill")
-        self.over = True
 
-
-def started(monkeypatch, child: Child) -> list[list[str]]:
+def started(monkeypatch, *children: Child) -> list[list[str]]:
+    """The commands of the processes that are started; each of them is the next child."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(suite.subprocess, "Popen", lambda command: commands.append(command) or child)
+    waiting = iter(children)
+    monkeypatch.setattr(suite.subprocess, "Popen", lambda command, **_: commands.append(command) or next(waiting))
     return commands
+
+
+def at(seconds: float) -> float:
+    return suite.time.monotonic() + seconds
+
+
+def told_in(command: list[str], word: str) -> str:
+    return command[command.index(word) + 1]
 
 
 def test_a_stage_runs_in_a_process_with_the_time_that_is_left(tmp_path: Path, monkeypatch, capsys) -> None:
     child = Child(lasts=30)
     commands = started(monkeypatch, child)
-    suite.go(setting(tmp_path, seconds=300.0), left=60.0)
-    assert commands[0][-4:] == ["--child", "a", "--seconds", str(60 - suite.MARGIN)] and child.heard == []
-    suite.go(setting(tmp_path, seconds=300.0), left=10.0)
+    suite.go(setting(tmp_path, seconds=300.0), at(90.0))
+    assert told_in(commands[0], "--child") == "a" and child.heard == [] and "--after-death" not in commands[0]
+    assert float(told_in(commands[0], "--seconds")) == pytest.approx(90 - suite.GRACE - suite.START, abs=1)
+    suite.go(setting(tmp_path, seconds=300.0), at(10.0))
     assert len(commands) == 1 and "no time is left" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("obeys", "heard"), [(True, [signal.SIGTERM]), (False, [signal.SIGTERM, "kill"])])
-def test_a_stage_beyond_its_limit_is_asked_to_save_and_then_ended(tmp_path, monkeypatch, capsys, obeys, heard) -> None:
+@pytest.mark.parametrize(("obeys", "killed"), [(True, []), (False, [(-1, signal.SIGKILL)])])
+def test_a_stage_beyond_its_limit_is_asked_to_save_and_then_ended(tmp_path, monkeypatch, capsys, obeys, killed) -> None:
     child = Child(lasts=1000, obeys=obeys)
-    started(monkeypatch, child)
-    suite.go(setting(tmp_path), left=1000.0)
-    assert child.heard == heard and "stopped at its limit" in capsys.readouterr().out
+    commands, ended = started(monkeypatch, child), []
+
+    def killpg(pid: int, number: int) -> None:
+        ended.append((pid, number))
+        child.over = True
+
+    monkeypatch.setattr(suite.os, "killpg", killpg)
+    suite.go(setting(tmp_path), at(1000.0))
+    assert child.heard == [signal.SIGTERM] and ended == killed and len(commands) == 1
+    assert "stopped at its limit" in capsys.readouterr().out
 
 
-def test_a_finished_stage_is_left_alone_but_a_long_run_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_stage_whose_process_died_goes_on_in_a_fresh_one_but_not_for_ever(tmp_path, monkeypatch, capsys) -> None:
+    commands = started(monkeypatch, Child(1, code=-11), Child(1, code=results.SICK), Child(1))
+    suite.go(setting(tmp_path), at(1000.0))
+    assert ["--after-death" in command for command in commands] == [False, True, True]
+    assert "ended with code -11" in capsys.readouterr().out
+    commands = started(monkeypatch, *(Child(1, code=1) for _ in range(20)))
+    suite.go(setting(tmp_path), at(1000.0))
+    assert len(commands) == suite.DEATHS
+
+
+def test_a_finished_stage_is_left_alone(tmp_path: Path, monkeypatch, capsys) -> None:
     commands = started(monkeypatch, Child(lasts=1))
-    for stage in "ae":
-        Results(setting(tmp_path, stage=stage), "title").finish()
-    suite.go(setting(tmp_path), left=1000.0)
+    Results(setting(tmp_path), "title").finish()
+    suite.go(setting(tmp_path), at(1000.0))
     assert commands == [] and "finished already" in capsys.readouterr().out
-    suite.go(setting(tmp_path, stage="e"), left=1000.0)
-    suite.go(setting(tmp_path, data="other.npz"), left=1000.0)
-    assert len(commands) == 2
+    suite.go(setting(tmp_path, data="other.npz"), at(1000.0))
+    assert len(commands) == 1
+
+
+def test_what_the_command_says_of_itself_can_be_printed() -> None:
+    assert "--continue" in called("--help").stdout
 
 
 def test_the_order_and_the_limits_are_as_told() -> None:
@@ -180,7 +276,7 @@ def called(*words: str) -> subprocess.CompletedProcess[str]:
     ("words", "sentence"),
     [
         ((), "torch finds no CUDA device here"), (("--device", "cpu"), "only the miniature can be had: add --small"),
-        (("--device", "cpu", "--small", "--data", "none.npz"), "there is no file none.npz"),
+        (("--device", "cpu", "--small", "--data", "none.npz"), "there is no .npz file none.npz"),
         (("--device", "cpu", "--small", "--continue", "none.tar"), "there is no file none.tar to go on with"),
     ],
 )  # fmt: skip
@@ -205,31 +301,33 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_whole_suite_in_miniature(tiny: Path, tmp_path: Path) -> None:
-    words = [*MINIATURE, "--data", str(tiny), "--out", str(tmp_path / "one"), "--work", str(tmp_path / "w1")]
+    out = tmp_path / "one"
+    words = [*MINIATURE, "--data", str(tiny), "--out", str(out), "--work", str(tmp_path / "w1")]
     done = called(*words)
     assert done.returncode == 0, done.stderr
-    found = {stage: json.loads((tmp_path / "one" / f"{stage}.json").read_text()) for stage in suite.STAGES}
-    assert all(each["complete"] and not each["failed"] for each in found.values()), done.stderr
-    assert not any(results.broken(each["parts"]) for each in found.values())
+    found = {stage: json.loads((out / f"{stage}.json").read_text()) for stage in suite.STAGES}
+    assert not any(each["failed"] for each in found.values()), done.stderr
+    assert {stage for stage, each in found.items() if each["complete"]} == set(suite.STAGES) - {"e"}
+    assert found["e"]["left_out"].keys() == {"the rest of the run"}
+    rows = [row for each in found.values() for part in each["parts"].values() for row in part]
+    assert sum("passes" in row for row in rows) > 20 and all(row.get("passes", True) for row in rows)
     exact = {(r["method"], r["radius"]): r["mean"] for r in found["a"]["parts"]["lc_by_precision"]
              if r["arithmetic"] == "float32, grokkit"}  # fmt: skip
     assert len(exact) == 3 and all(value > 0 for value in exact.values())
-    assert all(path.is_file() for path in (tmp_path / "one").iterdir()), "what is brought back is files alone"
-    assert {path.suffix for path in (tmp_path / "one").iterdir()} == {".json", ".png", ".pdf", ".csv", ".tar"}
-    assert "finished already" in called(*words, "--stages", "a").stdout
+    assert all(path.is_file() for path in out.iterdir()), "what is brought back is files alone"
+    assert {path.suffix for path in out.iterdir()} == {".json", ".png", ".pdf", ".gz"}
+    assert "finished already" in called(*words, "--stages", "d").stdout
 
     # elsewhere, with nothing but the archive, and the data in another place
     moved = shutil.copy(tiny, tmp_path / "elsewhere.npz")
-    archive = tmp_path / "one" / "delayed_robustness.tar"
     other = [*MINIATURE, "--data", str(moved), "--out", str(tmp_path / "two"), "--work", str(tmp_path / "w2")]
-    more = called(*other, "--stages", "e", "--continue", str(archive))
+    more = called(*other, "--stages", "e", "--continue", str(out / "delayed_robustness.tar.gz"))
     assert more.returncode == 0, more.stderr
-    first, second = (json.loads((tmp_path / out / "e.json").read_text()) for out in ("one", "two"))
+    second = json.loads((tmp_path / "two" / "e.json").read_text())
     assert not second["failed"], second["failed"]
-    first, second = (each["parts"]["run"][0] for each in (first, second))
-    assert second["step"] > first["step"] and second["attempt"] == first["attempt"] + 1
-    config = long_run.fitted(setting(tmp_path, small=True))
-    run = open_run(tmp_path / "w2" / "runs" / config.run_name)
+    one, two = (each["parts"]["run"][0] for each in (found["e"], second))
+    assert two["step"] > one["step"] and two["attempt"] == one["attempt"] + 1 and two["run"] == one["run"]
+    run = open_run(tmp_path / "w2" / "runs" / "delayed_robustness" / one["run"].rpartition("/")[2])
     assert 0 not in run.steps(), "its earlier snapshots stayed on the first machine"
     assert {0, 1} <= {step for steps in run.measures().values() for step in steps}
 
@@ -238,22 +336,47 @@ def packed_at(step: int, folder: Path) -> Path:
     run = folder / "made" / "study" / "run"
     run.mkdir(parents=True)
     (run / "status.json").write_text(json.dumps({"step": step}))
-    long_run.pack(run, folder / "run.tar")
-    return folder / "run.tar"
+    long_run.pack(run, folder / "run.tar.gz")
+    return folder / "run.tar.gz"
 
 
 def test_a_run_that_is_here_already_goes_on_itself_unless_the_archive_is_further(tmp_path: Path) -> None:
-    archive = packed_at(7, tmp_path)
-    run = tmp_path / "here" / "study" / "run"
-    run.parent.mkdir(parents=True)
-    long_run.bring_back(archive, run)
+    archive, folder = packed_at(7, tmp_path), tmp_path / "here" / "study"
+    run = long_run.brought_back(archive, folder)
     status = run / "status.json"
-    assert json.loads(status.read_text()) == {"step": 7} and [each.name for each in run.parent.iterdir()] == ["run"]
+    assert json.loads(status.read_text()) == {"step": 7} and list(folder.iterdir()) == [run]
     status.write_text(json.dumps({"step": 9}))
-    long_run.bring_back(archive, run)
-    assert json.loads(status.read_text()) == {"step": 9}
+    assert long_run.brought_back(archive, folder) == run and json.loads(status.read_text()) == {"step": 9}
     status.write_text(json.dumps({"step": 5}))
     with pytest.raises(UsageError, match=r"at step 7, and .* at 5; move that away"):
-        long_run.bring_back(archive, run)
-    with pytest.raises(UsageError, match="another run than other"):
-        long_run.bring_back(archive, run.with_name("other"))
+        long_run.brought_back(archive, folder)
+    long_run.pack(tmp_path / "here", archive)
+    with pytest.raises(UsageError, match="does not hold one run"):
+        long_run.brought_back(archive, folder)
+
+
+def test_a_long_run_is_asked_to_stop_only_once_it_listens() -> None:
+    with long_run.stopping(0.01):
+        time.sleep(0.3)  # an unheard Ctrl-C would end this test
+        with StopRequest() as stop:
+            while not stop.asked:
+                time.sleep(0.01)
+
+
+def test_tf32_is_switched_so_that_torch_still_reads_its_switches() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with tf32():
+        assert matmul.allow_tf32 and cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "high"
+        assert matmul.fp32_precision == cudnn.conv.fp32_precision == "tf32"
+        with strict_precision():
+            assert not matmul.allow_tf32 and not cudnn.allow_tf32
+        assert matmul.allow_tf32 and cudnn.allow_tf32
+    assert (matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
+
+
+def test_data_under_any_name_is_what_the_loader_of_cifar10_finds(tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("GROKKIT_DATA", "")
+    for _ in range(2):
+        offer_data(setting(tmp_path, data=str(tiny)))
+        assert len(load("cifar10").y_train) == 96

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bench.gpu.common import SHAPE, test_images
-from bench.gpu.results import Results, Rows, Setting, timed
-from grokkit import models
+from bench.gpu.common import SHAPE, ceilings, median, seeded_net, test_images
+from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit.borrow import strict_precision
+from grokkit.figures.theme import FULL, PALETTE, save, themed
 from grokkit.models.profile import profile
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
 
@@ -21,68 +21,49 @@ TITLE = "what local complexity costs: vertex, tangents in float32 and in bfloat1
 RADII = np.geomspace(1e-3, 1.0, 16).tolist()
 CHUNK = 1024
 """Images of one plain forward pass."""
+NETS = {
+    "preact_resnet18, k = 16, no norm": ("preact_resnet18", {"width": 16, "norm": "none"}),
+    "preact_resnet18, k = 64, no norm": ("preact_resnet18", {"width": 64, "norm": "none"}),
+    "resnet18": ("resnet18", {}),
+}
 
 
 def measure(results: Results) -> None:
     setting = results.setting
-    results.part("ceiling", lambda: ceilings(setting))
-    for width in (8,) if setting.small else (16, 64):
-        results.part(f"preact_resnet18 k={width}", partial(costs, setting, width, ceiling(results.parts)), needs=30)
+    results.part("ceiling", partial(ceilings, setting))
+    tops = {row["precision"]: row["tflop_per_s"] for row in results.parts.get("ceiling", [])}
+    for name in list(NETS)[:1] if setting.small else NETS:
+        results.part(name, partial(costs, setting, name, tops), needs=30)
+    results.measured_last()
+    if costed(results.parts):
+        save(bars(results.parts), setting.out / "lc_cost")
 
 
-def ceiling(parts: dict[str, Rows]) -> dict[str, float]:
-    """TFLOP/s of the device by precision, empty where they were not measured."""
-    return {row["precision"]: row["tflop_per_s"] for row in parts.get("ceiling", ())}
-
-
-def headline(parts: dict[str, Rows]) -> Rows:
-    """Everything."""
-    return [{"part": name, **row} for name, rows in parts.items() for row in rows]
-
-
-def ceilings(setting: Setting) -> Rows:
-    """FLOP/s of a large product, in each precision that measures run in."""
-    side = 256 if setting.small else 8192
-    rows = []
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        a, b = (torch.randn(side, side, device=setting.device, dtype=dtype) for _ in range(2))
-        with strict_precision():
-            seconds = median(lambda a=a, b=b: a @ b, setting)
-        rows.append(
-            {"what": f"product of {side}x{side}", "precision": name, "tflop_per_s": 2 * side**3 / seconds / 1e12}
-        )
-    return rows
-
-
-def costs(setting: Setting, width: int, ceiling: dict[str, float]) -> Rows:
+def costs(setting: Setting, name: str, tops: dict[str, float]) -> Iterator[Row]:
     """Seconds (median of five after a warm-up) for all points; one radius by vertices, sixteen by tangents. The ceiling
     that they are held against is that of the precision in which most of the arithmetic runs."""
     points, directions = (4, 3) if setting.small else (256, 20)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = models.create("preact_resnet18", SHAPE, 10, width=width, norm="none").to(setting.device).eval()
+    model, options = NETS[name]
+    net = seeded_net(model, **(options | {"width": 8} if setting.small else options)).to(setting.device).eval()
     images = test_images(setting, points)
     frame = orthonormal_frame(directions, images[0].numel()).to(images)
     ways: dict[str, tuple[Callable[[], object], int]] = {
-        "vertex, one radius": (lambda: local_complexity(net, images, 0.005, frame=frame), 2 * directions + 1),
-        "tangent, sixteen radii, float32": (
-            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="exact"), 1 + directions),
-        "tangent, sixteen radii, bfloat16": (
-            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="bfloat16"), 1 + directions),
         "forward of 1 + P images a point, float32": (partial(forward, net, images, 1 + directions), 1 + directions),
+        "tangent, 16 radii, bfloat16": (
+            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="bfloat16"), 1 + directions),
+        "tangent, 16 radii, float32": (
+            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="exact"), 1 + directions),
+        "vertex, one radius, float32": (lambda: local_complexity(net, images, 0.005, frame=frame), 2 * directions + 1),
     }  # fmt: skip
     flop = 2 * profile(net, SHAPE).macs * points
-    rows = []
-    for name, (call, passes) in ways.items():
+    for way, (call, passes) in ways.items():
         seconds = median(call, setting)
-        reached = flop * passes / seconds / 1e12
-        top = ceiling.get("bfloat16" if "bfloat16" in name else "float32")
-        rows.append({
-            "what": name, "seconds": seconds, "points": points, "directions": directions,
+        reached, top = flop * passes / seconds / 1e12, tops.get(way.rpartition(", ")[2])
+        yield {
+            "what": way, "seconds": seconds, "points": points, "directions": directions,
             "images_per_s": points * passes / seconds, "tflop_per_s": reached,
             "share_of_ceiling": top and reached / top,
-        })  # fmt: skip
-    return rows
+        }  # fmt: skip
 
 
 @torch.no_grad()
@@ -93,7 +74,31 @@ def forward(net: nn.Module, images: Tensor, times: int) -> None:
             net(part)
 
 
-def median(call: Callable[[], object], setting: Setting) -> float:
-    """Median seconds of five calls after one."""
-    call()
-    return statistics.median(timed(call, setting.device) for _ in range(1 if setting.small else 5))
+def costed(parts: dict[str, Rows]) -> dict[str, Rows]:
+    return {name: rows for name, rows in parts.items() if name in NETS and rows}
+
+
+def lines(parts: dict[str, Rows]) -> list[str]:
+    """For the summary."""
+    found = parts.get("ceiling", [])
+    told = [f"{row['what']}, {row['precision']}: {row['tflop_per_s']:.1f} TFLOP/s" for row in found]
+    for name, rows in costed(parts).items():
+        for row in rows:
+            share = f", {100 * row['share_of_ceiling']:.0f} % of the ceiling" if row["share_of_ceiling"] else ""
+            told.append(f"{name}, {row['points']} points: {row['what']}: {row['seconds']:.4f} s{share}")
+    return told
+
+
+@themed
+def bars(parts: dict[str, Rows]) -> Figure:
+    """Seconds by net and way."""
+    found = [(f"{name}: {row['what']}", row["seconds"], place)
+             for name, rows in costed(parts).items() for place, row in enumerate(rows)]  # fmt: skip
+    figure = Figure(figsize=(FULL, 0.19 * len(found) + 0.7), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(found)), [seconds for _, seconds, _ in found], height=0.7,
+              color=[PALETTE[place] for _, _, place in found])  # fmt: skip
+    points = max(row["points"] for rows in costed(parts).values() for row in rows)
+    axes.set(yticks=range(len(found)), yticklabels=[name for name, _, _ in found], xlabel=f"seconds, {points} points")
+    axes.invert_yaxis()
+    return figure

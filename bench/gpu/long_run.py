@@ -9,57 +9,58 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import grokkit as gk
 from bench.gpu.common import data_part
-from bench.gpu.results import Results, Rows, Setting
+from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit.errors import Interrupted, NumericsError, UsageError
 from grokkit.recipes import delayed_robustness
+from grokkit.trajectory import Run
 
-TITLE = "delayed robustness: PreActResNet-18, k = 16, no BatchNorm, all of CIFAR-10, for hours"
-RESERVE = 40.0
+TITLE = "delayed robustness: PreActResNet-18, k = 16, no BatchNorm, all of CIFAR-10; hours in all, in pieces"
+RESERVE = 45.0
 """Seconds kept for the last measures, the slot, the table and the figure."""
-
-
-def headline(parts: dict[str, Rows]) -> Rows:
-    """How far it came."""
-    shown = ("state", "step", "total_steps", "attempt", "packed_mb")
-    return [{name: row[name] for name in shown} for row in parts.get("run", ())]
+LARGEST = 100e6
+"""Bytes that the packed run may have."""
 
 
 def measure(results: Results) -> None:
     results.parts.pop("run", None)  # it always goes on
-    results.part("run", lambda: go_on(results), needs=2 * RESERVE)
+    results.part("run", partial(go_on, results), needs=RESERVE + 15)
+    rows = results.parts.get("run", [])
+    if rows and rows[-1]["state"] != "done":
+        row = rows[-1]
+        results.left_out["the rest of the run"] = f"{row['state']} at step {row['step']} of {row['total_steps']}"
 
 
-def go_on(results: Results) -> Rows:
+def go_on(results: Results) -> Iterator[Row]:
     """Start or resume the run, stop it in time as Ctrl-C would, and pack what another machine needs to go on."""
     setting = results.setting
     config = fitted(setting)
     runs = setting.work / "runs"
-    path = runs / config.run_name
-    packed = setting.out / "delayed_robustness.tar"
-    bring_back(setting.going_on or (packed if packed.exists() else None), path)
-    stopped = False
+    packed = setting.out / "delayed_robustness.tar.gz"
+    archive = setting.going_on or (packed if packed.exists() else None)
+    path = runs / config.run_name if archive is None else brought_back(archive, runs / config.experiment)
     with stopping(5.0 if setting.small else results.left - RESERVE):
         try:
             if path.exists():
                 gk.resume(path, device=setting.device)
             else:
                 gk.train(config, runs=runs, device=setting.device)
-        except Interrupted:
-            stopped = True
-        except NumericsError as error:  # what it had learned until then is brought back all the same
-            print(error)
+        except (Interrupted, NumericsError) as error:  # what it has learned by then is brought back in either case
+            print(f"    {error}", flush=True)
     run = gk.open_run(path)
     pack(path, packed)
-    gk.figures.save(gk.figures.create("phases", gk.figure_data([run])), setting.out / "delayed_robustness")
-    gk.table([run]).to_csv(setting.out / "delayed_robustness.csv", index=False)
     status = run.status
-    return [{"state": "stopped in time" if stopped else status["state"], "step": status["step"],
-             "total_steps": status["total_steps"], "attempt": status["attempt"], "costs": status["costs"],
-             "packed_mb": packed.stat().st_size / 1e6}]  # fmt: skip
+    yield {"run": run.name, "state": status["state"], "step": status["step"], "total_steps": status["total_steps"],
+           "attempt": status["attempt"], "costs": status["costs"], "packed_mb": packed.stat().st_size / 1e6,
+           "newest": newest(run)}  # fmt: skip
+    gk.table([run]).to_csv(setting.out / "delayed_robustness.csv.gz", index=False)
+    gk.figures.save(gk.figures.create("phases", gk.figure_data([run])), setting.out / "delayed_robustness")
+    if packed.stat().st_size > LARGEST:
+        raise UsageError(f"{packed} has {packed.stat().st_size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}")
 
 
 def fitted(setting: Setting) -> gk.RunConfig:
@@ -67,54 +68,90 @@ def fitted(setting: Setting) -> gk.RunConfig:
     config = delayed_robustness.no_batchnorm().replace(data=data_part(setting))
     if not setting.small:
         return config
-    small = (gk.part("accuracy"), gk.part("local_complexity", radii=(0.05,), directions=2, points=4))
+    cheap = {"local_complexity": {"directions": 2, "points": 4}, "robust_accuracy": {"points": 4, "steps": 1}}
+    small = tuple(gk.part(each.name, **{**each.options, **cheap.get(each.name, {})}) for each in config.measures)
     return config.replace(model=gk.part("preact_resnet18", width=8, norm="none"), batch_size=32, records=8, steps=2000,
                           probes={"train": 16, "test": 16, "random": 8}, measures=small)  # fmt: skip
 
 
+def newest(run: Run) -> dict[str, float]:
+    """The readings of the last recorded step that a reader asks for first."""
+    table = gk.table([run])
+    measures = ["accuracy", "local_complexity", "robust_accuracy"]
+    shown = table[table["layer"].isin(["total", ""]) & table["measure"].isin(measures) & (table["measure_id"] != "log")]
+    shown = shown[shown["step"] == shown["step"].max()]
+    names = {"radius": "r=%g", "epsilon": "eps=%.3g", "attack": "%s"}
+    told = {"step": float(shown["step"].max())}
+    for row in shown.to_dict("records"):
+        words = [form % row[key] for key, form in names.items() if row[key] == row[key] and row[key] != ""]
+        told[" ".join([row["measure"], row["probe_set"], *words])] = float(row["value"])
+    return told
+
+
 @contextmanager
 def stopping(seconds: float) -> Iterator[None]:
-    """Ask this process to stop after so many seconds, as Ctrl-C does, unless the block is over before."""
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    """Ask the run in this block to stop after so many seconds, as Ctrl-C does; not before it listens for that."""
+    over = threading.Event()
+
+    def ask() -> None:
+        over.wait(seconds)
+        while not over.is_set():
+            if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+            over.wait(0.5)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
+        over.set()
+        thread.join()
 
 
 def pack(run: Path, target: Path) -> None:
-    """The run without its snapshots and without the older slot, in one uncompressed archive."""
-    newest = max((run / "resume").glob("*.h5"), key=lambda slot: slot.stat().st_mtime, default=None)
+    """The run without its snapshots and without the older slot, in one archive."""
+    latest = max((run / "resume").glob("*.h5"), key=lambda slot: slot.stat().st_mtime, default=None)
     draft = target.with_suffix(".tmp")
-    with tarfile.open(draft, "w") as archive:
+    with tarfile.open(draft, "w:gz", compresslevel=1) as archive:
         for file in sorted(path for path in run.rglob("*") if path.is_file()):
             inside = file.relative_to(run)
-            if inside.parts[0] in ("snapshots", "LOCK") or (inside.parts[0] == "resume" and file != newest):
+            if inside.parts[0] in ("snapshots", "LOCK") or (inside.parts[0] == "resume" and file != latest):
                 continue
             archive.add(file, Path(run.name) / inside)
     os.replace(draft, target)
 
 
-def bring_back(archive: Path | None, run: Path) -> None:
-    """Unpack a packed run to where it is looked for. One that is there already goes on itself, unless the archive is
-    further: then somebody has to choose."""
-    if archive is None:
-        return
+def brought_back(archive: Path, folder: Path) -> Path:
+    """The packed run, unpacked into `folder`; its settings are those it began with. One that is there already goes on
+    itself, unless the archive is further: then somebody has to choose."""
     with tarfile.open(archive) as packed:
-        status = (
-            packed.extractfile(f"{run.name}/status.json") if f"{run.name}/status.json" in packed.getnames() else None
-        )
+        names = {Path(name).parts[0] for name in packed.getnames()}
+        status = None
+        if len(names) == 1 and f"{min(names)}/status.json" in packed.getnames():
+            status = packed.extractfile(f"{min(names)}/status.json")
         if status is None:
-            raise UsageError(f"{archive} holds another run than {run.name}: it was made by other settings")
-        step = json.load(status)["step"]
+            raise UsageError(f"{archive} does not hold one run; give an archive that stage e wrote")
+        run, step = folder / names.pop(), json.load(status)["step"]
         if not run.exists():
-            draft = run.parent / ".unpacking"
+            draft = folder / ".unpacking"
             packed.extractall(draft, filter="data")
             os.replace(draft / run.name, run)
             draft.rmdir()
-            return
+            return run
     here = gk.open_run(run).status["step"]
     if step > here:
         raise UsageError(f"{archive} is at step {step}, and {run}, which is here already, at {here}; move that away to "
                          "go on from the archive, or leave --continue out to go on from here")  # fmt: skip
+    return run
+
+
+def lines(parts: dict[str, Rows]) -> list[str]:
+    """For the summary."""
+    told = []
+    for row in parts.get("run", []):
+        told.append(f"step {row['step']} of {row['total_steps']}, {row['state']}, {row['packed_mb']:.1f} MB packed")
+        told.append(", ".join(f"{name} {value:.4g}" for name, value in row["newest"].items()))
+        told.append(", ".join(f"{name} {seconds:.1f} s" for name, seconds in row["costs"].items()))
+    return told
