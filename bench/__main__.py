@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import local_complexity, partition, training
+from bench import local_complexity, partition, seeds, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -18,6 +18,8 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "memory-wide": local_complexity.peak_memory_wide,
     "segment": partition.cpu_time,
     "segment-memory": partition.peak_memory,
+    "seeds": seeds.mlps,
+    "seeds-convnets": seeds.convnets,
     "augmentation": training.augmentation,
     "pipelines": training.pipelines,
     "trainer": training.trainer,

@@ -100,14 +100,14 @@ def compared(costs: Mapping[str, float], ratios: Sequence[Ratio], unit: str) -> 
 def header(settings: Settings) -> dict[str, str]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "torch": torch.__version__,
         "threads": str(settings.threads),
         "method": f"CPU-seconds, median of {settings.repetitions} interleaved repetitions after one warm-up",
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -106,11 +106,21 @@ def test_how_the_sweep_is_cut_changes_nothing(bytes_, monkeypatch):
         assert np.abs(one - other).max() < 1e-13
 
 
-def test_several_segments_are_each_their_own():
-    net, a, b = randomised(MLP()), _draw(70, 6), _draw(70, 6, seed=2)
+def test_how_the_sweep_is_cut_changes_no_count_along_rays(monkeypatch):
+    net, x = randomised(MLP((6, 40, 30, 20, 3)), 1), _draw(2, 6)
+    whole = gk.local_complexity(net, x, 1.0, 3, "ray").counts
+    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": 1})
+    monkeypatch.setattr(sweep, "_SMALLEST_PART", 2)
+    assert whole.sum() > 20 and torch.equal(gk.local_complexity(net, x, 1.0, 3, "ray").counts, whole)
+
+
+@pytest.mark.parametrize(("kind", "shape", "count"), [(MLP, (6,), 70), (Pools, (2, 12, 12), 4)])
+def test_several_segments_are_each_their_own(kind, shape, count):
+    net, a, b = randomised(kind(), 3), _draw(count, *shape), _draw(count, *shape, seed=2)
     together = partition_segment(net, a, b)
-    assert len(together.count) == 70
-    for segment in (0, 31, 32, 69):
+    assert len(together.count) == count
+    assert all((knots[0], knots[-1]) == (0.0, 1.0) for knots in together.knots)
+    for segment in {0, 31, 32, count - 1} & set(range(count)):
         alone = partition_segment(net, a[segment], b[segment])
         assert alone.count == together.count[segment]
         assert np.abs(alone.breakpoints - together.breakpoints[segment]).max(initial=0) < 1e-13
@@ -134,6 +144,20 @@ def test_the_cap_gives_a_labelled_part_that_is_exact(monkeypatch):
     for one, other in zip(whole.knots, part.knots, strict=False):
         assert np.abs(one[: len(other)] - other).max() < 1e-13
     assert len(part.knots) == 2 and part.knots[1][-1] < 1.0
+
+
+def test_the_cap_stops_at_its_very_piece_and_a_partition_that_just_fits_is_complete(monkeypatch):
+    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": 20_000})
+    net, a, b = randomised(ResidualNet(), 2), _draw(2, 12, 12), _draw(2, 12, 12, seed=2)
+
+    def pieces(cap):
+        return len(partition_segment(net, a, b, max_pieces=cap).knots[0]) - 1
+
+    first = pieces(1)
+    assert pieces(first) == first < pieces(first + 1)
+    whole = partition_segment(net, a, b).count
+    assert partition_segment(net, a, b, max_pieces=whole).complete
+    assert not partition_segment(net, a, b, max_pieces=first).complete
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""Nets in a stack against the same nets one after the other: gradients, clipping, statistics, updates and their state."""
+"""Nets in a stack against the same nets one after the other: gradients, clipping, statistics, updates, state."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 
 from grokkit import models
 from grokkit.measures.loss import loss_function
-from grokkit.models.classifier import scale_init
+from grokkit.models.classifier import Classifier, Normalise, scale_init
 from grokkit.training.build import build_optimizer, clip_gradients
 from grokkit.training.config import part
+from grokkit.training.precision import Autocast
+from grokkit.training.products import gradients_by_products
 from grokkit.training.stack import Stack, StackedUpdate
 
 NETS = 4
@@ -43,7 +46,11 @@ def nets(kind: str, scale: float = 1.0) -> list[nn.Module]:
     with torch.random.fork_rng(devices=[]):
         for seed in range(NETS):
             torch.manual_seed(seed)
-            net = Thing() if kind == "own" else models.create("mlp", (1, 8, 8), 10, widths=(24, 16))
+            net = Thing() if kind == "own" else models.create("mlp", (1, 8, 8), 10, widths=(24, 16), bias=kind == "mlp")
+            if kind == "gelu":
+                net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.GELU(), nn.Linear(12, 10))
+            if kind == "classifier":
+                net = Classifier(Normalise((0.3,), (0.4,)), net)
             scale_init(net, scale)
             made.append(net)
     return made
@@ -65,7 +72,7 @@ def close(ours: Tensor, theirs: Tensor, size: float = 1.0) -> None:
     assert (ours - theirs).abs().max() <= 1e-5 * max(size, float(theirs.abs().max()))
 
 
-@pytest.mark.parametrize("kind", ["mlp", "own"])
+@pytest.mark.parametrize("kind", ["mlp", "classifier", "own"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 @pytest.mark.parametrize(("scale", "smoothing"), [(1.0, 0.0), (3.0, 0.0), (1.0, 0.2)])
 def test_gradients_losses_and_logits_are_those_of_each_net_alone(kind, loss, scale, smoothing) -> None:
@@ -88,6 +95,58 @@ def test_gradients_losses_and_logits_are_those_of_each_net_alone(kind, loss, sca
             close(stack.parameters[name].grad[place], gradient, size)
         for name, buffer in net.named_buffers():
             close(dict(stack.models[place].named_buffers())[name].double(), buffer.double())
+
+
+@pytest.mark.parametrize("kind", ["mlp", "gelu"])
+def test_the_products_of_a_stack_run_in_the_precision_of_a_net_alone(kind: str) -> None:
+    alone = nets(kind)
+    stack = Stack(copy.deepcopy(alone), loss_of("mse"), "bfloat16")
+    x, y = batches(1)
+    losses, logits = stack.backward(x, y)
+    assert logits.dtype == torch.float32
+    for place, net in enumerate(alone):
+        own = Autocast(net, "bfloat16")(x[place])
+        value = loss_of("mse")(own, y[place])
+        value.backward()
+        assert torch.allclose(logits[place], own, atol=0.02) and torch.allclose(losses[place], value, rtol=0.02)
+        assert not torch.allclose(own, net(x[place]), atol=1e-5), "bfloat16 is seen"
+        for name, stacked in stack.parameters.items():
+            theirs = net.get_parameter(name).grad
+            assert stacked.grad.dtype == torch.float32 and stacked.grad.stride() == stacked.stride()
+            assert (stacked.grad[place] - theirs).abs().max() <= 0.05 * max(0.1, float(theirs.abs().max())), name
+
+
+class OwnLinear(nn.Linear):
+    """A subclass, which may do anything."""
+
+
+def chain(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def tied() -> nn.Module:
+    net = chain(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    net[3].weight = net[1].weight
+    return net
+
+
+def test_plain_perceptrons_are_differentiated_by_products_and_nothing_else_is() -> None:
+    def by_products(net: nn.Module) -> bool:
+        return gradients_by_products(net, loss_of("mse"), "float32") is not None
+
+    plain = chain(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 10, bias=False))
+    assert by_products(plain) and by_products(chain(nn.Linear(64, 10)))
+    assert by_products(Classifier(Normalise((0.5,), (0.5,)), plain)) and by_products(nets("mlp")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hooked = chain(nn.utils.weight_norm(nn.Linear(64, 10)))
+    for other in (
+        nn.Sequential(), nn.Flatten(), nn.Sequential(nn.Linear(64, 10)), chain(), chain(nn.ReLU()), hooked, tied(),
+        chain(OwnLinear(64, 10)), chain(nn.Linear(64, 10), nn.Dropout()), chain(nn.Linear(64, 10), nn.GELU()),
+        chain(nn.Linear(64, 10).requires_grad_(False), nn.Linear(10, 10)), chain(nn.Sequential(nn.Linear(64, 10))),
+        nn.Sequential(nn.Flatten(2), nn.Linear(64, 10)), Classifier(nn.Identity(), plain), Thing(),
+    ):  # fmt: skip
+        assert not by_products(other), other
 
 
 def test_the_nets_are_views_of_the_stack() -> None:

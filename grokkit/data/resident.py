@@ -119,7 +119,7 @@ def stacked_at(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
     if first._augmentations:
         images = torch.stack([each._augmented(mine, step) for each, mine in zip(batches, chosen, strict=True)])
     else:
-        images = first.images[chosen]
+        images = first.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
     return pixels(images), first.labels[chosen]
 
 

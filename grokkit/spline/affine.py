@@ -127,7 +127,9 @@ def _offset(operand: Any, part: Part) -> Any:
         return operand
     if isinstance(operand, Row):
         return operand if part == "value" else _zero(operand)
-    return torch.as_tensor(operand) if part == "value" else torch.zeros_like(torch.as_tensor(operand))
+    # a number as the program's float64: torch would read 0.3 as the float32 beside it
+    constant = operand if isinstance(operand, Tensor) else torch.tensor(operand, dtype=torch.float64)
+    return constant if part == "value" else torch.zeros_like(constant)
 
 
 def _negative(node: Node, part: Part) -> Call:

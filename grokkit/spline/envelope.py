@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.spline.affine import Step, elementwise
-from grokkit.spline.knots import ZERO, Crossings
+from grokkit.spline.knots import Crossings, zero_of
 from grokkit.spline.windows import Windows
 from grokkit.units import MAX_POOLS, pool_arguments
 
@@ -33,7 +33,7 @@ def switches(z: Tensor, index: Tensor, joined: Tensor) -> Crossings:
     piece, channel, window = moved.nonzero(as_tuple=True)
     start = entries[piece.unsqueeze(1), channel.unsqueeze(1), index[window]]
     end = entries[piece.unsqueeze(1) + 1, channel.unsqueeze(1), index[window]]
-    zero = ZERO * z[0].abs().max()
+    zero = zero_of(z)
     kept = ~(_wins(start, zero) & _wins(end, zero)).any(dim=1)
     return _envelope(piece[kept], start[kept], end[kept])
 

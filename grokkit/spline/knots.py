@@ -83,10 +83,16 @@ def crossings(z: Tensor, kink: float, joined: Tensor) -> Crossings:
     kept = joined[piece]
     piece, unit = piece[kept], unit[kept]
     start, end = rows[piece, unit] - kink, rows[piece + 1, unit] - kink
-    zero = ZERO * rows[0].abs().max()
+    zero = zero_of(rows)
     real = (start.abs() > zero) & (end.abs() > zero)
     start, end = start[real], end[real]
     return Crossings(piece[real], start / (start - end), unit[real])
+
+
+def zero_of(values: Tensor) -> Tensor:
+    """The size below which values (knot, ...) count as zero. Both ends are looked at: without biases everything is 0 at
+    the origin, where a path often begins, and of a size beside which rounding is nothing at its end."""
+    return ZERO * torch.maximum(values[0].abs().max(), values[-1].abs().max())
 
 
 def _differences(above: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ the scientific specification (cases 4-6, 8, 9, 18, 25, 26, 28)."""
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from captum.attr import IntegratedGradients
 from torch import nn
 
@@ -49,6 +50,45 @@ def test_case_04_repeated_and_parallel_kinks_merge_in_affine_but_not_in_activati
     assert cancelled.count == 2 and cancelled.affine_count == 1
 
 
+def test_case_04_numbers_in_the_code_of_a_network_are_not_rounded():
+    offsets = {"0.3": lambda x: x - 0.3, "0.3 by sub": lambda x: torch.sub(x, 0.1, alpha=3), "-0.7": lambda x: 0.7 - x}
+    for words, body in offsets.items():
+        net = nn.Sequential(nn.Identity(), nn.Linear(1, 1), Scalar(body), nn.ReLU()).double()
+        nn.init.ones_(net[1].weight)
+        nn.init.zeros_(net[1].bias)
+        expected = abs(float(words.split()[0]))
+        assert partition_segment(net, *_line()).breakpoints == pytest.approx([expected], abs=1e-15), words
+
+
+def test_case_04_a_unit_counts_however_small_it_is_beside_the_others():
+    found = partition_segment(Scalar(lambda x: torch.relu(torch.cat([x + 1, 1e-9 * (x - 0.5)], 1))), *_line())
+    assert found.breakpoints == pytest.approx([0.5], abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("activation", "kinks"),
+    [
+        (F.relu6, (0.0, 6.0)),
+        (lambda x: F.hardtanh(x, -0.5, 5.0), (-0.5, 5.0)),
+        (lambda x: torch.clamp(x, min=2.0, max=3.0), (2.0, 3.0)),
+    ],
+)
+def test_case_04_an_activation_with_two_kinks_bends_at_both(activation, kinks):
+    found = partition_segment(Scalar(activation), *_line(-1.0, 8.0))
+    assert found.breakpoints == pytest.approx([(kink + 1) / 9 for kink in kinks], abs=1e-15)
+    # one output, and it is exactly on its kink where the unit is
+    assert found.outputs[0].ravel().tolist() == [kinks[0], *kinks, kinks[1]]
+
+
+def test_case_04_every_breakpoint_names_the_layer_that_makes_it():
+    # affine steps before and between the activations, so that a layer is not its place among all steps
+    net = Scalar(lambda x: torch.relu(2 * F.max_pool1d(torch.relu(x[:, :1] - 0.25).unsqueeze(1), 1).flatten(1) - 1))
+    found = partition_segment(net, *_line())
+    assert found.breakpoints == pytest.approx([0.25, 0.75], abs=1e-15)
+    assert found.made_by[0].tolist() == [-1, 0, 2, -1]
+    assert list(found.by_layer.values()) == [1, 0, 1]
+
+
 def test_case_05_a_sawtooth_of_depth_k_has_two_to_the_k_pieces():
     def tents(x):
         for _ in range(10):
@@ -64,6 +104,46 @@ def test_case_06_a_deep_cancellation_has_two_activation_regions_and_one_affine_r
     found = partition_segment(Scalar(lambda x: torch.relu(x) - torch.relu(-x) - x), *_line(-1.0, 2.0))
     assert (found.count, found.affine_count) == (2, 1)
     assert found.breakpoints[0] == pytest.approx(1 / 3, abs=1e-15)
+
+
+HINGES = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+
+
+def _rounded(others):
+    """Hinges, then a unit that keeps away from its kink and one that is 0 but for some 1e-17 of either sign where
+    there are knots of the hinges."""
+
+    def body(x):
+        hinges = torch.relu(x - HINGES).sum(1, keepdim=True)
+        return hinges + torch.relu(torch.cat([others + 0 * x, 0.1 * x + 0.2 * x - 0.3 * x], 1)).sum(1, keepdim=True)
+
+    return Scalar(body)
+
+
+@pytest.mark.parametrize("others", [-1.0, 1.0], ids=["below their kink", "above it"])
+def test_case_06_rounding_makes_no_breakpoints_and_crosses_no_ray(others):
+    found = partition_segment(_rounded(others), *_line())
+    assert found.breakpoints == pytest.approx(HINGES.numpy(), abs=1e-15)
+    middle = torch.tensor([[0.5]], dtype=torch.float64)
+    assert local_complexity(_rounded(others), middle, 0.5, 1, "ray").counts.tolist() == [[19, 0]]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_case_18_rounding_moves_no_winner_of_a_max_pool(sign):
+    # two of three entries are one function, summed in two ways; which is ahead by 1e-17 changes from knot to knot
+    def pooled(x):
+        hinges = torch.relu(x - HINGES).sum(1, keepdim=True)
+        entries = torch.cat([sign * (0.1 * x + 0.2 * x), sign * 0.3 * x, 0 * x - 9], 1)
+        return hinges + F.max_pool1d(entries.unsqueeze(1), 3).flatten(1)
+
+    assert partition_segment(Scalar(pooled), *_line()).breakpoints == pytest.approx(HINGES.numpy(), abs=1e-15)
+
+
+def test_case_18_padding_never_wins_a_window_of_a_max_pool():
+    def pooled(x):  # windows [pad, x - 0.3], [x - 0.3, 0.4 - x], [0.4 - x, pad]
+        return F.max_pool1d(torch.cat([x - 0.3, 0.4 - x], 1).unsqueeze(1), 2, 1, 1).flatten(1)
+
+    assert partition_segment(Scalar(pooled), *_line()).breakpoints == pytest.approx([0.35], abs=1e-15)
 
 
 def test_case_08_a_bias_free_net_has_integrated_gradients_equal_to_input_times_gradient():
@@ -158,12 +238,40 @@ def test_case_26_vertex_is_at_most_ray_exact_is_at_most_the_bound_and_all_agree_
     assert folded > 0 or kind is MLP
 
 
+@pytest.mark.parametrize("method", ["vertex", "ray", "bound"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_case_26_a_unit_on_its_kink_at_an_end_counts_and_one_with_two_kinks_counts_twice(method, sign):
+    places = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    middle = torch.tensor([[0.5]], dtype=torch.float64)
+    touched = Scalar(lambda x: torch.relu(sign * (x - places)))
+    assert local_complexity(touched, middle, 0.5, 1, method).counts.tolist() == [[3]]
+    twice = Scalar(lambda x: F.hardtanh(sign * (x - 0.5), -0.25, 0.25))
+    assert local_complexity(twice, middle, 0.5, 1, method).counts.tolist() == [[2]]
+
+
 def test_case_26_a_fold_that_the_vertices_miss_is_seen_along_the_ray():
     # z = relu(x) + relu(-x) - 1/2 is above zero at both vertices -1, 1 and below it between them
     net = Scalar(lambda x: torch.relu(torch.relu(x) + torch.relu(-x) - 0.5))
     x = torch.zeros(1, 1, dtype=torch.float64)
     counted = {name: local_complexity(net, x, 1.0, 1, name).counts.tolist() for name in ("vertex", "ray", "bound")}
     assert counted == {"vertex": [[1, 1, 0]], "ray": [[1, 1, 1]], "bound": [[1, 1, 1]]}
+
+
+def test_case_26_the_bound_of_a_constant_is_no_crossing_and_a_certain_winner_is_passed_on_exactly():
+    middle = torch.tensor([[0.5]], dtype=torch.float64)
+    resting = Scalar(lambda x: torch.relu(torch.cat([0 * x, x - 0.25], 1)))
+    assert local_complexity(resting, middle, 0.5, 1, "bound").counts.tolist() == [[1]]
+    # the larger entry is x + 10 everywhere, so what is left behind is 0.5: on one side of its kink
+    pooled = Scalar(lambda x: torch.relu(F.max_pool1d(torch.cat([x + 10, x], 1).unsqueeze(1), 2).flatten(1) - x - 9.5))
+    assert local_complexity(pooled, middle, 0.5, 1, "bound").counts.tolist() == [[0]]
+
+
+def test_case_26_the_bound_holds_behind_an_activation_that_falls():
+    # |h| behind h = relu(t) - 3 with t in [-1, 1]: h in [-3, -2], |h| in [2, 3], which meets 2.25 and 2.75
+    net = Scalar(lambda t: torch.relu(torch.abs(torch.relu(t) - 3) - torch.tensor([2.25, 2.75], dtype=torch.float64)))
+    middle = torch.zeros(1, 1, dtype=torch.float64)
+    ray, bound = (local_complexity(net, middle, 1.0, 1, method).counts.tolist() for method in ("ray", "bound"))
+    assert ray == [[1, 0, 2]] and bound == ray
 
 
 def test_case_26_the_bound_holds_at_random_points_of_the_hull():
