@@ -52,7 +52,7 @@ PLAIN = {
 ARMS = [
     *itertools.product(PLAIN, ("plain", "grokkit")),
     ("adam_one_cycle", "plain_momentum"),  # torch's default moves Adam's first beta as well
-    *((recipe, SAME_START) for recipe in PLAIN),  # from the weights that the plain loop begins with
+    ("sgd_triangle", SAME_START),  # added when the two loops' own draws of weights ended apart
 ]
 
 

@@ -111,5 +111,6 @@ def drawn(table: pd.DataFrame) -> Figure:
         column[1].set_xlabel("epoch")
     panels[0, 0].set_ylabel("test accuracy\n(share of images)")
     panels[1, 0].set_ylabel("training loss\n(nats, mean over the epoch)")
-    panels[0, 0].legend(loc="lower right")
+    for axes in panels[0]:
+        axes.legend(loc="lower right")
     return figure

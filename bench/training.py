@@ -98,7 +98,7 @@ def _pipelines(model: str, options: dict[str, int], batch: int, count: int) -> d
 
 def trainer(settings: Settings) -> list[Row]:
     """`gk.train` on a LeNet, batch 256, against a hand-written loop over the same resident batches; a run of 100 steps
-    less one of 20. No measures, three recorded steps, a line of metrics every step."""
+    less one of 20. No measures, two recorded steps, a line of metrics every step."""
     images, labels = _data(20 * BATCH)
     batches = Batches(images, labels, BATCH, seed=0, augment=AUGMENT)
     model = _classifier("lenet", {})
@@ -120,7 +120,7 @@ def trainer(settings: Settings) -> list[Row]:
         {name: 1000 * cost for name, cost in per_step.items()}, [Ratio("gk.train", "by hand", 1.05)], "CPU-ms a step"
     )
     start = found["short"] - SHORT * per_step["gk.train"]
-    return [*rows, Row("gk.train: start, three snapshots and the end of a run", start, "CPU-s")]
+    return [*rows, Row("gk.train: start, two snapshots and the end of a run", start, "CPU-s")]
 
 
 def _train(data: Path, steps: int) -> None:

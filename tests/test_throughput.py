@@ -172,10 +172,35 @@ def test_the_command_writes_figure_table_and_verdicts(tmp_path: Path, monkeypatc
         "throughput.pdf", "throughput.png", "throughput.csv", "throughput.json",
     }  # fmt: skip
     kept = json.loads((tmp_path / "throughput" / "throughput.json").read_text())
-    assert [(each["source"], each["batch_size"]) for each in kept] == [
+    ((name, machine),) = kept["machines"].items()
+    assert name.startswith("mlp, own 1x8x8, cpu") and torch.__version__.startswith(machine["versions"]["torch"])
+    assert [(each["source"], each["batch_size"]) for each in kept["points"]] == [
         ("resident", 8), ("DataLoader", 8), ("resident", 16), ("DataLoader", 16),
     ]  # fmt: skip
-    assert all(each["bound"] in ("input", "host", "arithmetic") and each["images_per_s"] > 0 for each in kept)
+    assert all(each["bound"] in ("input", "host", "arithmetic") and each["images_per_s"] > 0 for each in kept["points"])
+    assert main(["figure", "throughput", "throughput/throughput.csv", "--out", "again"]) == 0
+    assert Path("again/throughput.png").read_bytes() == Path("throughput/throughput.png").read_bytes()
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> None:
+    def interrupted(of, sizes):
+        yield throughput.Speeds("resident", sizes[0], *[throughput.Rate(1.0, 1.0, 1.0)] * 3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(throughput, "measure", interrupted)
+    monkeypatch.setattr("os.getloadavg", lambda: (99.5, 0.0, 0.0), raising=False)
+    words = ["bench", "throughput", "mlp", "--device", "cpu", "--seconds", "0.003", "--out"]
+    assert main([*words, str(tmp_path / "some")]) == 130
+    said = capsys.readouterr().err
+    assert f"stopped; {tmp_path / 'some'} holds what was measured" in said and "busy (load 99.5 on" in said
+    assert len(json.loads((tmp_path / "some" / "throughput.json").read_text())["points"]) == 1
+
+    def at_once(of):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(throughput, "ceiling", at_once)
+    assert main([*words, str(tmp_path / "none")]) == 130
+    assert "nothing is written" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

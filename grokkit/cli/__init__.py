@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     except GrokkitError as error:
         print(f"grokkit {words[0]}: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(*(stop.args or ("stopped; the same command goes on where it was",)), file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone; nothing more may be written, not even while Python closes.

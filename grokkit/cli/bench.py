@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from grokkit.training.device import Device
-    from grokkit.training.throughput import Subject
+    from grokkit.training.throughput import Rate, Speeds, Subject
 
 
 def main(words: list[str]) -> None:
@@ -36,7 +38,7 @@ def bench(
     arithmetic.
 
     Resident batches stand against a DataLoader with two workers, and the achieved FLOP/s against what the device
-    reaches in a large product. Writes a figure, its table and the verdicts.
+    reaches in a large product. Writes a figure, its table and the verdicts; after Ctrl-C, those measured until then.
 
     Try:
         grokkit bench throughput resnet9 --width 16
@@ -60,46 +62,88 @@ def bench(
     from grokkit.analysis.throughput import verdicts
     from grokkit.names import TABLE_COLUMNS, FigureData
     from grokkit.training import throughput
+    from grokkit.training.device import environment
 
     dataset = throughput.random_images() if data is None else datasets.load(data)
     sizes = throughput.checked_sizes(batch_sizes, len(dataset.y_train))
     options = {} if width is None else {"width": width}
     subjects = [throughput.subject(model, options, dataset, each, seconds) for each in _devices(device)]
-    table = pd.concat([_measured(each, sizes) for each in subjects], ignore_index=True)
+    _tell_of_company()
+    tables: list[pd.DataFrame] = []
+    stopped = _measure_all(subjects, sizes, tables)
+    if not tables:
+        raise KeyboardInterrupt("stopped before the first speed was measured; nothing is written")
+    table = pd.concat(tables, ignore_index=True).reindex(columns=list(TABLE_COLUMNS))
     out.mkdir(parents=True, exist_ok=True)
-    table.reindex(columns=list(TABLE_COLUMNS)).to_csv(out / "throughput.csv", index=False)
-    told = [vars(each) for each in verdicts(table)]
+    table.to_csv(out / "throughput.csv", index=False)
+    told = {"machines": {each.name: environment(each.device) for each in subjects[: len(tables)]},
+            "points": [vars(each) for each in verdicts(table)]}  # fmt: skip
     (out / "throughput.json").write_text(json.dumps(told, indent=1) + "\n")
-    drawn = figures.create("throughput", FigureData(table.reindex(columns=list(TABLE_COLUMNS)), {}, pd.DataFrame()))
+    drawn = figures.create("throughput", FigureData(table, {}, pd.DataFrame()))
     for path in (*figures.save(drawn, out / "throughput"), out / "throughput.csv", out / "throughput.json"):
         print(path)
+    if stopped:
+        raise KeyboardInterrupt(f"stopped; {out} holds what was measured until then")
+
+
+def _tell_of_company() -> None:
+    """Say so where other programs keep the processor busy: two threads that wait for each other on one core are slower
+    than one by far more than a half."""
+    from grokkit.training.device import cores
+
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores() / 2:
+        print(f"this machine is busy (load {load:.1f} on {cores()} cores): speeds on its CPU will be too low",
+              file=sys.stderr)  # fmt: skip
 
 
 def _devices(wanted: str | None) -> list[Device]:
-    """The one asked for; else the CPU and a GPU that can be used."""
+    """The one asked for; else the CPU and, where there is one, the GPU."""
+    from torch.cuda import is_available
+
     from grokkit.training.device import physical_gpus, resolve
 
     if wanted is not None:
         return [resolve(wanted)]
-    found = [resolve("cpu")]
-    return [*found, resolve("cuda")] if physical_gpus() else found
+    return [resolve("cpu"), resolve("cuda")] if physical_gpus() or is_available() else [resolve("cpu")]
 
 
-def _measured(of: Subject, sizes: list[int]) -> pd.DataFrame:
-    """The rows of one device; a line for every point as it comes."""
-    import pandas as pd
+def _measure_all(subjects: list[Subject], sizes: list[int], tables: list[pd.DataFrame]) -> bool:
+    """Append a table per device that has a speed; whether Ctrl-C came in between."""
+    for each in subjects:
+        speeds: list[Speeds] = []
+        scale: list[Rate] = []
+        try:
+            _measure(each, sizes, scale, speeds)
+        except KeyboardInterrupt:
+            return True
+        finally:
+            if speeds:
+                tables.append(_table(each, scale, speeds))
+    return False
 
+
+def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Speeds]) -> None:
+    """Append the smallest step and the ceiling to `scale`, and every point to `speeds`, with a line for each."""
     from grokkit.analysis.throughput import verdicts
-    from grokkit.training.throughput import ceiling, measure, rows, smallest_step
+    from grokkit.training.throughput import ceiling, measure, smallest_step
 
-    top, smallest = ceiling(of), smallest_step(of)
-    print(f"{of.name}\nceiling {top.value / 1e9:,.0f} GFLOP/s, training {of.training_flop / 1e9:.3g} GFLOP an image")
-    speeds = []
+    scale += [smallest_step(of), ceiling(of)]
+    print(f"{of.name}\nceiling {scale[1].value / 1e9:,.0f} GFLOP/s, "
+          f"training {of.training_flop / 1e9:.3g} GFLOP an image", flush=True)  # fmt: skip
     for each in measure(of, sizes):
         speeds.append(each)
-        verdict = verdicts(pd.DataFrame(rows(of, smallest, top, speeds)))[-1]
+        verdict = verdicts(_table(of, scale, speeds))[-1]
         size, source = verdict.batch_size, verdict.source
         print(f"  batch {size:5}  {source:10}  {verdict.images_per_s:9,.0f} images/s  {verdict.sentence}", flush=True)
     if speeds[-1].batch_size < sizes[-1]:
         print(f"  batches above {speeds[-1].batch_size} are left out: a step would take too long; see --seconds")
+
+
+def _table(of: Subject, scale: list[Rate], speeds: list[Speeds]) -> pd.DataFrame:
+    import pandas as pd
+
+    from grokkit.training.throughput import rows
+
+    smallest, top = scale
     return pd.DataFrame(rows(of, smallest, top, speeds))

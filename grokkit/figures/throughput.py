@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from grokkit.analysis.throughput import Verdict, verdicts
 from grokkit.figures import register
@@ -40,19 +40,22 @@ def throughput(data: FigureData) -> Figure:
     found = verdicts(data.table)
     runs = list(dict.fromkeys(rows["run"]))
     width = COLUMN if len(runs) == 1 else FULL
-    figure = Figure(figsize=(width, 2.9 * -(-len(runs) // 2)), layout="constrained")
+    figure = Figure(figsize=(width, 0.4 + 2.6 * -(-len(runs) // 2)), layout="constrained")
     panels = figure.subplots(-(-len(runs) // 2), min(2, len(runs)), squeeze=False).flat
     for axes, run in zip(panels, runs, strict=False):
         _panel(axes, data.table[data.table["run"] == run], [each for each in found if each.run == run])
     for axes in list(panels)[len(runs) :]:
         axes.set_axis_off()
-    figure.legend(handles=_handles(), loc="outside lower center", ncols=3)
+    lines, marks = _handles()
+    # By columns: the lines first, then what binds; two columns are as wide as a column of the page allows.
+    figure.legend(handles=[*lines, *marks], loc="outside lower center", ncols=2 if width == COLUMN else 4)
     return figure
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, found: list[Verdict]) -> None:
     """One device."""
-    step = rows[rows["measure"] == "step_images_per_s"].sort_values("n")
+    sizes = sorted({each.batch_size for each in found})
+    step = rows[(rows["measure"] == "step_images_per_s") & rows["n"].isin(sizes)].sort_values("n")
     axes.plot(step["n"], step["value"], color="0.6", lw=0.8)
     for source, colour in SOURCES.items():
         own = sorted((each for each in found if each.source == source), key=lambda each: each.batch_size)
@@ -63,13 +66,15 @@ def _panel(axes: Axes, rows: pd.DataFrame, found: list[Verdict]) -> None:
                       color=colour, ms=3.5)  # fmt: skip
     single = rows.set_index("measure")["value"]
     axes.axhline(single["ceiling_flop_per_s"] / single["training_flop_per_image"], color="0.2", lw=0.8, ls=(0, (4, 2)))
-    axes.set(xscale="log", yscale="log", ylabel="speed over optimizer updates (images/s)")
+    axes.set(xscale="log", yscale="log", ylabel="training speed (images/s)")
     axes.set_xlabel("batch size (images)")
-    sizes = sorted({each.batch_size for each in found})
     axes.xaxis.set_major_locator(FixedLocator(sizes[:: -(-len(sizes) // 6)]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_title(_wrapped(str(rows["run"].iloc[0])), fontsize=6.5)
 
 
@@ -79,10 +84,10 @@ def _wrapped(run: str) -> str:
     return f"{model}, {data}\n{device}" if device else run
 
 
-def _handles() -> list[Line2D]:
+def _handles() -> tuple[list[Line2D], list[Line2D]]:
     lines = [Line2D([], [], color=colour, label=source) for source, colour in SOURCES.items()]
     lines += [Line2D([], [], color="0.6", lw=0.8, label="step alone"),
               Line2D([], [], color="0.2", lw=0.8, ls=(0, (4, 2)), label="device's ceiling")]  # fmt: skip
     marks = [Line2D([], [], color="0.3", ls="", marker=mark, ms=3.5, label=f"bound by {what}")
              for what, mark in BOUND_BY.items()]  # fmt: skip
-    return lines + marks
+    return lines, marks

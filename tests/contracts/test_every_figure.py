@@ -59,7 +59,7 @@ def test_its_axes_have_labels_with_units_in_brackets(name):
     words = [axes.get_ylabel() for axes in figure.axes] + [axes.get_xlabel() for axes in figure.axes]
     words += [text.get_text() for text in figure.texts] + [figure.get_supylabel(), figure.get_supxlabel()]
     words.append(figure.get_suptitle())
-    assert any("optimizer updates" in word for word in words)
+    assert any(axis in word for word in words for axis in ("optimizer updates", "batch size (images)"))
     assert sum("(" in word for word in words) >= 2 or "logits" in words
 
 
