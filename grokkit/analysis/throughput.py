@@ -90,7 +90,7 @@ def verdicts(table: pd.DataFrame) -> list[Verdict]:
         made = _value(own, "input_images_per_s", size, source)
         flop, ceiling = _value(own, "training_flop_per_image"), _value(own, "ceiling_flop_per_s")
         bound, share = bound_of(size / speed, size / made, step, fixed), speed * flop / ceiling
-        sentence = _sentence(bound, share, min(1.0, speed / made), size / step, fixed / step)
+        sentence = _sentence(bound, share, made, size / step, fixed / step)
         found.append(Verdict(run, source, size, speed, share, bound, sentence))
     return found
 
@@ -104,7 +104,7 @@ def _value(rows: pd.DataFrame, measure: str, size: int = 0, source: str = "") ->
 
 def _sentence(bound: str, share: float, made: float, step: float, fixed: float) -> str:
     if bound == "input":
-        return f"input: making batches alone takes {made:.0%} of the time; the step alone does {step:,.0f} images/s"
+        return f"input: the step alone does {step:,.0f} images/s, making batches alone {made:,.0f}"
     if bound == "host":
         return f"host: {fixed:.0%} of a step does not depend on its images; larger batches help"
     rest = "; memory traffic and small kernels take the rest" if share < LOW else ""
