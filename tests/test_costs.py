@@ -34,6 +34,11 @@ def test_seconds_go_to_the_outer_instrument_and_the_rest_to_training() -> None:
     assert seconds == {"training": 6.0, "snapshots": 9.0, "signal": 3.0, "loss": 0.5}
     assert list(seconds) == ["training", "snapshots", "signal", "loss"]
     text = in_words(seconds)
+    clock.now += 2
+    with (shared := Costs(torch.device("cpu"), {"training": 1.0}, clock, runs=4)).of("loss"):
+        clock.now += 8
+    clock.now += 4
+    assert shared.seconds() == {"training": 2.0, "loss": 2.0}, "a quarter of it each, beside what was paid before"
     assert text == "training 6 s; instruments 208.3 % of that: snapshots 150.0 %, signal 50.0 %, loss 8.3 %"
 
 

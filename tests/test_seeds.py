@@ -239,7 +239,9 @@ def test_the_company_of_a_stack_hears_means_and_costs(tmp_path: Path) -> None:
     losses = [run.metrics.query("split == 'batch' and metric == 'loss' and step == 8").value.item() for run in runs]
     assert company.told[8]["loss"] == pytest.approx(sum(losses) / 3)
     assert sorted(company.told) == list(range(1, 13))
-    assert company.title.startswith("3 seeds in a stack, below ") and company.summary.startswith("training ")
+    assert company.title.startswith("3 seeds in a stack, below ") and company.summary.startswith(
+        "a run's part: training "
+    )
 
 
 def test_which_nets_are_stacked_and_why_the_others_are_not() -> None:

@@ -16,6 +16,7 @@ class Costs:
         device: its pending work is finished before an instrument starts, so that nobody pays for another.
         before: seconds of earlier attempts at the same run, as `seconds()` gave them.
         clock: seconds that never go back.
+        runs: how many runs are computed together; what they cost is shared by them alike.
     """
 
     def __init__(
@@ -23,7 +24,9 @@ class Costs:
         device: torch.device,
         before: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        runs: int = 1,
     ) -> None:
+        self._runs = runs
         self._device, self._clock = device, clock
         self._before = dict(before or {})
         self._spent: dict[str, float] = {}
@@ -50,9 +53,9 @@ class Costs:
             torch.cuda.synchronize(self._device)
 
     def seconds(self) -> dict[str, float]:
-        """`training` and every instrument, over all attempts, the dearest instrument first behind it."""
+        """One run's `training` and instruments, over all attempts, the dearest instrument first behind training."""
         training = self._clock() - self._began - sum(self._spent.values())
-        now = {"training": training, **self._spent}
+        now = {name: spent / self._runs for name, spent in {"training": training, **self._spent}.items()}
         total = {name: now.get(name, 0.0) + self._before.get(name, 0.0) for name in {**self._before, **now}}
         dearest = sorted(total.items(), key=lambda item: (item[0] != "training", -item[1]))
         return dict(dearest)

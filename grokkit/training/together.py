@@ -85,10 +85,11 @@ def train_together(jobs: Sequence[Job], paths: Sequence[Path], observer: Observe
         try:
             failed = _loop(lanes, nets, company, stop)
         finally:
-            observer.close(in_words(lanes[0].recorder.costs.seconds()))
+            observer.close("a run's part: " + in_words(lanes[0].recorder.costs.seconds()))
     if failed:
         told = "; ".join(f"seed {seed}: {text}" for seed, text in failed.items())
-        raise NumericsError(f"{len(failed)} of {len(jobs)} seeds failed, the others are done. {told}")
+        others = ", the others are done" if len(failed) < len(jobs) else ""
+        raise NumericsError(f"{len(failed)} of {len(jobs)} seeds failed{others}. {told}")
 
 
 def _loss(job: Job) -> Loss:
@@ -119,13 +120,13 @@ def _opened(jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, 
 
 
 def _share_costs(lanes: Sequence[Lane]) -> None:
-    """One account for all runs: a step belongs to them all, so each run's status says what the stack has cost."""
+    """One account for all runs: a step belongs to them all, and each run's status says its part of what they cost."""
     spent: dict[str, float] = {}
     for lane in lanes:
         for name, seconds in lane.recorder.costs.seconds().items():
             if name != "training":
-                spent[name] = spent.get(name, 0.0) + seconds
-    costs = Costs(lanes[0].job.device, spent)
+                spent[name] = spent.get(name, 0.0) + seconds / len(lanes)
+    costs = Costs(lanes[0].job.device, spent, runs=len(lanes))
     for lane in lanes:
         lane.recorder.costs = costs
 
