@@ -355,12 +355,20 @@ def test_a_run_that_is_here_already_goes_on_itself_unless_the_archive_is_further
         long_run.brought_back(archive, folder)
 
 
-def test_a_long_run_is_asked_to_stop_only_once_it_listens() -> None:
-    with long_run.stopping(0.01):
-        time.sleep(0.3)  # an unheard Ctrl-C would end this test
-        with StopRequest() as stop:
-            while not stop.asked:
-                time.sleep(0.01)
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_long_run_is_asked_to_stop_only_once_it_listens(before) -> None:
+    """In a terminal, and in the background, where a shell starts programs deaf to Ctrl-C."""
+    kept = signal.signal(signal.SIGINT, before)
+    try:
+        with long_run.stopping(0.01):
+            time.sleep(0.3)  # an unheard Ctrl-C would end this test, or be lost
+            with StopRequest() as stop:
+                start = time.monotonic()
+                while not stop.asked and time.monotonic() - start < 30:
+                    time.sleep(0.01)
+        assert stop.asked
+    finally:
+        signal.signal(signal.SIGINT, kept)
 
 
 def test_tf32_is_switched_so_that_torch_still_reads_its_switches() -> None:

@@ -17,6 +17,7 @@ from bench.gpu.common import data_part
 from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit.errors import Interrupted, NumericsError, UsageError
 from grokkit.recipes import delayed_robustness
+from grokkit.training.interrupt import StopRequest
 from grokkit.trajectory import Run
 
 TITLE = "delayed robustness: PreActResNet-18, k = 16, no BatchNorm, all of CIFAR-10; hours in all, in pieces"
@@ -96,7 +97,8 @@ def stopping(seconds: float) -> Iterator[None]:
     def ask() -> None:
         over.wait(seconds)
         while not over.is_set():
-            if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            # Not merely another handler than Python's: what runs in the background is born deaf to Ctrl-C.
+            if isinstance(getattr(signal.getsignal(signal.SIGINT), "__self__", None), StopRequest):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
             over.wait(0.5)
