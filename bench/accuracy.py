@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ import torch
 from torch import nn
 
 from bench.accuracy_report import SAME_START, WORDS, write
-from bench.harness import cpu_name
+from bench.harness import cpu_name, cpu_seconds
 from grokkit import data, models
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
@@ -146,7 +145,7 @@ def run_arm(recipe: str, arm: str, seed: int, choices: Choices, source: Path) ->
     plain = dataclasses.replace(PLAIN[recipe], cycle_momentum=arm == "plain_momentum")
     config = grokkit_config(recipe, choices, source, seed)
     dataset = data.load(str(source), train=choices.train, test=choices.test)
-    start, wall = _cpu_seconds(), time.monotonic()
+    start, wall = cpu_seconds(), time.monotonic()
     net = plain_net(choices, dataset, seed)
     if arm.startswith("grokkit"):
         curve = grokkit_curve(config, choices.train, net if arm == SAME_START else None)
@@ -156,14 +155,10 @@ def run_arm(recipe: str, arm: str, seed: int, choices: Choices, source: Path) ->
     return {
         "recipe": recipe, "arm": arm, "seed": seed, "choices": dataclasses.asdict(choices), "config": told,
         "data": dataset.hash, "images": plain.epochs * choices.train,
-        "cpu_seconds": _cpu_seconds() - start, "wall_seconds": time.monotonic() - wall,
+        "cpu_seconds": cpu_seconds() - start, "wall_seconds": time.monotonic() - wall,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu_name(), "torch": torch.__version__,
         "curve": [dataclasses.asdict(epoch) for epoch in curve],
     }  # fmt: skip
-
-
-def _cpu_seconds() -> float:
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def stored(path: Path, choices: Choices) -> bool:

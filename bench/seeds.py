@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from bench import loops
 from bench.harness import Ratio, Row, Settings, compared, medians
 from grokkit import models, policies
 from grokkit.data.resident import Batches, stacked_at
@@ -23,7 +24,7 @@ OPTIMIZER = part("adamw", lr=1e-3)
 IMAGES = 2048
 
 MLP = ("mlp", {"widths": (200, 200)}, (1, 28, 28), 32)
-LENET = ("lenet", {}, (3, 32, 32), 32)
+LENET = (loops.LENET, {}, (3, 32, 32), 32)
 RESNET9 = ("resnet9", {"width": 8}, (3, 32, 32), 32)
 GOAL = 1 / 1.8
 
@@ -40,16 +41,6 @@ def convnets(settings: Settings) -> list[Row]:
     return _compare(LENET, 8, 4, settings) + _compare(RESNET9, 4, 2, settings)
 
 
-class LeNet(nn.Sequential):
-    """Two convolutions of 5 x 5, three linear layers: 62,006 parameters."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-        )  # fmt: skip
-
-
 Net = tuple[str, dict[str, object], tuple[int, int, int], int]
 
 
@@ -58,7 +49,7 @@ def _compare(chosen: Net, count: int, steps: int, settings: Settings, goal: floa
     name, options, shape, batch_size = chosen
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        nets = [LeNet() if name == "lenet" else models.create(name, shape, 10, **options) for _ in range(count)]
+        nets = [models.create(name, shape, 10, **options) for _ in range(count)]
         images = torch.randint(256, (IMAGES, *shape), dtype=torch.uint8)
         labels = torch.randint(10, (IMAGES,))
     batches = [Batches(images, labels, batch_size, seed=seed) for seed in range(count)]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import grokkit as gk
 from bench.harness import Ratio, Row, Settings, compared, costs, medians
-from bench.loops import resident, sgd, train_on
+from bench.loops import LENET, resident, sgd, train_on
 from grokkit import models
 from grokkit.data.resident import Batches
 from grokkit.models.classifier import Classifier, Normalise
@@ -26,7 +26,7 @@ BATCH = 256
 AUGMENT = ("crop4", "flip")
 NETS: dict[str, tuple[str, dict[str, int], int, int, float]] = {
     # model, options, batch size, batches a call, goal: DataLoader over resident in CPU-seconds
-    "LeNet": ("lenet", {}, BATCH, 20, 3.5),
+    "LeNet": (LENET, {}, BATCH, 20, 3.5),
     "ResNet-9, width 8": ("resnet9", {"width": 8}, BATCH, 8, 2.0),
     "ResNet-9, width 16": ("resnet9", {"width": 16}, BATCH, 5, 1.4),
     "ResNet-9, width 64": ("resnet9", {"width": 64}, 64, 2, 1.0),
@@ -101,7 +101,7 @@ def trainer(settings: Settings) -> list[Row]:
     less one of 20. No measures, two recorded steps, a line of metrics every step."""
     images, labels = _data(20 * BATCH)
     batches = Batches(images, labels, BATCH, seed=0, augment=AUGMENT)
-    model = _classifier("lenet", {})
+    model = _classifier(LENET, {})
     optimizer = sgd(model, fused=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "random.npz"
@@ -125,7 +125,7 @@ def trainer(settings: Settings) -> list[Row]:
 
 def _train(data: Path, steps: int) -> None:
     config = gk.RunConfig(
-        experiment="bench", data=gk.part(str(data)), model=gk.part("lenet"),
+        experiment="bench", data=gk.part(str(data)), model=gk.part(LENET),
         optimizer=gk.part("sgd", lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4),
         batch_size=BATCH, steps=steps, augment=AUGMENT, records=1, probes={"train": 8, "test": 8, "random": 8},
     )  # fmt: skip

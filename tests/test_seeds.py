@@ -201,9 +201,8 @@ def test_a_slot_of_a_stack_has_the_form_of_a_slot_alone(stacked, alone) -> None:
     }
 
 
-def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Path, monkeypatch) -> None:
-    config = SMALL.replace(**BARE)
-    whole = gk.train_seeds(config, SEEDS, runs=tmp_path / "whole", device="cpu")
+def poison_the_second(monkeypatch) -> None:
+    """The second of three nets in a stack learns nothing but NaN from its sixth update on."""
     backward, calls = Stack.backward, []
 
     def poisons(self, x, y):
@@ -213,6 +212,12 @@ def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Pa
         return backward(self, x, y)
 
     monkeypatch.setattr(Stack, "backward", poisons)
+
+
+def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Path, monkeypatch) -> None:
+    config = SMALL.replace(**BARE)
+    whole = gk.train_seeds(config, SEEDS, runs=tmp_path / "whole", device="cpu")
+    poison_the_second(monkeypatch)
     with pytest.raises(
         NumericsError, match=r"1 of 3 seeds failed, the others are done. seed 3: the training loss is nan"
     ):
@@ -224,6 +229,12 @@ def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Pa
     for place in (0, 2):
         last, other = runs[place].load(12), whole[place].load(12)
         assert all(torch.equal(last[name], other[name]) for name in other)
+
+
+def test_a_stack_that_is_stopped_tells_of_the_seeds_it_had_lost(tmp_path: Path, monkeypatch) -> None:
+    poison_the_second(monkeypatch)
+    with pytest.raises(Interrupted, match=r"grokkit resume \S+ \S+; seed 3 had failed: the training loss is nan"):
+        gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", observer=PressesCtrlC(9))
 
 
 def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Nets in a stack against the same nets one after the other: gradients, clipping, statistics, updates, state."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from grokkit.models.classifier import Classifier, Normalise, scale_init
 from grokkit.training.build import build_optimizer, clip_gradients
 from grokkit.training.config import part
 from grokkit.training.precision import Autocast
-from grokkit.training.products import gradients_by_products
 from grokkit.training.stack import Stack, StackedUpdate
 
 NETS = 4
@@ -114,39 +112,6 @@ def test_the_products_of_a_stack_run_in_the_precision_of_a_net_alone(kind: str) 
             theirs = net.get_parameter(name).grad
             assert stacked.grad.dtype == torch.float32 and stacked.grad.stride() == stacked.stride()
             assert (stacked.grad[place] - theirs).abs().max() <= 0.05 * max(0.1, float(theirs.abs().max())), name
-
-
-class OwnLinear(nn.Linear):
-    """A subclass, which may do anything."""
-
-
-def chain(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), *layers)
-
-
-def tied() -> nn.Module:
-    net = chain(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
-    net[3].weight = net[1].weight
-    return net
-
-
-def test_plain_perceptrons_are_differentiated_by_products_and_nothing_else_is() -> None:
-    def by_products(net: nn.Module) -> bool:
-        return gradients_by_products(net, loss_of("mse"), "float32") is not None
-
-    plain = chain(nn.Linear(64, 9), nn.ReLU(inplace=True), nn.Linear(9, 10, bias=False))
-    assert by_products(plain) and by_products(chain(nn.Linear(64, 10)))
-    assert by_products(Classifier(Normalise((0.5,), (0.5,)), plain)) and by_products(nets("mlp")[0])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        hooked = chain(nn.utils.weight_norm(nn.Linear(64, 10)))
-    for other in (
-        nn.Sequential(), nn.Flatten(), nn.Sequential(nn.Linear(64, 10)), chain(), chain(nn.ReLU()), hooked, tied(),
-        chain(OwnLinear(64, 10)), chain(nn.Linear(64, 10), nn.Dropout()), chain(nn.Linear(64, 10), nn.GELU()),
-        chain(nn.Linear(64, 10).requires_grad_(False), nn.Linear(10, 10)), chain(nn.Sequential(nn.Linear(64, 10))),
-        nn.Sequential(nn.Flatten(2), nn.Linear(64, 10)), Classifier(nn.Identity(), plain), Thing(),
-    ):  # fmt: skip
-        assert not by_products(other), other
 
 
 def test_the_nets_are_views_of_the_stack() -> None:

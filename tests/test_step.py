@@ -59,7 +59,9 @@ def trained(make: str, **options) -> tuple[nn.Module, list[float]]:
         loss, logits = update(x, y)
         assert not loss.requires_grad and not logits.requires_grad and logits.shape == (len(y), 10)
         losses.append(loss.item())
-        assert optimizer.param_groups[0]["lr"] == rate(number)
+        assert logits.dtype == loss.dtype == torch.float32
+        assert type(optimizer.param_groups[0]["lr"]) is float and optimizer.param_groups[0]["lr"] == rate(number)
+        assert not optimizer.param_groups[0].get("capturable")
     return model, losses
 
 

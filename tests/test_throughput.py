@@ -35,9 +35,9 @@ def test_what_binds_a_loop(loop: float, made: float, step: float, fixed: float, 
 
 
 def test_what_a_step_takes_without_images_is_on_the_line_through_two() -> None:
-    assert fixed_seconds(0.010 + 2 * 0.001, 0.010 + 32 * 0.001, 32) == pytest.approx(0.010)
-    assert fixed_seconds(0.001, 0.100, 32) == 0.0, "never below nothing"
-    assert fixed_seconds(0.5, 0.4, 32) == 0.4, "never above the step"
+    assert fixed_seconds(0.010 + 2 * 0.001, 2, 0.010 + 32 * 0.001, 32) == pytest.approx(0.010)
+    assert fixed_seconds(0.001, 2, 0.100, 32) == 0.0, "never below nothing"
+    assert fixed_seconds(0.5, 2, 0.4, 32) == 0.4, "never above the step"
 
 
 def table() -> pd.DataFrame:

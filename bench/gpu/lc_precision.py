@@ -19,6 +19,8 @@ from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_fr
 # by path, because on some machines another package is called `tests`
 published_counts = runpy.run_path(str(ROOT / "tests" / "reference" / "published_lc.py"))["published_counts"]
 RADII = (0.005, 0.05, 0.5)
+SCALE = (0.5, 1, 2, 5, 10, 20)
+"""Ratios named on the axis of the figure."""
 STEPS = 500
 """Updates of the net that is counted."""
 
@@ -130,7 +132,9 @@ def inflation(rows: Rows) -> Figure:
         ys = [names.index(name) + 0.16 * (place - 1) for name in at]
         axes.plot(list(at.values()), ys, "osD"[place], ms=4, label=f"r = {radius:g}")
     axes.axvline(1.0, color="0.5", lw=0.6)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="local complexity / that in float64")
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="local complexity / that in float64", xscale="log")
+    axes.set_xticks(SCALE, labels=[f"{ratio:g}" for ratio in SCALE])
+    axes.minorticks_off()
     axes.invert_yaxis()
     axes.legend()
     return figure

@@ -299,7 +299,7 @@ def curves(parts: dict[str, Rows]) -> Figure:
             axes.plot([r["seconds"] for r in shown], [r["accuracy"] for r in shown], color=colours[recipe], label=label)
     for target in TARGETS:
         axes.axhline(target, color="0.5", lw=0.6)
-    axes.set(xlabel="training seconds, evaluation not counted", ylabel="test accuracy, plain")
+    axes.set(xlabel="training seconds, evaluation not counted", ylabel="test accuracy, plain", ylim=(0, 1))
     axes.legend()
     return figure
 
@@ -315,8 +315,6 @@ def speeds_figure(parts: dict[str, Rows]) -> Figure:
     axes = figure.subplots()
     axes.barh(range(len(bars)), [row["images_per_s"] for _, row, _ in bars], height=0.7,
               color=[PALETTE[kind] for _, _, kind in bars])  # fmt: skip
-    axes.set(
-        yticks=range(len(bars)), yticklabels=[name for name, _, _ in bars], xlabel="images per second", xscale="log"
-    )
+    axes.set(yticks=range(len(bars)), yticklabels=[name for name, _, _ in bars], xlabel="images per second")
     axes.invert_yaxis()
     return figure

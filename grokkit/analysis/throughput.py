@@ -8,8 +8,6 @@ import pandas as pd
 
 from grokkit.errors import DataError
 
-SMALLEST = 2
-"""Images of the step that shows what an update costs whatever its batch."""
 NEARLY = 0.8
 """Share of the loop's time from which on its input, made alone, takes nearly all of it."""
 LOW = 1 / 3
@@ -58,16 +56,16 @@ def bound_of(loop: float, input: float, step: float, fixed: float) -> str:
     return "host" if fixed >= step / 2 else "arithmetic"
 
 
-def fixed_seconds(smallest: float, step: float, batch_size: int) -> float:
+def fixed_seconds(smallest: float, few: int, step: float, batch_size: int) -> float:
     """Seconds of a step without any image, on the straight line through two measured ones; never below 0.
 
     Args:
-        smallest: seconds of a step of `SMALLEST` images.
+        smallest: seconds of a step of `few` images.
+        few: below `batch_size`.
         step: seconds of a step of `batch_size` images.
-        batch_size: above `SMALLEST`.
     """
-    per_image = (step - smallest) / (batch_size - SMALLEST)
-    return max(0.0, min(smallest - SMALLEST * per_image, step))
+    per_image = (step - smallest) / (batch_size - few)
+    return max(0.0, min(smallest - few * per_image, step))
 
 
 def verdicts(table: pd.DataFrame) -> list[Verdict]:
@@ -76,7 +74,7 @@ def verdicts(table: pd.DataFrame) -> list[Verdict]:
     Args:
         table: rows of `grokkit bench throughput`: `loop_images_per_s`, `input_images_per_s`, `step_images_per_s`,
             `ceiling_flop_per_s` and `training_flop_per_image`, with the source as `probe_set` and the batch size as
-            `n`.
+            `n`; the smallest batch of which a step was measured shows what an update costs whatever its batch.
 
     Raises:
         DataError: one of these numbers is missing or there twice.
@@ -86,7 +84,8 @@ def verdicts(table: pd.DataFrame) -> list[Verdict]:
         run, source, size, speed = str(row.run), str(row.probe_set), int(float(str(row.n))), float(str(row.value))
         own = table[table["run"] == run]
         step = size / _value(own, "step_images_per_s", size)
-        fixed = fixed_seconds(SMALLEST / _value(own, "step_images_per_s", SMALLEST), step, size)
+        few = int(own.loc[own["measure"] == "step_images_per_s", "n"].min())
+        fixed = fixed_seconds(few / _value(own, "step_images_per_s", few), few, step, size)
         made = _value(own, "input_images_per_s", size, source)
         flop, ceiling = _value(own, "training_flop_per_image"), _value(own, "ceiling_flop_per_s")
         bound, share = bound_of(size / speed, size / made, step, fixed), speed * flop / ceiling

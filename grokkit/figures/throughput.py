@@ -56,7 +56,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, found: list[Verdict]) -> None:
     """One device."""
     sizes = sorted({each.batch_size for each in found})
     step = rows[(rows["measure"] == "step_images_per_s") & rows["n"].isin(sizes)].sort_values("n")
-    axes.plot(step["n"], step["value"], color="0.6", lw=0.8)
+    axes.plot(step["n"], step["value"], ".-", color="0.6", lw=0.8)
     for source, colour in SOURCES.items():
         own = sorted((each for each in found if each.source == source), key=lambda each: each.batch_size)
         axes.plot([each.batch_size for each in own], [each.images_per_s for each in own], color=colour)
@@ -86,7 +86,7 @@ def _wrapped(run: str) -> str:
 
 def _handles() -> tuple[list[Line2D], list[Line2D]]:
     lines = [Line2D([], [], color=colour, label=source) for source, colour in SOURCES.items()]
-    lines += [Line2D([], [], color="0.6", lw=0.8, label="step alone"),
+    lines += [Line2D([], [], color="0.6", lw=0.8, marker=".", label="step alone"),
               Line2D([], [], color="0.2", lw=0.8, ls=(0, (4, 2)), label="device's ceiling")]  # fmt: skip
     marks = [Line2D([], [], color="0.3", ls="", marker=mark, ms=3.5, label=f"bound by {what}")
              for what, mark in BOUND_BY.items()]  # fmt: skip

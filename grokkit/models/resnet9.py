@@ -51,7 +51,7 @@ def resnet9(input_shape: InputShape, classes: int, *, width: int = 64, head_scal
         input_shape: channels, height, width; images of at least 8x8.
         classes: number of logits.
         width: channels of the first block; 2, 4 and 8 times as many follow.
-        head_scale: fixed factor on the logits, above 0. Page takes 1/8, without which SGD at his rates diverges.
+        head_scale: fixed factor on the logits, above 0. Page takes 1/8, and his rates for SGD are made for it.
 
     Raises:
         UsageError: images below 8x8, sizes that are not ints >= 1, or a factor that is not above 0.

@@ -26,6 +26,7 @@ fan-out init. The ResNet-9 of the "90 % in 8 epochs" notebooks is in `cifar10_in
 
 from __future__ import annotations
 
+from grokkit.recipes import cifar10_in_minutes
 from grokkit.training.config import Part, RunConfig, part
 
 TRAINING_IMAGES = 50_000
@@ -87,25 +88,18 @@ def _longer(model: str, variant: str, epochs: int) -> RunConfig:
 
 
 def _recipe(model: str, *, epochs: int, batch_size: int, lr: float, rise: float, augment: tuple[str, ...]) -> RunConfig:
-    """SGD on a triangle. Few records and small probes: the instruments are to cost a few per cent of the training."""
-    return RunConfig(
+    """SGD on a triangle, with the data, probes and few measures of `cifar10_in_minutes`."""
+    return cifar10_in_minutes.resnet9().replace(
         experiment="cifar10_accuracy",
         variant=model,
-        data=part("cifar10"),
         model=part(model),
         optimizer=part("sgd", lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         policy=_triangle(rise),
+        clip=None,
         batch_size=batch_size,
         steps=_steps(epochs, batch_size),
         augment=augment,
         records=12 if epochs < 50 else 20,
-        probes={"train": 512, "test": 512, "random": 256},
-        measures=(
-            part("accuracy"),
-            part("local_complexity", radii=(0.05,), points=32),
-            part("weight_norm"),
-            part("logit_scale"),
-        ),
     )
 
 

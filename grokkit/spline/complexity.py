@@ -85,16 +85,9 @@ def local_complexity(
     with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
         fields = _gathered(_COUNTS[method](inner, points, axes, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
-        fields["uncounted"] = uncounted(inner, points)
-    return LocalComplexity(
-        **fields,
-        radius=radius,
-        method=method,
-        directions=axes.directions,
-        frames=_kind(frames, frame),
-        tangents=None,
-        tangent_error=None,
-    )
+        fields |= {"uncounted": uncounted(inner, points), "frames": _kind(frames, frame)}
+        fields |= {"directions": axes.directions, "tangents": None, "tangent_error": None}
+    return LocalComplexity(**fields, radius=radius, method=method)
 
 
 def complexity_spectrum(

@@ -22,20 +22,17 @@ from grokkit.errors import GrokkitError
 from grokkit.registry import run_file
 from grokkit.training.config import RunConfig
 from grokkit.training.loop import train
+from grokkit.training.observers import Silent
 
 
-class ToParent:
-    """An observer at the other end of a pipe."""
+class ToParent(Silent):
+    """Company at the other end of a pipe, which hears reports alone."""
 
     def __init__(self, pipe: TextIO) -> None:
         self._pipe = pipe
 
-    def start(self, title: str, done: int, total: int) -> None: ...
-
     def report(self, step: int, values: Mapping[str, float]) -> None:
         print(json.dumps({"step": step, "values": dict(values)}), file=self._pipe, flush=True)
-
-    def close(self, summary: str = "") -> None: ...
 
 
 def main() -> int:

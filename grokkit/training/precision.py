@@ -23,7 +23,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     Args:
         wanted: `auto` is bfloat16 on a GPU that has it (compute capability 8.0 or more), float16 with a loss scaler on
             one with capability 7, float32 everywhere else. A precision that the hardware lacks is replaced by what
-            `auto` gives, with a UserWarning: emulated it is slower than float32, on a CPU 8 to 50 times.
+            `auto` gives, with a UserWarning: emulated it is slower than float32, on a CPU many times.
 
     Raises:
         UsageError: another word.

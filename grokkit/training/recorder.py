@@ -314,7 +314,7 @@ def _described(
     rest: dict[str, Any],
 ) -> dict[str, Any]:
     """What `record` was asked for, as TOML values."""
-    listed = [{"name": measure_room.registry.name_of(type(each)), **settings_of(each)} for each in measures]
+    listed = [{"name": name_of(each), **settings_of(each)} for each in measures]
     maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
     told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
     return told | ({"signal": dataclasses.asdict(signal)} if signal else {})

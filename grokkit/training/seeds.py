@@ -26,15 +26,15 @@ def train_seeds(
 ) -> list[Run]:
     """Train one run for every seed, at once; each is a folder of its own, the one that `train` makes of that seed.
 
-    Nets without convolutions are trained in a stack (`stack.Stack`): 32 small MLPs take about half the CPU time of one
-    after the other (`python -m bench seeds`). Their numbers agree with those of a run alone to rounding, which training
-    enlarges like any other small difference; environment.json says `stack`. Seeds whose learning rates come to differ,
-    because a policy listens to readings, are updated one by one from then on, and the gain is smaller.
+    Nets without convolutions are trained in a stack (`stack.Stack`): 32 small MLPs take 0.56 to 0.87 of the CPU time
+    of one after the other (`python -m bench seeds`). Their numbers agree with those of a run alone to rounding, which
+    training enlarges like any other small difference; environment.json says `stack`. Seeds whose learning rates come
+    to differ, because a policy listens to readings, are updated one by one from then on, and the gain is smaller.
 
     Convolutional nets, and nets that `torch.func` does not follow (dropout), get a process for each seed, as many at a
-    time as there are cores, and 4 on a GPU: a stack of LeNets takes 1.2 to 1.4 times the CPU time of one after the
-    other on a CPU, while processes use all cores and every run is `train` itself. Streams of one process on a GPU are
-    not built: nobody has measured them here.
+    time as there are cores, and 4 on a GPU: a stack of convolutional nets takes more CPU time than one after the other
+    (`python -m bench seeds-convnets`), while processes use all cores and every run is `train` itself. Streams of one
+    process on a GPU are not built: nobody has measured them here.
 
     Args:
         config: every choice but the seed.

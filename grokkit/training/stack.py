@@ -17,12 +17,12 @@ from torch.optim import Optimizer
 from grokkit.training.build import build_optimizer
 from grokkit.training.config import Part
 from grokkit.training.precision import Autocast
-from grokkit.training.products import Tensors, gradients_by_products
 
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
 """Optimizers that treat every number by itself, so that K nets in one tensor are K nets."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Tensors = dict[str, Tensor]
 
 
 class Stack:
@@ -33,9 +33,8 @@ class Stack:
         loss: logits (B, classes) and labels (B,) to the mean loss of the batch.
         precision: of the products, `float32` or `bfloat16`, as of a net alone.
 
-    The gradients are `torch.func.vmap` of `torch.func.grad`, of plain multilayer perceptrons the same by hand
-    (`products`): K products of matrices become one batched product. Its sums are taken in another order than those of
-    a net alone: the two agree to rounding, not to the bit.
+    The gradients are `torch.func.vmap` of `torch.func.grad`: K products of matrices become one batched product. Its
+    sums are taken in another order than those of a net alone: the two agree to rounding, not to the bit.
     """
 
     def __init__(self, models: Sequence[nn.Module], loss: Loss, precision: str = "float32") -> None:
@@ -44,9 +43,7 @@ class Stack:
         stacked = {name: _shared([each[name] for each in tensors]) for name in tensors[0]}
         self.parameters = {name: stacked.pop(name) for name, tensor in tensors[0].items() if tensor.requires_grad}
         self._rest = stacked
-        self._gradients = gradients_by_products(self.models[0], loss, precision) or vmap(
-            grad_and_value(_loss_and_logits(self.models[0], loss, precision), has_aux=True)
-        )
+        self._gradients = vmap(grad_and_value(_loss_and_logits(self.models[0], loss, precision), has_aux=True))
 
     def __len__(self) -> int:
         return len(self.models)

@@ -24,7 +24,7 @@ from grokkit.training.device import described, fitting_threads
 from grokkit.training.interrupt import StopRequest
 from grokkit.training.loop import Job
 from grokkit.training.meter import Meters
-from grokkit.training.observers import Observer
+from grokkit.training.observers import Observer, Silent
 from grokkit.training.recorder import Recorder
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 
@@ -162,7 +162,7 @@ def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopReque
         if not running:
             break
         if stop.asked and step < config.steps:
-            _interrupt(running, step)
+            _interrupt(running, step, failed)
     return failed
 
 
@@ -172,21 +172,20 @@ def _save(lanes: Sequence[Lane], step: int) -> None:
             loop.save(lane.job, lane.recorder, step)
 
 
-def _interrupt(lanes: Sequence[Lane], step: int) -> None:
+def _interrupt(lanes: Sequence[Lane], step: int, failed: Mapping[int, str]) -> None:
     config = lanes[0].job.config
     for lane in lanes:
         lane.recorder.close("interrupted", loop.how_to_go_on(step, config, lane.recorder.path))
-    raise Interrupted(loop.how_to_go_on(step, config, *(lane.recorder.path for lane in lanes)))
+    lost = "".join(f"; seed {seed} had failed: {text}" for seed, text in failed.items())
+    raise Interrupted(loop.how_to_go_on(step, config, *(lane.recorder.path for lane in lanes)) + lost)
 
 
-class _Company:
+class _Company(Silent):
     """Tells one observer the means over the seeds."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._heard: dict[int, list[Mapping[str, float]]] = {}
-
-    def start(self, title: str, done: int, total: int) -> None: ...
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         self._heard.setdefault(step, []).append(values)
@@ -197,5 +196,3 @@ class _Company:
             means = {name: sum(values[name] for values in all_values) / len(all_values) for name in all_values[0]}
             self._observer.report(step, means)
         self._heard.clear()
-
-    def close(self, summary: str = "") -> None: ...
