@@ -22,7 +22,7 @@ from bench.gpu.results import Results, Setting
 from grokkit.borrow import strict_precision
 from grokkit.data import load
 from grokkit.errors import UsageError
-from grokkit.training.interrupt import StopRequest
+from grokkit.interrupt import StopRequest
 from grokkit.trajectory import open_run
 
 ROOT = Path(__file__).parents[1]

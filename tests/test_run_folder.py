@@ -264,7 +264,8 @@ def full_run(path):
     made = new_run(path, experiment="...")
     for step in (0, 10):
         snapshot.write(made.path / "snapshots" / store.file_name(step), step, {"w": torch.arange(100.0) + step})
-        resume.save(made.path / "resume", step, {"w": torch.arange(100.0)})
+        slot = resume.hold(step, {"w": torch.arange(100.0)}, snapshot.Staging())
+        resume.Slots(made.path / "resume").save(slot)
         store.write_reading(made.path / "measures" / "lc-1", step, reading())
         store.write_attribution(made.path / "attributions" / "g-1", step, np.ones((2, 3, 4, 4)), np.zeros(2), {})
     append(made.path / "metrics.jsonl", 1, metric(1, 0.5), metric(2, 0.4))
@@ -311,7 +312,7 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_run(tmp_path):
         "import sys; from pathlib import Path; from grokkit.trajectory.lock import RunLock; RunLock(Path(sys.argv[1]))"
     )
     with RunLock(tmp_path):
-        holder = f'{{"host": "{socket.gethostname()}", "pid": {os.getpid()}}}'
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
         with pytest.raises(TrajectoryError) as refused:
             RunLock(tmp_path)
         assert str(refused.value) == f"{tmp_path} is being written by {holder}; wait for it or stop it"

@@ -188,7 +188,7 @@ def test_one_folder_of_an_interrupted_stack_is_resumed_alone(optimizer, tmp_path
 def test_a_slot_of_a_stack_has_the_form_of_a_slot_alone(stacked, alone) -> None:
     from grokkit.trajectory import resume
 
-    (_, mine), (_, other) = (resume.load(runs[1].path / "resume") for runs in (stacked, alone))
+    (_, mine), (_, other) = (resume.Slots(runs[1].path / "resume").load() for runs in (stacked, alone))
     assert mine["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     for number, state in other["optimizer"]["state"].items():
         for key, value in state.items():

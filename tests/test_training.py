@@ -166,6 +166,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
     config = SMALL.replace(measures=(), attributions=())
     whole = gk.train(config, runs=tmp_path / "a", device="cpu")
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
     clip = loop.clip_gradients
     calls: list[int] = []
 

@@ -16,8 +16,8 @@ import grokkit as gk
 from bench.gpu.common import data_part
 from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit.errors import Interrupted, NumericsError, UsageError
+from grokkit.interrupt import StopRequest
 from grokkit.recipes import delayed_robustness
-from grokkit.training.interrupt import StopRequest
 from grokkit.trajectory import Run
 
 TITLE = "delayed robustness: PreActResNet-18, k = 16, no BatchNorm, all of CIFAR-10; hours in all, in pieces"

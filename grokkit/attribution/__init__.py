@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from grokkit.attribution.checks import completeness, verdict
 from grokkit.borrow import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.interrupt import poll
 from grokkit.registry import Registry
 from grokkit.seeding import seeded
 
@@ -114,6 +115,7 @@ def _explained(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Per chunk the values on the CPU and, where the method promises completeness, the (n, 3) check."""
     for chunk, target, outputs in zip(images.split(rows), targets.split(rows), logits.split(rows), strict=True):
+        poll()
         # Captum leaves `requires_grad` set after an exception: it gets a leaf of ours, never the caller's tensor.
         values = explainer.explain(subject, chunk.clone().requires_grad_(), target, rows).detach()
         reference = explainer.reference(chunk)

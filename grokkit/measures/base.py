@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from grokkit.borrow import borrowed, device_of, dtype_of, unwrap
 from grokkit.errors import ModelContractError, UsageError
+from grokkit.interrupt import poll
 from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet, Reading
 
@@ -99,8 +100,11 @@ def labelled(context: Context, names: Sequence[str], points: int | None = None) 
 
 def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, classes) of all images, the ragged last batch included; eval mode, strict precision, no gradients."""
+    logits = []
     with borrowed(model) as inner, torch.no_grad():
-        logits = [inner(batch) for batch in images.split(BATCH)]
+        for batch in images.split(BATCH):
+            poll()
+            logits.append(inner(batch))
     if not all(isinstance(batch, Tensor) and batch.dim() == 2 for batch in logits):
         raise ModelContractError(
             f"the model must return logits of shape (images, classes); got {type(logits[0]).__name__} "

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from grokkit.borrow import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.interrupt import poll
 from grokkit.registry import nearest
 from grokkit.seeding import generator
 
@@ -206,6 +207,7 @@ def _start(clean: Tensor, plan: _Plan, source: torch.Generator) -> Tensor:
 
 
 def _logits(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    poll()
     # A copy, because a model may work in place on what it is given.
     logits = net(images.clone())
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
+from grokkit.interrupt import poll
 from grokkit.units import Call, PoolCall, intercept
 
 _PASS_ELEMENTS = {"cpu": 2**18}
@@ -82,6 +83,7 @@ def blocks(points: int, directions: int, images: Tensor, rows_per_direction: int
     height = max(1, rows // width)
     slices = [slice(first, first + width) for first in range(0, directions, width)]
     for first in range(0, points, height):
+        poll()
         yield Block(range(first, min(first + height, points)), slices)
 
 

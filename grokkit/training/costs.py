@@ -52,6 +52,10 @@ class Costs:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
+    def now(self, instrument: str) -> float:
+        """Seconds that `instrument` has taken in this attempt."""
+        return self._spent.get(instrument, 0.0)
+
     def seconds(self) -> dict[str, float]:
         """One run's `training` and instruments, over all attempts, the dearest instrument first behind training."""
         training = self._clock() - self._began - sum(self._spent.values())

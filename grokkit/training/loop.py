@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
 from grokkit.data.resident import Batches
 from grokkit.errors import DataError, Interrupted, NumericsError
+from grokkit.interrupt import Stopped, StopRequest
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
 from grokkit.seeding import seeded
@@ -37,7 +39,6 @@ from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
 from grokkit.training.device import described, fitting_threads, resolve
 from grokkit.training.evaluation import Split, evaluated
-from grokkit.training.interrupt import StopRequest
 from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
 from grokkit.training.observers import Observer, Silent
@@ -54,8 +55,10 @@ REPORTS = 200
 MIRRORING = frozenset({"flip", "altflip"})
 """Augmentations after which a net is also asked about the mirror of every test image, at the end."""
 
-SAVE_SECONDS = 120.0
-"""Longest time between two resume slots."""
+SAVE_SECONDS = 30.0
+"""Time between two resume slots, unless they would take more than `SAVE_SHARE` of the run."""
+
+SAVE_SHARE = 0.02
 
 
 @dataclass
@@ -126,10 +129,13 @@ def _run(
         if resumed:
             _check_data(job, open_run(path))
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
-        with fitting_threads(work), StopRequest() as stop, open_recorder(job, path, experiment, resumed) as recorder:
+        with (
+            fitting_threads(work), StopRequest() as stop, _at_step_0(config, path),
+            open_recorder(job, path, experiment, resumed) as recorder,
+        ):  # fmt: skip
             start = recorder.restore(policy=job.policy, meter=job.meter, update=job.update) if resumed else 0
             if start == 0:
-                evaluate(job, recorder, 0)
+                job.policy.observe(evaluate(job, recorder, 0))
                 job.policy.observe(recorder.first_readings)
             observer.start(f"{path}  on {_machine(job)}", start, config.steps)
             try:
@@ -137,6 +143,15 @@ def _run(
             finally:
                 observer.close(in_words(recorder.costs.seconds()))
     return open_run(path)
+
+
+@contextmanager
+def _at_step_0(config: RunConfig, path: Path) -> Iterator[None]:
+    """A stop before the first update is told like any other; the run goes on from step 0, what was measured stays."""
+    try:
+        yield
+    except Stopped:
+        raise Interrupted(how_to_go_on(0, config, path)) from None
 
 
 def _check_data(job: Job, run: Run) -> None:
@@ -207,27 +222,53 @@ def _machine(job: Job) -> str:
 
 
 def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, start: int) -> None:
-    config = job.config
-    saved = time.monotonic()
+    config, saves = job.config, SaveTimes()
     told = 0 if start == 0 else len(job.policy.decisions)
     job.model.train()
+    if recorder.unfinished:
+        told = _recorded(job, recorder, start, told)
     for step in range(start + 1, config.steps + 1):
         x, y = job.batches.at(step)
         loss, logits = job.update(x, y)
         job.meter.add(loss, logits, y)
-        told = after_update(job, recorder, observer, step, told)
-        if stop.asked or time.monotonic() - saved > SAVE_SECONDS or step == config.steps:
+        report(job, recorder, observer, step)
+        told = _recorded(job, recorder, step, told)
+        if stop.asked or stop.save_asked or saves.due(recorder) or step == config.steps:
             save(job, recorder, step)
-            saved = time.monotonic()
+            stop.save_asked = False
+            saves.done()
         if stop.asked and step < config.steps:
             raise Interrupted(how_to_go_on(step, config, recorder.path))
 
 
-def after_update(job: Job, recorder: Recorder, observer: Observer, step: int, told: int) -> int:
-    """All that follows the update number `step`: report, record, evaluate, ask the policy for the next rate.
+class SaveTimes:
+    """When the next slot is due: `SAVE_SECONDS` after the last, later where slots would take more than `SAVE_SHARE` of
+    the time."""
 
-    Args:
-        told: how many of the policy's decisions were logged before; what is returned is to be given at the next step.
+    def __init__(self) -> None:
+        self._began = self._last = time.monotonic()
+
+    def due(self, *recorders: Recorder) -> bool:
+        now = time.monotonic()
+        if now - self._last <= SAVE_SECONDS:
+            return False
+        return sum(each.save_seconds for each in recorders) <= SAVE_SHARE * (now - self._began)
+
+    def done(self) -> None:
+        self._last = time.monotonic()
+
+
+def _recorded(job: Job, recorder: Recorder, step: int, told: int) -> int:
+    """`follow`; where a stop was asked for amid the measures, all is saved so that they go on with the next one."""
+    try:
+        return follow(job, recorder, step, told)
+    except Stopped:
+        save(job, recorder, step, unfinished=True)
+        raise Interrupted(how_to_go_on(step, job.config, recorder.path)) from None
+
+
+def report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
+    """What follows the update number `step` before anything is measured: read the meter, log, tell the observer.
 
     Raises:
         NumericsError: the loss is not finite.
@@ -239,16 +280,30 @@ def after_update(job: Job, recorder: Recorder, observer: Observer, step: int, to
         recorder.log(step, "batch", learning_rate=_rate(job))
     if step == config.steps:
         _report(job, recorder, observer)
-    job.policy.observe(recorder.step(step))
-    if recorder.due(step):
-        evaluate(job, recorder, step)
+
+
+def follow(job: Job, recorder: Recorder, step: int, told: int) -> int:
+    """Record what is due after `step` updates, evaluate, ask the policy for the next rate.
+
+    Nothing but files and logs has changed where this is stopped, so that it can be called again for the same step.
+
+    Args:
+        told: how many of the policy's decisions were logged before; what is returned is to be given at the next step.
+
+    Raises:
+        Stopped: a stop was asked for amid the measures.
+    """
+    readings = recorder.step(step)
+    validation = evaluate(job, recorder, step) if recorder.due(step) else None
+    job.policy.observe(readings)
+    job.policy.observe(validation)
     job.policy.step()
     return _note_decisions(job, recorder, told)
 
 
-def save(job: Job, recorder: Recorder, step: int) -> None:
+def save(job: Job, recorder: Recorder, step: int, unfinished: bool = False) -> None:
     """Put all that `resume` goes on from into a slot."""
-    recorder.save(step, policy=job.policy, meter=job.meter, update=job.update)
+    recorder.save(step, unfinished=unfinished, policy=job.policy, meter=job.meter, update=job.update)
 
 
 def how_to_go_on(step: int, config: RunConfig, *paths: Path) -> str:
@@ -278,22 +333,23 @@ def _rate(job: Job) -> float:
     return float(job.optimizer.param_groups[0]["lr"])
 
 
-def evaluate(job: Job, recorder: Recorder, step: int) -> None:
-    """Log loss and accuracy on images that were not trained on.
+def evaluate(job: Job, recorder: Recorder, step: int) -> dict[str, float] | None:
+    """Log loss and accuracy on images that were not trained on; return what the policy is to hear of it.
 
     A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
     but for the first and the last step. After the last one, where training mirrored images, the test set is told with
     test-time augmentation too.
     """
-    last = step == job.config.steps
+    last, heard = step == job.config.steps, None
     with recorder.costs.of("evaluation"):
         if job.validation is not None:
             told = evaluated(job.model, job.validation, job.config.loss)
             recorder.log(step, "validation", **told)
-            job.policy.observe({"validation_loss": told["loss"]})
+            heard = {"validation_loss": told["loss"]}
         if job.validation is None or step == 0 or last:
             mirrored = last and not MIRRORING.isdisjoint(job.config.augment)
             recorder.log(step, "test_set", **evaluated(job.model, job.test_set, job.config.loss, mirrored=mirrored))
+    return heard
 
 
 def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:

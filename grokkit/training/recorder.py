@@ -6,7 +6,9 @@ import dataclasses
 import random
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -20,19 +22,25 @@ from torch.optim import Optimizer
 from grokkit import measures as measure_room
 from grokkit.borrow import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
+from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.base import settings_of
 from grokkit.measures.loss import loss_function
-from grokkit.measures.take import AttributionPlan, name_of, take_any
+from grokkit.measures.take import AttributionPlan, name_of, place_of, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.costs import Costs
 from grokkit.training.device import described, environment
 from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import Signal
-from grokkit.trajectory import Run, resume, run, snapshot, store
+from grokkit.trajectory import Run, resume, run, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
+from grokkit.trajectory.recover import recover, set_aside
+from grokkit.trajectory.writer import Writer
+
+HEARTBEAT_SECONDS = 20.0
+"""Longest time between two states in status.json while steps are taken."""
 
 
 class Stateful(Protocol):
@@ -109,6 +117,9 @@ class Recorder:
     """Writes a trajectory; made by `record`.
 
     What is due at a step is decided by the schedule alone, so a resumed run writes the same files as a straight one.
+
+    Snapshots and slots are copied at once and written by a thread; an error of the disk is raised by the next call
+    that writes, and by `close`. What status.json says is on the disk.
     """
 
     def __init__(
@@ -131,17 +142,25 @@ class Recorder:
         self._lock = RunLock(path)
         earlier = Run(path)
         self._attempt = earlier.status["attempt"] + 1
+        put_aside = recover(path)
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._step = -1
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
+        self._writer, self._slots = Writer(), resume.Slots(path / "resume")
         self._open = True
-        self._status("running")
+        for sentence in put_aside:
+            self._put_aside(0, sentence)
+        self._submit()
 
     def begin(self) -> None:
         """Record step 0. Where that fails the folder goes again: nothing was learned, and the mended run is to have
-        its name."""
+        its name. Where it is interrupted the folder stays, to be resumed."""
         try:
             self.first_readings = self.step(0)
+            self._writer.wait()
+        except Stopped:
+            self.close("interrupted", "stopped while step 0 was recorded")
+            raise
         except BaseException:
             self.close()
             shutil.rmtree(self.path)
@@ -149,6 +168,9 @@ class Recorder:
 
     first_readings: dict[str, float] | None = None
     """The signal at step 0, for a policy that is made after the recorder."""
+
+    unfinished = False
+    """Whether the restored state was saved amid the measures of its step: `step` is to be called with it again."""
 
     def due(self, step: int) -> bool:
         """Whether `step` is on the schedule."""
@@ -165,7 +187,8 @@ class Recorder:
 
         Raises:
             UsageError: `step` does not grow.
-            TrajectoryError: a snapshot could not be written.
+            TrajectoryError: a snapshot could not be written, this one or the one before.
+            Stopped: a stop was asked for amid the measures (`grokkit.interrupt`).
             Exception: whatever a measure raises at step 0; one that fails later is noted in events.jsonl and the
                 run goes on.
         """
@@ -177,6 +200,8 @@ class Recorder:
         self._step = step
         if step in self._due:
             self._record(step)
+        elif time.monotonic() - self._told > HEARTBEAT_SECONDS:
+            self._submit()
         if self._signal is None or not self._signal.due(step):
             return None
         with self.costs.of("signal"):
@@ -193,19 +218,31 @@ class Recorder:
         """Append a decision or an incident to events.jsonl."""
         self._events.append({"step": step, "kind": kind, "text": text, "time": time.time(), **fields})
 
-    def save(self, step: int, **parts: Stateful) -> None:
-        """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random state."""
+    def save(self, step: int, *, unfinished: bool = False, **parts: Stateful) -> None:
+        """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random state.
+
+        It is on the disk when the next call that writes, or `close`, returns.
+
+        Args:
+            step: updates done.
+            unfinished: not all that is due at this step is recorded yet; `restore` tells.
+            parts: whatever else has a state.
+        """
         with self.costs.of("resume slots"):
-            self._metrics.sync()
-            self._events.sync()
             state = {
+                "unfinished": unfinished,
                 "model": dict(unwrap(self._context.model).state_dict()),
                 "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
                 "parts": {name: each.state_dict() for name, each in parts.items()},
                 "rng": _random_state(device_of(self._context.model)),
             }
-            resume.save(self.path / "resume", step, state)
-        self._status("running")
+            slot = resume.hold(step, state, self._writer.staging)
+            self._submit(partial(self._slots.save, slot, check=self._lock.check))
+
+    @property
+    def save_seconds(self) -> float:
+        """That the run has spent on its slots and the thread on all files, so far in this attempt."""
+        return self.costs.now("resume slots") + self._writer.seconds
 
     def restore(self, **parts: Stateful) -> int:
         """Load the newest valid slot into model, optimizer and `parts`.
@@ -217,12 +254,14 @@ class Recorder:
         Raises:
             TrajectoryError: no slot, and the model's weights are not the ones the run began with.
         """
-        found = resume.load(self.path / "resume")
+        found = self._slots.load()
         if found is None:
             self.event(0, "restarted", f"attempt {self._attempt} finds no resume slot and starts again")
             self.first_readings = self.step(0)
             return 0
-        self._step, state = found
+        step, state = found
+        self.unfinished = state.get("unfinished", False)
+        self._step = step - self.unfinished
         unwrap(self._context.model).load_state_dict(state["model"])
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
@@ -230,56 +269,109 @@ class Recorder:
         for name, each in parts.items():
             each.load_state_dict(state["parts"][name])
         _set_random_state(state["rng"], device_of(self._context.model))
-        self.event(self._step, "resumed", f"attempt {self._attempt} goes on from step {self._step}")
-        return self._step
+        self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
+        return step
 
     def _record(self, step: int) -> None:
+        path = self.path / "snapshots" / store.file_name(step)
+        with self.costs.of("snapshots"):
+            state = unwrap(self._context.model).state_dict()
+            if path.exists() and not sealed.is_whole(path, "snapshot"):
+                self._put_aside(step, set_aside(self.path, path))
+            if path.exists():
+                if not self._is_repeated(path, step, state):
+                    return
+            else:
+                packed = self._writer.staging.hold(state)
+                self._submit(partial(snapshot.write_packed, path, step, packed, check=self._lock.check))
+            if self._measures or self._attributions:
+                self._writer.wait()
+        self._take_all(step)
+        self._submit()
+
+    def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the snapshot that is there holds this state; one of a resumed run may differ in the last bits, where
+        the machine is another: the first one stays."""
         try:
-            with self.costs.of("snapshots"):
-                state = unwrap(self._context.model).state_dict()
-                snapshot.write(self.path / "snapshots" / store.file_name(step), step, state)
+            snapshot.write(path, step, state)
         except TrajectoryError as error:
-            if not (self.path / "snapshots" / store.file_name(step)).exists():
-                raise
             if step == 0:
                 raise TrajectoryError(
                     f"{self.path} began with other weights than the model has now: build the model as then, from the "
                     "same seed"
                 ) from error
-            # A step repeated after a resume on another machine may differ in the last bits: the first one stays.
             self.event(step, "differs", str(error))
-            return
-        self._take_all(step)
-        self._metrics.sync()
-        self._status("running")
+            return False
+        return True
 
     def _take_all(self, step: int) -> None:
         subjects: list[Measure | AttributionPlan] = [*self._measures, *self._attributions]
         for subject in subjects:
+            poll(grace=0)
             try:
                 with self.costs.of(name_of(subject)):
-                    take_any(self.path, step, subject, self._context)
+                    if not self._is_taken(step, subject):
+                        take_any(self.path, step, subject, self._context)
             except Exception as error:
                 # A paid run is not lost to one of its instruments; at step 0 nothing is lost yet.
                 if step == 0:
                     raise
                 self.event(step, "measure_failed", f"{type(error).__name__}: {error}")
 
-    def _status(self, state: str, reason: str = "") -> None:
-        run.write_status(
-            self.path, state=state, step=max(self._step, 0), total_steps=self._total_steps,
-            attempt=self._attempt, reason=reason, costs=self.costs.seconds(),
-        )  # fmt: skip
+    def _is_taken(self, step: int, subject: Measure | AttributionPlan) -> bool:
+        """Whether an earlier attempt has taken it; a damaged result is put aside."""
+        path = self.path / place_of(subject, self._context) / store.file_name(step)
+        kind = "attribution" if isinstance(subject, AttributionPlan) else "reading"
+        if path.exists() and not sealed.is_whole(path, kind):
+            self._put_aside(step, set_aside(self.path, path))
+        return path.exists()
+
+    def _put_aside(self, step: int, sentence: str) -> None:
+        warnings.warn(sentence, stacklevel=2)
+        self.event(step, "quarantined", sentence)
+
+    def _submit(self, write: Callable[[], object] = lambda: None) -> None:
+        """Have the thread `write`, make the logs durable and say in status.json how the run stands."""
+        fields, self._told = self._fields("running"), time.monotonic()
+
+        def job() -> None:
+            write()
+            self._metrics.sync()
+            self._events.sync()
+            run.write_status(self.path, **fields)
+
+        self._writer.submit(job)
+
+    def _fields(self, state: str, reason: str = "") -> dict[str, Any]:
+        return {
+            "state": state, "step": max(self._step, 0), "total_steps": self._total_steps, "attempt": self._attempt,
+            "reason": reason, "costs": self.costs.seconds(),
+        }  # fmt: skip
 
     def close(self, state: str = "done", reason: str = "") -> None:
-        """Make the logs durable, note in status.json how the run ended, give the lock back; only once."""
+        """Wait for what is being written, make the logs durable, note in status.json how the run ended, give the lock
+        back; only once.
+
+        Raises:
+            TrajectoryError: the disk failed; the run then ends as failed.
+        """
         if not self._open:
             return
         self._open = False
-        self._metrics.close()
-        self._events.close()
-        self._status(state, reason)
-        self._lock.close()
+        failure = None
+        try:
+            try:
+                self._writer.close()
+            except Exception as error:
+                failure = error
+                state, reason = "failed", f"{type(error).__name__}: {error}" + (f"; before: {reason}" if reason else "")
+            self._metrics.close()
+            self._events.close()
+            run.write_status(self.path, **self._fields(state, reason))
+        finally:
+            self._lock.close()
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> Recorder:
         return self
@@ -287,7 +379,7 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, Interrupted | KeyboardInterrupt):
+        elif isinstance(error, Interrupted | KeyboardInterrupt | Stopped):
             self.close("interrupted", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")

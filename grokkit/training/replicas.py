@@ -15,9 +15,9 @@ from typing import Any
 
 from grokkit import errors
 from grokkit.errors import GrokkitError, Interrupted
+from grokkit.interrupt import StopRequest
 from grokkit.training.config import RunConfig
 from grokkit.training.device import cores, resolve
-from grokkit.training.interrupt import StopRequest
 from grokkit.training.observers import Observer
 from grokkit.trajectory import open_run
 

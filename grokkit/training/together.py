@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from torch import nn
 
 from grokkit.data.resident import stacked_at
 from grokkit.errors import Interrupted, NumericsError
+from grokkit.interrupt import Stopped, StopRequest
 from grokkit.measures.loss import loss_function
 from grokkit.seeding import preserved_rng, seeded
 from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.costs import Costs, in_words
 from grokkit.training.device import described, fitting_threads
-from grokkit.training.interrupt import StopRequest
 from grokkit.training.loop import Job
 from grokkit.training.meter import Meters
 from grokkit.training.observers import Observer, Silent
@@ -101,7 +100,7 @@ def _machine(job: Job, nets: int) -> str:
 
 
 def _opened(jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack) -> list[Lane]:
-    """A lane for every job, with step 0 recorded; where one of them fails, none of the folders stays."""
+    """A lane for every job, with step 0 recorded; where one of them fails or is stopped, none of the folders stays."""
     facts = {"device": _machine(jobs[0], len(jobs)), "stack": [job.config.seed for job in jobs]}
     lanes: list[Lane] = []
     try:
@@ -109,12 +108,15 @@ def _opened(jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, 
             with seeded(job.config.seed, "training"):
                 lanes.append(Lane(place, job, loop.open_recorder(job, path, experiment, facts=facts)))
                 open_runs.enter_context(lanes[-1].recorder)
-                loop.evaluate(job, lanes[-1].recorder, 0)
+                job.policy.observe(loop.evaluate(job, lanes[-1].recorder, 0))
             job.policy.observe(lanes[-1].recorder.first_readings)
-    except BaseException:
+    except BaseException as error:
         for lane in lanes:
             lane.recorder.close()
-            shutil.rmtree(lane.recorder.path)
+        for path in paths[: len(lanes) + 1]:
+            shutil.rmtree(path, ignore_errors=True)
+        if isinstance(error, Stopped):
+            raise Interrupted("stopped before the first update; nothing is kept, start again") from None
         raise
     return lanes
 
@@ -139,7 +141,7 @@ def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopReque
     update = StackedUpdate(nets, config.optimizer, [job.optimizer for job in jobs])
     meters = Meters([job.meter for job in jobs])
     running, failed = list(lanes), dict[int, str]()
-    saved = time.monotonic()
+    saves = loop.SaveTimes()
     for job in jobs:
         job.model.train()
     for step in range(1, config.steps + 1):
@@ -150,26 +152,38 @@ def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopReque
         meters.add(losses, logits, y)
         for lane in list(running):
             try:
-                lane.told = loop.after_update(lane.job, lane.recorder, company, step, lane.told)
+                loop.report(lane.job, lane.recorder, company, step)
             except NumericsError as error:
                 lane.recorder.close("failed", f"NumericsError: {error}")
                 failed[lane.job.config.seed] = str(error)
                 running.remove(lane)
         company.tell()
-        if stop.asked or time.monotonic() - saved > loop.SAVE_SECONDS or step == config.steps:
-            _save(running, step)
-            saved = time.monotonic()
+        followed = _follow(running, step)
+        if stop.asked or stop.save_asked or saves.due(*(lane.recorder for lane in running)) or step == config.steps:
+            _save(running, step, followed)
+            stop.save_asked = False
+            saves.done()
         if not running:
             break
-        if stop.asked and step < config.steps:
+        if followed < len(running) or (stop.asked and step < config.steps):
             _interrupt(running, step, failed)
     return failed
 
 
-def _save(lanes: Sequence[Lane], step: int) -> None:
-    for lane in lanes:
+def _follow(lanes: Sequence[Lane], step: int) -> int:
+    """`loop.follow` for every lane; how many came to its end before a stop."""
+    for done, lane in enumerate(lanes):
+        try:
+            lane.told = loop.follow(lane.job, lane.recorder, step, lane.told)
+        except Stopped:
+            return done
+    return len(lanes)
+
+
+def _save(lanes: Sequence[Lane], step: int, followed: int) -> None:
+    for place, lane in enumerate(lanes):
         with seeded(lane.job.config.seed, "training"):  # nets in a stack draw nothing; alone they find their own stream
-            loop.save(lane.job, lane.recorder, step)
+            loop.save(lane.job, lane.recorder, step, unfinished=place >= followed)
 
 
 def _interrupt(lanes: Sequence[Lane], step: int, failed: Mapping[int, str]) -> None:

@@ -1,4 +1,8 @@
-"""One writer per run folder: an flock on LOCK, with a note that says who holds it."""
+"""One writer per run folder: an flock on LOCK, with a note that says who holds it and a token that nobody else has.
+
+Some network file systems keep no lock between machines. There the token still tells a writer that another one has
+taken the run over: it is read again before a file is published (detection, not prevention).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import fcntl
 import json
 import os
 import socket
+import time
+import uuid
 from pathlib import Path
 from types import TracebackType
 
@@ -20,20 +26,31 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._path = folder / "LOCK"
+        self._token = uuid.uuid4().hex
         self._file = open(folder / "LOCK", "a+")  # noqa: SIM115  (closed by close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.seek(0)
-            holder = self._file.read().strip() or "an unknown process"
+            holder = _named(_note(self._file.read()))
             self._file.close()
             raise TrajectoryError(f"{folder} is being written by {holder}; wait for it or stop it") from error
         except OSError as error:
             self._file.close()
             raise TrajectoryError(f"{folder} cannot be locked: {error.strerror or error}; use a local disk") from error
         self._file.truncate(0)
-        self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._file.write(json.dumps(_holder() | {"token": self._token}))
         self._file.flush()
+
+    def check(self) -> None:
+        """Raises TrajectoryError where LOCK no longer holds this writer's token."""
+        found = _note(self._path.read_text() if self._path.exists() else "")
+        if found.get("token") != self._token:
+            raise TrajectoryError(
+                f"another writer has taken {self._path.parent} over ({_named(found)}); this one stops before it "
+                "mixes two runs"
+            )
 
     def close(self) -> None:
         self._file.close()
@@ -43,6 +60,25 @@ class RunLock:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+
+def _holder() -> dict[str, object]:
+    """This process: host, pid, the machine's boot and the time."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    booted = boot.read_text().strip() if boot.exists() else ""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "boot": booted, "since": time.time()}
+
+
+def _note(text: str) -> dict[str, object]:
+    """What LOCK says; nothing where it is half written."""
+    try:
+        return dict(json.loads(text))
+    except ValueError:
+        return {}
+
+
+def _named(holder: dict[str, object]) -> str:
+    return f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "an unknown process"
 
 
 def is_held(folder: Path) -> bool:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,34 +45,61 @@ def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-def save(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write `state` into the slot that does not hold the newest valid state, so that one good slot is always left."""
-    count, newest = max(_valid(folder), default=(0, folder / SLOTS[1]))
-    name = SLOTS[1] if newest.name == SLOTS[0] else SLOTS[0]
+class Slot(NamedTuple):
+    """A state that is ready to be written; see `hold`."""
+
+    step: int
+    tree: Any
+    packed: snapshot.Packed
+
+
+def hold(step: int, state: dict[str, Any], staging: snapshot.Staging) -> Slot:
+    """Copy `state` as it is now: its tensors into `staging`, the rest into a tree of JSON values.
+
+    Raises:
+        TypeError: something in it that a slot cannot hold.
+    """
     tensors: dict[str, Tensor] = {}
     tree = encode(state, tensors)
-    arrays, layout = snapshot.pack(tensors)
-    meta = {"step": step, "save": count + 1, "layout": layout, "tree": tree}
-    sealed.write(folder / name, "resume", arrays, meta, replace=True)
+    return Slot(step, tree, staging.hold(tensors))
 
 
-def load(folder: Path) -> tuple[int, dict[str, Any]] | None:
-    """Step and state of the newest slot whose digest holds; None where there is none."""
-    _, newest = max(_valid(folder), default=(0, None))
-    if newest is None:
-        if any((folder / name).exists() for name in SLOTS):
-            warnings.warn(f"both resume slots in {folder} are damaged; the run starts again at step 0", stacklevel=2)
-        return None
-    arrays, meta = sealed.read(newest, "resume")
-    return meta["step"], decode(meta["tree"], snapshot.unpack(arrays, meta["layout"], newest))
+class Slots:
+    """The two slots of a run; of both the newest one whose digest holds counts.
 
+    Args:
+        folder: `resume` of the run.
+    """
 
-def _valid(folder: Path) -> list[tuple[int, Path]]:
-    """Ordinal of the save and path of every slot whose digest holds; a step may be saved twice, an ordinal may not."""
-    found = []
-    for name in SLOTS:
-        try:
-            found.append((sealed.read(folder / name, "resume")[1]["save"], folder / name))
-        except TrajectoryError:
-            continue
-    return found
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._newest: tuple[int, str] | None = None
+
+    def save(self, slot: Slot, **options: Any) -> None:
+        """Write into the slot that does not hold the newest valid state, so that one good slot is always left;
+        `options` are those of `sealed.write`."""
+        count, newest = self._newest or max(self._valid(), default=(0, SLOTS[1]))
+        name = SLOTS[1] if newest == SLOTS[0] else SLOTS[0]
+        arrays, attributes = slot.packed.sealed()
+        meta = {"step": slot.step, "save": count + 1, "tree": slot.tree}
+        sealed.write(self._folder / name, "resume", arrays, meta, attributes=attributes, replace=True, **options)
+        self._newest = count + 1, name
+
+    def load(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state of the newest slot whose digest holds; None where there is none."""
+        _, newest = max(self._valid(), default=(0, None))
+        if newest is None:
+            return None
+        arrays, meta = sealed.read(self._folder / newest, "resume")
+        return meta["step"], decode(meta["tree"], snapshot.unpack(arrays, snapshot.layout_of(arrays, meta)))
+
+    def _valid(self) -> list[tuple[int, str]]:
+        """Ordinal of the save and name of every slot whose digest holds; a step may be saved twice, an ordinal may
+        not."""
+        found = []
+        for name in SLOTS:
+            try:
+                found.append((sealed.read(self._folder / name, "resume")[1]["save"], name))
+            except TrajectoryError:
+                continue
+        return found

@@ -1,23 +1,26 @@
 """One kind of HDF5 file for everything that is written once: named arrays, a JSON note, a digest over both.
 
-    attributes  format = "grokkit", version, kind
-    /meta       JSON as uint8
+    attributes  format = "grokkit", version, kind; others of the kind
+    /meta       JSON as uint8, padded with spaces
     /digest     sha256 over kind, meta and every array, 64 hex digits
     /data/...   contiguous, uncompressed arrays
 
-HDF5 builds the file in memory; this module writes the bytes (temporary file, fsync, rename, directory fsync), so
-a full disk or a killed process leaves either the whole file or none.
+HDF5 builds what lies around the arrays in memory, once for every combination of shapes; this module writes the bytes
+(temporary file, fsync, rename, directory fsync), so that a full disk or a killed process leaves either the whole file
+or none, and no HDF5 call touches the disk.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +29,25 @@ import numpy as np
 
 from grokkit.errors import TrajectoryError
 
-FORMAT, VERSION = "grokkit", 1
+FORMAT, VERSION = "grokkit", 2
+
+PADDED = 512
+"""The note's length is a multiple of this, so that files of one form differ in no offset. Bytes."""
+
+RESERVE = 1 << 20
+"""Bytes that a write leaves free on the disk: the logs and status.json are to be written yet."""
+
+_AT_ONCE = 1000
+"""Buffers in one `pwritev`; Linux takes 1024."""
+
+_proven: set[tuple[Any, ...]] = set()
+"""Forms of which one file was read back before it was published."""
 
 _DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
 """What h5py, json and torch raise on a damaged file."""
+
+Form = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, dtype and shape of every array, in the order in which they lie in the file."""
 
 
 def as_json(value: Any) -> bytes:
@@ -47,14 +65,62 @@ def digest_of(kind: str, meta: bytes, arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 over everything that a file says, in a fixed order."""
     digest = hashlib.sha256(kind.encode() + meta)
     for name in sorted(arrays):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
+        digest.update(f"{name}{arrays[name].dtype.str}{arrays[name].shape}".encode())
+        digest.update(_raw(arrays[name]))
     return digest.hexdigest()
 
 
+def _raw(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+@lru_cache(maxsize=64)
+def _skeleton(kind: str, attributes: tuple[tuple[str, str], ...], note: int, form: Form) -> tuple[bytes | str, ...]:
+    """A file of this form, laid out by HDF5 in memory, from its first byte on: the bytes that are always the same, and
+    the names (`meta`, `digest`, `data/<name>`) of what comes in between. `note`: length of the note."""
+    buffer, places = io.BytesIO(), dict[str, tuple[int, int]]()
+    with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
+        # Fixed length: text of variable length lies in a heap without checksum, and HDF5 hangs on a damaged heap.
+        for name, value in (("format", FORMAT), ("kind", kind), *attributes):
+            file.attrs[name] = np.bytes_(value)
+        file.attrs["version"] = VERSION
+        first: Form = (("meta", "|u1", (note,)), ("digest", "|u1", (64,)))
+        for name, dtype, shape in (*first, *((f"data/{name}", dtype, shape) for name, dtype, shape in form)):
+            offset, length = _room(file, name, np.dtype(dtype), shape)
+            if length:
+                places[name] = offset, length
+        file.flush()
+        size = file.id.get_filesize()
+    image = buffer.getvalue().ljust(size, b"\0")
+    pieces, at = list[bytes | str](), 0
+    for name, (offset, length) in sorted(places.items(), key=lambda item: item[1]):
+        pieces += [image[at:offset], name]
+        at = offset + length
+    return (*pieces, image[at:size])
+
+
+def _room(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Offset and length of a new contiguous dataset that has its place and no content yet."""
+    how, groups = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    how.set_obj_track_times(False)
+    groups.set_create_intermediate_group(True)
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    made = h5py.h5d.create(file.id, name.encode(), kind, space, how, groups)
+    return made.get_offset(), dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
 def write(
-    path: Path, kind: str, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any], *, replace: bool = False
+    path: Path,
+    kind: str,
+    arrays: Mapping[str, np.ndarray],
+    meta: Mapping[str, Any],
+    *,
+    attributes: Mapping[str, str] | None = None,
+    replace: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> str:
     """Write one file so that it is either there and whole, or not there.
 
@@ -63,8 +129,10 @@ def write(
         kind: what it is: `snapshot`, `resume`, `reading`, `attribution` or `probes`.
         arrays: name -> array.
         meta: JSON-able note.
+        attributes: further text attributes of the file; the digest does not cover them.
         replace: overwrite an existing file (resume slots); otherwise an existing file with the same digest is left
             alone and another one is an error.
+        check: called when all is written and before anything can be seen; what it raises leaves nothing behind.
 
     Returns:
         The digest.
@@ -73,35 +141,44 @@ def write(
         TrajectoryError: `path` exists with other content, or the disk is full.
     """
     note = as_json(meta)
+    note += b" " * (-len(note) % PADDED)
     digest = digest_of(kind, note, arrays)
     if not replace and path.exists():
         if read_digest(path) != digest:
             raise TrajectoryError(f"{path} exists with other content; written files are never changed")
-        if _is_whole(path, kind):
+        if is_whole(path, kind):
             return digest
         replace = True  # the same content, damaged since: made good
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
-        # Fixed length: text of variable length lies in a heap without checksum, and HDF5 hangs on a damaged heap.
-        file.attrs["format"], file.attrs["kind"], file.attrs["version"] = np.bytes_(FORMAT), np.bytes_(kind), VERSION
-        file.create_dataset("meta", data=np.frombuffer(note, np.uint8), track_times=False)
-        file.create_dataset("digest", data=np.frombuffer(digest.encode(), np.uint8), track_times=False)
-        # The largest array last, so that all of HDF5's own metadata lies in front of it.
-        for name in sorted(arrays, key=lambda name: (arrays[name].nbytes, name)):
-            file.create_dataset(f"data/{name}", data=arrays[name], track_times=False)
-    publish(path, buffer.getbuffer(), replace=replace)
+    # The largest array last, so that all of HDF5's own metadata lies in front of it.
+    order = sorted(arrays, key=lambda name: (arrays[name].nbytes, name))
+    form = tuple((name, arrays[name].dtype.str, arrays[name].shape) for name in order)
+    key = kind, tuple((attributes or {}).items()), len(note), form
+    content: dict[str, bytes | memoryview]
+    content = {"meta": note, "digest": digest.encode(), **{f"data/{name}": _raw(arrays[name]) for name in arrays}}
+    pieces = [each if isinstance(each, bytes) else content[each] for each in _skeleton(*key)]
+
+    def verified(temporary: Path) -> None:
+        if key not in _proven:  # HDF5's own word on the first file of each form
+            if not is_whole(temporary, kind):
+                raise OSError(errno.EIO, "what was written does not read back")
+            _proven.add(key)
+        check()
+
+    _publish(path, pieces, replace, verified)
     return digest
 
 
 def publish(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:
     """Put `content` at `path`: temporary file, fsync, rename (or link, which never replaces), fsync of the folder."""
+    _publish(path, [content], replace, lambda temporary: None)
+
+
+def _publish(path: Path, pieces: Sequence[bytes | memoryview], replace: bool, check: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_durably(temporary, pieces)
+        check(temporary)
         if replace:
             os.replace(temporary, path)
         else:
@@ -112,6 +189,27 @@ def publish(path: Path, content: bytes | memoryview, *, replace: bool = True) ->
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _write_durably(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
+    """All pieces, one behind the other, in a new file; it is on the disk when this returns."""
+    waiting = [memoryview(piece) for piece in pieces if len(piece)]
+    disk = os.statvfs(path.parent)
+    if sum(map(len, waiting)) + RESERVE > disk.f_bavail * disk.f_frsize:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        at = 0
+        while waiting:
+            written = os.pwritev(handle, waiting[:_AT_ONCE], at)
+            at += written
+            while waiting and written >= len(waiting[0]):
+                written -= len(waiting.pop(0))
+            if waiting:
+                waiting[0] = waiting[0][written:]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -163,7 +261,8 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, json.loads(note)
 
 
-def _is_whole(path: Path, kind: str) -> bool:
+def is_whole(path: Path, kind: str) -> bool:
+    """Whether the file is there and matches its digest."""
     try:
         read(path, kind)
     except TrajectoryError:

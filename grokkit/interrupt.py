@@ -1,0 +1,76 @@
+"""Requests to stop or to save (Ctrl-C, SIGTERM, SIGUSR1), heard after steps and between the batches of analyses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+EXIT_AT_ONCE = 130
+
+GRACE_SECONDS = 10.0
+"""How long a measure that is under way may go on when a stop is asked for: most end within it, and nothing is lost.
+torchrun kills its processes 30 s after it has asked them; this leaves 15 for one more batch and the save."""
+
+
+class Stopped(BaseException):
+    """A stop was asked for; raised between two batches of an analysis. Not an `Exception`: nobody is to take it for a
+    measure that failed."""
+
+
+class StopRequest:
+    """Within the block, the first SIGINT or SIGTERM sets `.asked`, the second ends the process with exit code 130;
+    SIGUSR1 sets `.save_asked`, for whoever saves to take back. Handlers that were there before are called as well.
+
+    Outside the main thread, where Python allows no handlers, nothing is installed and both stay False.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.save_asked = False
+        self.since = 0.0
+        self._before: dict[int, Any] = {}
+        self._around: StopRequest | None = None
+
+    def __enter__(self) -> StopRequest:
+        global _listening
+        self._around, _listening = _listening, self
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        global _listening
+        _listening = self._around
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get(number)
+        if number == signal.SIGUSR1:
+            self.save_asked = True
+        elif self.asked:
+            os._exit(EXIT_AT_ONCE)
+        else:
+            self.asked, self.since = True, time.monotonic()
+            if self._around is None:
+                # not `print`: this may interrupt one
+                os.write(2, b"\nsaving as soon as this step or measure allows; press again to leave at once\n")
+        if callable(before) and before is not signal.default_int_handler:
+            before(number, frame)
+
+
+_listening: StopRequest | None = None
+
+
+def poll(grace: float = GRACE_SECONDS) -> None:
+    """To be called between two batches of an analysis, and with `grace=0` between two analyses.
+
+    Raises:
+        Stopped: a stop was asked for more than `grace` seconds ago.
+    """
+    if _listening is not None and _listening.asked and time.monotonic() - _listening.since >= grace:
+        raise Stopped
