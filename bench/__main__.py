@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import local_complexity, partition, seeds, training
+from bench import local_complexity, partition, seeds, storage, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -24,6 +24,12 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "pipelines": training.pipelines,
     "trainer": training.trainer,
     "optimizers": training.optimizers,
+    "write": storage.writing,
+    "write-in-memory": storage.writing_in_memory,
+    "read": storage.reading,
+    "through-time": storage.through_time,
+    "stall": storage.stall,
+    "many": storage.many,
 }
 
 

@@ -131,18 +131,96 @@ class Run:
         """Steps that have a snapshot, ascending; 0 holds the initial weights."""
         return store.steps_in(self.path / "snapshots")
 
-    def load(self, step: int, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    def load(self, step: int, names: Iterable[str] | None = None, *, verify: bool = True) -> dict[str, Tensor]:
         """Weights and buffers at `step`: name -> CPU tensor; only `names` where given.
+
+        Args:
+            step: one of `steps()`.
+            names: only these.
+            verify: hold what is read against its digest or checksum. Without it a whole state is mapped into memory:
+                nothing is read before it is used; what is written to it stays in memory.
 
         Raises:
             TrajectoryError: no snapshot at this step, a damaged file, or an unknown name.
         """
         from grokkit.trajectory import snapshot
 
-        if step not in self.steps():
+        return snapshot.read(self._snapshot(step), names, verify=verify)
+
+    def _snapshot(self, step: int) -> Path:
+        path = self.path / "snapshots" / store.file_name(step)
+        if not path.exists():
             near = min(self.steps(), key=lambda known: abs(known - step), default=None)
             raise TrajectoryError(f"{self.path} has no snapshot at step {step}; the nearest is {near}")
-        return snapshot.read(self.path / "snapshots" / store.file_name(step), names)
+        return path
+
+    def iter_checkpoints(
+        self, steps: Iterable[int] | None = None, names: Iterable[str] | None = None
+    ) -> Iterator[tuple[int, dict[str, Tensor]]]:
+        """Step and state of one snapshot after the other, of all or of `steps`; see `load`."""
+        wanted = None if names is None else list(names)
+        for step in self.steps() if steps is None else steps:
+            yield step, self.load(step, wanted)
+
+    def trajectory(
+        self,
+        name: str,
+        steps: Iterable[int] | None = None,
+        index: int | slice | None = None,
+        *,
+        out: Tensor | None = None,
+        verify: bool = True,
+    ) -> Tensor:
+        """One tensor at every snapshot, or at `steps`: (T, *shape) on the CPU.
+
+        Args:
+            name: of the weight or buffer.
+            steps: only these.
+            index: only these of its first dimension, such as one unit's weights.
+            out: memory to read into, of the shape and dtype of what is returned.
+            verify: hold each against its checksum, where all of it is read.
+
+        Raises:
+            TrajectoryError: no snapshot, a damaged file, an unknown name, or one that changes its shape.
+        """
+        from grokkit.trajectory import series
+
+        files = [self._snapshot(step) for step in (self.steps() if steps is None else steps)]
+        if not files:
+            raise TrajectoryError(f"{self.path} has no snapshots")
+        return series.read(files, name, index, out=out, verify=verify)
+
+    def follow(self, timeout: float = 60.0, poll: float = 0.5) -> Iterator[int]:
+        """Steps of the snapshots, those that are there and those that come, until the run ends.
+
+        Args:
+            timeout: seconds without a new one after which it ends, too.
+            poll: seconds between two looks.
+        """
+        seen, news = -1, time.monotonic()
+        while True:
+            going = self.state in ("starting", "running")
+            new = [step for step in self.steps() if step > seen]
+            for seen in new:
+                yield seen
+            news = time.monotonic() if new else news
+            if not new and (not going or time.monotonic() - news > timeout):
+                return
+            if not new:
+                time.sleep(poll)
+
+    def to_safetensors(self, step: int, path: str | Path) -> None:
+        """Write the state at `step` as a safetensors file, which must not exist."""
+        from grokkit.trajectory.pack import to_safetensors
+
+        to_safetensors(self, step, Path(path))
+
+    def pack(self, path: str | Path, steps: Iterable[int] | None = None) -> None:
+        """Write all snapshots, or those at `steps`, as one compressed HDF5 file with time in front; see
+        `grokkit.trajectory.pack`."""
+        from grokkit.trajectory.pack import pack
+
+        pack(self, Path(path), steps)
 
     @property
     def probes(self) -> dict[str, ProbeSet]:

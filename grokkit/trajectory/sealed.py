@@ -31,8 +31,8 @@ from grokkit.errors import TrajectoryError
 
 FORMAT, VERSION = "grokkit", 2
 
-PADDED = 512
-"""The note's length is a multiple of this, so that files of one form differ in no offset. Bytes."""
+ALIGNED = 64
+"""Bytes; arrays of at least this size begin at a multiple of it, so that a file can be mapped into memory."""
 
 RESERVE = 1 << 20
 """Bytes that a write leaves free on the disk: the logs and status.json are to be written yet."""
@@ -61,6 +61,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
+def padded(note: bytes) -> bytes:
+    """The note with spaces behind, so that files of one form differ in no offset although their notes do in length."""
+    return note + b" " * (-len(note) % (64 if len(note) < 1024 else 4096))
+
+
 def digest_of(kind: str, meta: bytes, arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 over everything that a file says, in a fixed order."""
     digest = hashlib.sha256(kind.encode() + meta)
@@ -79,7 +84,8 @@ def _skeleton(kind: str, attributes: tuple[tuple[str, str], ...], note: int, for
     """A file of this form, laid out by HDF5 in memory, from its first byte on: the bytes that are always the same, and
     the names (`meta`, `digest`, `data/<name>`) of what comes in between. `note`: length of the note."""
     buffer, places = io.BytesIO(), dict[str, tuple[int, int]]()
-    with h5py.File(buffer, "w", libver=("v110", "v110")) as file:
+    aligned = {"alignment_threshold": ALIGNED, "alignment_interval": ALIGNED}
+    with h5py.File(buffer, "w", libver=("v110", "v110"), **aligned) as file:
         # Fixed length: text of variable length lies in a heap without checksum, and HDF5 hangs on a damaged heap.
         for name, value in (("format", FORMAT), ("kind", kind), *attributes):
             file.attrs[name] = np.bytes_(value)
@@ -119,6 +125,7 @@ def write(
     meta: Mapping[str, Any],
     *,
     attributes: Mapping[str, str] | None = None,
+    digest: str | None = None,
     replace: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> str:
@@ -130,6 +137,7 @@ def write(
         arrays: name -> array.
         meta: JSON-able note.
         attributes: further text attributes of the file; the digest does not cover them.
+        digest: that of the content, where it is known already.
         replace: overwrite an existing file (resume slots); otherwise an existing file with the same digest is left
             alone and another one is an error.
         check: called when all is written and before anything can be seen; what it raises leaves nothing behind.
@@ -140,9 +148,8 @@ def write(
     Raises:
         TrajectoryError: `path` exists with other content, or the disk is full.
     """
-    note = as_json(meta)
-    note += b" " * (-len(note) % PADDED)
-    digest = digest_of(kind, note, arrays)
+    note = padded(as_json(meta))
+    digest = digest or digest_of(kind, note, arrays)
     if not replace and path.exists():
         if read_digest(path) != digest:
             raise TrajectoryError(f"{path} exists with other content; written files are never changed")
@@ -259,6 +266,12 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         if digest_of(kind, note, arrays) != digest:
             raise TrajectoryError(f"{path} is damaged: its content does not match its digest")
         return arrays, json.loads(note)
+
+
+def note_of(file: h5py.File) -> dict[str, Any]:
+    """The note of an open file."""
+    note: dict[str, Any] = json.loads(file["meta"][()].tobytes())
+    return note
 
 
 def is_whole(path: Path, kind: str) -> bool:

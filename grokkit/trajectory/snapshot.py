@@ -2,7 +2,7 @@
 
 One dataset per tensor would cost 0.2-1 ms each; flat arrays make a snapshot as fast to write as a raw file.
 
-    /data/layout     JSON as uint8: name, dtype, array, offset, shape of each tensor; its hash is the attribute `layout`
+    /data/layout     JSON as uint8: lists of name, dtype, array, offset and shape; its hash is the attribute `layout`
     /data/crc        uint32, of each tensor
     /data/f4, ...    all tensors of one dtype end to end
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,7 +41,7 @@ class Packed(NamedTuple):
     Args:
         arrays: one flat array for each dtype.
         layout: where each tensor is in them.
-        text: the layout as JSON.
+        text: the layout as JSON, column by column.
     """
 
     arrays: dict[str, np.ndarray]
@@ -48,7 +50,7 @@ class Packed(NamedTuple):
 
     def sealed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Arrays and attributes of a file, the checksums among them."""
-        crc = np.array([_checksum(entry, _part(self.arrays, entry)) for entry in self.layout], np.uint32)
+        crc = np.array([checksum(entry, _part(self.arrays, entry)) for entry in self.layout], np.uint32)
         arrays = {**self.arrays, "layout": np.frombuffer(self.text, np.uint8), "crc": crc}
         return arrays, {"layout": hashlib.sha256(self.text).hexdigest()[:16]}
 
@@ -93,7 +95,8 @@ class Staging:
             for entry, kind, tensor in zip(layout, kinds, tensors.values(), strict=True)
         ]
         arrays = {key: piece.numpy().view(key) for key, piece in flat.items()}
-        return Packed(arrays, layout, sealed.as_json(layout)), places
+        columns = {key: [entry[key] for entry in layout] for key in layout[0]} if layout else {}
+        return Packed(arrays, layout, sealed.as_json(columns)), places
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list[torch.dtype]]:
@@ -112,11 +115,11 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list
 
 
 def _part(arrays: Mapping[str, Any], entry: Mapping[str, Any]) -> np.ndarray:
-    count = int(np.prod(entry["shape"], dtype=np.int64))
+    count = math.prod(entry["shape"])
     return np.asarray(arrays[entry["array"]][entry["offset"] : entry["offset"] + count])
 
 
-def _checksum(entry: Mapping[str, Any], array: np.ndarray) -> int:
+def checksum(entry: Mapping[str, Any], array: np.ndarray) -> int:
     """crc32 over a tensor's name, dtype, shape and bytes: one flipped bit can turn `layers.1` into `layers.3`."""
     return zlib.crc32(array.data, zlib.crc32(f"{entry['name']} {entry['dtype']} {entry['shape']}".encode()))
 
@@ -136,8 +139,8 @@ def layout_of(arrays: Mapping[str, Any], note: Mapping[str, Any]) -> Layout:
     """The entries of a file, each with its `crc`; version 1 had them in the note."""
     if "layout" in note:
         return list(note["layout"])
-    entries: Layout = json.loads(arrays["layout"][()].tobytes())
-    return [entry | {"crc": int(crc)} for entry, crc in zip(entries, arrays["crc"][()], strict=True)]
+    columns = json.loads(arrays["layout"][()].tobytes()) | {"crc": arrays["crc"][()].tolist()}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def write(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
@@ -162,15 +165,23 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
         arrays, note = sealed.read(path, "snapshot")
         return unpack(arrays, layout_of(arrays, note))
     with sealed.opened(path, "snapshot") as file:
-        entries = layout_of(file["data"], json.loads(file["meta"][()].tobytes()))
+        entries = layout_of(file["data"], sealed.note_of(file))
         if names is None:
-            return unpack({key: file["data"][key][()] for key in {entry["array"] for entry in entries}}, entries)
+            return unpack({key: _mapped(path, file["data"][key]) for key in {e["array"] for e in entries}}, entries)
         wanted = [entry_of(entries, name, path) for name in names]
         found = {entry["name"]: _part(file["data"], entry) for entry in wanted}
         for entry in wanted if verify else ():
-            if _checksum(entry, found[entry["name"]]) != entry["crc"]:
+            if checksum(entry, found[entry["name"]]) != entry["crc"]:
                 raise TrajectoryError(f"{path} is damaged: tensor {entry['name']!r} does not match its checksum")
         return {entry["name"]: as_tensor(found[entry["name"]], entry) for entry in wanted}
+
+
+def _mapped(path: Path, array: h5py.Dataset) -> np.ndarray:
+    """The array in memory that the file is read into page by page when it is used; writes to it stay in memory."""
+    offset = array.id.get_offset()
+    if offset is None or offset % array.dtype.itemsize:
+        return np.asarray(array[()])
+    return np.memmap(path, array.dtype, "c", offset, array.shape).view(np.ndarray)
 
 
 def entry_of(layout: Sequence[Mapping[str, Any]], name: str, source: Path) -> Mapping[str, Any]:

@@ -1,0 +1,80 @@
+"""What leaves the trajectory for other tools: one state as safetensors, all of them as one time-major HDF5 file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import torch
+
+from grokkit.errors import GrokkitError, UsageError
+from grokkit.trajectory.sealed import sync_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from grokkit.trajectory.run import Run
+
+CHUNK = 1 << 20
+"""Bytes of a chunk, about."""
+
+
+def to_safetensors(run: Run, step: int, path: Path) -> None:
+    """Write the state at `step` as `path`, which must not exist; run and step are in its metadata."""
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        raise GrokkitError("this needs safetensors: pip install 'grokkit[safetensors]'") from error
+    _must_be_new(path)
+    state = {name: tensor.contiguous() for name, tensor in run.load(step).items()}
+    save_file(state, path, metadata={"run": run.name, "step": str(step)})
+
+
+def pack(run: Run, path: Path, steps: Iterable[int] | None = None) -> None:
+    """Write the snapshots of a run as one HDF5 file with time in front, for archives and other programs.
+
+    `/steps` (T,) and `/state/<name>` (T, *shape), shuffled, compressed by gzip and with a Fletcher checksum; bfloat16
+    becomes float32, which holds all of its values. Attribute `run`. The snapshots stay as they are.
+
+    Args:
+        run: whose.
+        path: must not exist.
+        steps: only these.
+
+    Cost: all snapshots are read once for each tensor; memory: one tensor through all of them.
+    """
+    _must_be_new(path)
+    chosen = list(run.steps() if steps is None else steps)
+    if not chosen:
+        raise UsageError(f"{run.path} has no snapshot to pack")
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with h5py.File(draft, "w", libver=("v110", "v110")) as file:
+            file.attrs["run"] = run.name
+            file["steps"] = np.array(chosen)
+            for name in run.load(chosen[0]):
+                _write(file, f"state/{name}", run.trajectory(name, chosen))
+        draft.rename(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _write(file: h5py.File, name: str, tensor: Tensor) -> None:
+    array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    rows = max(1, min(len(array), CHUNK // max(1, array[0].nbytes)))
+    chunk = (rows, *array.shape[1:])
+    if array.size == 0:
+        file.create_dataset(name, data=array)
+    else:
+        file.create_dataset(
+            name, data=array, chunks=chunk, shuffle=True, compression="gzip", compression_opts=1, fletcher32=True
+        )
+
+
+def _must_be_new(path: Path) -> None:
+    if path.exists():
+        raise UsageError(f"{path} exists; it is not overwritten. Choose another name, or remove it")
