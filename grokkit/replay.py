@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from grokkit.borrow import unwrap
-from grokkit.errors import TrajectoryError, UsageError
+from grokkit.errors import Interrupted, TrajectoryError, UsageError
+from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, place_of, take_any
 from grokkit.names import ProbeSet
@@ -36,7 +37,8 @@ def replay_run(
     """Take measures and attributions at stored snapshots, on the run's own probe sets.
 
     On the device and build that trained the run the readings equal live ones bit for bit; elsewhere within 0.1 % of
-    counts. Interrupted, it goes on where it was: one file per (snapshot, measure).
+    counts. Interrupted by Ctrl-C or SIGTERM, it ends what it is measuring where that takes no longer than some seconds;
+    called again it goes on where it was: one file per (snapshot, measure).
 
     Args:
         run: a run or its folder.
@@ -53,6 +55,7 @@ def replay_run(
     Raises:
         TrajectoryError: a missing or damaged snapshot, or weights that do not fit the model.
         UsageError: an unknown name, or a run whose model has to be given.
+        Interrupted: it was asked to stop.
     """
     run = run if isinstance(run, Run) else open_run(run)
     work = SMALL_MACS
@@ -63,22 +66,31 @@ def replay_run(
     subjects: list[Measure | AttributionPlan] = [*as_measures(measures), *as_plans(attributions)]
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
     chosen = list(run.steps() if steps is None else steps)
-    added = 0
-    with RunLock(run.path), fitting_threads(work):
-        for done, step in enumerate(chosen, start=1):
-            added += _replay_step(run, step, context, subjects)
-            if on_step is not None:
-                on_step(done, len(chosen))
+    added = done = 0
+    with RunLock(run.path), fitting_threads(work), StopRequest():
+        try:
+            for done, step in enumerate(chosen, start=1):
+                for each in _missing(run, step, context, subjects):
+                    poll(grace=0)
+                    take_any(run.path, step, each, context)
+                    added += 1
+                if on_step is not None:
+                    on_step(done, len(chosen))
+        except Stopped:
+            raise Interrupted(
+                f"stopped at snapshot {done} of {len(chosen)} with {added} results added; the same command goes on"
+            ) from None
     return added
 
 
-def _replay_step(run: Run, step: int, context: Context, subjects: list[Measure | AttributionPlan]) -> int:
+def _missing(
+    run: Run, step: int, context: Context, subjects: list[Measure | AttributionPlan]
+) -> list[Measure | AttributionPlan]:
+    """The subjects without a result at `step`, with the weights of that step in the model where there are any."""
     missing = [each for each in subjects if not (run.path / place_of(each, context) / store.file_name(step)).exists()]
     if missing:
         _load_into(context.model, run, step)
-    for each in missing:
-        take_any(run.path, step, each, context)
-    return len(missing)
+    return missing
 
 
 def _load_into(model: nn.Module, run: Run, step: int) -> None:

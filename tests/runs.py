@@ -1,9 +1,12 @@
 """Small runs that several tests share, and how two run folders are compared."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 from grokkit.training.config import RunConfig, part
+from grokkit.training.observers import Silent
 
 SMALL = RunConfig(
     experiment="small",
@@ -42,3 +45,14 @@ def contents(run: Path) -> dict[str, object]:
 
 def stripped(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in ("crc", "attempt", "time")}
+
+
+class PressesCtrlC(Silent):
+    """Sends SIGINT to this very process in step `at`, when the step before it is reported."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def report(self, step, values) -> None:
+        if step == self.at - 1:
+            os.kill(os.getpid(), signal.SIGINT)

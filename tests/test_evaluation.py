@@ -12,8 +12,7 @@ from grokkit.errors import DataError, Interrupted
 from grokkit.training import evaluation, loop
 from grokkit.training.build import build_model
 from grokkit.training.config import RunConfig, part
-from tests.runs import SMALL, contents
-from tests.test_training import PressesCtrlC
+from tests.runs import SMALL, PressesCtrlC, contents
 
 FLIPPED = SMALL.replace(
     measures=(), attributions=(), signal={}, policy=part("constant"), augment=("crop1", "flip"),

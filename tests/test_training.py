@@ -1,8 +1,6 @@
 """The loop, the recorder and resuming: one trajectory whoever writes it and however often it is interrupted."""
 
 import copy
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,19 +19,7 @@ from grokkit.training.build import clip_gradients
 from grokkit.training.config import part
 from grokkit.training.loop import build
 from grokkit.training.meter import Meter
-from grokkit.training.observers import Silent
-from tests.runs import SMALL, contents
-
-
-class PressesCtrlC(Silent):
-    """Sends SIGINT to this very process in step `at`, when the step before it is reported."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def report(self, step, values) -> None:
-        if step == self.at - 1:
-            os.kill(os.getpid(), signal.SIGINT)
+from tests.runs import SMALL, PressesCtrlC, contents
 
 
 @pytest.fixture(scope="module")

@@ -125,8 +125,11 @@ def _explained(
 
 def _logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
     """(N, classes) logits without a gradient."""
+    outputs = []
     with torch.no_grad():
-        outputs = [net(chunk.clone()) for chunk in images.split(rows)]
+        for chunk in images.split(rows):
+            poll()
+            outputs.append(net(chunk.clone()))
     if not all(isinstance(part, Tensor) and part.ndim == 2 for part in outputs):
         came = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
         raise ModelContractError(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grokkit.interrupt import poll
 from grokkit.spline.affine import Part, Program, Step, bind, elementwise, program
 from grokkit.spline.calls import leaves
 from grokkit.spline.envelope import window_index
@@ -45,6 +46,7 @@ def bound_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float
     """For each point, every layer's bound at one radius; 2 + P float64 passes a point."""
     net = program(model, images)
     for point in range(len(images)):
+        poll()
         centre = images[point : point + 1]
         centres = live_units(model, centre)
         offsets = radius * frames.at(range(point, point + 1)).double()

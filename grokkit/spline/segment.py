@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from grokkit.borrow import device_of, dtype_of
 from grokkit.errors import UsageError
-from grokkit.interrupt import poll
 from grokkit.spline.affine import Program, program
 from grokkit.spline.knots import Grid
 from grokkit.spline.lent import lent
@@ -133,7 +132,6 @@ def sweep_all(net: Program, ends: Tensor, sink: Any) -> bool:
     sweep = Sweep(net, sink)
     try:
         for first in range(0, len(ends), _TOGETHER):
-            poll()
             sweep.run(ends[first : first + _TOGETHER], first)
     except Full:
         return False

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from grokkit.interrupt import poll
 from grokkit.spline.affine import Program, Step, bind, elementwise
 from grokkit.spline.envelope import switches, window_index
 from grokkit.spline.knots import Crossings, Grid, Refined, crossings, refine
@@ -65,6 +66,7 @@ class Sweep:
         self._go_on(0, grid, {0: (grid, ends.flatten(0, 1))})
 
     def _go_on(self, place: int, grid: Grid, env: Env) -> None:
+        poll()
         for at in range(place, len(self._steps)):
             step = self._steps[at]
             if step.calls:

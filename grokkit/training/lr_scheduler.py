@@ -93,6 +93,8 @@ class PolicyLR(LRScheduler):
                 raise UsageError(f"the state was saved with {key} {state_dict.get(key)}; this scheduler has {own}")
         kept = {key: value for key, value in state_dict.items() if key != "policy"}
         super().load_state_dict(copy.deepcopy(kept))
+        # The updates before count; torch would otherwise warn where the first thing that a resumed run does is `step`.
+        self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
     def _initial_step(self) -> None:
         # SequentialLR repeats this after it has put the rates back, so the first answer is asked for again.

@@ -1,0 +1,178 @@
+"""The writing thread: order, errors at the next call, buffers; a writer's folder after its death; the lock's token."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+import grokkit as gk
+from grokkit.errors import Interrupted, TrajectoryError
+from grokkit.trajectory import resume, sealed, snapshot, store
+from grokkit.trajectory.lock import RunLock
+from grokkit.trajectory.recover import recover
+from grokkit.trajectory.snapshot import Staging
+from grokkit.trajectory.writer import Writer
+from tests.runs import SMALL, PressesCtrlC
+
+
+def test_one_job_at_a_time_in_order_beside_the_caller():
+    writer, said, gate = Writer(), [], threading.Event()
+    writer.submit(lambda: (gate.wait(5), said.append("first")))
+    said.append("caller")
+    gate.set()
+    writer.submit(lambda: said.append(threading.current_thread() is threading.main_thread()))
+    writer.close()
+    assert said == ["caller", "first", False]
+
+
+def fails():
+    raise TrajectoryError("the disk is full")
+
+
+def test_an_error_is_raised_once_by_the_next_call():
+    writer, said = Writer(), []
+    writer.submit(fails)
+    with pytest.raises(TrajectoryError, match="full"):
+        writer.submit(lambda: said.append("lost"))
+    writer.submit(lambda: said.append("after"))
+    writer.wait()
+    writer.submit(fails)
+    with pytest.raises(TrajectoryError, match="full"):
+        writer.close()
+    assert said == ["after"]
+
+
+def test_what_is_being_written_is_not_touched_by_the_next_copy():
+    writer, gate, seen = Writer(), threading.Event(), []
+    first = writer.staging.hold({"x": torch.zeros(3)})
+    writer.submit(lambda: (gate.wait(5), seen.append(first.arrays["f4"].tolist())))
+    second = writer.staging.hold({"x": torch.ones(3)})
+    gate.set()
+    writer.submit(lambda: seen.append(second.arrays["f4"].tolist()))
+    writer.close()
+    assert seen == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_memory_is_allocated_once_and_grows_with_the_state():
+    staging = Staging()
+    small = staging.hold({"x": torch.zeros(3)})
+    assert staging.hold({"x": torch.ones(3)}).arrays["f4"] is small.arrays["f4"]
+    grown = staging.hold({"x": torch.ones(300), "half": torch.ones(5).half()})
+    assert grown.arrays["f4"].sum() == 300 and grown.arrays["f2"].sum() == 5
+    assert staging.hold({"x": torch.ones(3)}).arrays["f4"].tolist() == [1, 1, 1]
+
+
+def test_seconds_are_those_of_the_jobs():
+    writer = Writer()
+    for _ in range(2):
+        writer.submit(lambda: time.sleep(0.02))
+    writer.close()
+    assert writer.seconds >= 0.04
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+BARE = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.part("constant"))
+
+
+def full_from(monkeypatch, number):
+    """Every HDF5 file from the `number`-th on meets a full disk."""
+    real, calls = sealed._write_durably, []
+
+    def write(path, pieces):
+        calls.extend([path] if ".h5." in path.name else [])
+        if ".h5." in path.name and len(calls) >= number:
+            raise OSError(28, "No space left on device")
+        real(path, pieces)
+
+    monkeypatch.setattr(sealed, "_write_durably", write)
+
+
+def test_a_full_disk_ends_the_run_as_failed_and_keeps_what_was_written(tmp_path, monkeypatch):
+    straight = gk.train(BARE, runs=tmp_path / "straight", device="cpu")
+    full_from(monkeypatch, 7)
+    with pytest.raises(TrajectoryError, match=r"could not write .*\.h5: No space left on device; nothing was changed"):
+        gk.train(BARE, runs=tmp_path, device="cpu")
+    run = gk.open_run(tmp_path / BARE.run_name)
+    assert run.status["state"] == "failed" and "No space left" in run.status["reason"]
+    assert run.verify() == [] and 0 < len(run.steps()) < len(straight.steps())
+    monkeypatch.undo()
+    done = gk.resume(run.path, device="cpu")
+    assert done.status["state"] == "done"
+    for step in straight.steps():
+        left, right = (each.path / "snapshots" / store.file_name(step) for each in (done, straight))
+        assert left.read_bytes() == right.read_bytes()
+
+
+def test_a_writer_that_lost_its_run_to_another_stops_before_it_publishes(tmp_path):
+    lock = RunLock(tmp_path)
+    lock.check()
+    (tmp_path / "LOCK").write_text('{"host": "elsewhere", "pid": 7, "token": "other"}')
+    with pytest.raises(TrajectoryError, match=r"another writer has taken .* over .process 7 on elsewhere"):
+        snapshot.write_packed(tmp_path / "a.h5", 0, Staging().hold({"x": torch.ones(3)}), check=lock.check)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["LOCK"]
+    lock.close()
+
+
+def test_what_a_killed_writer_left_is_put_aside_and_nothing_is_deleted(tmp_path):
+    slots = resume.Slots(tmp_path / "resume")
+    for step in (10, 20):
+        slots.save(resume.hold(step, {"x": torch.ones(30)}, Staging()))
+        snapshot.write(tmp_path / "snapshots" / store.file_name(step), step, {"x": torch.ones(30)})
+    (tmp_path / "snapshots" / ".000000000030.h5.1234.tmp").write_bytes(b"half")
+    newest = [tmp_path / "resume" / "1.h5", tmp_path / "snapshots" / store.file_name(20)]
+    for path in newest:
+        path.write_bytes(path.read_bytes()[:-50])
+    said = recover(tmp_path)
+    assert len(said) == 2
+    for sentence, path in zip(said, newest, strict=True):
+        assert sentence.startswith(f"{path} is damaged and was moved to ")
+    kept = sorted(path.name for path in (tmp_path / "quarantine").iterdir())
+    assert kept == ["resume-1.h5.0", "snapshots-000000000020.h5.0"]
+    assert store.steps_in(tmp_path / "snapshots") == [10] and resume.Slots(tmp_path / "resume").load()[0] == 10
+    assert not list(tmp_path.rglob("*.tmp")) and recover(tmp_path) == []
+    slots.save(resume.hold(30, {}, Staging()))
+    (tmp_path / "resume" / "0.h5").write_bytes(b"")
+    recover(tmp_path)
+    assert "resume-0.h5.0" in {path.name for path in (tmp_path / "quarantine").iterdir()}
+
+
+@pytest.mark.parametrize("slots", [["1.h5"], ["0.h5", "1.h5"]])
+def test_a_run_with_damaged_slots_ends_with_the_bits_of_a_straight_one(tmp_path, slots):
+    straight = gk.train(BARE, runs=tmp_path / "straight", device="cpu")
+    path = tmp_path / BARE.run_name
+    with pytest.raises(Interrupted):
+        gk.train(BARE, runs=tmp_path, device="cpu", observer=PressesCtrlC(5))
+    with pytest.raises(Interrupted):
+        gk.resume(path, device="cpu", observer=PressesCtrlC(12))
+    for name in slots:
+        content = bytearray((path / "resume" / name).read_bytes())
+        content[-40] ^= 1
+        (path / "resume" / name).write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged and was moved to"):
+        done = gk.resume(path, device="cpu")
+    assert [e["kind"] for e in done.events].count("quarantined") == len(slots)
+    last = (each.path / "snapshots" / store.file_name(SMALL.steps) for each in (done, straight))
+    assert len({file.read_bytes() for file in last}) == 1
+    assert done.metrics.equals(straight.metrics.assign(run=done.name))
+
+
+def test_a_damaged_reading_and_a_damaged_snapshot_are_made_again(tmp_path):
+    config = BARE.replace(measures=(gk.part("accuracy"),))
+    straight = gk.train(config, runs=tmp_path / "straight", device="cpu")
+    with pytest.raises(Interrupted):
+        gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(20))
+    path = tmp_path / config.run_name
+    for slot in ("0.h5", "1.h5"):
+        (path / "resume" / slot).unlink(missing_ok=True)
+    (folder,) = (path / "measures").iterdir()
+    for damaged in (path / "snapshots" / store.file_name(5), folder / store.file_name(5)):
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="is damaged and was moved to"):
+        done = gk.resume(path, device="cpu")
+    assert done.verify() == [] and len(list((path / "quarantine").iterdir())) == 2
+    for step in straight.steps():
+        for room in ("snapshots", f"measures/{folder.name}"):
+            left, right = (each.path / room / store.file_name(step) for each in (done, straight))
+            assert left.read_bytes() == right.read_bytes()
