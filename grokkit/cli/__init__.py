@@ -31,7 +31,7 @@ EXIT_FILES, EXIT_INTERRUPTED = 4, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
-    75 stopped and resumable, 130 left at once)."""
+    6 budget spent, 75 stopped and resumable, 130 left at once)."""
     words = sys.argv[1:] if arguments is None else arguments
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
