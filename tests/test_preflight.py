@@ -20,7 +20,8 @@ def machine(tmp_path: Path, monkeypatch):
     """A machine with one GPU whose driver, files and torch are as told; nvidia-smi is a script."""
 
     def make(
-        driver="580.95.05", files=True, available=True, cuda="13.0", capability=(8, 0), archs=ARCHS, product=None, smi=""
+        driver="580.95.05", files=True, available=True, cuda="13.0", capability=(8, 0), archs=ARCHS, product=None,
+        smi="",
     ) -> None:  # fmt: skip
         proc, dev, programs = tmp_path / "proc", tmp_path / "dev", tmp_path / "bin"
         for folder in (proc / "gpus" / "0000:01:00.0", dev, programs):
@@ -174,7 +175,9 @@ def test_bfloat16_only_where_the_hardware_has_it(machine, monkeypatch, capabilit
     assert resolve_precision("auto", torch.device("cuda")) == precision
 
 
-def test_a_refusal_of_the_command_line_ends_with_three_and_writes_nothing(machine, monkeypatch, tmp_path, capsys) -> None:
+def test_a_refusal_of_the_command_line_ends_with_three_and_writes_nothing(
+    machine, monkeypatch, tmp_path, capsys
+) -> None:
     machine(available=False, cuda=None)
     monkeypatch.chdir(tmp_path)
     assert main(["train", "quickstart"]) == 3

@@ -89,7 +89,7 @@ def _torch_says(visible: str | None) -> str:
 
 
 def driver_version() -> str | None:
-    """Version of the NVIDIA driver, such as `570.86.15`, from the kernel or from nvidia-smi; None where neither tells."""
+    """Version of the NVIDIA driver, such as `570.86.15`, as the kernel or nvidia-smi tells it; None: unknown."""
     note = PROC / "version"
     text = note.read_text() if note.exists() else _smi("--query-gpu=driver_version", "--format=csv,noheader")
     found = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", text)
