@@ -14,6 +14,7 @@ from grokkit.registry import nearest
 VERBS = {
     "demo": "train on digits, measure, explain, draw; no download",
     "train": "train an experiment: a name, or the path of a .py file",
+    "estimate": "say how long an experiment would take, how much disk and how many dollars",
     "resume": "go on with an interrupted run",
     "ls": "list the runs below a folder",
     "status": "say how a run stands",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
-from grokkit.cli.text import final_accuracy
+from grokkit.cli.text import cost, final_accuracy
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.training.config import Part, RunConfig
+
+if TYPE_CHECKING:
+    from grokkit.trajectory import Run
 
 
 def main(words: list[str]) -> None:
@@ -27,6 +32,10 @@ def train(
     seeds: str | None = None,
     steps: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    price: float | None = None,
+    budget: float | None = None,
+    cpu_limit: float = 30.0,
+    notify: str | None = None,
 ) -> None:
     """Train every variant of an experiment, one after the other.
 
@@ -35,6 +44,7 @@ def train(
         grokkit train cifar10_small:no_batchnorm --data cifar10.npz --seed 1
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
         grokkit train quickstart:constant --seeds 0-31
+        grokkit train my_study.py --price 0.28 --budget 1.00 --notify https://ntfy.sh/my-secret-topic
 
     Args:
         experiment: a module in ./experiments, one that ships with grokkit, or the path of a .py file; NAME:VARIANT
@@ -46,9 +56,16 @@ def train(
         seeds: many of them at once, such as 0-31 or 0,3,7: small nets in a stack, convolutional ones in processes.
         steps: another number of updates than the experiment's.
         device: cpu or cuda; by default a GPU where there is one.
+        price: dollars an hour of this machine; by default $GROKKIT_PRICE.
+        budget: dollars that all the runs together may cost; then they are saved and stop, with exit code 6.
+        cpu_limit: minutes; where there is no GPU and no --device cpu, a measured estimate above it ends this before it
+            starts.
+        notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
+            default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
     from grokkit import recipes
-    from grokkit.training.observers import for_terminal
+    from grokkit.training.estimate import duration, refuse_above
+    from grokkit.training.money import Purse
     from grokkit.training.seeds import train_seeds
 
     if seed is not None and seeds is not None:
@@ -63,12 +80,21 @@ def train(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
             f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
+    Purse.of(price, budget).needs_price()
+    on, messages = machine(device), webhook(notify)
+    if device is None and on.torch_device.type == "cpu":
+        about = duration(refuse_above(cpu_limit, configs, len(wanted or [0]), runs))
+        print(f"measured: about {about} on this CPU", file=sys.stderr)
+    paid: list[Run] = []
     for config in configs:
         done = train_seeds(
-            config, wanted or [config.seed], runs=runs, device=device, observer=for_terminal(), experiment=found.source
+            config, wanted or [config.seed], runs=runs, device=device, observer=company(on, messages),
+            experiment=found.source, price=price, budget=left_for(budget, paid),
         )  # fmt: skip
+        paid += done
         for run in done:
-            print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
+            state, numbers = run.status, final_accuracy(run.newest_metrics())
+            print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")
         paths = " ".join(str(run.path) for run in done)
         print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 
