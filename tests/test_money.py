@@ -148,7 +148,9 @@ def test_processes_share_price_and_budget(tmp_path) -> None:
 def test_a_recorder_in_a_loop_of_ones_own_counts_too(tmp_path) -> None:
     model, data = torch.nn.Linear(64, 10), gk.load_data("digits", size=8, train=20, test=10)
     model = torch.nn.Sequential(torch.nn.Flatten(), model)
-    with gk.record(tmp_path / "mine", model, probes=gk.probe_sets(data, train=4), measures=(), price=36.0) as rec:
+    with gk.record(
+        tmp_path / "mine", model, probes=gk.probe_sets(data, train=4, test=4, random=4), measures=(), price=36.0
+    ) as rec:
         rec.step(1)
         assert rec.spent > 0
     status = gk.open_run(tmp_path / "mine").status
@@ -161,7 +163,7 @@ from grokkit import RunConfig, part
 def plain() -> RunConfig:
     return RunConfig(
         experiment="study", variant="plain", data=part("digits", size=8, train=60, test=20),
-        model=part("mlp", widths=(8,)), batch_size=20, steps=6, records=2, probes={"train": 8},
+        model=part("mlp", widths=(8,)), batch_size=20, steps=6, records=2, probes={"train": 8, "test": 8, "random": 4},
     )
 
 def scaled() -> RunConfig:

@@ -10,42 +10,7 @@ from grokkit.errors import DeviceRefusedError
 from grokkit.training import device, preflight
 from grokkit.training.precision import resolve_precision
 
-KERNEL = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Aug 19 01:15:15 UTC 2023\nGCC version:  gcc 11.4.0\n"
 OPEN_KERNEL = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs@builder)\n"
-ARCHS = ("sm_75", "sm_80", "sm_90", "sm_120")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch):
-    """A machine with one GPU whose driver, files and torch are as told; nvidia-smi is a script."""
-
-    def make(
-        driver="580.95.05", files=True, available=True, cuda="13.0", capability=(8, 0), archs=ARCHS, product=None,
-        smi="",
-    ) -> None:  # fmt: skip
-        proc, dev, programs = tmp_path / "proc", tmp_path / "dev", tmp_path / "bin"
-        for folder in (proc / "gpus" / "0000:01:00.0", dev, programs):
-            folder.mkdir(parents=True)
-        if driver:
-            (proc / "version").write_text(KERNEL.format(driver))
-        if files:
-            (dev / "nvidia0").touch()
-        if smi:
-            (programs / "nvidia-smi").write_text(f"#!/bin/sh\n{smi}\n")
-            (programs / "nvidia-smi").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-        monkeypatch.setattr(preflight, "PROC", proc)
-        monkeypatch.setattr(preflight, "DEV", dev)
-        monkeypatch.setattr(preflight, "first_product", product or (lambda index: None))
-        monkeypatch.setattr(torch.version, "cuda", cuda)
-        for name, value in {
-            "is_available": available, "device_count": int(available), "get_device_capability": capability,
-            "get_arch_list": list(archs), "get_device_name": "Test GPU", "mem_get_info": (2**20, 2**34),
-        }.items():  # fmt: skip
-            monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    return make
 
 
 def raises(error: BaseException):

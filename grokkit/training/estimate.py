@@ -320,11 +320,11 @@ def refuse_above(minutes: float, configs: Sequence[RunConfig], seeds: int, runs:
         DeviceRefusedError: they are more than `minutes`, so that nobody waits for days where a GPU was meant.
     """
     seconds = 0.0
-    for config in configs:
+    for number, config in enumerate(configs, start=1):
         found = estimate(config, "cpu", runs, enough=minutes * 60 / seeds - seconds)
         seconds += found.seconds
         if seconds * seeds > 60 * minutes:
-            least = "about" if found.complete and config is configs[-1] else "more than"
+            least = "about" if found.complete and number == len(configs) else "more than"
             raise DeviceRefusedError(
                 f"there is no GPU here, and on this CPU it would take {least} {duration(seconds * seeds)} "
                 f"({config.variant}: {speed(1 / found.training.step)} measured, {config.steps:,} steps), beyond "
