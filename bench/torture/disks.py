@@ -14,7 +14,7 @@ import torch
 from bench.torture import workload
 from bench.torture.workload import same
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import resume, sealed, store
+from grokkit.trajectory import Run, resume, sealed, store
 
 DISK = 3 << 20
 """Bytes of the small disk."""
@@ -92,7 +92,7 @@ def damaged_files(count: int, folder: Path, seed: int = 0) -> tuple[int, list[st
     return errors, found
 
 
-def _reads_right(file: Path, run: workload.Run, measure: str, reading: object) -> bool:
+def _reads_right(file: Path, run: Run, measure: str, reading: object) -> bool:
     if file.parent.name == "snapshots":
         one = run.trajectory("layers.7", [3])[0]
         return same(run.load(3), workload.content(3)) and torch.equal(one, workload.content(3)["layers.7"])

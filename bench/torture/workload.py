@@ -15,7 +15,6 @@ from torch import nn
 import grokkit as gk
 from grokkit.names import ProbeSet
 from grokkit.training.recorder import Recorder
-from grokkit.trajectory import Run
 from grokkit.trajectory.writer import Writer
 
 TENSORS, SHAPE = 20, (37, 38)
@@ -141,17 +140,17 @@ def faults(path: Path, acknowledged: Mapping[str, int]) -> list[str]:
     """
     if not path.exists():
         return [f"acknowledged {dict(acknowledged)}, and there is no folder"] if acknowledged else []
-    run = gk.open_run(path)
-    found = _faults_of_files(run, acknowledged)
-    try:
-        found += _faults_of_resuming(path, acknowledged)
-    except Exception as error:
-        found.append(f"resuming: {type(error).__name__}: {error}")
+    found = []
+    for look in (_faults_of_files, _faults_of_resuming):
+        try:
+            found += look(path, acknowledged)
+        except Exception as error:
+            found.append(f"{look.__name__}: {type(error).__name__}: {error}")
     return found
 
 
-def _faults_of_files(run: Run, acknowledged: Mapping[str, int]) -> list[str]:
-    found = []
+def _faults_of_files(path: Path, acknowledged: Mapping[str, int]) -> list[str]:
+    found, run = [], gk.open_run(path)
     missing = set(range(acknowledged.get("snapshot", -1) + 1)) - set(run.steps())
     if missing:
         found.append(f"acknowledged snapshots are missing: {sorted(missing)}")
