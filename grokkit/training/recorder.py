@@ -284,25 +284,24 @@ class Recorder:
             else:
                 packed = self._writer.staging.hold(state)
                 self._submit(partial(snapshot.write_packed, path, step, packed, check=self._lock.check))
-            if self._measures or self._attributions:
-                self._writer.wait()
+            if not self._measures and not self._attributions:
+                return
+            self._writer.wait()  # no reading is there before the weights that it was taken of
         self._take_all(step)
         self._submit()
 
     def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether the snapshot that is there holds this state; one of a resumed run may differ in the last bits, where
         the machine is another: the first one stays."""
-        try:
-            snapshot.write(path, step, state)
-        except TrajectoryError as error:
-            if step == 0:
-                raise TrajectoryError(
-                    f"{self.path} began with other weights than the model has now: build the model as then, from the "
-                    "same seed"
-                ) from error
-            self.event(step, "differs", str(error))
-            return False
-        return True
+        if snapshot.holds(path, state):
+            return True
+        if step == 0:
+            raise TrajectoryError(
+                f"{self.path} began with other weights than the model has now: build the model as then, from the "
+                "same seed"
+            )
+        self.event(step, "differs", f"{path} holds other weights than the run has now at step {step}; it stays")
+        return False
 
     def _take_all(self, step: int) -> None:
         subjects: list[Measure | AttributionPlan] = [*self._measures, *self._attributions]
