@@ -32,9 +32,11 @@ def resume(
     """
     from grokkit.training import loop
     from grokkit.training.observers import for_terminal
+    from grokkit.training.team import is_first
 
     if not runs:
         raise UsageError("which run? Give at least one run's folder, such as runs/quickstart/constant-s0-1a2b3c4d")
     for run in runs:
-        finished = loop.resume(run, device=device, observer=for_terminal())
-        print(f"{finished.path}: done at step {finished.status['step']}{final_accuracy(finished.newest_metrics())}")
+        finished = loop.resume(run, device=device, observer=for_terminal() if is_first() else None)
+        if is_first():
+            print(f"{finished.path}: done at step {finished.status['step']}{final_accuracy(finished.newest_metrics())}")

@@ -35,6 +35,7 @@ def train(
         grokkit train cifar10_small:no_batchnorm --data cifar10.npz --seed 1
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
         grokkit train quickstart:constant --seeds 0-31
+        torchrun --nproc-per-node 2 -m grokkit train quickstart:constant
 
     Args:
         experiment: a module in ./experiments, one that ships with grokkit, or the path of a .py file; NAME:VARIANT
@@ -50,6 +51,7 @@ def train(
     from grokkit import recipes
     from grokkit.training.observers import for_terminal
     from grokkit.training.seeds import train_seeds
+    from grokkit.training.team import is_first
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
@@ -58,15 +60,18 @@ def train(
     wanted = None if seeds is None else seed_list(seeds)
     every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
     there = [str(runs / config.run_name) for config in every if (runs / config.run_name).exists()]
-    if there:
+    if there and is_first():
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
             f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
     for config in configs:
         done = train_seeds(
-            config, wanted or [config.seed], runs=runs, device=device, observer=for_terminal(), experiment=found.source
+            config, wanted or [config.seed], runs=runs, device=device, experiment=found.source,
+            observer=for_terminal() if is_first() else None,
         )  # fmt: skip
+        if not is_first():
+            continue
         for run in done:
             print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
         paths = " ".join(str(run.path) for run in done)

@@ -43,10 +43,11 @@ from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
 from grokkit.training.observers import Observer, Silent
 from grokkit.training.precision import resolve_precision
-from grokkit.training.recorder import Recorder, record
+from grokkit.training.recorder import Recorder, Stateful, record
 from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
 from grokkit.training.step import TrainStep
+from grokkit.training.team import Absent, Team, team_of
 from grokkit.trajectory import Run, open_run
 
 REPORTS = 200
@@ -59,6 +60,10 @@ SAVE_SECONDS = 30.0
 """Time between two resume slots, unless they would take more than `SAVE_SHARE` of the run."""
 
 SAVE_SHARE = 0.02
+
+
+Recording = Recorder | Absent
+"""What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Job:
     validation: Split | None
     device: torch.device
     precision: str
+    team: Team
 
 
 def train(
@@ -124,8 +130,9 @@ def _run(
     config: RunConfig, path: Path, device: str | None, observer: Observer | None, experiment: str | None, resumed: bool
 ) -> Run:
     observer = observer or Silent()
+    team = team_of(resolve(device).torch_device)
     with seeded(config.seed, "training"):
-        job = build(config, resolve(device).torch_device)
+        job = build(config, team.device(resolve(device).torch_device), team=team)
         if resumed:
             _check_data(job, open_run(path))
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
@@ -133,15 +140,16 @@ def _run(
             fitting_threads(work), StopRequest() as stop, _at_step_0(config, path),
             open_recorder(job, path, experiment, resumed) as recorder,
         ):  # fmt: skip
-            start = recorder.restore(policy=job.policy, meter=job.meter, update=job.update) if resumed else 0
+            start = recorder.restore(**_parts(job)) if resumed else 0
             if start == 0:
-                job.policy.observe(evaluate(job, recorder, 0))
-                job.policy.observe(recorder.first_readings)
+                job.policy.observe(team.told(partial(evaluate, job, recorder, 0)))
+                job.policy.observe(team.told(lambda: recorder.first_readings))
             observer.start(f"{path}  on {_machine(job)}", start, config.steps)
             try:
                 _loop(job, recorder, observer, stop, start)
             finally:
                 observer.close(in_words(recorder.costs.seconds()))
+    team.barrier()
     return open_run(path)
 
 
@@ -160,9 +168,10 @@ def _check_data(job: Job, run: Run) -> None:
         raise DataError(f"{run.path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
 
 
-def build(config: RunConfig, device: torch.device, beside: Job | None = None) -> Job:
+def build(config: RunConfig, device: torch.device, beside: Job | None = None, team: Team | None = None) -> Job:
     """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
-    shared with it."""
+    shared with it; `team`: of the processes that train it together."""
+    team = team or Team()
     checked_clip(config.clip)
     dataset = build_data(config) if beside is None else beside.dataset
     model = placed(build_model(config, facts_of(dataset), dataset), device)
@@ -172,15 +181,17 @@ def build(config: RunConfig, device: torch.device, beside: Job | None = None) ->
     labels = dataset.y_train if beside is None else beside.batches.labels
     batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
     precision = resolve_precision(config.precision, device)
+    execution = team.checked(len(images), batches.batch_size, config.execution)
+    team.begin(config.seed)
+    loss = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
-        model, optimizer, partial(loss_function(config.loss), label_smoothing=config.label_smoothing),
-        batch_size=batches.batch_size, clip=partial(clip_gradients, config.clip, model),
-        precision=precision, execution=config.execution,
+        team.module(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
+        clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
     )  # fmt: skip
     test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
-    meter = Meter(device)
     return Job(
-        config, dataset, model, optimizer, policy, batches, update, meter, test_set, validation, device, precision
+        config, dataset, model, optimizer, policy, batches, update, team.meter(device), test_set, validation, device,
+        precision, team,
     )  # fmt: skip
 
 
@@ -198,16 +209,22 @@ def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
 
 def open_recorder(
     job: Job, path: Path, experiment: str | None, resumed: bool = False, facts: Mapping[str, Any] | None = None
-) -> Recorder:
-    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run."""
+) -> Recording:
+    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
+    the first process has it."""
     config = job.config
-    return record(
+    schedule, signal = log_spaced(config.records, config.steps), Signal.of(config.signal)
+    if job.team.rank:
+        job.team.barrier()
+        return Absent(path, job.model, job.optimizer, schedule, signal)
+    recorder = record(
         path, job.model, job.optimizer,
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
-        schedule=log_spaced(config.records, config.steps), signal=Signal.of(config.signal),
-        seed=config.seed, loss=config.loss, total_steps=config.steps, config=config, experiment=experiment,
-        facts={**_facts(job), **(facts or {})}, resume=resumed,
+        schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
+        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed,
     )  # fmt: skip
+    job.team.barrier()
+    return recorder
 
 
 def _facts(job: Job) -> dict[str, Any]:
@@ -218,26 +235,28 @@ def _facts(job: Job) -> dict[str, Any]:
 
 def _machine(job: Job) -> str:
     """Device, precision and execution in words."""
-    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps"
+    processes = f", {job.team.size} processes" if job.team.size > 1 else ""
+    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"
 
 
-def _loop(job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, start: int) -> None:
+def _loop(job: Job, recorder: Recording, observer: Observer, stop: StopRequest, start: int) -> None:
     config, saves = job.config, SaveTimes()
     told = 0 if start == 0 else len(job.policy.decisions)
     job.model.train()
     if recorder.unfinished:
         told = _recorded(job, recorder, start, told)
     for step in range(start + 1, config.steps + 1):
-        x, y = job.batches.at(step)
+        x, y = job.team.part(*job.batches.at(step))
         loss, logits = job.update(x, y)
         job.meter.add(loss, logits, y)
         report(job, recorder, observer, step)
         told = _recorded(job, recorder, step, told)
-        if stop.asked or stop.save_asked or saves.due(recorder) or step == config.steps:
+        stopping, saving = job.team.agreed(step, stop.asked, stop.save_asked or saves.due(recorder))
+        if stopping or saving or step == config.steps:
             save(job, recorder, step)
             stop.save_asked = False
             saves.done()
-        if stop.asked and step < config.steps:
+        if stopping and step < config.steps:
             raise Interrupted(how_to_go_on(step, config, recorder.path))
 
 
@@ -248,7 +267,7 @@ class SaveTimes:
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
 
-    def due(self, *recorders: Recorder) -> bool:
+    def due(self, *recorders: Recording) -> bool:
         now = time.monotonic()
         if now - self._last <= SAVE_SECONDS:
             return False
@@ -258,7 +277,7 @@ class SaveTimes:
         self._last = time.monotonic()
 
 
-def _recorded(job: Job, recorder: Recorder, step: int, told: int) -> int:
+def _recorded(job: Job, recorder: Recording, step: int, told: int) -> int:
     """`follow`; where a stop was asked for amid the measures, all is saved so that they go on with the next one."""
     try:
         return follow(job, recorder, step, told)
@@ -267,7 +286,7 @@ def _recorded(job: Job, recorder: Recorder, step: int, told: int) -> int:
         raise Interrupted(how_to_go_on(step, job.config, recorder.path)) from None
 
 
-def report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
+def report(job: Job, recorder: Recording, observer: Observer, step: int) -> None:
     """What follows the update number `step` before anything is measured: read the meter, log, tell the observer.
 
     Raises:
@@ -282,7 +301,7 @@ def report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
         _report(job, recorder, observer)
 
 
-def follow(job: Job, recorder: Recorder, step: int, told: int) -> int:
+def follow(job: Job, recorder: Recording, step: int, told: int) -> int:
     """Record what is due after `step` updates, evaluate, ask the policy for the next rate.
 
     Nothing but files and logs has changed where this is stopped, so that it can be called again for the same step.
@@ -293,17 +312,25 @@ def follow(job: Job, recorder: Recorder, step: int, told: int) -> int:
     Raises:
         Stopped: a stop was asked for amid the measures.
     """
-    readings = recorder.step(step)
-    validation = evaluate(job, recorder, step) if recorder.due(step) else None
-    job.policy.observe(readings)
-    job.policy.observe(validation)
+    due = recorder.due(step) or recorder.signal_due(step)
+    for heard in job.team.told(partial(_measured, job, recorder, step), due) or ():
+        job.policy.observe(heard)
     job.policy.step()
     return _note_decisions(job, recorder, told)
 
 
-def save(job: Job, recorder: Recorder, step: int, unfinished: bool = False) -> None:
+def _measured(job: Job, recorder: Recording, step: int) -> tuple[dict[str, float] | None, ...]:
+    """Record and evaluate what is due; what the policy is to hear of it."""
+    return recorder.step(step), evaluate(job, recorder, step) if recorder.due(step) else None
+
+
+def save(job: Job, recorder: Recording, step: int, unfinished: bool = False) -> None:
     """Put all that `resume` goes on from into a slot."""
-    recorder.save(step, unfinished=unfinished, policy=job.policy, meter=job.meter, update=job.update)
+    recorder.save(step, unfinished=unfinished, **_parts(job))
+
+
+def _parts(job: Job) -> dict[str, Stateful]:
+    return {"policy": job.policy, "meter": job.meter, "update": job.update, **job.team.parts()}
 
 
 def how_to_go_on(step: int, config: RunConfig, *paths: Path) -> str:
@@ -311,7 +338,7 @@ def how_to_go_on(step: int, config: RunConfig, *paths: Path) -> str:
     return f"stopped after step {step} of {config.steps}; go on with: grokkit resume {' '.join(map(str, paths))}"
 
 
-def _report(job: Job, recorder: Recorder, observer: Observer) -> None:
+def _report(job: Job, recorder: Recording, observer: Observer) -> None:
     """Read what the meter has set aside, check it, log it and tell the policy and the observer."""
     taken = job.meter.read()
     if taken is None:
@@ -333,7 +360,7 @@ def _rate(job: Job) -> float:
     return float(job.optimizer.param_groups[0]["lr"])
 
 
-def evaluate(job: Job, recorder: Recorder, step: int) -> dict[str, float] | None:
+def evaluate(job: Job, recorder: Recording, step: int) -> dict[str, float] | None:
     """Log loss and accuracy on images that were not trained on; return what the policy is to hear of it.
 
     A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
@@ -352,7 +379,7 @@ def evaluate(job: Job, recorder: Recorder, step: int) -> dict[str, float] | None
     return heard
 
 
-def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:
+def _note_decisions(job: Job, recorder: Recording, told: int) -> int:
     """Log the policy's decisions after the first `told`; return how many there are now."""
     for decision in job.policy.decisions[told:]:
         recorder.event(decision["step"], "policy", decision["reason"], lr=decision["lr"])

@@ -176,6 +176,10 @@ class Recorder:
         """Whether `step` is on the schedule."""
         return step in self._due
 
+    def signal_due(self, step: int) -> bool:
+        """Whether the signal is read at `step`."""
+        return self._signal is not None and self._signal.due(step)
+
     def step(self, step: int) -> dict[str, float] | None:
         """Write what is due after `step` updates.
 
@@ -202,7 +206,7 @@ class Recorder:
             self._record(step)
         elif time.monotonic() - self._told > HEARTBEAT_SECONDS:
             self._submit()
-        if self._signal is None or not self._signal.due(step):
+        if self._signal is None or not self.signal_due(step):
             return None
         with self.costs.of("signal"):
             readings = self._signal.read(self._context)
@@ -234,7 +238,7 @@ class Recorder:
                 "model": dict(unwrap(self._context.model).state_dict()),
                 "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
                 "parts": {name: each.state_dict() for name, each in parts.items()},
-                "rng": _random_state(device_of(self._context.model)),
+                "rng": random_state(device_of(self._context.model)),
             }
             slot = resume.hold(step, state, self._writer.staging)
             self._submit(partial(self._slots.save, slot, check=self._lock.check))
@@ -262,13 +266,7 @@ class Recorder:
         step, state = found
         self.unfinished = state.get("unfinished", False)
         self._step = step - self.unfinished
-        unwrap(self._context.model).load_state_dict(state["model"])
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
-            _lay_out_as_parameters(self._optimizer)
-        for name, each in parts.items():
-            each.load_state_dict(state["parts"][name])
-        _set_random_state(state["rng"], device_of(self._context.model))
+        load_state(state, self._context.model, self._optimizer, parts)
         self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
         return step
 
@@ -411,6 +409,21 @@ def _described(
     return told | ({"signal": dataclasses.asdict(signal)} if signal else {})
 
 
+def load_state(
+    state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]
+) -> None:
+    """Put the state of a slot into the things that it is of, and into the random generators."""
+    unwrap(model).load_state_dict(state["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        _lay_out_as_parameters(optimizer)
+    set_random_state(state["rng"], device_of(model))
+    for name, each in parts.items():
+        if name not in state["parts"]:
+            raise UsageError(f"the slot holds no state of {name!r}; it was saved by a run of another kind")
+        each.load_state_dict(state["parts"][name])
+
+
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:
     """Give loaded moments the strides of their parameters: fused optimizers walk through memory side by side, so that a
     channels_last parameter would be paired with the wrong elements of a contiguous moment, without a word."""
@@ -421,12 +434,14 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
                 state[name] = laid_out.copy_(value)
 
 
-def _random_state(device: torch.device) -> dict[str, Any]:
+def random_state(device: torch.device) -> dict[str, Any]:
+    """That of Python, NumPy, torch and, where the device is a GPU, of it."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """The inverse of `random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["cpu"])

@@ -21,10 +21,9 @@ from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.costs import Costs, in_words
 from grokkit.training.device import described, fitting_threads
-from grokkit.training.loop import Job
+from grokkit.training.loop import Job, Recording
 from grokkit.training.meter import Meters
 from grokkit.training.observers import Observer, Silent
-from grokkit.training.recorder import Recorder
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 
 
@@ -39,7 +38,7 @@ class Lane:
 
     place: int
     job: Job
-    recorder: Recorder
+    recorder: Recording
     told: int = 0
 
 
