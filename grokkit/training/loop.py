@@ -43,9 +43,10 @@ from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
 from grokkit.training.observers import Observer, Silent
 from grokkit.training.precision import resolve_precision
-from grokkit.training.recorder import Recorder, Stateful, record
+from grokkit.training.recorder import Recorder, record
 from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
+from grokkit.training.state import Stateful
 from grokkit.training.step import TrainStep
 from grokkit.training.team import Absent, Team, team_of
 from grokkit.trajectory import Run, open_run

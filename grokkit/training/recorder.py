@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import shutil
 import time
 import warnings
@@ -11,15 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import tomli_w
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from grokkit import measures as measure_room
 from grokkit.borrow import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
@@ -31,8 +28,10 @@ from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.costs import Costs
 from grokkit.training.device import described, environment
+from grokkit.training.instruments import as_measures, as_plans
 from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import Signal
+from grokkit.training.state import Stateful, full_state, load_state
 from grokkit.trajectory import Run, resume, run, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
@@ -41,14 +40,6 @@ from grokkit.trajectory.writer import Writer
 
 HEARTBEAT_SECONDS = 20.0
 """Longest time between two states in status.json while steps are taken."""
-
-
-class Stateful(Protocol):
-    """Whatever can be saved in a resume slot: an optimizer, a `PolicyLR`."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 def record(
@@ -233,13 +224,7 @@ class Recorder:
             parts: whatever else has a state.
         """
         with self.costs.of("resume slots"):
-            state = {
-                "unfinished": unfinished,
-                "model": dict(unwrap(self._context.model).state_dict()),
-                "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
-                "parts": {name: each.state_dict() for name, each in parts.items()},
-                "rng": random_state(device_of(self._context.model)),
-            }
+            state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             slot = resume.hold(step, state, self._writer.staging)
             self._submit(partial(self._slots.save, slot, check=self._lock.check))
 
@@ -407,74 +392,3 @@ def _described(
     maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
     told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
     return told | ({"signal": dataclasses.asdict(signal)} if signal else {})
-
-
-def load_state(
-    state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]
-) -> None:
-    """Put the state of a slot into the things that it is of, and into the random generators."""
-    unwrap(model).load_state_dict(state["model"])
-    if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        _lay_out_as_parameters(optimizer)
-    set_random_state(state["rng"], device_of(model))
-    for name, each in parts.items():
-        if name not in state["parts"]:
-            raise UsageError(f"the slot holds no state of {name!r}; it was saved by a run of another kind")
-        each.load_state_dict(state["parts"][name])
-
-
-def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Give loaded moments the strides of their parameters: fused optimizers walk through memory side by side, so that a
-    channels_last parameter would be paired with the wrong elements of a contiguous moment, without a word."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                laid_out = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype, device=value.device)
-                state[name] = laid_out.copy_(value)
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """That of Python, NumPy, torch and, where the device is a GPU, of it."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """The inverse of `random_state`."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def as_measure(wanted: str | Part | Measure) -> Measure:
-    """A measure from its name, a part with options, or itself."""
-    if isinstance(wanted, str):
-        return measure_room.create(wanted)
-    if isinstance(wanted, Part):
-        return measure_room.create(wanted.name, **wanted.options)
-    return wanted
-
-
-def as_plan(wanted: str | Part | AttributionPlan) -> AttributionPlan:
-    """A plan from a method's name, a part with options, or itself."""
-    from grokkit import attribution
-
-    if isinstance(wanted, AttributionPlan):
-        return wanted
-    name, options = (wanted, {}) if isinstance(wanted, str) else (wanted.name, dict(wanted.options))
-    attribution.registry.get(name)
-    own = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
-    return AttributionPlan(name, **own, parameters=options)
-
-
-def as_measures(wanted: str | Iterable[str | Part | Measure]) -> list[Measure]:
-    """`as_measure` of each; a single name stands for itself."""
-    return [as_measure(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
-
-
-def as_plans(wanted: str | Iterable[str | Part | AttributionPlan]) -> list[AttributionPlan]:
-    """`as_plan` of each; a single name stands for itself."""
-    return [as_plan(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]

@@ -26,8 +26,8 @@ from grokkit.interrupt import Stopped
 from grokkit.seeding import stream
 from grokkit.training.costs import Costs
 from grokkit.training.meter import Meter
-from grokkit.training.recorder import Stateful, load_state, random_state, set_random_state
 from grokkit.training.signal import Signal
+from grokkit.training.state import Stateful, load_state, random_state, set_random_state
 from grokkit.trajectory.resume import Slots
 
 T = TypeVar("T")
