@@ -27,10 +27,11 @@ class Follower:
 
     Args:
         run: the run, opened for reading.
+        maps: whether attribution maps are wanted.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, maps: bool = True) -> None:
+        self.run, self._rooms = run, ("measures", "attributions") if maps else ("measures",)
         self.id = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:10]
         self._begin()
 
@@ -77,8 +78,8 @@ class Follower:
         if deep:
             self._read_metrics(tick)
             self._read_events(tick)
-            self._read_files("measures", tick)
-            self._read_files("attributions", tick)
+            for room in self._rooms:
+                self._read_files(room, tick)
         self._observe(tick)
         return same
 

@@ -29,8 +29,8 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("loss", "Loss", "log", "no loss was logged"),
     Panel("accuracy", "Accuracy", "share", "no accuracy was logged"),
-    Panel("complexity", "Local complexity", "zero", "add it with: grokkit lc RUN"),
-    Panel("layers", "Local complexity by layer", "zero", "add it with: grokkit lc RUN"),
+    Panel("complexity", "Local complexity", "linear", "add it with: grokkit lc RUN"),
+    Panel("layers", "Local complexity by layer", "linear", "add it with: grokkit lc RUN"),
     Panel("robust", "Robust accuracy", "share", "add it with: grokkit attack RUN"),
     Panel("rate", "Learning rate", "zero", "no learning rate was logged"),
 )
@@ -80,7 +80,7 @@ def of_metric(split: str, metric: str, loss: str) -> Trace:
     if metric == "loss":
         return Trace("loss", label, split, _LOSS_UNITS.get(loss, loss), order=order)
     if metric == "learning_rate":
-        return Trace("rate", "learning rate", "rate", "per update")
+        return Trace("rate", "learning rate", "rate", "")
     if metric.startswith("accuracy"):
         suffix = metric.removeprefix("accuracy").replace("_", " ")
         return Trace("accuracy", label + suffix, split, "share of images", order=order)

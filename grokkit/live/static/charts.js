@@ -30,7 +30,7 @@ function tick(value) {
   const size = Math.abs(value);
   if (size >= 1e6) return `${+(value / 1e6).toPrecision(4)}M`;
   if (size >= 1e4) return `${+(value / 1e3).toPrecision(4)}k`;
-  if (size !== 0 && size < 1e-3) return value.toExponential().replace("e", "e");
+  if (size !== 0 && size < 1e-4) return value.toExponential();
   return String(+value.toPrecision(6));
 }
 
@@ -106,7 +106,7 @@ class Chart {
       select.replaceChildren(...known.map((word) => new Option(word, word)));
     }
     if (!known.includes(this.chosen[name])) {
-      this.chosen[name] = name === "probe" && known.includes("train") ? "train" : known[Math.floor((known.length - 1) / 2)] ?? null;
+      this.chosen[name] = known.includes("train") ? "train" : middleOfMost(curves, known, name);
     }
     if (this.chosen[name] !== null) select.value = this.chosen[name];
     select.hidden = known.length < 2;
@@ -183,11 +183,11 @@ class Chart {
     };
   }
 
+  // One range for all charts, so that what happened at one time stands in one line.
   xScale() {
-    const range = (plot, low, high) => this.page.zoom ?? [0, high > 0 ? high : 1];
+    const range = () => this.page.zoom ?? [0, this.page.extent() || 1];
     // The inverse hyperbolic sine is a logarithm with a place for 0.
-    const first = Math.min(...this.drawn.flatMap((line) => line.x.filter((value) => value > 0).slice(0, 1)), Infinity);
-    return this.page.axis === "log" ? { time: false, distr: 4, asinh: Number.isFinite(first) ? first : 1, range } : { time: false, range };
+    return this.page.axis === "log" ? { time: false, distr: 4, asinh: this.page.firstStep(), range } : { time: false, range };
   }
 
   yScale() {
@@ -210,7 +210,7 @@ class Chart {
     const axis = this.axis({ label: this.page.unit === "epoch" ? "epoch" : "step (optimizer updates)", labelSize: 16, labelFont: "11px system-ui", labelGap: 0, size: 26, space: 60 });
     if (this.page.axis !== "log") return axis;
     const splits = (plot, at, low, high) => {
-      const first = plot.scales.x.asinh ?? 1;
+      const first = this.page.firstStep();
       return [...(low <= 0 ? [0] : []), ...logTicks(Math.max(low, first), Math.max(high, first), plot.bbox.width / devicePixelRatio / 60)];
     };
     return { ...axis, splits, filter: (plot, values) => values };
@@ -252,7 +252,7 @@ class Chart {
     context.font = `600 ${11 * devicePixelRatio}px system-ui`;
     context.textAlign = "center";
     if (this.panel.key === "rate" || this.panel.key === "signal") {
-      for (const { number, step, group } of this.page.decisions()) mark(step, group, colourOf("accent"), [4, 3], String(number));
+      for (const { text, step, group } of this.page.decisions()) mark(step, group, colourOf("accent"), [4, 3], text);
     }
     const looked = this.page.lookedAt();
     if (looked) mark(looked.step, looked.group, colourOf("muted"), [1, 3], "");
@@ -296,9 +296,16 @@ class Chart {
   }
 }
 
+// Of the words that most groups have, the middle one.
+function middleOfMost(curves, known, name) {
+  const groups = (word) => new Set(curves.filter((curve) => curve[name] === word).map((curve) => curve.group)).size;
+  const most = Math.max(0, ...known.map(groups)), common = known.filter((word) => groups(word) === most);
+  return common[Math.floor((common.length - 1) / 2)] ?? null;
+}
+
 function faint(colour) {
   const hex = colour.startsWith("#") ? [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) : colour.match(/\d+/g).slice(0, 3);
-  return `rgba(${hex.join(",")},0.18)`;
+  return `rgba(${hex.join(",")},0.15)`;
 }
 
 // The newest row at or before a place; the newest of all without one.

@@ -81,6 +81,14 @@ class Page {
     return this.unit === "epoch" ? step / (this.group(group)?.steps_per_epoch ?? 1) : step;
   }
 
+  firstStep() { return Math.min(1, ...this.shown.map((key) => this.placed(1, key))); }
+
+  // The last step of any curve that is shown, in the unit of the axis.
+  extent() {
+    const shown = [...this.curves.values()].filter((curve) => this.shown.includes(curve.group) && curve.x.length);
+    return Math.max(0, ...shown.map((curve) => this.placed(curve.x[curve.x.length - 1], curve.group)));
+  }
+
   scaled(curve) { return curve.x.map((step) => this.placed(step, curve.group)); }
 
   shownRuns() {
@@ -109,7 +117,17 @@ class Page {
     return found.map((event) => ({ ...event, group: this.groupOf(event.run.id), number: event.kind === "policy" ? ++number : null }));
   }
 
-  decisions() { return this.listed().filter((event) => event.number !== null); }
+  // Decisions at one step of one group, such as those of its seeds, share a mark.
+  decisions() {
+    const marks = new Map();
+    for (const { number, step, group } of this.listed()) {
+      if (number === null) continue;
+      const mark = marks.get(`${step} ${group}`);
+      if (mark) mark.text = `${mark.first}–${number}`;
+      else marks.set(`${step} ${group}`, { first: number, text: String(number), step, group });
+    }
+    return [...marks.values()];
+  }
 
   setZoom(ends) {
     this.zoom = ends;
@@ -185,8 +203,8 @@ class Page {
     box.setAttribute("aria-label", `draw ${group.label}`);
     box.onchange = () => this.choose(group.key, box.checked);
     card.append(
-      element("div", "pick", box), element("div", "name"), element("div", "progress", [element("div", "track", element("div")), element("small")]),
-      ...["state", "left", "ran", "money"].map((name) => element("div", `fact ${name}`)), element("div", "reason"),
+      element("div", "name", [element("label", "", [box, element("span")]), element("small")]), element("div", "progress", [element("div", "track", element("div")), element("small")]),
+      ...["stands", "left", "ran", "money"].map((name) => element("div", `fact ${name}`)), element("div", "reason"),
     );
     return card;
   }
@@ -207,14 +225,15 @@ class Page {
     if (!runs.length) return;
     const facts = factsOf(group, runs, this.now);
     const find = (name) => card.querySelector(`.${name}`);
-    find("pick").hidden = this.groups.length < 2;
-    find("pick").firstChild.checked = this.shown.includes(group.key);
-    setLines(find("name"), facts.name, facts.seeds);
-    if (this.groups.length > 1) find("name").append(dashSample(this.shown.indexOf(group.key)));
+    const box = card.querySelector("input");
+    box.hidden = this.groups.length < 2;
+    box.checked = this.shown.includes(group.key);
+    find("name").querySelector("span").textContent = facts.name;
+    find("name").querySelector("small").replaceChildren(facts.seeds, this.groups.length > 1 ? dashSample(this.shown.indexOf(group.key)) : "");
     find("track").firstChild.style.width = `${100 * facts.share}%`;
     find("track").hidden = facts.share === null;
     find("progress").querySelector("small").textContent = facts.steps;
-    find("state").replaceChildren(element("span", `state ${facts.state}`, facts.states));
+    find("stands").replaceChildren(element("span", `state ${facts.state}`, facts.states));
     setLines(find("left"), facts.left, facts.leftNote);
     setLines(find("ran"), facts.ran, facts.device);
     setLines(find("money"), facts.money, facts.moneyNote);
@@ -234,7 +253,7 @@ class Page {
       if (several) text.append(element("span", "who", ` (${event.run.name.split("/").pop()})`));
       return element("li", "", [element("span", "number", event.number ? String(event.number) : ""), element("span", "step", event.step.toLocaleString("en")), text]);
     }));
-    if (!events.length) host.append(element("div", "empty", this.awaited({ missing: "nothing was decided and nothing happened" }, false).replace("number", "event")));
+    if (!events.length) host.append(element("li", "empty", this.shownRuns().length ? "no decisions, no incidents" : "waiting for a run"));
     this.redrawMarks();
   }
 
@@ -257,7 +276,7 @@ class Page {
       const share = name === "training" || !training ? "" : `${((100 * seconds) / training).toFixed(1)} %`;
       return [element("span", "", name.replaceAll("_", " ")), track, element("span", "seconds", `${short(+seconds.toPrecision(3))} s`), element("span", "share", share)];
     }));
-    if (!rows.length) host.append(element("div", "empty", this.awaited({ missing: "the run's status tells no costs" }, false)));
+    if (!rows.length) host.append(element("div", "empty", "waiting for the first record"));
   }
 
   // ---- asking
