@@ -59,10 +59,9 @@ def test_every_minimum_and_maximum_survives_in_order_and_thinning_again_changes_
 
 def test_what_is_sent_piece_by_piece_is_what_would_have_been_sent_at_once() -> None:
     rng = np.random.default_rng(1)
-    series, size, tick, seen = Series(), size_for(50_000), 0, -1
+    series, size, seen = Series(), size_for(50_000), -1
     page = np.empty((2, 0))
-    for _ in range(60):
-        tick += 1
+    for tick in range(1, 61):
         first = int(rng.integers(0, 48_000)) if tick % 7 == 0 else (series.last[0] + 1 if len(series) else 0)
         steps = np.arange(first, min(first + int(rng.integers(1, 2000)), 50_000))
         series.extend(steps, rows(rng.standard_normal(len(steps)), attempt=tick), tick)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import shutil
@@ -24,7 +25,7 @@ def csv(runs: Sequence[Run], out: Path) -> None:
 def parquet(runs: Sequence[Run], out: Path) -> None:
     """The tidy table as Parquet. Raises UsageError where pyarrow is missing."""
     with needs("pyarrow", "parquet"):
-        import pyarrow  # noqa: F401
+        importlib.import_module("pyarrow")
     buffer = io.BytesIO()
     table(runs).to_parquet(buffer, engine="pyarrow", index=False)
     write_new(out, buffer.getvalue())
@@ -61,11 +62,11 @@ def tensorboard(runs: Sequence[Run], out: Path) -> None:
 
 def scalars(run: Run) -> Iterator[tuple[str, int, float]]:
     """`<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run."""
-    for row in table(run).itertuples():
-        numbers = [f"{name}={value:g}" for name in ("radius", "epsilon") if not math.isnan(value := getattr(row, name))]
-        words = [row.measure, row.probe_set, row.layer, row.attack, *numbers]
-        if math.isfinite(row.value):
-            yield "/".join(str(word) for word in words if word), int(row.step), float(row.value)
+    for row in table(run).to_dict("records"):
+        numbers = [f"{name}={row[name]:g}" for name in ("radius", "epsilon") if not math.isnan(row[name])]
+        words = [row["measure"], row["probe_set"], row["layer"], row["attack"], *numbers]
+        if math.isfinite(row["value"]):
+            yield "/".join(word for word in words if word), row["step"], row["value"]
 
 
 @contextmanager
@@ -74,7 +75,9 @@ def needs(package: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise UsageError(f"this export needs {package}, which is not installed: pip install 'grokkit[{extra}]'") from error
+        raise UsageError(
+            f"this export needs {package}, which is not installed: pip install 'grokkit[{extra}]'"
+        ) from error
 
 
 def refuse_existing(out: Path) -> None:

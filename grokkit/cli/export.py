@@ -13,7 +13,13 @@ from grokkit.errors import UsageError
 if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
-ENDINGS = {"html": ".html", "csv": ".csv", "parquet": ".parquet", "safetensors": "-safetensors", "tensorboard": "-tensorboard"}
+ENDINGS = {
+    "html": ".html",
+    "csv": ".csv",
+    "parquet": ".parquet",
+    "safetensors": "-safetensors",
+    "tensorboard": "-tensorboard",
+}
 
 
 def main(words: list[str]) -> None:

@@ -70,12 +70,14 @@ def _uri(body: bytes) -> str:
 
 def assembled(data: dict[str, Any]) -> str:
     """index.html with its files and `data` written into it."""
-    page = static("index.html").replace("<!--policy-->", f'<meta http-equiv="Content-Security-Policy" content="{CLOSED}">')
+    page = static("index.html").replace(
+        "<!--policy-->", f'<meta http-equiv="Content-Security-Policy" content="{CLOSED}">'
+    )
     for name in STATIC:
         if name.endswith(".css"):
             page = page.replace(f'<link rel="stylesheet" href="static/{name}">', f"<style>\n{static(name)}\n</style>")
         else:
             page = page.replace(f'<script src="static/{name}"></script>', f"<script>\n{static(name)}\n</script>")
-    # Within a script element only the letters of a closing tag could end it early.
-    inlined = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    # No "<" in it, so that no text of a run can end the element.
+    inlined = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     return page.replace("<!--data-->", f'<script id="data" type="application/json">{inlined}</script>')

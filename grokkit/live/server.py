@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _data(self) -> tuple[str, bytes]:
-        asked = parse_qs(urlsplit(self.path).query)
+        asked = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         groups = asked["groups"][0].split(",") if "groups" in asked else None
         told = self.server.study.update(asked.get("cursor", [""])[0], groups)
         return "application/json", json.dumps(told, separators=(",", ":"), allow_nan=False).encode()

@@ -57,11 +57,10 @@ def view(follower: Follower, width: int) -> Group:
     """Everything at a glance, in so many columns."""
     head = Text.assemble((follower.run.name, "bold"), "  ", (follower.state, COLOURS.get(follower.state, "yellow")))
     device = Text(str(follower.environment.get("device", "")), style="dim")
-    parts = [head, device, _bar(follower), Text(), _numbers(follower, width)]
     reason = follower.status.get("reason")
     notes = [Text(str(reason), style="yellow")] if reason else []
     notes += [Text(problem, style="red") for problem in follower.problems.values()]
-    return Group(*parts, *notes, *_events(follower))
+    return Group(head, device, _bar(follower), Text(), _numbers(follower, width), *notes, *_events(follower))
 
 
 def _bar(follower: Follower) -> Table:
@@ -120,7 +119,7 @@ def _name(trace: Trace) -> str:
 
 
 def sparkline(values: np.ndarray, width: int = WIDTH) -> str:
-    """The course of some numbers in at most `width` characters, each the mean of its part; a dot where none is finite."""
+    """Some numbers in at most `width` characters, each the mean of its part; a dot where nothing is finite."""
     parts = np.array_split(np.asarray(values, dtype=float), min(width, len(values)))
     finite = [part[np.isfinite(part)] for part in parts]
     means = np.array([part.mean() if len(part) else np.nan for part in finite])
