@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import local_complexity, partition, seeds, training
+from bench import live, local_complexity, partition, seeds, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "pipelines": training.pipelines,
     "trainer": training.trainer,
     "optimizers": training.optimizers,
+    "live": live.updates,
 }
 
 

@@ -118,6 +118,7 @@ def test_the_page_in_one_file_holds_all_data_and_names_no_other_file(runs, tmp_p
     text, told = inlined(tmp_path / "small.html")
     assert not re.search(r'(src|href)="(?!data:)', text), "no other file is asked for"
     assert "default-src 'none'" in text and "connect-src" not in text
+    assert str(runs[0].path.parent.parent) not in text, "a file that is handed on names no folder"
     assert {curve["panel"] for curve in told["curves"]} >= {
         "loss",
         "accuracy",

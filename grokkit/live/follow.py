@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from grokkit.errors import GrokkitError, TrajectoryError
 from grokkit.live.maps import MapSet
 from grokkit.live.panels import STANDARD_ERROR, Trace, of_metric, of_reading
-from grokkit.live.series import Curve, Series
+from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
 from grokkit.trajectory import Run, log, store
 from grokkit.trajectory.run import in_force
 
@@ -116,16 +116,17 @@ class Follower:
         return records
 
     def _read_metrics(self, tick: int) -> None:
-        found: dict[tuple[str, str], list[tuple[int, float, int]]] = {}
-        for record in self._new_records("metrics", tick):
-            place = found.setdefault((record["split"], record["metric"]), [])
-            place.append((record["step"], record["value"], record["attempt"]))
-            self._newest = max(self._newest, (record["attempt"], record["step"]))
+        records = self._new_records("metrics", tick)
+        found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for record in records:
+            found[record["split"], record["metric"]].append(record)
         for (split, metric), rows in found.items():
-            steps, values, attempts = zip(*rows, strict=True)
-            nothing = np.full(len(rows), np.nan)
-            columns = np.column_stack([np.array(values, dtype=float), nothing, nothing, attempts])
+            columns = np.full((len(rows), 4), np.nan)
+            columns[:, VALUE] = [row["value"] for row in rows]
+            columns[:, ATTEMPT] = [row["attempt"] for row in rows]
+            steps = [row["step"] for row in rows]
             self._extend(of_metric(split, metric, str(self.config.get("loss", ""))), steps, columns, tick)
+            self._newest = max(self._newest, (rows[-1]["attempt"], steps[-1]))
 
     def _extend(self, trace: Trace, steps: Any, rows: np.ndarray, tick: int) -> None:
         self.series.setdefault(trace, Series()).extend(steps, rows, tick)

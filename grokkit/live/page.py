@@ -50,6 +50,7 @@ def one_file(study: Study) -> str:
     """
     found = study.update(groups=())["groups"]
     data = study.update(groups=[group["key"] for group in found])
+    data["roots"] = []  # a file that is handed on names no folder of this machine
     told = {run for group in data["groups"] for run in [r for r in group["runs"] if data["maps"].get(r)][:1]}
     data["maps"] = {run: maps for run, maps in data["maps"].items() if run in told}
     data["pictures"] = {name: _uri(body) for run in sorted(told) for name, body in _pictures(study.followers[run])}

@@ -213,7 +213,7 @@ def told_run(follower: Follower) -> dict[str, Any]:
     """How one run stands."""
     status = follower.status
     return {
-        "id": follower.id, "name": follower.run.name, "path": str(follower.run.path),
+        "id": follower.id, "name": follower.run.name,
         "seed": follower.config.get("seed", 0), "state": follower.state, "reason": status.get("reason", ""),
         "step": follower.step, "total_steps": follower.total_steps, "attempt": status.get("attempt"),
         "updated": follower.updated, "ends_at": follower.ends_at(), "seconds": follower.seconds,

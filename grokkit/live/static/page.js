@@ -309,7 +309,7 @@ class Page {
     if (inlined) {
       this.inlined = JSON.parse(inlined.textContent);
       this.take(this.inlined);
-      document.getElementById("footer").textContent = `exported ${new Date(1000 * this.now).toLocaleString()} · ${this.shownRuns().map((run) => run.path).join(", ")}`;
+      document.getElementById("footer").textContent = `exported ${new Date(1000 * this.now).toLocaleString()} · ${this.shownRuns().map((run) => run.name).join(", ")}`;
       return;
     }
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.ask(); });
