@@ -22,7 +22,9 @@ def updates(settings: Settings) -> list[Row]:
     """What the server spends on one answer to the page, of a run with 200,000 logged numbers in four curves."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long-s0"
-        run.create(path, config="seed = 0\n", environment={}, probes=[], status={"state": "done", "step": 0, "attempt": 1})
+        run.create(
+            path, config="seed = 0\n", environment={}, probes=[], status={"state": "done", "step": 0, "attempt": 1}
+        )
         steps = count()
         _append(path, steps, ROWS)
         study = Study([path])

@@ -20,10 +20,15 @@ from tests.runs import SMALL
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SWITCHES = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 PANELS = {"loss", "accuracy", "complexity", "layers", "robust", "rate", "signal", "weight_norm", "logit_scale"}
 
 
@@ -212,7 +217,9 @@ def test_it_tells_the_time_left_the_money_and_the_end_of_a_run(browser, tmp_path
         stand("done")
         lock.close()
         tab.wait("document.querySelector('.run .state').textContent === 'done'")
-        tab.wait("document.querySelector('.chart[data-panel=robust] .empty').textContent.includes('grokkit attack RUN')")
+        tab.wait(
+            "document.querySelector('.chart[data-panel=robust] .empty').textContent.includes('grokkit attack RUN')"
+        )
     assert tab.complaints == []
 
 

@@ -3,8 +3,15 @@
 import gzip
 import http.client
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -25,8 +32,8 @@ MAPS = np.array([[[[1.0, -1.0, 0.0]] * 3], [[[0.5, 0.5, -0.5]] * 3]])
 def run(tmp_path):
     path = live_runs.make(tmp_path / "study" / "plain-s0")
     live_runs.log(path, (1, 3.0), (2, 2.0))
-    live_runs.maps(path, 10, MAPS)
-    live_runs.maps(path, 20, 2 * MAPS)
+    live_runs.maps(path, 10, 2 * MAPS)
+    live_runs.maps(path, 20, MAPS)
     return path
 
 
@@ -143,19 +150,13 @@ def test_the_first_free_port_is_taken(run, monkeypatch):
 def test_maps_are_pictures_on_one_scale(served):
     told = data(served)
     ((run, (maps,)),) = told["maps"].items()
-    assert (
-        maps["steps"] == [10, 20]
-        and maps["signed"]
-        and maps["limit"] == pytest.approx(2.0)
-        and maps["unit"] == "logits"
-    )
+    assert (maps["steps"], maps["signed"], maps["unit"]) == ([10, 20], True, "logits")
+    assert maps["limit"] == pytest.approx(2.0)
     early, late = (picture(served, f"/maps/{run}/{maps['identity']}/{step}.png") for step in (10, 20))
     assert early.shape == late.shape == (3, 6, 3)
     ends = coloured(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), DIVERGING).tolist()
-    assert late[0, :3].tolist() == [ends[4], ends[0], ends[2]], (
-        "1 is half of the scale at step 10, 2 all of it at step 20"
-    )
-    assert early[0, :3].tolist() == [ends[3], ends[1], ends[2]]
+    assert early[0, :3].tolist() == [ends[4], ends[0], ends[2]], "2 is all of the scale, 1 half of it"
+    assert late[0, :3].tolist() == [ends[3], ends[1], ends[2]]
     images = picture(served, f"/maps/{run}/{maps['identity']}/images.png")
     assert images[..., 0].tolist() == np.hstack(live_runs.IMAGES[:, 0]).tolist()
 
@@ -180,3 +181,21 @@ def test_probe_images_become_colours():
     assert photographs(colour)[0, 0, 0].tolist() == [0, 0, 255]
     assert photographs(np.array([[[[-1.0, 1.0]]]], np.float32))[0, 0, :, 0].tolist() == [0, 255]
     assert photographs(np.zeros((2, 4, 3, 3), np.uint8)).shape == (2, 3, 3, 3)
+
+
+def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run):
+    root = Path(__file__).resolve().parents[1]
+    words = [sys.executable, "-m", "grokkit", "serve", str(run)]
+    env = {**os.environ, "SSH_CONNECTION": "10.0.0.1 5000 10.0.0.2 22", "LOGNAME": "me"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env=env
+    ) as server:
+        url = server.stdout.readline().split()[1]
+        port = urlsplit(url).port
+        with urlopen(f"{url}data", timeout=10) as answer:
+            assert json.load(answer)["curves"][0]["y"] == [3.0, 2.0]
+        assert server.stdout.readline() == (
+            f"from elsewhere, first: ssh -L {port}:127.0.0.1:{port} me@10.0.0.2   (host and -p as you log in)\n"
+        )
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 0 and server.stderr.read() == ""

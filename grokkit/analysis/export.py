@@ -1,4 +1,7 @@
-"""Runs in the formats of other tools: tables, weights, event files. Nothing that exists is ever overwritten."""
+"""Runs in the formats of other tools: tables, weights, event files.
+
+Nothing that exists is ever overwritten: callers ask `refuse_existing` before the work begins.
+"""
 
 from __future__ import annotations
 
@@ -88,13 +91,11 @@ def refuse_existing(out: Path) -> None:
 
 def write_new(out: Path, content: bytes) -> None:
     """Write a file that appears whole, and only where there is none."""
-    refuse_existing(out)
     publish(out, content, replace=False)
 
 
 def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None]) -> None:
     """Fill a folder beside `out` and rename it when it is whole: one of its own for each of several runs."""
-    refuse_existing(out)
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         for run in runs:

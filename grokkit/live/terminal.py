@@ -19,6 +19,7 @@ from grokkit.trajectory import Run
 SPARK, WIDTH = "▁▂▃▄▅▆▇█", 32
 EVENTS, UNITS_FROM = 5, 110
 LOOK_SECONDS, LINE_SECONDS = 1.0, 10.0
+LOGGED = ("batch", "test_set", "validation", "rate")
 COLOURS = {"running": "blue", "done": "green", "failed": "red", "killed": "red", "unreadable": "red"}
 
 
@@ -86,8 +87,9 @@ def standing(follower: Follower) -> str:
 
 
 def plain_line(follower: Follower) -> str:
-    """Where the run is and its newest numbers, in one line."""
-    newest = (f"{_name(trace)} {follower.series[trace].last[1]:.4g}" for trace in headline(follower))
+    """Where the run is and its newest logged numbers, in one line."""
+    logged = (trace for trace in headline(follower) if trace.role in LOGGED)
+    newest = (f"{_name(trace)} {follower.series[trace].last[1]:.4g}" for trace in logged)
     return f"{standing(follower)}  {', '.join(newest)}"
 
 
@@ -114,7 +116,7 @@ def _numbers(follower: Follower, width: int) -> Table:
 
 
 def _name(trace: Trace) -> str:
-    titles = {"complexity": f"LC at {trace.choice.split(',')[0]}", "rate": ""}
+    titles = {"complexity": f"LC at {trace.choice.split(',')[0]}", "rate": "", "robust": "robust accuracy"}
     return ", ".join(word for word in (titles.get(trace.panel, trace.panel), trace.label) if word)
 
 
