@@ -1,4 +1,4 @@
-# make demo | test | slow | lint | types | check | bench | gpu; each makes .venv and installs what it needs first.
+# make demo | test | slow | lint | types | check | bench | torture | gpu; each makes .venv and installs what it needs first.
 # make gpu DATA=cifar10.npz: CIFAR-10 from a file instead of a download; OUT=folder: where the results go.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint types check bench gpu clean
+.PHONY: demo test slow lint types check bench torture gpu clean
 
 demo: $(READY)
 	$(BIN)/grokkit demo
@@ -28,6 +28,9 @@ check: lint types test
 
 bench: $(READY)
 	$(BIN)/python -m bench
+
+torture: $(READY)
+	$(BIN)/python -m bench.torture
 
 gpu: $(READY)
 	$(BIN)/python -m bench.gpu $(if $(DATA),--data $(DATA)) $(if $(OUT),--out $(OUT))

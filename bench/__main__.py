@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import local_complexity, partition, seeds, storage, training
+from bench import live, local_complexity, partition, seeds, storage, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "through-time": storage.through_time,
     "stall": storage.stall,
     "many": storage.many,
+    "live": live.updates,
 }
 
 

@@ -21,6 +21,11 @@ TABLE_COLUMNS = (
 `n` counts the images behind it, `radius` is in the input space of the net, `directions` counts those of the frame,
 `epsilon` is in pixels."""
 
+SIGNED = ("integrated_gradients", "input_x_gradient", "deep_lift")
+"""Attributions whose sign has a meaning even where a map happens to have only one."""
+SLOPES = ("saliency", "guided_backprop")
+"""Attributions that are a gradient, per unit of pixel, not a share of the logit."""
+
 
 @dataclass(frozen=True, eq=False)
 class ProbeSet:

@@ -18,7 +18,8 @@ from grokkit.names import ProbeSet
 from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
 from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
-from grokkit.training.recorder import as_measures, as_plans, record
+from grokkit.training.instruments import as_measures, as_plans
+from grokkit.training.recorder import record
 from grokkit.training.schedule import as_step
 from grokkit.trajectory import Run, open_run, snapshot, store
 from grokkit.trajectory.lock import RunLock

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: one torch thread, real images where they are to be had, a machine with a pretended GPU."""
+"""Fixtures shared by all tests: one torch thread, real images where they are to be had, a machine that has no GPU."""
 
 import os
 from pathlib import Path

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import live_runs
+
 PACKAGE = Path(__file__).resolve().parents[1] / "grokkit"
 LEVELS = {
-    "errors": 0, "names": 0.5, "seeding": 0.5, "registry": 0.5,
+    "errors": 0, "interrupt": 0, "names": 0.5, "seeding": 0.5, "registry": 0.5,
     "borrow": 1, "units": 1,
     "data": 2, "models": 2, "spline": 2, "robustness": 2, "attribution": 2, "policies": 2, "trajectory": 2,
     "measures": 3,
@@ -19,7 +21,7 @@ LEVELS = {
     "sweep": 7, "recipes": 7,
     "cli": 8, "__main__": 9, "__init__": 10,
 }  # fmt: skip
-FORBIDDEN = {"policies": {"torch"}, "figures": {"torch", "h5py"}, "live": {"torch"}}
+FORBIDDEN = {"policies": {"torch"}, "figures": {"torch", "h5py"}, "live": {"torch", "pandas", "matplotlib"}}
 
 
 def room_of(path: Path) -> str:
@@ -59,11 +61,27 @@ def test_every_room_has_a_level() -> None:
 HEAVY = ("torch", "matplotlib", "seaborn", "scipy", "captum", "pandas", "sklearn")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["ls", "nowhere"], ["train", "--help"], ["lc", "--help"]], ids=" ".join)
+QUICK = ("--help", "ls nowhere", "train --help", "lc --help", "watch run", "serve --help", "export --help")
+
+
+@pytest.mark.parametrize("words", [line.split() for line in QUICK], ids=" ".join)
 def test_quick_verbs_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    live_runs.complexity(live_runs.make(tmp_path / "run"), 1, 2.0)
+    live_runs.log(tmp_path / "run", (1, 0.5))
     code = (
         "import sys\nfrom grokkit.cli import main\n"
         f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip().endswith("LOADED []"), done.stdout[-300:]
+
+
+def test_a_page_with_data_is_served_without_anything_heavy(tmp_path: Path) -> None:
+    live_runs.complexity(live_runs.make(tmp_path / "run"), 1, 2.0)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom grokkit.live import page, server, study\n"
+        "assert 'complexity' in page.one_file(study.Study([Path('run')]))\n"
         f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)

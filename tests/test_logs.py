@@ -119,3 +119,32 @@ def test_a_log_on_a_full_disk_says_so(path):
     written._file = Full()
     with pytest.raises(TrajectoryError, match=r"could not write .*metrics\.jsonl: No space left on device"):
         written.append({"step": 1})
+
+
+def test_following_a_log_reads_what_was_appended_and_nothing_twice(path):
+    write(path, {"step": 1}, {"step": 2})
+    records, offset, damaged = log.read_from(path, 0)
+    assert records == read(path) and offset == path.stat().st_size and damaged == 0
+    assert log.read_from(path, offset) == ([], offset, 0)
+    write(path, {"step": 3, "value": float("-inf")}, attempt=2)
+    records, after, _ = log.read_from(path, offset)
+    assert records == [{"step": 3, "value": float("-inf"), "attempt": 2}] and after == path.stat().st_size
+
+
+def test_following_waits_for_a_torn_line_wherever_it_is_cut(path):
+    write(path, {"step": 1, "text": "a"}, {"step": 2, "text": "ü\nb"})
+    raw = path.read_bytes()
+    for cut in range(len(raw) + 1):
+        path.write_bytes(raw[:cut])
+        first, offset, _ = log.read_from(path, 0)
+        path.write_bytes(raw)
+        second, end, damaged = log.read_from(path, offset)
+        assert [record["step"] for record in [*first, *second]] == [1, 2] and (end, damaged) == (len(raw), 0)
+
+
+def test_following_counts_damaged_lines_and_goes_on_behind_them(path):
+    write(path, {"step": 1}, {"step": 2}, {"step": 3})
+    path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":7') + b"\n[]\n")
+    records, offset, damaged = log.read_from(path, 0)
+    assert [record["step"] for record in records] == [1, 3]
+    assert damaged == 3 and offset == path.stat().st_size

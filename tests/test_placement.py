@@ -137,8 +137,8 @@ def test_a_run_checks_at_its_start_after_the_first_update_and_later_again(tmp_pa
 def test_a_run_with_a_tensor_elsewhere_ends_as_failed(tmp_path, monkeypatch) -> None:
     build = loop.build
 
-    def misplaced(*arguments):
-        job = build(*arguments)
+    def misplaced(*arguments, **named):
+        job = build(*arguments, **named)
         job.model.net.kept = [nn.Linear(1, 1, device="meta")]
         return job
 

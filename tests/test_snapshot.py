@@ -110,6 +110,18 @@ def test_the_same_state_again_is_fine_and_another_is_refused(tmp_path):
     assert path.read_bytes() == raw
 
 
+def test_a_snapshot_holds_a_state_or_another_one(tmp_path):
+    path, state = tmp_path / "a.h5", tensors()
+    snapshot.write(path, 3, state)
+    assert snapshot.holds(path, tensors())
+    for name, other in (
+        ("special", state["special"].neg()), ("strided", state["strided"].double()), ("scalar", torch.tensor([7])),
+        ("new", torch.zeros(1)),
+    ):  # fmt: skip
+        assert not snapshot.holds(path, {**state, name: other}), name
+    assert not snapshot.holds(path, {name: state[name] for name in list(state)[1:]})
+
+
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
     snapshot.write(tmp_path / "a.h5", 3, {"fc.weight": torch.zeros(3)})
     with pytest.raises(TrajectoryError, match=r"no tensor 'fc.wieght'\. Did you mean 'fc.weight'\?"):

@@ -8,6 +8,7 @@ import torch
 
 import grokkit as gk
 from grokkit.errors import Interrupted, TrajectoryError
+from grokkit.training import loop, recorder
 from grokkit.trajectory import resume, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.recover import recover
@@ -176,3 +177,61 @@ def test_a_damaged_reading_and_a_damaged_snapshot_are_made_again(tmp_path):
         for room in ("snapshots", f"measures/{folder.name}"):
             left, right = (each.path / room / store.file_name(step) for each in (done, straight))
             assert left.read_bytes() == right.read_bytes()
+
+
+class Spent:
+    def __init__(self, seconds):
+        self.save_seconds = seconds
+
+
+def test_slots_are_saved_by_the_clock_and_take_no_more_than_their_share(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    saves = loop.SaveTimes()
+    assert not saves.due(Spent(0.0))
+    now[0] += loop.SAVE_SECONDS + 1
+    assert saves.due(Spent(0.1)) and not saves.due(Spent(1.0)), "1 s of 31 is more than 2 %"
+    assert not saves.due(Spent(0.4), Spent(0.4)), "the seeds of a stack together"
+    saves.done()
+    assert not saves.due(Spent(0.1))
+    now[0] += 1000
+    assert saves.due(Spent(20.0)) and not saves.due(Spent(21.0))
+
+
+def test_status_says_the_step_while_nothing_else_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "HEARTBEAT_SECONDS", 0.0)
+    model = torch.nn.Linear(2, 2)
+    with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=[0], config={"seed": 0}) as rec:
+        rec.step(1)
+        rec.step(2)
+        rec._writer.wait()
+        assert gk.open_run(tmp_path / "run").status["step"] == 2
+
+
+def test_snapshots_are_asked_for_while_the_one_before_is_written(tmp_path, monkeypatch):
+    """The loop goes on while the disk is slow; no more than one file is in flight."""
+    write, said = snapshot.write_packed, []
+
+    def slow(path, step, packed, **options):
+        said.append(f"begin {step}")
+        time.sleep(0.05)
+        write(path, step, packed, **options)
+        said.append(f"end {step}")
+
+    monkeypatch.setattr(snapshot, "write_packed", slow)
+    model = torch.nn.Linear(2, 2)
+    with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=range(4), config={"seed": 0}) as rec:
+        for step in (1, 2, 3):
+            with torch.no_grad():
+                model.weight.fill_(step)
+            rec.step(step)
+            said.append(f"loop {step}")
+            with torch.no_grad():
+                model.weight.fill_(-1)
+    assert [each for each in said if each[0] != "l"] == [f"{w} {s}" for s in range(4) for w in ("begin", "end")]
+    assert said.index("loop 1") < said.index("end 1") and said.index("loop 2") > said.index("end 1")
+    assert [float(state["weight"][0, 0]) for _, state in gk.open_run(tmp_path / "run").iter_checkpoints([1, 2, 3])] == [
+        1,
+        2,
+        3,
+    ]

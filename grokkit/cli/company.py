@@ -24,26 +24,33 @@ def machine(wanted: str | None) -> Device:
     from rich.console import Console
 
     from grokkit.training.device import resolve
+    from grokkit.training.team import is_first
 
     found = resolve(wanted)
-    if wanted is None and found.torch_device.type == "cpu":
+    if wanted is None and found.torch_device.type == "cpu" and is_first():
         line = "NO GPU HERE: this runs on the CPU. --device cpu says that this is meant"
         Console(stderr=True, soft_wrap=True).print(line, style="bold red", highlight=False)
     return found
 
 
 def webhook(address: str | None) -> Webhook | None:
-    """Who posts to `address`, or else to that of the environment variable GROKKIT_NOTIFY; None for neither."""
+    """Who posts to `address`, or else to that of the environment variable GROKKIT_NOTIFY; None for neither, and in all
+    but the first process of a team."""
     from grokkit.training.notify import Webhook
+    from grokkit.training.team import is_first
 
     chosen = address or os.environ.get(NOTIFY_VARIABLE)
-    return Webhook(chosen) if chosen else None
+    return Webhook(chosen) if chosen and is_first() else None
 
 
-def company(device: Device, messages: Webhook | None) -> Observer:
-    """A live bar or plain lines, which name the CPU, and messages where they are wanted."""
+def company(device: Device, messages: Webhook | None) -> Observer | None:
+    """A live bar or plain lines, which name the CPU, and messages where they are wanted; nobody in all but the first
+    process of a team."""
     from grokkit.training.observers import Guarded, for_terminal
+    from grokkit.training.team import is_first
 
+    if not is_first():
+        return None
     on_cpu = "cpu" if device.torch_device.type == "cpu" else ""
     return Guarded(for_terminal(on_cpu), *([messages] if messages is not None else []))
 

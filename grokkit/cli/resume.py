@@ -41,6 +41,7 @@ def resume(
             default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
     from grokkit.training import loop
+    from grokkit.training.team import is_first
     from grokkit.trajectory import open_run
 
     if not runs:
@@ -49,6 +50,8 @@ def resume(
     for run in opened:
         left = left_for(budget, [other for other in opened if other is not run])
         finished = loop.resume(run.path, device=device, observer=company(found, messages), price=price, budget=left)
+        if not is_first():
+            continue
         status = finished.status
         print(
             f"{finished.path}: done at step {status['step']}{final_accuracy(finished.newest_metrics())}{cost(status)}"

@@ -45,6 +45,7 @@ def train(
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
         grokkit train quickstart:constant --seeds 0-31
         grokkit train my_study.py --price 0.28 --budget 1.00 --notify https://ntfy.sh/my-secret-topic
+        torchrun --nproc-per-node 2 -m grokkit train quickstart:constant
 
     Args:
         experiment: a module in ./experiments, one that ships with grokkit, or the path of a .py file; NAME:VARIANT
@@ -67,6 +68,7 @@ def train(
     from grokkit.training.estimate import duration, refuse_above
     from grokkit.training.money import Purse
     from grokkit.training.seeds import train_seeds
+    from grokkit.training.team import is_alone, is_first
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
@@ -75,14 +77,14 @@ def train(
     wanted = None if seeds is None else seed_list(seeds)
     every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
     there = [str(runs / config.run_name) for config in every if (runs / config.run_name).exists()]
-    if there:
+    if there and is_first():
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
             f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
     Purse.of(price, budget).needs_price()
     on, messages = machine(device), webhook(notify)
-    if device is None and on.torch_device.type == "cpu":
+    if device is None and on.torch_device.type == "cpu" and is_alone():
         about = duration(refuse_above(cpu_limit, configs, len(wanted or [0]), runs))
         print(f"measured: about {about} on this CPU", file=sys.stderr)
     paid: list[Run] = []
@@ -92,6 +94,8 @@ def train(
             experiment=found.source, price=price, budget=left_for(budget, paid),
         )  # fmt: skip
         paid += done
+        if not is_first():
+            continue
         for run in done:
             state, numbers = run.status, final_accuracy(run.newest_metrics())
             print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")

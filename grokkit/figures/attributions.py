@@ -14,14 +14,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.theme import FULL, hide_ticks, themed
-from grokkit.names import FigureData
+from grokkit.names import SIGNED, SLOPES, FigureData
 
 COLUMNS = 8
 """Snapshots at most; more would be smaller than a stamp."""
-SIGNED = ("integrated_gradients", "input_x_gradient", "deep_lift")
-"""Methods whose sign has a meaning even where a map happens to have only one."""
-SLOPES = ("saliency", "guided_backprop")
-"""Methods that give a gradient, per unit of pixel, not a share of the logit."""
 
 
 @register("attributions")

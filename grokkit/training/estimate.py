@@ -20,9 +20,8 @@ from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.config import RunConfig
 from grokkit.training.device import fitting_threads, resolve
-from grokkit.training.job import Job, build, machine_of, open_recorder
+from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.money import HOUR, dollars
-from grokkit.training.recorder import Recorder
 from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
 from grokkit.training.step import WARM_UP
@@ -212,17 +211,17 @@ def _time_instruments(job: Job, path: Path) -> list[Instrument]:
         return [*found, _one_slot(job, recorder, step)]
 
 
-def _now(recorder: Recorder) -> dict[str, float]:
+def _now(recorder: Recording) -> dict[str, float]:
     return {name: seconds for name, seconds in recorder.costs.seconds().items() if name != "training"}
 
 
-def _signal(recorder: Recorder, signal: Signal, step: int, steps: int, first: float) -> Instrument:
+def _signal(recorder: Recording, signal: Signal, step: int, steps: int, first: float) -> Instrument:
     before = recorder.costs.now("signal")
     recorder.step((step // signal.every + 1) * signal.every)
     return Instrument("signal", steps // signal.every + 1, first, recorder.costs.now("signal") - before)
 
 
-def _evaluation(job: Job, recorder: Recorder, first: float) -> Instrument:
+def _evaluation(job: Job, recorder: Recording, first: float) -> Instrument:
     """Those amid the run and the last one differ: see `loop.evaluate`."""
 
     def taken(step: int) -> float:
@@ -235,7 +234,7 @@ def _evaluation(job: Job, recorder: Recorder, first: float) -> Instrument:
     return Instrument("evaluation", count, first, later)
 
 
-def _one_slot(job: Job, recorder: Recorder, step: int) -> Instrument:
+def _one_slot(job: Job, recorder: Recording, step: int) -> Instrument:
     loop.save(job, recorder, step)
     first = recorder.costs.now("resume slots")
     loop.save(job, recorder, step)

@@ -38,6 +38,10 @@ from grokkit.training.recorder import Recorder, record
 from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
 from grokkit.training.step import TrainStep
+from grokkit.training.team import Absent, Team
+
+Recording = Recorder | Absent
+"""What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
 
 
 @dataclass
@@ -56,12 +60,14 @@ class Job:
     validation: Split | None
     device: torch.device
     precision: str
+    team: Team
     pace: Pace = field(default_factory=Pace)
 
 
-def build(config: RunConfig, device: torch.device, beside: Job | None = None) -> Job:
+def build(config: RunConfig, device: torch.device, beside: Job | None = None, team: Team | None = None) -> Job:
     """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
-    shared with it."""
+    shared with it; `team`: of the processes that train it together."""
+    team = team or Team()
     checked_clip(config.clip)
     dataset = build_data(config) if beside is None else beside.dataset
     model = placed(build_model(config, facts_of(dataset), dataset), device)
@@ -71,15 +77,17 @@ def build(config: RunConfig, device: torch.device, beside: Job | None = None) ->
     labels = dataset.y_train if beside is None else beside.batches.labels
     batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
     precision = resolve_precision(config.precision, device)
+    execution = team.checked(len(images), batches.batch_size, config.execution)
+    team.begin(config.seed)
+    loss = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
-        model, optimizer, partial(loss_function(config.loss), label_smoothing=config.label_smoothing),
-        batch_size=batches.batch_size, clip=partial(clip_gradients, config.clip, model),
-        precision=precision, execution=config.execution,
+        team.module(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
+        clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
     )  # fmt: skip
     test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
-    meter = Meter(device)
     return Job(
-        config, dataset, model, optimizer, policy, batches, update, meter, test_set, validation, device, precision
+        config, dataset, model, optimizer, policy, batches, update, team.meter(device), test_set, validation, device,
+        precision, team,
     )  # fmt: skip
 
 
@@ -102,16 +110,22 @@ def open_recorder(
     resumed: bool = False,
     facts: Mapping[str, Any] | None = None,
     price: float | None = None,
-) -> Recorder:
-    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run."""
+) -> Recording:
+    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
+    the first process has it."""
     config = job.config
-    return record(
+    schedule, signal = log_spaced(config.records, config.steps), Signal.of(config.signal)
+    if job.team.rank:
+        job.team.barrier()
+        return Absent(path, job.model, job.optimizer, schedule, signal)
+    recorder = record(
         path, job.model, job.optimizer,
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
-        schedule=log_spaced(config.records, config.steps), signal=Signal.of(config.signal),
-        seed=config.seed, loss=config.loss, total_steps=config.steps, config=config, experiment=experiment,
-        facts={**_facts(job), **(facts or {})}, resume=resumed, price=price,
+        schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
+        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed, price=price,
     )  # fmt: skip
+    job.team.barrier()
+    return recorder
 
 
 def _facts(job: Job) -> dict[str, Any]:
@@ -122,4 +136,5 @@ def _facts(job: Job) -> dict[str, Any]:
 
 def machine_of(job: Job) -> str:
     """Device, precision and execution in words."""
-    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps"
+    processes = f", {job.team.size} processes" if job.team.size > 1 else ""
+    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"

@@ -20,11 +20,12 @@ from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
 from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.evaluation import evaluated
-from grokkit.training.job import Job, build, machine_of, open_recorder
+from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.money import Bill, Purse, dollars, spent_by
 from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.placement import check_placement, placed_update
-from grokkit.training.recorder import Recorder
+from grokkit.training.state import Stateful
+from grokkit.training.team import team_of
 from grokkit.trajectory import Run, open_run
 
 REPORTS = 200
@@ -120,8 +121,9 @@ def _run(
     purse: Purse,
     resumed: bool,
 ) -> Run:
+    team = team_of(resolve(device).torch_device)
     with seeded(config.seed, "training"):
-        job = build(config, resolve(device).torch_device)
+        job = build(config, team.device(resolve(device).torch_device), team=team)
         check_placement(job.device, job.model, job.optimizer)
         if resumed:
             _check_data(job, open_run(path))
@@ -131,15 +133,16 @@ def _run(
             open_recorder(job, path, experiment, resumed, price=purse.price) as recorder,
         ):  # fmt: skip
             recorder.listener = observer.event
-            start = recorder.restore(policy=job.policy, meter=job.meter, update=job.update) if resumed else 0
+            start = recorder.restore(**_parts(job)) if resumed else 0
             if start == 0:
-                job.policy.observe(evaluate(job, recorder, 0))
-                job.policy.observe(recorder.first_readings)
+                job.policy.observe(team.told(partial(evaluate, job, recorder, 0)))
+                job.policy.observe(team.told(lambda: recorder.first_readings))
             observer.start(f"{path}  on {machine_of(job)}", start, config.steps)
             try:
                 _loop(job, recorder, observer, stop, start, purse.budget)
             finally:
                 observer.close(in_words(recorder.costs.seconds()))
+    team.barrier()
     return open_run(path)
 
 
@@ -159,7 +162,7 @@ def _check_data(job: Job, run: Run) -> None:
 
 
 def _loop(
-    job: Job, recorder: Recorder, observer: Observer, stop: StopRequest, start: int, budget: float | None
+    job: Job, recorder: Recording, observer: Observer, stop: StopRequest, start: int, budget: float | None
 ) -> None:
     config, saves = job.config, SaveTimes()
     told = 0 if start == 0 else len(job.policy.decisions)
@@ -167,7 +170,7 @@ def _loop(
     if recorder.unfinished:
         told = _recorded(job, recorder, start, told)
     for step in range(start + 1, config.steps + 1):
-        x, y = job.batches.at(step)
+        x, y = job.team.part(*job.batches.at(step))
         loss, logits = _updated(job, x, y, step == start + 1)
         if step == start + 1 or step % placement.EVERY == 0:
             check_placement(job.device, job.model, job.optimizer, x=x, y=y, loss=loss, logits=logits)
@@ -175,21 +178,22 @@ def _loop(
         report(job, recorder, observer, step)
         told = _recorded(job, recorder, step, told)
         broke = is_spent(recorder, budget)
-        if stop.asked or broke or stop.save_asked or saves.due(recorder) or step == config.steps:
+        stopping, saving = job.team.agreed(step, stop.asked or broke, stop.save_asked or saves.due(recorder))
+        if stopping or saving or step == config.steps:
             save(job, recorder, step)
             stop.save_asked = False
             saves.done()
-        if stop.asked and step < config.steps:
+        if stopping and step < config.steps:
+            if budget is not None and broke:
+                raise BudgetReached(beyond_budget(step, config, recorder.spent or 0.0, budget, recorder.path))
             raise Interrupted(how_to_go_on(step, config, recorder.path))
-        if budget is not None and broke and step < config.steps:
-            raise BudgetReached(beyond_budget(step, config, recorder.spent or 0.0, budget, recorder.path))
 
 
 def _updated(job: Job, x: Tensor, y: Tensor, first: bool) -> tuple[Tensor, Tensor]:
     return placed_update(partial(job.update, x, y)) if first else job.update(x, y)
 
 
-def is_spent(recorder: Recorder, budget: float | None) -> bool:
+def is_spent(recorder: Recording, budget: float | None) -> bool:
     """Whether the run has cost `budget` dollars; None is no limit."""
     return budget is not None and (recorder.spent or 0.0) >= budget
 
@@ -207,7 +211,7 @@ class SaveTimes:
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()
 
-    def due(self, *recorders: Recorder) -> bool:
+    def due(self, *recorders: Recording) -> bool:
         now = time.monotonic()
         if now - self._last <= SAVE_SECONDS:
             return False
@@ -217,7 +221,7 @@ class SaveTimes:
         self._last = time.monotonic()
 
 
-def _recorded(job: Job, recorder: Recorder, step: int, told: int) -> int:
+def _recorded(job: Job, recorder: Recording, step: int, told: int) -> int:
     """`follow`; where a stop was asked for amid the measures, all is saved so that they go on with the next one."""
     try:
         return follow(job, recorder, step, told)
@@ -226,7 +230,7 @@ def _recorded(job: Job, recorder: Recorder, step: int, told: int) -> int:
         raise Interrupted(how_to_go_on(step, job.config, recorder.path)) from None
 
 
-def report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
+def report(job: Job, recorder: Recording, observer: Observer, step: int) -> None:
     """What follows the update number `step` before anything is measured: read the meter, log, tell the observer.
 
     Raises:
@@ -241,7 +245,7 @@ def report(job: Job, recorder: Recorder, observer: Observer, step: int) -> None:
         _report(job, recorder, observer)
 
 
-def follow(job: Job, recorder: Recorder, step: int, told: int) -> int:
+def follow(job: Job, recorder: Recording, step: int, told: int) -> int:
     """Record what is due after `step` updates, evaluate, ask the policy for the next rate.
 
     Nothing but files and logs has changed where this is stopped, so that it can be called again for the same step.
@@ -252,17 +256,25 @@ def follow(job: Job, recorder: Recorder, step: int, told: int) -> int:
     Raises:
         Stopped: a stop was asked for amid the measures.
     """
-    readings = recorder.step(step)
-    validation = evaluate(job, recorder, step) if recorder.due(step) else None
-    job.policy.observe(readings)
-    job.policy.observe(validation)
+    due = recorder.due(step) or recorder.signal_due(step)
+    for heard in job.team.told(partial(_measured, job, recorder, step), due) or ():
+        job.policy.observe(heard)
     job.policy.step()
     return _note_decisions(job, recorder, told)
 
 
-def save(job: Job, recorder: Recorder, step: int, unfinished: bool = False) -> None:
+def _measured(job: Job, recorder: Recording, step: int) -> tuple[dict[str, float] | None, ...]:
+    """Record and evaluate what is due; what the policy is to hear of it."""
+    return recorder.step(step), evaluate(job, recorder, step) if recorder.due(step) else None
+
+
+def save(job: Job, recorder: Recording, step: int, unfinished: bool = False) -> None:
     """Put all that `resume` goes on from into a slot."""
-    recorder.save(step, unfinished=unfinished, policy=job.policy, meter=job.meter, update=job.update)
+    recorder.save(step, unfinished=unfinished, **_parts(job))
+
+
+def _parts(job: Job) -> dict[str, Stateful]:
+    return {"policy": job.policy, "meter": job.meter, "update": job.update, **job.team.parts()}
 
 
 def how_to_go_on(step: int, config: RunConfig, *paths: Path) -> str:
@@ -270,7 +282,7 @@ def how_to_go_on(step: int, config: RunConfig, *paths: Path) -> str:
     return f"stopped after step {step} of {config.steps}; go on with: grokkit resume {' '.join(map(str, paths))}"
 
 
-def _report(job: Job, recorder: Recorder, observer: Observer) -> None:
+def _report(job: Job, recorder: Recording, observer: Observer) -> None:
     """Read what the meter has set aside, check it, log it and tell the policy and the observer."""
     taken = job.meter.read()
     if taken is None:
@@ -291,7 +303,7 @@ def _report(job: Job, recorder: Recorder, observer: Observer) -> None:
     observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(job), **_cost_of(recorder)})
 
 
-def _cost_of(recorder: Recorder) -> dict[str, float]:
+def _cost_of(recorder: Recording) -> dict[str, float]:
     """Dollars so far as a number among others; nothing where no price is known."""
     return {} if recorder.spent is None else {"spent": recorder.spent}
 
@@ -300,7 +312,7 @@ def _rate(job: Job) -> float:
     return float(job.optimizer.param_groups[0]["lr"])
 
 
-def evaluate(job: Job, recorder: Recorder, step: int) -> dict[str, float] | None:
+def evaluate(job: Job, recorder: Recording, step: int) -> dict[str, float] | None:
     """Log loss and accuracy on images that were not trained on; return what the policy is to hear of it.
 
     A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
@@ -319,7 +331,7 @@ def evaluate(job: Job, recorder: Recorder, step: int) -> dict[str, float] | None
     return heard
 
 
-def _note_decisions(job: Job, recorder: Recorder, told: int) -> int:
+def _note_decisions(job: Job, recorder: Recording, told: int) -> int:
     """Log the policy's decisions after the first `told`; return how many there are now."""
     for decision in job.policy.decisions[told:]:
         recorder.event(decision["step"], "policy", decision["reason"], lr=decision["lr"])

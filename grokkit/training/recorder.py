@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import random
 import shutil
 import time
 import warnings
@@ -11,29 +9,28 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import tomli_w
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from grokkit import measures as measure_room
 from grokkit.borrow import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
-from grokkit.measures.base import settings_of
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan, name_of, place_of, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.costs import Costs
 from grokkit.training.device import described, environment
+from grokkit.training.instruments import as_measures, as_plans, asked_for
 from grokkit.training.money import Bill, Purse
 from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import Signal
+from grokkit.training.state import Stateful, full_state, load_state
 from grokkit.trajectory import Run, resume, run, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
@@ -42,14 +39,6 @@ from grokkit.trajectory.writer import Writer
 
 HEARTBEAT_SECONDS = 20.0
 """Longest time between two states in status.json while steps are taken."""
-
-
-class Stateful(Protocol):
-    """Whatever can be saved in a resume slot: an optimizer, a `PolicyLR`."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
 def record(
@@ -107,7 +96,7 @@ def record(
     taken, plans = as_measures(measures), as_plans(attributions)
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
-        told = config or _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
+        told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
         machine = environment(described(device_of(model))) | dict(facts or {})
         _create(path, told, machine, probes, total_steps, experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
@@ -185,6 +174,10 @@ class Recorder:
         """Whether `step` is on the schedule."""
         return step in self._due
 
+    def signal_due(self, step: int) -> bool:
+        """Whether the signal is read at `step`."""
+        return self._signal is not None and self._signal.due(step)
+
     def step(self, step: int) -> dict[str, float] | None:
         """Write what is due after `step` updates.
 
@@ -211,7 +204,7 @@ class Recorder:
             self._record(step)
         elif time.monotonic() - self._told > HEARTBEAT_SECONDS:
             self._submit()
-        if self._signal is None or not self._signal.due(step):
+        if self._signal is None or not self.signal_due(step):
             return None
         with self.costs.of("signal"):
             readings = self._signal.read(self._context)
@@ -245,13 +238,7 @@ class Recorder:
             parts: whatever else has a state.
         """
         with self.costs.of("resume slots"):
-            state = {
-                "unfinished": unfinished,
-                "model": dict(unwrap(self._context.model).state_dict()),
-                "optimizer": self._optimizer.state_dict() if self._optimizer is not None else None,
-                "parts": {name: each.state_dict() for name, each in parts.items()},
-                "rng": _random_state(device_of(self._context.model)),
-            }
+            state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             slot = resume.hold(step, state, self._writer.staging)
             self._submit(partial(self._slots.save, slot, check=self._lock.check))
 
@@ -278,13 +265,7 @@ class Recorder:
         step, state = found
         self.unfinished = state.get("unfinished", False)
         self._step = step - self.unfinished
-        unwrap(self._context.model).load_state_dict(state["model"])
-        if self._optimizer is not None:
-            self._optimizer.load_state_dict(state["optimizer"])
-            _lay_out_as_parameters(self._optimizer)
-        for name, each in parts.items():
-            each.load_state_dict(state["parts"][name])
-        _set_random_state(state["rng"], device_of(self._context.model))
+        load_state(state, self._context.model, self._optimizer, parts)
         self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
         return step
 
@@ -300,25 +281,24 @@ class Recorder:
             else:
                 packed = self._writer.staging.hold(state)
                 self._submit(partial(snapshot.write_packed, path, step, packed, check=self._lock.check))
-            if self._measures or self._attributions:
-                self._writer.wait()
+            if not self._measures and not self._attributions:
+                return
+            self._writer.wait()  # no reading is there before the weights that it was taken of
         self._take_all(step)
         self._submit()
 
     def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether the snapshot that is there holds this state; one of a resumed run may differ in the last bits, where
         the machine is another: the first one stays."""
-        try:
-            snapshot.write(path, step, state)
-        except TrajectoryError as error:
-            if step == 0:
-                raise TrajectoryError(
-                    f"{self.path} began with other weights than the model has now: build the model as then, from the "
-                    "same seed"
-                ) from error
-            self.event(step, "differs", str(error))
-            return False
-        return True
+        if snapshot.holds(path, state):
+            return True
+        if step == 0:
+            raise TrajectoryError(
+                f"{self.path} began with other weights than the model has now: build the model as then, from the "
+                "same seed"
+            )
+        self.event(step, "differs", f"{path} holds other weights than the run has now at step {step}; it stays")
+        return False
 
     def _take_all(self, step: int) -> None:
         subjects: list[Measure | AttributionPlan] = [*self._measures, *self._attributions]
@@ -415,71 +395,3 @@ def _create(
     text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
     status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
     run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
-
-
-def _described(
-    measures: list[Measure],
-    plans: list[AttributionPlan],
-    schedule: tuple[int, ...],
-    signal: Signal | None,
-    rest: dict[str, Any],
-) -> dict[str, Any]:
-    """What `record` was asked for, as TOML values."""
-    listed = [{"name": name_of(each), **settings_of(each)} for each in measures]
-    maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
-    told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
-    return told | ({"signal": dataclasses.asdict(signal)} if signal else {})
-
-
-def _lay_out_as_parameters(optimizer: Optimizer) -> None:
-    """Give loaded moments the strides of their parameters: fused optimizers walk through memory side by side, so that a
-    channels_last parameter would be paired with the wrong elements of a contiguous moment, without a word."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                laid_out = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype, device=value.device)
-                state[name] = laid_out.copy_(value)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
-    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def as_measure(wanted: str | Part | Measure) -> Measure:
-    """A measure from its name, a part with options, or itself."""
-    if isinstance(wanted, str):
-        return measure_room.create(wanted)
-    if isinstance(wanted, Part):
-        return measure_room.create(wanted.name, **wanted.options)
-    return wanted
-
-
-def as_plan(wanted: str | Part | AttributionPlan) -> AttributionPlan:
-    """A plan from a method's name, a part with options, or itself."""
-    from grokkit import attribution
-
-    if isinstance(wanted, AttributionPlan):
-        return wanted
-    name, options = (wanted, {}) if isinstance(wanted, str) else (wanted.name, dict(wanted.options))
-    attribution.registry.get(name)
-    own = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
-    return AttributionPlan(name, **own, parameters=options)
-
-
-def as_measures(wanted: str | Iterable[str | Part | Measure]) -> list[Measure]:
-    """`as_measure` of each; a single name stands for itself."""
-    return [as_measure(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
-
-
-def as_plans(wanted: str | Iterable[str | Part | AttributionPlan]) -> list[AttributionPlan]:
-    """`as_plan` of each; a single name stands for itself."""
-    return [as_plan(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]

@@ -12,6 +12,7 @@ from grokkit.training.loop import build, train
 from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.replicas import train_apart
+from grokkit.training.team import is_alone, is_first
 from grokkit.training.together import no_stack_because, train_together
 from grokkit.trajectory import Run, open_run
 
@@ -64,7 +65,9 @@ def train_seeds(
     purse.needs_price()
     configs = [config.replace(seed=seed) for seed in checked_seeds(seeds)]
     paths = [Path(runs) / each.run_name for each in configs]
-    if there := [str(path) for path in paths if path.exists()]:
+    if len(configs) > 1 and not is_alone():
+        raise UsageError("torchrun's processes train one run together: give one seed, or start many without torchrun")
+    if is_first() and (there := [str(path) for path in paths if path.exists()]):
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume or remove what is there, or "
             "choose other seeds or another folder for the runs"

@@ -21,12 +21,11 @@ from grokkit.training import loop, placement
 from grokkit.training.build import macs_of
 from grokkit.training.costs import Costs, in_words
 from grokkit.training.device import described, fitting_threads
-from grokkit.training.loop import Job
+from grokkit.training.loop import Job, Recording
 from grokkit.training.meter import Meters
 from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Silent
 from grokkit.training.placement import check_placement
-from grokkit.training.recorder import Recorder
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 
 
@@ -41,7 +40,7 @@ class Lane:
 
     place: int
     job: Job
-    recorder: Recorder
+    recorder: Recording
     told: int = 0
 
 

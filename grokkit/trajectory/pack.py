@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import torch
 
-from grokkit.errors import GrokkitError, UsageError
+from grokkit.errors import UsageError
 from grokkit.trajectory.sealed import sync_folder
 
 if TYPE_CHECKING:
@@ -23,14 +23,15 @@ CHUNK = 1 << 20
 
 
 def to_safetensors(run: Run, step: int, path: Path) -> None:
-    """Write the state at `step` as `path`, which must not exist; run and step are in its metadata."""
+    """Write the state at `step` as `path`, which must not exist; run, seed and step are in its metadata."""
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        raise GrokkitError("this needs safetensors: pip install 'grokkit[safetensors]'") from error
+        raise UsageError("this needs safetensors: pip install 'grokkit[safetensors]'") from error
     _must_be_new(path)
     state = {name: tensor.contiguous() for name, tensor in run.load(step).items()}
-    save_file(state, path, metadata={"run": run.name, "step": str(step)})
+    note = {"run": run.name, "seed": str(run.config.get("seed", 0)), "step": str(step)}
+    save_file(state, path, metadata=note)
 
 
 def pack(run: Run, path: Path, steps: Iterable[int] | None = None) -> None:

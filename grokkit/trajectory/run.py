@@ -255,13 +255,7 @@ class Run:
 
         A resumed run takes the steps after its slot again: policy decisions of an older attempt beyond it are left out.
         """
-        kept: list[dict[str, Any]] = []
-        for event in log.read(self.path / "events.jsonl"):
-            if event["kind"] in ("resumed", "restarted"):
-                last = event["step"] if event["kind"] == "resumed" else -1
-                kept = [e for e in kept if e["step"] <= last or e["kind"] != "policy"]
-            kept.append(event)
-        return kept
+        return in_force(log.read(self.path / "events.jsonl"))
 
     def measures(self) -> dict[str, list[int]]:
         """Measure identity -> steps that have a reading."""
@@ -311,6 +305,17 @@ class Run:
             damaged = log.damaged_lines(self.path / name)
             found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
         return found
+
+
+def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The events without the policy decisions that a resumed run has taken back, see `Run.events`."""
+    kept: list[dict[str, Any]] = []
+    for event in events:
+        if event["kind"] in ("resumed", "restarted"):
+            last = event["step"] if event["kind"] == "resumed" else -1
+            kept = [e for e in kept if e["step"] <= last or e["kind"] != "policy"]
+        kept.append(event)
+    return kept
 
 
 def find_runs(root: str | Path) -> list[Run]:

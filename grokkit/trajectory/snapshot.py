@@ -184,6 +184,19 @@ def _mapped(path: Path, array: h5py.Dataset) -> np.ndarray:
     return np.memmap(path, array.dtype, "c", offset, array.shape).view(np.ndarray)
 
 
+def holds(path: Path, state: Mapping[str, Tensor]) -> bool:
+    """Whether the snapshot has this state, to the bit."""
+    found = read(path)
+    return found.keys() == state.keys() and all(_same_bits(found[name], state[name]) for name in found)
+
+
+def _same_bits(mine: Tensor, other: Tensor) -> bool:
+    if mine.dtype != other.dtype or mine.shape != other.shape:
+        return False
+    other = other.detach().cpu().contiguous()
+    return mine.numel() == 0 or torch.equal(mine.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8))
+
+
 def entry_of(layout: Sequence[Mapping[str, Any]], name: str, source: Path) -> Mapping[str, Any]:
     """The entry called `name`; an error with the nearest one otherwise."""
     found = {entry["name"]: entry for entry in layout}

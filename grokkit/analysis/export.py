@@ -1,0 +1,104 @@
+"""Runs in the formats of other tools: tables, weights, event files.
+
+Nothing that exists is ever overwritten: callers ask `refuse_existing` before the work begins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from grokkit.analysis.tables import table
+from grokkit.errors import UsageError
+from grokkit.trajectory import Run
+from grokkit.trajectory.sealed import publish
+
+
+def csv(runs: Sequence[Run], out: Path) -> None:
+    """The tidy table of all readings and metrics (see `table`), as comma-separated text."""
+    write_new(out, table(runs).to_csv(index=False).encode())
+
+
+def parquet(runs: Sequence[Run], out: Path) -> None:
+    """The tidy table as Parquet. Raises UsageError where pyarrow is missing."""
+    with needs("pyarrow", "parquet"):
+        importlib.import_module("pyarrow")
+    buffer = io.BytesIO()
+    table(runs).to_parquet(buffer, engine="pyarrow", index=False)
+    write_new(out, buffer.getvalue())
+
+
+def safetensors(runs: Sequence[Run], out: Path) -> None:
+    """Every snapshot as `<out>/<run>/step-<step>.safetensors`, with `run`, `seed` and `step` in its metadata; a single
+    run's lie in `out` itself. Raises UsageError where safetensors is missing."""
+    with needs("safetensors", "safetensors"):
+        importlib.import_module("safetensors")
+
+    def write(run: Run, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for step in run.steps():
+            run.to_safetensors(step, folder / f"step-{step:012d}.safetensors")
+
+    _folders(runs, out, write)
+
+
+def tensorboard(runs: Sequence[Run], out: Path) -> None:
+    """Metrics and readings as event files below `out`, one folder a run. Raises UsageError where tensorboard is
+    missing. What is not finite is left out: TensorBoard cannot draw it."""
+    with needs("tensorboard", "tensorboard"):
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+    def write(run: Run, folder: Path) -> None:
+        with SummaryWriter(str(folder)) as writer:
+            for tag, step, value in scalars(run):
+                writer.add_scalar(tag, value, step)
+
+    _folders(runs, out, write)
+
+
+def scalars(run: Run) -> Iterator[tuple[str, int, float]]:
+    """`<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run."""
+    for row in table(run).to_dict("records"):
+        numbers = [f"{name}={row[name]:g}" for name in ("radius", "epsilon") if not math.isnan(row[name])]
+        words = [row["measure"], row["probe_set"], row["layer"], row["attack"], *numbers]
+        if math.isfinite(row["value"]):
+            yield "/".join(word for word in words if word), row["step"], row["value"]
+
+
+@contextmanager
+def needs(package: str, extra: str) -> Iterator[None]:
+    """Turn the import error of an optional package into the line that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"this export needs {package}, which is not installed: pip install 'grokkit[{extra}]'"
+        ) from error
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise UsageError where there is something at `out`."""
+    if out.exists():
+        raise UsageError(f"{out} exists already and is never overwritten; remove it, or give another --out")
+
+
+def write_new(out: Path, content: bytes) -> None:
+    """Write a file that appears whole, and only where there is none."""
+    publish(out, content, replace=False)
+
+
+def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None]) -> None:
+    """Fill a folder beside `out` and rename it when it is whole: one of its own for each of several runs."""
+    draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        for run in runs:
+            write(run, draft if len(runs) == 1 else draft / run.name)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""`grokkit export RUN...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from grokkit.cli.parse import parse
+from grokkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from grokkit.trajectory import Run
+
+ENDINGS = {
+    "html": ".html",
+    "csv": ".csv",
+    "parquet": ".parquet",
+    "safetensors": "-safetensors",
+    "tensorboard": "-tensorboard",
+}
+
+
+def main(words: list[str]) -> None:
+    """Read the words and export."""
+    parse("export", export, words)
+
+
+def export(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")],
+    html: bool = False,
+    csv: bool = False,
+    parquet: bool = False,
+    safetensors: bool = False,
+    tensorboard: bool = False,
+    out: Path | None = None,
+) -> None:
+    """Write runs in one format for other tools, or for reading without any: give exactly one of the formats.
+
+    Try:
+        grokkit export RUN --html
+        grokkit export runs/quickstart --csv --out table.csv
+        grokkit export RUN --safetensors --out weights
+
+    Args:
+        runs: folders of runs, or folders that hold runs.
+        html: the live page as one file that holds its own data; opens without a server and without a network.
+        csv: all readings and metrics as one tidy table.
+        parquet: the same table as Parquet; needs pyarrow.
+        safetensors: a folder with one file per snapshot; needs safetensors.
+        tensorboard: a folder with event files; needs tensorboard.
+        out: file or folder to write; by default the run's name, or that of the folder given, in the working directory.
+    """
+    asked = {"html": html, "csv": csv, "parquet": parquet, "safetensors": safetensors, "tensorboard": tensorboard}
+    chosen = [name for name, wanted in asked.items() if wanted]
+    if len(chosen) != 1:
+        raise UsageError(f"give exactly one of {', '.join(f'--{name}' for name in asked)}; got {len(chosen)}")
+    from grokkit.trajectory import find_runs
+
+    found = [run for root in runs for run in find_runs(root)]
+    if not found:
+        raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
+    target = out or Path(runs[0].resolve().name + ENDINGS[chosen[0]])
+    write(chosen[0], found, target)
+    print(target)
+
+
+def write(form: str, runs: list[Run], out: Path) -> None:
+    """Write `runs` to `out` in one of the forms of `ENDINGS`."""
+    from grokkit.analysis import export as formats
+
+    formats.refuse_existing(out)
+    if form == "html":
+        from grokkit.live.page import one_file
+        from grokkit.live.study import Study
+
+        formats.write_new(out, one_file(Study([run.path for run in runs])).encode())
+    else:
+        getattr(formats, form)(runs, out)

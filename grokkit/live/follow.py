@@ -1,0 +1,246 @@
+"""One run followed: its logs by byte offsets, its readings by the names of their files, its state by a time stamp."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grokkit.errors import GrokkitError, TrajectoryError
+from grokkit.live.maps import MapSet
+from grokkit.live.panels import STANDARD_ERROR, Trace, of_metric, of_reading
+from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
+from grokkit.trajectory import Run, log, store
+from grokkit.trajectory.run import in_force
+
+PACE_SECONDS = 900.0
+"""How far back the present speed is measured."""
+ENDED = ("done", "failed", "interrupted", "killed", "unreadable")
+
+
+class Follower:
+    """What is known of a run so far; `refresh` reads what is new. Nothing is ever read twice.
+
+    Args:
+        run: the run, opened for reading.
+        maps: whether attribution maps are wanted.
+    """
+
+    def __init__(self, run: Run, maps: bool = True) -> None:
+        self.run, self._rooms = run, ("measures", "attributions") if maps else ("measures",)
+        self.id = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:10]
+        self._begin()
+
+    def _begin(self) -> None:
+        self.series: dict[Trace, Series] = {}
+        self.maps: dict[str, MapSet] = {}
+        self.events: list[dict[str, Any]] = []
+        self.status: dict[str, Any] = {}
+        self.state, self.step, self.updated = "starting", 0, 0.0
+        self.problems: dict[str, str] = {}
+        self.changed = self.events_changed = self.maps_changed = self.series_changed = -1
+        self._offsets = {"metrics": 0, "events": 0}
+        self._stamps: dict[str, Any] = {}
+        self._seen: dict[tuple[str, str, int], int] = {}
+        self._damaged: dict[str, int] = {}
+        self._newest = (0, 0)
+        self._every_event: list[dict[str, Any]] = []
+        self._pace: deque[tuple[float, int]] = deque()
+        self.config, self.environment = self._facts("config"), self._facts("environment")
+        self._birth = _stamp(self.run.path / "config.toml")
+
+    def _facts(self, name: str) -> dict[str, Any]:
+        try:
+            facts: dict[str, Any] = getattr(self.run, name)
+        except GrokkitError as error:
+            self.problems[name] = str(error)
+            return {}
+        return facts
+
+    def refresh(self, tick: int, deep: bool = True) -> bool:
+        """Read what is new and note it under `tick`.
+
+        Args:
+            tick: number of this look, higher than at the last one.
+            deep: also read curves, events and maps; without, only how the run stands.
+
+        Returns:
+            False where another run lies in the folder now, and all is read afresh.
+        """
+        same = _stamp(self.run.path / "config.toml") == self._birth and not self._shrunk()
+        if not same:
+            self._begin()
+        self._read_status(tick)
+        if deep:
+            self._read_metrics(tick)
+            self._read_events(tick)
+            for room in self._rooms:
+                self._read_files(room, tick)
+        self._observe(tick)
+        return same
+
+    def _shrunk(self) -> bool:
+        return any(_size(self._log(name)) < offset for name, offset in self._offsets.items())
+
+    def _log(self, name: str) -> Path:
+        return self.run.path / f"{name}.jsonl"
+
+    def _read_status(self, tick: int) -> None:
+        stamp = _stamp(self.run.path / "status.json")
+        try:
+            if stamp != self._stamps.get("status"):
+                self.status = self.run.status
+                self._stamps["status"] = stamp
+                self.changed = tick
+            state = self.run.state if self.status.get("state") in ("starting", "running") else self.status["state"]
+        except (GrokkitError, KeyError, OSError) as error:
+            state, self.problems["status"] = "unreadable", str(error)
+        else:
+            self.problems.pop("status", None)
+        if state != self.state:
+            self.state, self.changed = state, tick
+
+    def _new_records(self, name: str, tick: int) -> list[dict[str, Any]]:
+        path, offset = self._log(name), self._offsets[name]
+        if _size(path) <= offset:
+            return []
+        records, self._offsets[name], damaged = log.read_from(path, offset)
+        if damaged:
+            self._damaged[name] = self._damaged.get(name, 0) + damaged
+            self.problems[path.name] = f"damaged lines of {path} that are left out: {self._damaged[name]}"
+            self.changed = tick
+        return records
+
+    def _read_metrics(self, tick: int) -> None:
+        records = self._new_records("metrics", tick)
+        found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for record in records:
+            found[record["split"], record["metric"]].append(record)
+        for (split, metric), rows in found.items():
+            columns = np.full((len(rows), 4), np.nan)
+            columns[:, VALUE] = [row["value"] for row in rows]
+            columns[:, ATTEMPT] = [row["attempt"] for row in rows]
+            steps = [row["step"] for row in rows]
+            self._extend(of_metric(split, metric, str(self.config.get("loss", ""))), steps, columns, tick)
+            self._newest = max(self._newest, (rows[-1]["attempt"], steps[-1]))
+
+    def _extend(self, trace: Trace, steps: Any, rows: np.ndarray, tick: int) -> None:
+        self.series.setdefault(trace, Series()).extend(steps, rows, tick)
+        self.series_changed = tick
+
+    def _read_events(self, tick: int) -> None:
+        if new := self._new_records("events", tick):
+            self._every_event += new
+            self.events, self.events_changed = in_force(self._every_event), tick
+
+    def _read_files(self, room: str, tick: int) -> None:
+        for identity, steps in self._changed_folders(room):
+            for step in steps:
+                path = self.run.path / room / identity / store.file_name(step)
+                key = room, identity, step
+                if self._seen.get(key) == -1 or self._seen.get(key) == _stamp(path)[1]:
+                    continue
+                try:
+                    self._take(room, identity, step, tick)
+                    self._seen[key] = -1
+                    self.problems.pop(str(path), None)
+                except (TrajectoryError, KeyError, ValueError) as error:
+                    # Said once, and tried again when the file has changed: a replay makes damaged ones good.
+                    self._seen[key], self.problems[str(path)], self.changed = _stamp(path)[1], str(error), tick
+
+    def _changed_folders(self, room: str) -> Iterator[tuple[str, list[int]]]:
+        """Identities whose folder has other files than at the last look, with the steps in it."""
+        for folder in sorted(path for path in (self.run.path / room).glob("*") if path.is_dir()):
+            stamp = _stamp(folder)
+            if self._stamps.get(str(folder)) != stamp:
+                self._stamps[str(folder)] = stamp
+                yield folder.name, store.steps_in(folder)
+
+    def _take(self, room: str, identity: str, step: int, tick: int) -> None:
+        if room == "measures":
+            for trace, *numbers in of_reading(self.run.reading(identity, step)):
+                self._extend(trace, [step], np.array([[*numbers, 1.0]]), tick)
+        else:
+            values, labels, note = self.run.attribution(identity, step)
+            self.maps.setdefault(identity, MapSet(identity, note, labels)).add(step, values)
+            self.maps_changed = tick
+
+    def _observe(self, tick: int) -> None:
+        """Note where the run is by now, for its pace."""
+        attempt, logged = self._newest
+        step = max(int(self.status.get("step") or 0), logged if attempt == self.status.get("attempt") else 0)
+        now = max(float(self.status.get("updated") or 0.0), _stamp(self._log("metrics"))[1] / 1e9)
+        if step != self.step or now != self.updated:
+            self.step, self.updated, self.changed = step, now, tick
+        if self._pace and step < self._pace[-1][1]:
+            self._pace.clear()
+        if not self._pace or step > self._pace[-1][1]:
+            self._pace.append((now, step))
+        while len(self._pace) > 2 and now - self._pace[0][0] > PACE_SECONDS:
+            self._pace.popleft()
+
+    @property
+    def total_steps(self) -> int | None:
+        """How long the run is meant to be; None where that is not known."""
+        return self.status.get("total_steps")
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of the run over all attempts, as its status says; the sum of its costs in older runs."""
+        told = self.status.get("seconds")
+        return float(sum(self.costs.values()) if told is None else told)
+
+    @property
+    def costs(self) -> Mapping[str, float]:
+        """Seconds of training and of each instrument."""
+        return self.status.get("costs") or {}
+
+    def ends_at(self) -> float | None:
+        """Unix time at which the run will be over at the pace of the last quarter of an hour, or at its mean pace where
+        it has not been watched yet; None where that cannot be said."""
+        if self.state != "running" or not self.total_steps or not self.step:
+            return None
+        (then, before), (now, step) = self._pace[0], self._pace[-1]
+        pace = (now - then) / (step - before) if step > before and now > then else self.seconds / self.step
+        return now + pace * max(self.total_steps - step, 0) if pace > 0 else None
+
+    def points(self, trace: Trace, start: int) -> Curve:
+        """Steps, values, lows and highs from `start` on; a logged standard error bounds its number."""
+        steps, values, low, high = self.series[trace].since(start)
+        if trace.panel != "signal" or (of := error_of(trace)) not in self.series:
+            return steps, values, low, high
+        at, sizes, _, _ = self.series[of].since(start)
+        places = np.minimum(np.searchsorted(at, steps), max(len(at) - 1, 0))
+        size = np.where(at[places] == steps, sizes[places], np.nan) if len(at) else np.full(len(steps), np.nan)
+        size[~np.isfinite(values)] = np.nan
+        return steps, values, values - size, values + size
+
+
+def error_of(trace: Trace) -> Trace:
+    """The trace that would hold the standard error of `trace`."""
+    return of_metric("signal", trace.label.replace(" ", "_") + STANDARD_ERROR, "")
+
+
+def is_error(trace: Trace) -> bool:
+    """Whether a trace is the standard error of another one, and not drawn by itself."""
+    return trace.panel == "signal" and trace.label.endswith(STANDARD_ERROR.replace("_", " "))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Inode and time of the last change; zeros where there is nothing."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

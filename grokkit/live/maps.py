@@ -1,0 +1,103 @@
+"""Attribution maps as pictures: one colour scale for all snapshots, PNG from the standard library."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from grokkit.names import SIGNED, SLOPES
+
+DIVERGING = ("#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7",
+             "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f")  # fmt: skip
+"""ColorBrewer's red-blue, as in the figure `attributions`: white is 0."""
+SEQUENTIAL = ("#000004", "#1c1044", "#4f127b", "#812581", "#b5367a", "#e55064", "#fb8761", "#fec287", "#fcfdbf")
+"""Matplotlib's magma, at nine places."""
+QUANTILE = 0.995
+
+
+class MapSet:
+    """What is known of a run's maps by one method: their steps, and the scale that they share.
+
+    Args:
+        identity: the recording.
+        note: the note of any of its files.
+        labels: (image,) target classes.
+    """
+
+    def __init__(self, identity: str, note: dict[str, Any], labels: np.ndarray) -> None:
+        self.identity, self.method, self.probe_set = identity, str(note["method"]), str(note["probe_set"])
+        self.labels = [int(label) for label in labels]
+        self.steps: list[int] = []
+        self.limit, self.signed = 0.0, self.method in SIGNED
+
+    def add(self, step: int, values: np.ndarray) -> None:
+        """Take the maps (image, channel, height, width) of one step into account.
+
+        The scale reaches to the largest of the snapshots' 99.5 % quantiles of absolute relevance, summed over channels.
+        """
+        maps = values.sum(axis=1)
+        self.steps = sorted({*self.steps, step})
+        self.limit = max(self.limit, float(np.quantile(np.abs(maps), QUANTILE)))
+        self.signed = self.signed or bool((maps < 0).any())
+
+    def described(self) -> dict[str, Any]:
+        """What a page needs to draw the slider, the labels and the colour bar."""
+        colours = DIVERGING if self.signed else SEQUENTIAL
+        return {
+            "identity": self.identity, "method": self.method, "steps": self.steps, "labels": self.labels,
+            "limit": self.limit or 1.0, "signed": self.signed, "colours": colours,
+            "unit": "logits / pixel" if self.method in SLOPES else "logits",
+        }  # fmt: skip
+
+    def picture(self, values: np.ndarray) -> bytes:
+        """PNG of all maps (image, channel, height, width) side by side."""
+        limit = self.limit or 1.0
+        maps = values.sum(axis=1)
+        share = (maps / limit + 1) / 2 if self.signed else maps / limit
+        return png(side_by_side(coloured(share, DIVERGING if self.signed else SEQUENTIAL)))
+
+
+def coloured(share: np.ndarray, colours: tuple[str, ...]) -> np.ndarray:
+    """Numbers 0..1 (others are cut off) as uint8 colours between the given ones; one axis more, of 3."""
+    stops = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in colours], dtype=float)
+    places = np.linspace(0, 1, len(stops))
+    flat = np.nan_to_num(share, nan=0.0).clip(0, 1).ravel()
+    channels = [np.interp(flat, places, stops[:, channel]) for channel in range(3)]
+    return np.rint(np.stack(channels, axis=-1)).astype(np.uint8).reshape(*share.shape, 3)
+
+
+def photographs(images: np.ndarray) -> np.ndarray:
+    """Probe images (image, channel, height, width) as uint8 colours (image, height, width, 3); floats outside 0..1 are
+    stretched to it."""
+    pixels = images.astype(float) / (255 if images.dtype == np.uint8 else 1)
+    if pixels.min() < 0 or pixels.max() > 1:
+        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+    if pixels.shape[1] not in (1, 3):
+        pixels = pixels.mean(axis=1, keepdims=True)
+    pixels = np.moveaxis(np.repeat(pixels, 3 // pixels.shape[1], axis=1), 1, -1)
+    return np.rint(255 * pixels).astype(np.uint8)
+
+
+def side_by_side(pictures: np.ndarray) -> np.ndarray:
+    """(N, height, width, 3) as one picture (height, N * width, 3)."""
+    count, height, width, _ = pictures.shape
+    return pictures.transpose(1, 0, 2, 3).reshape(height, count * width, 3)
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture (height, width, 3) of uint8 as the bytes of a PNG file."""
+    height, width, _ = picture.shape
+    rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), picture.reshape(height, -1)], axis=1)
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(rows.tobytes(), 6),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -1,0 +1,73 @@
+"""All that a run goes on with: the content of a resume slot."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from grokkit.borrow import device_of, unwrap
+from grokkit.errors import UsageError
+
+
+class Stateful(Protocol):
+    """Whatever can be saved in a resume slot: an optimizer, a `PolicyLR`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+def full_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    """The state of everything, for `load_state`."""
+    return {
+        "model": dict(unwrap(model).state_dict()),
+        "optimizer": optimizer.state_dict() if optimizer is not None else None,
+        "parts": {name: each.state_dict() for name, each in parts.items()},
+        "rng": random_state(device_of(model)),
+    }
+
+
+def load_state(
+    state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]
+) -> None:
+    """Put the state of a slot into the things that it is of, and into the random generators."""
+    unwrap(model).load_state_dict(state["model"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        _lay_out_as_parameters(optimizer)
+    set_random_state(state["rng"], device_of(model))
+    for name, each in parts.items():
+        if name not in state["parts"]:
+            raise UsageError(f"the slot holds no state of {name!r}; it was saved by a run of another kind")
+        each.load_state_dict(state["parts"][name])
+
+
+def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+    """Give loaded moments the strides of their parameters: fused optimizers walk through memory side by side, so that a
+    channels_last parameter would be paired with the wrong elements of a contiguous moment, without a word."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                laid_out = torch.empty_strided(value.shape, parameter.stride(), dtype=value.dtype, device=value.device)
+                state[name] = laid_out.copy_(value)
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """That of Python, NumPy, torch and, where the device is a GPU, of it."""
+    state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
+    return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """The inverse of `random_state`."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,0 +1,315 @@
+"""Following runs: only what is new is read and told, and piece by piece it adds up to the whole."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from grokkit.live import study as study_module
+from grokkit.live.follow import Follower
+from grokkit.live.panels import of_metric, of_reading
+from grokkit.live.study import Study, as_json
+from grokkit.names import Reading
+from grokkit.trajectory import log as log_room
+from grokkit.trajectory import open_run
+from grokkit.trajectory.lock import RunLock
+from grokkit.trajectory.run import write_status
+from tests import live_runs
+
+LOSS = of_metric("batch", "loss", "")
+
+
+def points(follower, trace=LOSS):
+    steps, values, *_ = follower.series[trace].since(0)
+    return dict(zip(steps.tolist(), values.tolist(), strict=True))
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = live_runs.make(tmp_path / "study" / "plain-s0", batch_size=50)
+    live_runs.log(path, (1, 3.0), (2, 2.0))
+    return path
+
+
+@pytest.fixture
+def follower(run):
+    found = Follower(open_run(run))
+    found.refresh(1)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def looks_at_once(monkeypatch):
+    monkeypatch.setattr(study_module, "DISCOVERY_SECONDS", 0.0)
+
+
+def test_an_update_reads_the_new_bytes_of_the_logs_only(run, follower, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        log_room,
+        "read_from",
+        lambda path, offset, real=log_room.read_from: asked.append((path.name, offset)) or real(path, offset),
+    )
+    follower.refresh(2)
+    assert asked == [], "nothing new: no log is opened"
+    size = (run / "metrics.jsonl").stat().st_size
+    live_runs.log(run, (3, 1.0))
+    follower.refresh(3)
+    assert asked == [("metrics.jsonl", size)] and points(follower) == {1: 3.0, 2: 2.0, 3: 1.0}
+    assert follower.series[LOSS].changed_since(2) == 3 and follower.series[LOSS].changed_since(3) is None
+
+
+def test_a_torn_line_waits_and_damaged_lines_are_told(run, follower):
+    whole = (run / "metrics.jsonl").read_bytes()
+    live_runs.log(run, (3, 1.0))
+    line = (run / "metrics.jsonl").read_bytes()[len(whole) :]
+    (run / "metrics.jsonl").write_bytes(whole + line[:-5])
+    follower.refresh(2)
+    assert points(follower) == {1: 3.0, 2: 2.0} and not follower.problems
+    (run / "metrics.jsonl").write_bytes(whole + line.replace(b"3,", b"4,") + line + line[:9])
+    follower.refresh(3)
+    assert points(follower) == {1: 3.0, 2: 2.0, 3: 1.0}
+    assert list(follower.problems.values()) == [f"damaged lines of {run}/metrics.jsonl that are left out: 1"]
+
+
+def test_of_a_repeated_step_the_newest_attempt_counts_and_its_step_is_the_runs(run, follower):
+    live_runs.log(run, (2, 20.0), (3, 30.0), attempt=2)
+    write_status(run, state="interrupted", step=2, total_steps=1000, attempt=2)
+    follower.refresh(2)
+    assert (
+        points(follower)
+        == {1: 3.0, 2: 20.0, 3: 30.0}
+        == {row.step: row.value for row in open_run(run).metrics.itertuples()}
+    )
+    assert follower.step == 3
+
+
+def test_decisions_that_a_resumed_run_took_back_are_taken_back(run, follower):
+    live_runs.event(run, 10, "policy", "early")
+    live_runs.event(run, 30, "policy", "late")
+    follower.refresh(2)
+    assert [each["text"] for each in follower.events] == ["early", "late"]
+    live_runs.event(run, 20, "resumed", "again", attempt=2)
+    follower.refresh(3)
+    assert [each["text"] for each in follower.events] == ["early", "again"] and follower.events_changed == 3
+    assert follower.events == open_run(run).events
+
+
+def test_another_run_in_the_same_folder_is_read_afresh(run, follower):
+    shutil.rmtree(run)
+    live_runs.make(run)
+    live_runs.log(run, (1, 9.0))
+    assert follower.refresh(2) is False
+    assert points(follower) == {1: 9.0}
+
+
+def test_a_log_that_has_become_shorter_is_read_afresh(run, follower):
+    whole = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(whole[: whole.index(b"\n") + 1])
+    assert follower.refresh(2) is False
+    assert points(follower) == {1: 3.0}
+
+
+def test_readings_are_read_once_and_a_damaged_one_again_when_it_is_mended(run, follower, monkeypatch):
+    path = live_runs.complexity(run, 10, 1.0, 2.0)
+    good = path.read_bytes()
+    path.write_bytes(good[:-20] + bytes(20))
+    follower.refresh(2)
+    assert "is damaged" in follower.problems[str(path)] and {trace.panel for trace in follower.series} == {"loss"}
+    live_runs.complexity(run, 20, 3.0, 4.0)
+    path.unlink()
+    live_runs.complexity(run, 10, 1.0, 2.0)
+    follower.refresh(3)
+    assert not follower.problems
+    (total,) = (trace for trace in follower.series if trace.panel == "complexity")
+    assert points(follower, total) == {10: 3.0, 20: 7.0} and total.choice == "r = 0.1, 4 directions"
+    layers = sorted((trace for trace in follower.series if trace.panel == "layers"), key=lambda trace: trace.order)
+    assert [trace.label for trace in layers] == ["relu0", "relu1"] and points(follower, layers[1]) == {10: 2.0, 20: 4.0}
+    monkeypatch.setattr(type(follower.run), "reading", None)
+    live_runs.event(run, 1, "x", "y")
+    follower.refresh(4)
+
+
+def test_the_end_is_told_from_the_latest_pace(run, monkeypatch):
+    def stand(step, updated, **more):
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda: updated)
+            write_status(run, state="running", step=step, total_steps=1000, attempt=2, **more)
+
+    with RunLock(run):
+        start = (run / "metrics.jsonl").stat().st_mtime + 100.0
+        stand(100, start, costs={"training": 50.0, "loss": 150.0})
+        follower = Follower(open_run(run))
+        follower.refresh(1)
+        assert follower.state == "running" and follower.seconds == 200.0
+        assert follower.ends_at() == pytest.approx(start + 2.0 * 900, abs=0.01), "the mean pace at first"
+        stand(200, start + 50, seconds=222.0)
+        follower.refresh(2)
+        assert follower.ends_at() == pytest.approx(start + 50 + 0.5 * 800, abs=0.01) and follower.seconds == 222.0
+        for step in range(300, 800, 100):
+            stand(step, start + 50 + 500 * (step - 200) / 100)
+            follower.refresh(step)
+        assert follower.ends_at() == pytest.approx(start + 2550 + 5.0 * 300, abs=0.01), (
+            "what is long past no longer counts"
+        )
+        stand(400, start + 3000)
+        follower.refresh(900)
+        assert follower.step == 400 and follower.ends_at() is None, "a restart has no pace yet, nor seconds to tell it"
+    follower.refresh(901)
+    assert follower.state == "killed" and follower.ends_at() is None
+
+
+def test_a_standard_error_bounds_the_signal_and_is_no_curve(run, follower):
+    live_runs.log(run, (0, -np.inf), (4, 1.0), (8, 2.0), split="signal", metric="log_density")
+    live_runs.log(run, (0, np.inf), (4, 0.25), split="signal", metric="log_density_se")
+    follower.refresh(2)
+    steps, values, low, high = follower.points(of_metric("signal", "log_density", ""), 0)
+    expected = [[0, 4, 8], [-np.inf, 1, 2], [np.nan, 0.75, np.nan], [np.nan, 1.25, np.nan]]
+    np.testing.assert_array_equal([steps, values, low, high], expected)
+    told = Study([run]).update()
+    assert [curve["label"] for curve in told["curves"]] == ["batches", "log density"]
+    assert told["curves"][1]["y"] == [None, 1.0, 2.0] and told["curves"][1]["low"] == [None, 0.75, None]
+
+
+def robust(values):
+    coords = {"probe_set": ("test",), "epsilon": (8 / 255, 0.1), "attack": ("a", "b")}
+    return Reading("robust_accuracy", np.array([values]), tuple(coords), coords, "share of images", 4)
+
+
+def test_the_worst_attack_counts_at_each_epsilon():
+    rows = list(of_reading(robust([[0.5, 0.25], [0.1, 0.2]])))
+    found = [(trace.label, value) for trace, value, _, _ in rows]
+    assert found == [("test, eps = 8/255", 0.25), ("test, eps = 0.1", 0.1)]
+
+
+def test_a_measure_of_one_s_own_gets_a_chart_with_a_curve_per_layer():
+    coords = {"layer": ("a", "b"), "probe_set": ("train",)}
+    rows = list(of_reading(Reading("my_rank", np.array([[1.0], [2.0]]), tuple(coords), coords, "1")))
+    found = [(trace.panel, trace.label, value) for trace, value, _, _ in rows]
+    assert found == [("my_rank", "train, a", 1.0), ("my_rank", "train, b", 2.0)]
+
+
+# ---- several runs
+
+
+class Client:
+    """What the page keeps of what it is told."""
+
+    def __init__(self, study):
+        self.study, self.cursor, self.curves, self.runs = study, "", {}, {}
+
+    def ask(self, groups=None):
+        told = json.loads(json.dumps(self.study.update(self.cursor, groups), allow_nan=False))
+        if told["reset"]:
+            self.curves, self.runs = {}, {}
+        self.cursor = told["cursor"]
+        self.runs |= told["runs"]
+        for piece in told["curves"]:
+            key = piece["group"], piece["panel"], piece["label"], piece["probe"], piece["choice"]
+            before = [row for row in self.curves.get(key, []) if row[0] < piece["from"]]
+            new = zip(piece["x"], piece["y"], piece["low"] or piece["y"], piece["high"] or piece["y"], strict=True)
+            self.curves[key] = before + list(new)
+        return told
+
+
+def test_a_client_is_told_only_what_is_new_and_has_all_of_it(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=60_000) for seed in range(2)]
+    study, step = Study([tmp_path]), 0
+    client = Client(study)
+    for turn in range(12):
+        for path in paths:
+            rows = [(step + n, float(rng.standard_normal())) for n in range(1500)]
+            live_runs.log(path, *rows)
+        if turn == 7:
+            live_runs.log(paths[1], *((n, 5.0) for n in range(3000, 3100)), attempt=2)
+        step += 1500
+        told = client.ask()
+        assert told["reset"] == (turn == 0)
+        if turn not in (0, 7):
+            assert len(told["curves"][0]["x"]) < 400, "of thousands of rows a few columns are new"
+        fresh = Client(study)
+        fresh.ask()
+        assert client.curves == fresh.curves
+    assert client.ask()["curves"] == [] and client.ask()["runs"] == {}
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path):
+    for seed, loss in ((0, 1.0), (1, 3.0), (2, 8.0)):
+        path = live_runs.make(tmp_path / "a" / f"x-s{seed}-0123abcd", seed, batch_size=50)
+        live_runs.log(path, (1, loss), *([(2, 2 * loss)] if seed else []))
+        live_runs.complexity(path, 5, loss, seed=seed)
+    told = Study([tmp_path]).update()
+    (group,) = told["groups"]
+    assert group["label"] == "a/x" and len(group["runs"]) == 3 and group["steps_per_epoch"] == 3.0
+    loss, layer, total = told["curves"]
+    assert (loss["x"], loss["y"], loss["low"], loss["high"], loss["count"]) == (
+        [1, 2],
+        [4, 11],
+        [1, 6],
+        [8, 16],
+        [3, 2],
+    )
+    assert (total["panel"], layer["panel"]) == ("complexity", "layers"), (
+        "identities differ between seeds, curves do not"
+    )
+    assert (total["y"], total["low"], total["high"], total["seeds"]) == ([4], [1], [8], 3)
+
+
+def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path):
+    for root, rate in (("one", 0.1), ("two", 0.2)):
+        live_runs.make(tmp_path / root / "a" / "x-s0", lr=rate, batch_size=5)
+    told = Study([tmp_path / "one", tmp_path / "two"]).update()
+    assert sorted(group["label"] for group in told["groups"]) == ["a/x (lr 0.1)", "a/x (lr 0.2)"]
+
+
+def test_runs_may_appear_later_and_go_again(tmp_path):
+    client = Client(Study([tmp_path / "later"]))
+    assert client.ask()["groups"] == []
+    path = live_runs.make(tmp_path / "later" / "a" / "x-s0")
+    live_runs.log(path, (1, 0.5))
+    told = client.ask()
+    assert not told["reset"] and [run["step"] for run in told["runs"].values()] == [1]
+    assert list(client.curves.values()) == [[(1, 0.5, 0.5, 0.5)]]
+    shutil.rmtree(path)
+    assert client.ask()["reset"] and not client.runs and not client.curves
+
+
+def test_a_cursor_of_another_server_tells_everything(run):
+    study = Study([run])
+    for cursor in ("", "nonsense", "00000000-1", "00000000-99"):
+        assert study.update(cursor)["reset"] and study.update(cursor)["curves"]
+    cursor = study.update()["cursor"]
+    assert not study.update(cursor)["reset"]
+    assert study.update(cursor[:-1] + "999")["reset"], "from the future"
+
+
+def test_a_run_that_outgrows_its_grid_is_told_anew(tmp_path):
+    path = live_runs.make(tmp_path / "a" / "x-s0", total=None)
+    live_runs.log(path, *((n, float(n)) for n in range(1000)))
+    write_status(path, state="done", step=999, total_steps=None, attempt=1)
+    client = Client(Study([tmp_path]))
+    client.ask()
+    live_runs.log(path, *((n, float(n)) for n in range(1000, 9000)))
+    write_status(path, state="done", step=8999, total_steps=None, attempt=1)
+    assert client.ask()["curves"][0]["from"] == 0
+    (rows,) = client.curves.values()
+    assert rows[0][0] == 0 and rows[-1][0] == 8999 and len(rows) < 5000
+
+
+def test_only_four_groups_are_drawn_until_somebody_chooses(tmp_path):
+    for name in "abcdef":
+        live_runs.log(live_runs.make(tmp_path / "s" / f"{name}-s0"), (1, 1.0))
+    study = Study([tmp_path])
+    told = study.update()
+    assert len(told["groups"]) == 6 == len(told["runs"]) and len(told["shown"]) == 4
+    assert len(told["curves"]) == 4
+    other = next(group["key"] for group in told["groups"] if group["key"] not in told["shown"])
+    asked = study.update("", [other, "unknown"])
+    assert asked["shown"] == [other] and [curve["group"] for curve in asked["curves"]] == [other]
+
+
+def test_numbers_keep_seven_digits_and_what_is_not_finite_becomes_none():
+    values = np.array([0.0, 1 / 3, -1.23456789e-12, 9.87654321e20, np.nan, np.inf, -np.inf])
+    assert as_json(values) == [0.0, 0.3333333, -1.234568e-12, 9.876543e20, None, None, None]

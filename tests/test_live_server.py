@@ -1,0 +1,201 @@
+"""The local page over real HTTP on loopback: who is let in, what is told, what is never reached."""
+
+import gzip
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from grokkit.errors import UsageError
+from grokkit.live import server as server_module
+from grokkit.live.maps import DIVERGING, coloured, photographs, png
+from grokkit.live.page import STATIC, static
+from grokkit.live.server import Server
+from grokkit.live.study import Study
+from tests import live_runs
+
+MAPS = np.array([[[[1.0, -1.0, 0.0]] * 3], [[[0.5, 0.5, -0.5]] * 3]])
+
+
+@pytest.fixture
+def run(tmp_path):
+    path = live_runs.make(tmp_path / "study" / "plain-s0")
+    live_runs.log(path, (1, 3.0), (2, 2.0))
+    live_runs.maps(path, 10, 2 * MAPS)
+    live_runs.maps(path, 20, MAPS)
+    return path
+
+
+@pytest.fixture
+def served(run):
+    with Server(Study([run.parent])) as found:
+        thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def get(served, path, method="GET", token=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    connection.request(method, f"/{served.token if token is None else token}{path}", headers=headers)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer, body
+
+
+def data(served, query=""):
+    return json.loads(get(served, f"/data{query}")[1])
+
+
+def test_it_listens_on_this_machine_only_and_tells_a_long_random_token(served, run):
+    assert served.socket.getsockname()[0] == "127.0.0.1"
+    assert served.url == f"http://127.0.0.1:{served.port}/{served.token}/"
+    with Server(Study([run])) as other:
+        assert len(served.token) == len(other.token) == 32 and served.token != other.token
+        assert other.port != served.port
+    with pytest.raises(UsageError, match=rf"port {served.port} cannot be listened on: .*; give another --port"):
+        Server(Study([run]), served.port)
+
+
+@pytest.mark.parametrize("path", ["/", "/data", "/static/page.js", "/nowhere"])
+@pytest.mark.parametrize("token", ["", "wrong", "x" * 32, "%00", "%C3%A9"])
+def test_without_the_token_there_is_nothing_but_403(served, path, token):
+    answer, body = get(served, path, token=token)
+    assert answer.status == 403 and body == b"the address needs the token that `grokkit serve` printed\n"
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8642", "127.0.0.1.evil.example", "", "localhost.evil:1"]
+)
+def test_a_foreign_name_that_resolves_to_this_machine_is_refused(served, host):
+    assert get(served, "/data", Host=host)[0].status == 403
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "localhost", "localhost:9000"])
+def test_a_forwarded_port_is_let_in(served, host):
+    assert get(served, "/data", Host=host)[0].status == 200
+
+
+STRANGE = """
+    /static/../page.py /static/..%2fpage.py /static/%2e%2e/server.py /../../../../etc/passwd /static//etc/passwd
+    /static/uPlot.LICENSE.txt /maps/..%2f..%2f/x/1.png /maps/{run}/..%2f..%2fprobes/test.png /maps/{run}/{maps}/99.png
+    /maps/{run}/{maps}/..%2f10.png /maps/{run}/{maps}/%C2%B2.png /maps/none/{maps}/10.png
+    /maps/{run}/{maps}/10.png/more /data/x
+"""
+
+
+@pytest.mark.parametrize("path", STRANGE.split())
+def test_what_is_not_known_by_name_is_not_there(served, path):
+    (run,) = data(served)["runs"]
+    answer, body = get(served, path.format(run=run, maps="integrated_gradients-00000000"))
+    assert answer.status == 404 and b"root:" not in body and b"def " not in body
+
+
+def test_only_reading_is_possible(served):
+    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
+        assert get(served, "/data", method)[0].status == 501
+
+
+def test_the_page_comes_with_a_policy_that_lets_it_reach_nobody_else(served):
+    answer, body = get(served, "/")
+    assert answer.status == 200 and body.decode() == static("index.html")
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert answer.headers["Referrer-Policy"] == "no-referrer", "the address holds the token"
+    for name in STATIC:
+        answer, body = get(served, f"/static/{name}")
+        assert answer.status == 200 and body.decode() == static(name)
+        assert f'"static/{name}"' in static("index.html")
+
+
+def test_a_cursor_brings_what_is_new_over_the_wire(served, run):
+    first = data(served)
+    assert first["reset"] and first["curves"][0]["y"] == [3.0, 2.0]
+    assert data(served, f"?cursor={first['cursor']}")["curves"] == []
+    live_runs.log(run, (5000, 1.0))
+    second = data(served, f"?cursor={first['cursor']}")
+    assert not second["reset"] and second["curves"][0]["x"][-1] == 5000
+    (key,) = first["shown"]
+    assert data(served, f"?groups={key}")["shown"] == [key]
+    assert data(served, "?groups=")["shown"] == [], "nothing chosen is not the server's choice"
+
+
+def test_long_answers_are_compressed_for_those_who_can(served, run):
+    live_runs.log(run, *((n, 1.0 / n) for n in range(3, 2000)))
+    answer, body = get(served, "/data", **{"Accept-Encoding": "gzip"})
+    assert answer.headers["Content-Encoding"] == "gzip" and len(json.loads(gzip.decompress(body))["curves"]) == 1
+    assert get(served, "/data")[0].headers["Content-Encoding"] is None
+
+
+def test_the_first_free_port_is_taken(run, monkeypatch):
+    with Server(Study([run])) as first:
+        monkeypatch.setattr(server_module, "FIRST_PORT", first.port)
+        with Server(Study([run])) as second:
+            assert first.port < second.port < first.port + server_module.TRIED
+
+
+def test_maps_are_pictures_on_one_scale(served):
+    told = data(served)
+    ((run, (maps,)),) = told["maps"].items()
+    assert (maps["steps"], maps["signed"], maps["unit"]) == ([10, 20], True, "logits")
+    assert maps["limit"] == pytest.approx(2.0)
+    early, late = (picture(served, f"/maps/{run}/{maps['identity']}/{step}.png") for step in (10, 20))
+    assert early.shape == late.shape == (3, 6, 3)
+    ends = coloured(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), DIVERGING).tolist()
+    assert early[0, :3].tolist() == [ends[4], ends[0], ends[2]], "2 is all of the scale, 1 half of it"
+    assert late[0, :3].tolist() == [ends[3], ends[1], ends[2]]
+    images = picture(served, f"/maps/{run}/{maps['identity']}/images.png")
+    assert images[..., 0].tolist() == np.hstack(live_runs.IMAGES[:, 0]).tolist()
+
+
+def picture(served, path):
+    answer, body = get(served, path)
+    assert answer.status == 200 and answer.headers["Content-Type"] == "image/png"
+    return np.array(Image.open(BytesIO(body)))
+
+
+def test_a_png_is_the_picture_that_went_in():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(np.array(Image.open(BytesIO(png(pixels)))), pixels)
+
+
+def test_probe_images_become_colours():
+    grey = np.array([[[[0, 128], [255, 1]]]], dtype=np.uint8)
+    assert photographs(grey)[0, ..., 1].tolist() == [[0, 128], [255, 1]]
+    colour = np.zeros((1, 3, 1, 1), np.float32)
+    colour[0, 2] = 1.0
+    assert photographs(colour)[0, 0, 0].tolist() == [0, 0, 255]
+    assert photographs(np.array([[[[-1.0, 1.0]]]], np.float32))[0, 0, :, 0].tolist() == [0, 255]
+    assert photographs(np.zeros((2, 4, 3, 3), np.uint8)).shape == (2, 3, 3, 3)
+
+
+def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run):
+    root = Path(__file__).resolve().parents[1]
+    words = [sys.executable, "-m", "grokkit", "serve", str(run)]
+    env = {**os.environ, "SSH_CONNECTION": "10.0.0.1 5000 10.0.0.2 22", "LOGNAME": "me"}
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env=env
+    ) as server:
+        url = server.stdout.readline().split()[1]
+        port = urlsplit(url).port
+        with urlopen(f"{url}data", timeout=10) as answer:
+            assert json.load(answer)["curves"][0]["y"] == [3.0, 2.0]
+        assert server.stdout.readline() == (
+            f"from elsewhere, first: ssh -L {port}:127.0.0.1:{port} me@10.0.0.2   (host and -p as you log in)\n"
+        )
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 0 and server.stderr.read() == ""
