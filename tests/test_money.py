@@ -1,6 +1,10 @@
 """Dollars are seconds times the price of an hour, over all attempts; a budget saves and stops a run."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,6 +173,22 @@ def plain() -> RunConfig:
 def scaled() -> RunConfig:
     return plain().replace(variant="scaled", init_scale=2.0)
 '''
+
+
+@pytest.mark.slow
+def test_a_team_stops_together_when_its_first_process_has_spent_the_budget(tmp_path) -> None:
+    (tmp_path / "study.py").write_text(STUDY.replace("steps=6", "steps=60"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "localhost:0", "-m", "grokkit", "train", "study.py:plain", "--device", "cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--price", "1e6", "--budget", "0.001"], cwd=tmp_path, env=environment, text=True,
+        capture_output=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode != 0 and done.stderr.count("the budget of $0.001 is spent") >= 1
+    (run,) = (gk.open_run(path) for path in (tmp_path / "runs/study").iterdir())
+    assert run.status["state"] == "interrupted" and run.status["step"] == 10, "they ask each other every ten steps"
+    assert "the budget of $0.001 is spent" in run.status["reason"]
 
 
 def test_the_command_line_tells_prices_and_goes_on_with_a_larger_budget(tmp_path, monkeypatch, capsys) -> None:
