@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import live, local_complexity, partition, seeds, storage, training
+from bench import estimate, live, local_complexity, partition, seeds, storage, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "stall": storage.stall,
     "many": storage.many,
     "live": live.updates,
+    "estimate": estimate.against_runs,
 }
 
 

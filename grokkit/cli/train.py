@@ -94,13 +94,17 @@ def train(
             experiment=found.source, price=price, budget=left_for(budget, paid),
         )  # fmt: skip
         paid += done
-        if not is_first():
-            continue
-        for run in done:
-            state, numbers = run.status, final_accuracy(run.newest_metrics())
-            print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")
-        paths = " ".join(str(run.path) for run in done)
-        print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
+        if is_first():
+            _tell(done)
+
+
+def _tell(done: list[Run]) -> None:
+    """Say how the runs of one config ended, and what to do next."""
+    for run in done:
+        state, numbers = run.status, final_accuracy(run.newest_metrics())
+        print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")
+    paths = " ".join(str(run.path) for run in done)
+    print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
