@@ -26,14 +26,14 @@ RUNS = {
 
 
 def against_runs(settings: Settings) -> list[Row]:
-    """Estimated seconds, seconds of the run, their difference as a share of the run's, and estimated over real bytes."""
+    """Seconds by estimate and of the run, their difference as a share of the run's, and estimated over real bytes."""
     rows = []
     for name, config in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
             said = estimate(config, "cpu", folder)
             run = gk.train(config, runs=folder, device="cpu")
             size = sum(file.stat().st_size for file in Path(run.path).rglob("*") if file.is_file())
-        seconds = run.status["seconds"]
+            seconds = run.status["seconds"]
         rows += [
             Row(f"{name}: estimate", said.seconds, "s"),
             Row(f"{name}: run", seconds, "s"),
