@@ -15,6 +15,7 @@ VERBS = {
     "demo": "train on digits, measure, explain, draw; no download",
     "train": "train an experiment: a name, or the path of a .py file",
     "resume": "go on with an interrupted run",
+    "sweep": "train many runs overnight: grids, seeds, a queue, a report",
     "ls": "list the runs below a folder",
     "status": "say how a run stands",
     "lc": "measure local complexity at the stored snapshots",
