@@ -18,6 +18,8 @@ VERBS = {
     "sweep": "train many runs overnight: grids, seeds, a queue, a report",
     "ls": "list the runs below a folder",
     "status": "say how a run stands",
+    "note": "write into a run's diary, or read it",
+    "diff": "say what two runs differ in, and from which step on",
     "lc": "measure local complexity at the stored snapshots",
     "calibrate": "say which radius and how many directions to measure it with",
     "attack": "attack the stored snapshots by projected gradient descent",
