@@ -13,12 +13,13 @@ import pytest
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.errors import DataError, Interrupted, TrajectoryError, UsageError
+from grokkit.errors import DataError, DeviceRefusedError, Interrupted, TrajectoryError, UsageError
 from grokkit.sweep import queue as queue_module
+from grokkit.sweep.cluster import connected
 from grokkit.sweep.local import Local, visible_gpus
 from grokkit.sweep.plan import check, read_plan
-from grokkit.sweep.queue import FRUITLESS, Queue
-from grokkit.sweep.standing import Place, standings
+from grokkit.sweep.queue import FRUITLESS, Launcher, Queue
+from grokkit.sweep.standing import Place, last_words, standings
 from tests.runs import SMALL, contents
 
 STUDY = '''"""Two small arms."""
@@ -361,15 +362,15 @@ os.remove(f"{gpu}.{place}")
 
 
 @pytest.fixture
-def impostor(folder, monkeypatch) -> Path:
-    """`python -m grokkit` is a program that fails where another one has its GPU already."""
+def impostor(folder) -> Path:
+    """`python -m grokkit` in this folder is a program that fails where another one has its GPU already."""
     Path("grokkit").mkdir()
+    Path("grokkit/__init__.py").touch()
     Path("grokkit/__main__.py").write_text(HOLDS_ITS_GPU)
-    monkeypatch.setattr("sys.path", [str(folder)])
     return folder
 
 
-def through(launcher: Local, count: int, log: Path) -> list[int]:
+def through(launcher: Launcher, count: int, log: Path) -> list[int]:
     """Exit codes of so many processes, started as soon as there is room."""
     attempts: list = []
     most = 0
@@ -433,7 +434,7 @@ REAL = """
 [[run]]
 name = "first"
 experiment = "study.py:whole"
-grid.steps = [24, 6_000]
+grid.steps = [24, 3_000]
 [[run]]
 experiment = "study.py:whole"
 seeds = 1
@@ -467,12 +468,13 @@ def child_at_work(parent: subprocess.Popen, steps: int, other_than: int = 0) -> 
 
 
 @pytest.mark.slow
-def test_a_real_sweep_is_preempted_stopped_and_gone_on_with_to_the_same_bits(real) -> None:
-    words = [sys.executable, "-m", "grokkit", "sweep", "night.toml", "--at-once", "2"]
+@pytest.mark.parametrize("launcher", [["--at-once", "2"], ["--launcher", "ray"]], ids=["local", "ray"])
+def test_a_real_sweep_is_preempted_stopped_and_gone_on_with_to_the_same_bits(real, launcher) -> None:
+    words = [sys.executable, "-m", "grokkit", "sweep", "night.toml", *launcher]
     sweep = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first = child_at_work(sweep, 6000)
+    first = child_at_work(sweep, 3000)
     os.kill(first, signal.SIGTERM)
-    child_at_work(sweep, 6000, other_than=first)
+    child_at_work(sweep, 3000, other_than=first)
     sweep.send_signal(signal.SIGINT)
     out, err = sweep.communicate(timeout=120)
     assert sweep.returncode == 75 and "the same command goes on" in err, (out, err)
@@ -490,3 +492,59 @@ def test_a_real_sweep_is_preempted_stopped_and_gone_on_with_to_the_same_bits(rea
             found["events.jsonl"] = kept
         assert ours == theirs
         assert (Path("runs") / run.config.run_name / "experiment.py").read_text() == Path("study.py").read_text()
+
+
+@pytest.fixture
+def ray_with_gpus(impostor):
+    """Ray on this machine, told that there are two GPUs."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield impostor
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_ray_gives_each_run_its_share_of_a_gpu(ray_with_gpus, monkeypatch) -> None:
+    with connected(None, None, None) as cluster:
+        assert through(cluster, 5, ray_with_gpus / "log")[:5] == [0] * 5
+    said = (ray_with_gpus / "log").read_text()
+    assert {line.split()[1] for line in said.splitlines() if line.startswith("saw")} == {"0", "1"}
+    with connected(None, 0.0, None) as cluster:
+        assert through(cluster, 1, ray_with_gpus / "none")[:1] == [0]
+    assert "saw  " in (ray_with_gpus / "none").read_text(), "a run without a share sees no GPU"
+    refused = pytest.raises(
+        DeviceRefusedError, match=r"has 2 GPUs and each run asks for 3; say --gpus-per-run with less"
+    )
+    with refused, connected(None, 3.0, None):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_what_ray_stops_or_cannot_start_is_told(ray_with_gpus, monkeypatch) -> None:
+    with connected(None, None, None) as cluster:
+        attempt = cluster.start(["long"], ray_with_gpus / "log")
+        while "saw" not in (Path("log").read_text() if Path("log").exists() else ""):
+            time.sleep(0.05)
+        attempt.stop()
+        assert through_one(attempt) == -signal.SIGTERM
+        monkeypatch.setattr("os.getcwd", lambda: "/nowhere")
+        assert through_one(cluster.start(["short"], ray_with_gpus / "lost")) == 1
+    assert "/nowhere" in last_words(ray_with_gpus / "lost")
+
+
+def through_one(attempt) -> int:
+    while attempt.code() is None:
+        time.sleep(0.05)
+    return attempt.code()
+
+
+def test_options_of_the_other_launcher_are_refused_and_ray_may_be_missing(folder, capsys, monkeypatch) -> None:
+    planned('experiment = "study.py:plain"\ndevice = "cpu"\n')
+    words = ["sweep", "night.toml"]
+    assert main([*words, "--gpus-per-run", "1"]) == 2 and "need --launcher ray" in capsys.readouterr().err
+    assert main([*words, "--launcher", "ray", "--at-once", "2"]) == 2 and "local queue's" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main([*words, "--launcher", "ray"]) == 2
+    assert "pip install 'grokkit[ray]'" in capsys.readouterr().err

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from grokkit.cli.parse import parse
 from grokkit.cli.text import aligned
-from grokkit.errors import GrokkitError, Interrupted
+from grokkit.errors import GrokkitError, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from grokkit.sweep.plan import Plan, Planned
@@ -34,6 +35,9 @@ def sweep(
     retry_failed: bool = False,
     runs_per_gpu: int = 1,
     at_once: int = 1,
+    launcher: Literal["local", "ray"] = "local",
+    gpus_per_run: float | None = None,
+    address: str | None = None,
 ) -> None:
     """Train all the runs that a file asks for, one on each GPU at a time; the same command goes on after a stop.
 
@@ -43,6 +47,7 @@ def sweep(
     Try:
         grokkit sweep night.toml --dry-run
         nohup grokkit sweep night.toml > night.txt &
+        grokkit sweep night.toml --launcher ray --gpus-per-run 0.5
         grokkit sweep night.toml --report
 
     Args:
@@ -54,6 +59,9 @@ def sweep(
         retry_failed: go on with runs that failed in an earlier call, too, from what they saved.
         runs_per_gpu: runs at a time on one GPU.
         at_once: runs at a time where there is no GPU.
+        launcher: local, or ray: the same on a Ray cluster (pip install 'grokkit[ray]').
+        gpus_per_run: with ray, GPUs of each run, 1 by default; 0.5 lets two share one.
+        address: with ray, the cluster's head; by default RAY_ADDRESS, or Ray on this machine alone.
     """
     from grokkit.sweep.plan import check, read_plan
     from grokkit.sweep.queue import Queue
@@ -68,19 +76,30 @@ def sweep(
     if dry_run:
         _list(plan, place, standings(plan, place), as_json)
         return
-    queue = Queue(plan, place, _local(plan, runs_per_gpu, at_once), retry_failed=retry_failed, say=_say)
-    try:
-        stands = queue.work()
-    except Interrupted:
-        _write(place, _table(plan, standings(plan, place)))
-        raise
+    with _launched(plan, launcher, runs_per_gpu, at_once, gpus_per_run, address) as place_of_work:
+        try:
+            stands = Queue(plan, place, place_of_work, retry_failed=retry_failed, say=_say).work()
+        except Interrupted:
+            _write(place, _table(plan, standings(plan, place)))
+            raise
     _report(plan, place, stands, as_json)
 
 
-def _local(plan: Plan, runs_per_gpu: int, at_once: int) -> Launcher:
+def _launched(
+    plan: Plan, launcher: str, runs_per_gpu: int, at_once: int, gpus_per_run: float | None, address: str | None
+) -> AbstractContextManager[Launcher]:
+    """The launcher; an option of the other one is refused."""
+    from grokkit.sweep.cluster import connected
     from grokkit.sweep.local import Local, visible_gpus
 
-    return Local([] if plan.device == "cpu" else visible_gpus(), per_gpu=runs_per_gpu, at_once=at_once)
+    if launcher == "ray":
+        if (runs_per_gpu, at_once) != (1, 1):
+            raise UsageError("--runs-per-gpu and --at-once are the local queue's; with ray, say --gpus-per-run 0.5")
+        return connected(address, gpus_per_run, plan.device)
+    if gpus_per_run is not None or address is not None:
+        raise UsageError("--gpus-per-run and --address need --launcher ray")
+    gpus = [] if plan.device == "cpu" else visible_gpus()
+    return nullcontext(Local(gpus, per_gpu=runs_per_gpu, at_once=at_once))
 
 
 def _say(text: str) -> None:
