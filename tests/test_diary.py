@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import grokkit as gk
 from grokkit.analysis.differences import SOURCE_LINES, differences
 from grokkit.cli import main
 from grokkit.trajectory.lock import RunLock
+from grokkit.trajectory.log import Log
 from tests.runs import SMALL
 
 PLAIN = SMALL.replace(measures=(gk.part("weight_norm"),), attributions=(), signal={}, policy="constant")
@@ -100,9 +102,16 @@ def test_runs_that_part_later_are_identical_up_to_there(runs) -> None:
     assert found["metrics"]["compared"] == len(both)
 
 
-def test_snapshots_of_different_formats_are_not_compared(runs, tmp_path) -> None:
-    import shutil
+def test_of_a_repeated_step_the_newest_attempt_counts(runs, tmp_path) -> None:
+    shutil.copytree(runs["twin"], tmp_path / "twin")
+    log = Log(tmp_path / "twin" / "metrics.jsonl", attempt=2)
+    log.append({"step": 11, "split": "test_set", "metric": "loss", "value": -1.0})
+    log.close()
+    found = told({"base": runs["base"], "twin": tmp_path / "twin"}, "base", "twin")["metrics"]
+    assert (found["identical_up_to"], found["differs_at"], found["differs_in"]) == (10, 11, ["test_set.loss"])
 
+
+def test_snapshots_of_different_formats_are_not_compared(runs, tmp_path) -> None:
     for name in ("base", "twin"):
         shutil.copytree(runs[name], tmp_path / name)
     for step in (0, 1):
@@ -128,8 +137,6 @@ def test_the_verb_says_it_in_words_and_in_json(runs, capsys) -> None:
 
 
 def test_a_long_difference_of_sources_is_cut(runs, tmp_path) -> None:
-    import shutil
-
     for name in ("base", "twin"):
         shutil.copytree(runs[name], tmp_path / name)
     (tmp_path / "twin" / "experiment.py").write_text("\n".join(f"x{i} = {i}" for i in range(200)))

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from grokkit.sweep import queue as queue_module
 from grokkit.sweep.cluster import connected
 from grokkit.sweep.local import Local, visible_gpus
 from grokkit.sweep.plan import check, read_plan
-from grokkit.sweep.queue import FRUITLESS, Launcher, Queue
+from grokkit.sweep.queue import FRUITLESS, Launcher, Queue, Signals
 from grokkit.sweep.standing import Place, last_words, standings
 from tests.runs import SMALL, contents
 
@@ -117,6 +118,13 @@ def test_entries_have_the_keys_at_the_top_unless_they_say_otherwise(folder) -> N
 def test_a_mistake_in_the_file_is_named_before_anything_starts(folder, text, sentence) -> None:
     with pytest.raises(UsageError, match=sentence):
         check(planned(text))
+
+
+def test_the_file_in_the_docs_asks_for_what_they_say(folder) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "sweep.md").read_text()
+    plan = planned(re.search("```toml\n(.*?)```", page, re.DOTALL)[1])
+    check(plan)
+    assert len(plan.of_group("rates")) == 2 * 2 * 3 and plan.runs[12].after == ("rates",) and len(plan.runs) == 13
 
 
 def test_missing_files_are_named(folder, capsys) -> None:
@@ -314,20 +322,39 @@ def test_a_folder_that_cannot_be_read_is_a_failure_of_that_run_alone(folder) -> 
     assert stands["plain-1"].state == "done"
 
 
-def test_a_signal_stops_the_processes_first(folder) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_stops_the_processes_first(folder, number) -> None:
+    before = signal.getsignal(number)
     plan = planned('experiment = "study.py:plain"\nseeds = "0-3"\n')
 
     class Ringing(Stage):
         def start(self, words, log):
             if len(self.started) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return super().start(words, log)
 
     with pytest.raises(Interrupted, match=r"stopped with 2 interrupted, 2 waiting; the same command goes on"):
         work(plan, Ringing(plan, room=2))
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(number) is before
     states = [each.state for each in standings(plan, Place(Path("runs"), "night")).values()]
     assert states == ["interrupted", "interrupted", "waiting", "waiting"]
+
+
+def test_under_nohup_a_hang_up_is_nothing_and_a_second_signal_leaves_at_once(monkeypatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not signals.asked
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.asked
+            with pytest.raises(SystemExit) as left:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+        assert left.value.code == 130
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_two_queues_of_one_sweep_are_refused(folder) -> None:
