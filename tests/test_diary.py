@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from grokkit.cli import main
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
 from tests.runs import SMALL
+from tests.test_layers import HEAVY
 
 PLAIN = SMALL.replace(measures=(gk.part("weight_norm"),), attributions=(), signal={}, policy="constant")
 
@@ -142,3 +144,16 @@ def test_a_long_difference_of_sources_is_cut(runs, tmp_path) -> None:
     (tmp_path / "twin" / "experiment.py").write_text("\n".join(f"x{i} = {i}" for i in range(200)))
     lines = told({name: tmp_path / name for name in ("base", "twin")}, "base", "twin")["experiment"].splitlines()
     assert len(lines) == SOURCE_LINES + 1 and re.fullmatch(r"\.\.\. 14\d more lines", lines[-1])
+
+
+@pytest.mark.parametrize("verb", ["note", "diff", "sweep"])
+def test_these_verbs_import_nothing_heavy(runs, verb) -> None:
+    base, twin = str(runs["base"]), str(runs["twin"])
+    words = {"note": [base], "diff": [base, twin], "sweep": ["--help"]}[verb]
+    code = (
+        "import sys\nfrom grokkit.cli import main\n"
+        f"try:\n    main({[verb, *words]!r})\nexcept SystemExit:\n    pass\n"
+        f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("LOADED []"), done.stdout[-300:]

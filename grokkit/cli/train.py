@@ -26,7 +26,7 @@ def train(
     seed: int | None = None,
     seeds: str | None = None,
     steps: int | None = None,
-    config: Path | None = None,
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
     """Train every variant of an experiment, one after the other.
@@ -34,9 +34,9 @@ def train(
     Try:
         grokkit train quickstart
         grokkit train cifar10_small:no_batchnorm --data cifar10.npz --seed 1
+        grokkit train my_study.py --config runs/my_study/arm-s0-1a2b3c4d/config.toml --seed 1
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
         grokkit train quickstart:constant --seeds 0-31
-        grokkit train my_study.py --config runs/my_study/arm-s0-1a2b3c4d/config.toml --seed 1
 
     Args:
         experiment: a module in ./experiments, one that ships with grokkit, or the path of a .py file; NAME:VARIANT
@@ -47,8 +47,8 @@ def train(
         seed: another root seed than the experiment's.
         seeds: many of them at once, such as 0-31 or 0,3,7: small nets in a stack, convolutional ones in processes.
         steps: another number of updates than the experiment's.
-        config: a file like the config.toml of a run, trained in place of the experiment's variants; EXPERIMENT then
-            gives the source that is kept and the names that it registers.
+        config_file: a file like a run's config.toml, trained in place of the experiment's variants; of EXPERIMENT the
+            source is kept, and the names that it registers are known.
         device: cpu or cuda; by default a GPU where there is one.
     """
     from grokkit import recipes
@@ -58,19 +58,19 @@ def train(
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
     found = recipes.find(experiment)
-    made = found.configs() if config is None else [_read(config)]
-    configs = [adjusted(each, data, seed, steps) for each in made]
+    made = found.configs() if config_file is None else [_read(config_file)]
+    configs = [adjusted(config, data, seed, steps) for config in made]
     wanted = None if seeds is None else seed_list(seeds)
-    every = [chosen.replace(seed=each) for chosen in configs for each in wanted or [chosen.seed]]
-    there = [str(runs / chosen.run_name) for chosen in every if (runs / chosen.run_name).exists()]
+    every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
+    there = [str(runs / config.run_name) for config in every if (runs / config.run_name).exists()]
     if there:
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
             f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
-    for chosen in configs:
+    for config in configs:
         done = train_seeds(
-            chosen, wanted or [chosen.seed], runs=runs, device=device, observer=for_terminal(), experiment=found.source
+            config, wanted or [config.seed], runs=runs, device=device, observer=for_terminal(), experiment=found.source
         )  # fmt: skip
         for run in done:
             print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
