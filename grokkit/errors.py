@@ -4,11 +4,13 @@ GrokkitError                 1
 ├── UsageError               2   a wrong name, option or argument
 │   └── UnknownNameError     2   a name that no registry holds; says the nearest one
 ├── DeviceRefusedError       3   the machine cannot run this as asked
+├── PlacementError           3   a tensor on another device than the run's
 ├── DataError                4   data missing or of the wrong form
 ├── TrajectoryError          4   a run folder missing, damaged, locked or of another version
 ├── ModelContractError       4   a model that a measure cannot take
 ├── NumericsError            5   a loss or a reading that is not finite
 └── Interrupted             75   stopped on request, state saved, can be resumed
+    └── BudgetReached        6   stopped because its money is spent
 """
 
 
@@ -30,6 +32,12 @@ class UnknownNameError(UsageError):
 
 class DeviceRefusedError(GrokkitError):
     """The machine cannot run this as asked, for example a GPU that PyTorch cannot use."""
+
+    exit_code = 3
+
+
+class PlacementError(GrokkitError):
+    """A tensor of model, optimizer or batch on another device than the run's; the message names it and both devices."""
 
     exit_code = 3
 
@@ -62,3 +70,9 @@ class Interrupted(GrokkitError):
     """Stopped on request; the state is saved and the run can be resumed."""
 
     exit_code = 75
+
+
+class BudgetReached(Interrupted):
+    """Stopped because the run's budget is spent; the state is saved, and a larger budget goes on."""
+
+    exit_code = 6

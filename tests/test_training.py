@@ -14,6 +14,7 @@ from torch import nn
 import grokkit as gk
 from grokkit.errors import DataError, Interrupted, NumericsError, TrajectoryError, UsageError
 from grokkit.measures.loss import loss_function
+from grokkit.training import job as job_room
 from grokkit.training import loop
 from grokkit.training.build import clip_gradients
 from grokkit.training.config import part
@@ -153,7 +154,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
     whole = gk.train(config, runs=tmp_path / "a", device="cpu")
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
-    clip = loop.clip_gradients
+    clip = job_room.clip_gradients
     calls: list[int] = []
 
     def dies(*arguments) -> None:
@@ -162,7 +163,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
             raise MemoryError("killed")
         clip(*arguments)
 
-    monkeypatch.setattr(loop, "clip_gradients", dies)
+    monkeypatch.setattr(job_room, "clip_gradients", dies)
     with pytest.raises(MemoryError):
         gk.train(config, runs=tmp_path / "b", device="cpu")
     parts = gk.resume(tmp_path / "b" / config.run_name, device="cpu")

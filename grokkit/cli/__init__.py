@@ -14,6 +14,7 @@ from grokkit.registry import nearest
 VERBS = {
     "demo": "train on digits, measure, explain, draw; no download",
     "train": "train an experiment: a name, or the path of a .py file",
+    "estimate": "say how long an experiment would take, how much disk and how many dollars",
     "resume": "go on with an interrupted run",
     "sweep": "train many runs overnight: grids, seeds, a queue, a report",
     "note": "write into a run's diary, or read it",
@@ -37,7 +38,7 @@ EXIT_FILES, EXIT_INTERRUPTED = 4, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
-    75 stopped and resumable, 130 left at once)."""
+    6 budget spent, 75 stopped and resumable, 130 left at once)."""
     words = sys.argv[1:] if arguments is None else arguments
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:

@@ -101,7 +101,8 @@ def _devices(wanted: str | None) -> list[Device]:
     """The one asked for; else the CPU and, where there is one, the GPU."""
     from torch.cuda import is_available
 
-    from grokkit.training.device import physical_gpus, resolve
+    from grokkit.training.device import resolve
+    from grokkit.training.preflight import physical_gpus
 
     if wanted is not None:
         return [resolve(wanted)]

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from grokkit.cli.company import company, machine, webhook
 from grokkit.cli.figure import draw
 from grokkit.cli.parse import parse
 
@@ -34,20 +35,19 @@ def demo(
         device: cpu or cuda; by default a GPU where there is one.
     """
     from grokkit import recipes
-    from grokkit.cli.train import adjusted
     from grokkit.training import loop
-    from grokkit.training.observers import for_terminal
+    from grokkit.training.choices import adjusted
 
     began = time.monotonic()
-    found = recipes.shipped("quickstart")
+    found, on, messages = recipes.shipped("quickstart"), machine(device), webhook(None)
     paths = []
     for made in found.configs():
         config = adjusted(made, None, seed, steps)
         path = runs / config.run_name
         if path.exists():
-            loop.resume(path, device=device, observer=for_terminal())
+            loop.resume(path, device=device, observer=company(on, messages))
         else:
-            loop.train(config, runs=runs, device=device, observer=for_terminal(), experiment=found.source)
+            loop.train(config, runs=runs, device=device, observer=company(on, messages), experiment=found.source)
         paths.append(path)
     drawn = draw(FIGURES, tuple(paths), runs / "quickstart" / "figures")
     print(f"done in {time.monotonic() - began:.0f} s")

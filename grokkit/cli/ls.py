@@ -43,11 +43,15 @@ def ls(
     if not rows:
         print(f"no runs below {runs}; make one with: grokkit demo")
         return
-    shown = [
-        [row["path"], row["state"], f"{row.get('step', '?')}/{row.get('total_steps') or '?'}", row.get("reason", "")]
-        for row in rows
-    ]
-    print(aligned(["run", "state", "step", "reason"], shown))
+    print(aligned(["run", "state", "step", "spent", "reason"], [_words(row) for row in rows]))
+
+
+def _words(row: dict[str, Any]) -> list[str]:
+    from grokkit.training.money import dollars
+
+    spent = row.get("spent")
+    steps = f"{row.get('step', '?')}/{row.get('total_steps') or '?'}"
+    return [row["path"], row["state"], steps, "" if spent is None else dollars(spent), row.get("reason", "")]
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
+from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
-from grokkit.cli.text import final_accuracy
+from grokkit.cli.text import cost, final_accuracy
 from grokkit.errors import UsageError
 
 
@@ -20,23 +21,38 @@ def main(words: list[str]) -> None:
 def resume(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")],
     device: Literal["cpu", "cuda"] | None = None,
+    price: float | None = None,
+    budget: float | None = None,
+    notify: str | None = None,
 ) -> None:
     """Go on with interrupted runs, one after the other, from their newest resume slots; all else comes from the runs.
 
     Try:
         grokkit resume runs/quickstart/constant-s0-1a2b3c4d
+        grokkit resume RUN --budget 2.00
 
     Args:
         runs: the runs' folders; a finished run is left as it is.
         device: cpu or cuda; by default a GPU where there is one.
+        price: dollars an hour of this machine; by default $GROKKIT_PRICE, or what it was before.
+        budget: dollars that the runs together may cost, what they have cost before included; then they are saved and
+            stop, with exit code 6.
+        notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
+            default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
     from grokkit.training import loop
-    from grokkit.training.observers import for_terminal
     from grokkit.training.team import is_first
+    from grokkit.trajectory import open_run
 
     if not runs:
         raise UsageError("which run? Give at least one run's folder, such as runs/quickstart/constant-s0-1a2b3c4d")
-    for run in runs:
-        finished = loop.resume(run, device=device, observer=for_terminal() if is_first() else None)
-        if is_first():
-            print(f"{finished.path}: done at step {finished.status['step']}{final_accuracy(finished.newest_metrics())}")
+    opened, found, messages = [open_run(run) for run in runs], machine(device), webhook(notify)
+    for run in opened:
+        left = left_for(budget, [other for other in opened if other is not run])
+        finished = loop.resume(run.path, device=device, observer=company(found, messages), price=price, budget=left)
+        if not is_first():
+            continue
+        status = finished.status
+        print(
+            f"{finished.path}: done at step {status['step']}{final_accuracy(finished.newest_metrics())}{cost(status)}"
+        )

@@ -62,4 +62,6 @@ def _line(key: str, value: object) -> str:
 
 
 def _short(value: object) -> str:
+    if value is None:
+        return "not known"
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -21,3 +22,11 @@ def final_accuracy(newest: Mapping[str, float]) -> str:
     tta = newest.get("test_set.accuracy_tta")
     with_views = "" if tta is None else f", {tta:.4f} with TTA (mean over image and mirror)"
     return f", test accuracy {newest['test_set.accuracy']:.4f} plain{with_views}"
+
+
+def cost(status: Mapping[str, Any]) -> str:
+    """`, $0.42 spent`; empty where the run had no price."""
+    from grokkit.training.money import dollars
+
+    spent = status.get("spent")
+    return "" if spent is None else f", {dollars(spent)} spent"

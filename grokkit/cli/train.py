@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
-from grokkit.cli.text import final_accuracy
+from grokkit.cli.text import cost, final_accuracy
 from grokkit.errors import DataError, TrajectoryError, UsageError
 from grokkit.training.choices import adjusted, seed_list
 from grokkit.training.config import RunConfig
+
+if TYPE_CHECKING:
+    from grokkit.trajectory import Run
 
 
 def main(words: list[str]) -> None:
@@ -28,6 +33,10 @@ def train(
     steps: int | None = None,
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None,
     device: Literal["cpu", "cuda"] | None = None,
+    price: float | None = None,
+    budget: float | None = None,
+    cpu_limit: float = 30.0,
+    notify: str | None = None,
 ) -> None:
     """Train every variant of an experiment, one after the other.
 
@@ -37,6 +46,7 @@ def train(
         grokkit train my_study.py --config runs/my_study/arm-s0-1a2b3c4d/config.toml --seed 1
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
         grokkit train quickstart:constant --seeds 0-31
+        grokkit train my_study.py --price 0.28 --budget 1.00 --notify https://ntfy.sh/my-secret-topic
         torchrun --nproc-per-node 2 -m grokkit train quickstart:constant
 
     Args:
@@ -51,11 +61,18 @@ def train(
         config_file: a file like a run's config.toml, trained in place of the experiment's variants; of EXPERIMENT the
             source is kept, and the names that it registers are known.
         device: cpu or cuda; by default a GPU where there is one.
+        price: dollars an hour of this machine; by default $GROKKIT_PRICE.
+        budget: dollars that all the runs together may cost; then they are saved and stop, with exit code 6.
+        cpu_limit: minutes; where there is no GPU and no --device cpu, a measured estimate above it ends this before it
+            starts.
+        notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
+            default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
     from grokkit import recipes
-    from grokkit.training.observers import for_terminal
+    from grokkit.training.estimate import duration, refuse_above
+    from grokkit.training.money import Purse
     from grokkit.training.seeds import train_seeds
-    from grokkit.training.team import is_first
+    from grokkit.training.team import is_alone, is_first
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
@@ -70,15 +87,23 @@ def train(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
             f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
         )
+    Purse.of(price, budget).needs_price()
+    on, messages = machine(device), webhook(notify)
+    if device is None and on.torch_device.type == "cpu" and is_alone():
+        about = duration(refuse_above(cpu_limit, configs, len(wanted or [0]), runs))
+        print(f"measured: about {about} on this CPU", file=sys.stderr)
+    paid: list[Run] = []
     for config in configs:
         done = train_seeds(
-            config, wanted or [config.seed], runs=runs, device=device, experiment=found.source,
-            observer=for_terminal() if is_first() else None,
+            config, wanted or [config.seed], runs=runs, device=device, observer=company(on, messages),
+            experiment=found.source, price=price, budget=left_for(budget, paid),
         )  # fmt: skip
+        paid += done
         if not is_first():
             continue
         for run in done:
-            print(f"{run.path}: done at step {run.status['step']}{final_accuracy(run.newest_metrics())}")
+            state, numbers = run.status, final_accuracy(run.newest_metrics())
+            print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")
         paths = " ".join(str(run.path) for run in done)
         print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 

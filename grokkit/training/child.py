@@ -1,7 +1,7 @@
 """`python -m grokkit.training.child`: the process that trains one seed for `replicas`.
 
 Its input is one line of JSON, then nothing: when it ends, because the parent closes it or is gone, the run is saved and
-stops. Its output is a line of JSON for every report and one for an error.
+stops. Its output is a line of JSON for every report and every event, and one for an error.
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ from grokkit.training.observers import Silent
 
 
 class ToParent(Silent):
-    """Company at the other end of a pipe, which hears reports alone."""
+    """Company at the other end of a pipe, which hears reports and events."""
 
     def __init__(self, pipe: TextIO) -> None:
         self._pipe = pipe
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        print(json.dumps({"step": step, "values": dict(values)}), file=self._pipe, flush=True)
+        self._say(step=step, values=dict(values))
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        self._say(event=kind, step=step, text=text)
+
+    def _say(self, **told: object) -> None:
+        print(json.dumps(told), file=self._pipe, flush=True)
 
 
 def main() -> int:
@@ -49,7 +55,7 @@ def main() -> int:
                 run_file(study)
             train(
                 RunConfig.from_toml(order["config"]), runs=order["runs"], device=order["device"],
-                observer=ToParent(pipe), experiment=order["experiment"],
+                observer=ToParent(pipe), experiment=order["experiment"], price=order["price"], budget=order["budget"],
             )  # fmt: skip
     except GrokkitError as error:
         print(json.dumps({"error": type(error).__name__, "text": str(error)}), file=pipe, flush=True)

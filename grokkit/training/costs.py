@@ -56,9 +56,17 @@ class Costs:
         """Seconds that `instrument` has taken in this attempt."""
         return self._spent.get(instrument, 0.0)
 
+    def training(self) -> float:
+        """Seconds of this attempt that no instrument has taken."""
+        return self._clock() - self._began - sum(self._spent.values())
+
+    def total(self) -> float:
+        """One run's seconds over all attempts, training and instruments together."""
+        return sum(self._before.values()) + (self._clock() - self._began) / self._runs
+
     def seconds(self) -> dict[str, float]:
         """One run's `training` and instruments, over all attempts, the dearest instrument first behind training."""
-        training = self._clock() - self._began - sum(self._spent.values())
+        training = self.training()
         now = {name: spent / self._runs for name, spent in {"training": training, **self._spent}.items()}
         total = {name: now.get(name, 0.0) + self._before.get(name, 0.0) for name in {**self._before, **now}}
         dearest = sorted(total.items(), key=lambda item: (item[0] != "training", -item[1]))

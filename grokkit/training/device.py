@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from grokkit.errors import DeviceRefusedError, UsageError
+from grokkit.training.preflight import physical_gpus, unusable_because
 
 SMALL_MACS = 50_000_000
 """Multiply-adds of one pass over a batch below which a second thread costs more than it brings."""
@@ -34,38 +34,6 @@ class Device:
     torch_device: torch.device
     precision: str
     description: str
-
-
-def physical_gpus() -> int:
-    """NVIDIA GPUs that the kernel driver shows, whether torch can use them or not."""
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) or len(list(Path("/dev").glob("nvidia[0-9]*")))
-
-
-def unusable_because(index: int = 0) -> str | None:
-    """Why torch cannot use GPU number `index` here, or None where it can."""
-    if not torch.cuda.is_available():
-        if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-            return "CUDA_VISIBLE_DEVICES is empty and hides it; unset it"
-        if torch.version.cuda is None:
-            return "this torch is a CPU-only build; `pip install --force-reinstall torch torchvision` brings a CUDA one"
-        return f"torch {torch.__version__} cannot start CUDA {torch.version.cuda}; the driver may be too old"
-    if index >= torch.cuda.device_count():
-        return f"torch sees {torch.cuda.device_count()} of them and none has number {index}"
-    major, minor = torch.cuda.get_device_capability(index)
-    built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith(("sm_", "compute_"))]
-    if built and not any(_runs_on(arch, major, minor) for arch in built):
-        return (
-            f"it has capability {major}.{minor} and torch {torch.__version__} is built for {', '.join(built)}; "
-            "the last default wheels for V100 are torch 2.10"
-        )
-    return None
-
-
-def _runs_on(arch: str, major: int, minor: int) -> bool:
-    """Machine code (`sm_86`) runs on its own major version from its minor on, PTX (`compute_90`) on anything newer."""
-    kind, _, number = arch.partition("_")
-    built = divmod(int("".join(filter(str.isdigit, number))), 10)
-    return built <= (major, minor) and (kind == "compute" or built[0] == major)
 
 
 def resolve(wanted: str | None = None) -> Device:

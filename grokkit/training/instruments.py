@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 from grokkit import attribution, measures
 from grokkit.measures import Measure
-from grokkit.measures.take import AttributionPlan
+from grokkit.measures.base import settings_of
+from grokkit.measures.take import AttributionPlan, name_of
 from grokkit.training.config import Part
+from grokkit.training.signal import Signal
 
 
 def as_measure(wanted: str | Part | Measure) -> Measure:
@@ -37,3 +41,17 @@ def as_measures(wanted: str | Iterable[str | Part | Measure]) -> list[Measure]:
 def as_plans(wanted: str | Iterable[str | Part | AttributionPlan]) -> list[AttributionPlan]:
     """`as_plan` of each; a single name stands for itself."""
     return [as_plan(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
+
+
+def asked_for(
+    taken: list[Measure],
+    plans: list[AttributionPlan],
+    schedule: tuple[int, ...],
+    signal: Signal | None,
+    rest: dict[str, Any],
+) -> dict[str, Any]:
+    """What `record` was asked for, as TOML values."""
+    listed = [{"name": name_of(each), **settings_of(each)} for each in taken]
+    maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
+    told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
+    return told | ({"signal": dataclasses.asdict(signal)} if signal else {})

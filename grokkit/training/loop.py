@@ -4,51 +4,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
-from grokkit import policies
-from grokkit.data.base import Dataset
-from grokkit.data.probes import probe_sets
-from grokkit.data.resident import Batches
-from grokkit.errors import DataError, Interrupted, NumericsError
+from grokkit.errors import BudgetReached, DataError, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
-from grokkit.measures.loss import loss_function
-from grokkit.models.classifier import Classifier
 from grokkit.seeding import seeded
-from grokkit.training.build import (
-    build_data,
-    build_model,
-    build_optimizer,
-    checked_clip,
-    clip_gradients,
-    config_of,
-    facts_of,
-    macs_of,
-    placed,
-)
+from grokkit.training import placement
+from grokkit.training.build import config_of, macs_of
 from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
-from grokkit.training.device import described, fitting_threads, resolve
-from grokkit.training.evaluation import Split, evaluated
-from grokkit.training.lr_scheduler import PolicyLR
-from grokkit.training.meter import Meter
-from grokkit.training.observers import Observer, Silent
-from grokkit.training.precision import resolve_precision
-from grokkit.training.recorder import Recorder, record
-from grokkit.training.schedule import log_spaced
-from grokkit.training.signal import Signal
+from grokkit.training.device import fitting_threads, resolve
+from grokkit.training.evaluation import evaluated
+from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
+from grokkit.training.money import Bill, Purse, dollars, spent_by
+from grokkit.training.observers import Guarded, Observer, guarded
+from grokkit.training.placement import check_placement, placed_update
 from grokkit.training.state import Stateful
-from grokkit.training.step import TrainStep
-from grokkit.training.team import Absent, Team, team_of
+from grokkit.training.team import team_of
 from grokkit.trajectory import Run, open_run
 
 REPORTS = 200
@@ -63,29 +40,6 @@ SAVE_SECONDS = 30.0
 SAVE_SHARE = 0.02
 
 
-Recording = Recorder | Absent
-"""What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
-
-
-@dataclass
-class Job:
-    """All that the loop works with, built from the config alone."""
-
-    config: RunConfig
-    dataset: Dataset
-    model: Classifier
-    optimizer: Optimizer
-    policy: PolicyLR
-    batches: Batches
-    update: TrainStep
-    meter: Meter
-    test_set: Split
-    validation: Split | None
-    device: torch.device
-    precision: str
-    team: Team
-
-
 def train(
     config: RunConfig,
     *,
@@ -93,6 +47,8 @@ def train(
     device: str | None = None,
     observer: Observer | None = None,
     experiment: str | None = None,
+    price: float | None = None,
+    budget: float | None = None,
 ) -> Run:
     """Train one run from its first step into a new folder below `runs`.
 
@@ -102,6 +58,8 @@ def train(
         device: `cpu`, `cuda`, or None for the best usable one.
         observer: company, silent by default.
         experiment: source text of the study, kept in the folder.
+        price: dollars an hour of this machine; by default that of the environment variable GROKKIT_PRICE.
+        budget: dollars after which the run is saved and stopped; needs a price.
 
     Returns:
         The finished run, opened for reading.
@@ -109,45 +67,79 @@ def train(
     Raises:
         UsageError, DataError: a choice that does not exist or does not fit; nothing is written then.
         DeviceRefusedError: a GPU that is present but unusable.
+        PlacementError: a tensor of model, optimizer or batch that is not on the run's device.
         TrajectoryError: the folder exists.
         NumericsError: the loss is not finite; what was recorded before is kept.
         Interrupted: Ctrl-C or SIGTERM; the state is saved, `resume` goes on.
+        BudgetReached: the budget is spent; the state is saved, `resume` with a larger one goes on.
     """
-    return _run(config, Path(runs) / config.run_name, device, observer, experiment, resumed=False)
+    purse = Purse.of(price, budget)
+    purse.needs_price()
+    company = guarded(observer)
+    with company.told_of_the_end(config.steps):
+        return _run(config, Path(runs) / config.run_name, device, company, experiment, purse, resumed=False)
 
 
-def resume(path: str | Path, *, device: str | None = None, observer: Observer | None = None) -> Run:
+def resume(
+    path: str | Path,
+    *,
+    device: str | None = None,
+    observer: Observer | None = None,
+    price: float | None = None,
+    budget: float | None = None,
+) -> Run:
     """Go on with an interrupted run from its newest slot; the config comes from the folder. A finished run is returned.
+
+    Args:
+        path: the run's folder.
+        device, observer: as of `train`.
+        price: dollars an hour from here on; by default that of the environment variable GROKKIT_PRICE, or of the last
+            attempt.
+        budget: dollars that the run may cost, earlier attempts included.
 
     Raises: as `train`.
     """
     found = open_run(path)
     if found.status["state"] == "done":
         return found
-    return _run(config_of(found), Path(path), device, observer, None, resumed=True)
+    asked = Purse.of(price, budget)
+    purse = Purse(Bill.going_on(found.status, asked.price).price, budget)
+    purse.needs_price()
+    config, company = config_of(found), guarded(observer)
+    with company.told_of_the_end(config.steps):
+        if budget is not None and spent_by(found.status) >= budget:
+            raise BudgetReached(beyond_budget(found.status["step"], config, spent_by(found.status), budget, found.path))
+        return _run(config, Path(path), device, company, None, purse, resumed=True)
 
 
 def _run(
-    config: RunConfig, path: Path, device: str | None, observer: Observer | None, experiment: str | None, resumed: bool
+    config: RunConfig,
+    path: Path,
+    device: str | None,
+    observer: Guarded,
+    experiment: str | None,
+    purse: Purse,
+    resumed: bool,
 ) -> Run:
-    observer = observer or Silent()
     team = team_of(resolve(device).torch_device)
     with seeded(config.seed, "training"):
         job = build(config, team.device(resolve(device).torch_device), team=team)
+        check_placement(job.device, job.model, job.optimizer)
         if resumed:
             _check_data(job, open_run(path))
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
         with (
             fitting_threads(work), StopRequest() as stop, _at_step_0(config, path),
-            open_recorder(job, path, experiment, resumed) as recorder,
+            open_recorder(job, path, experiment, resumed, price=purse.price) as recorder,
         ):  # fmt: skip
+            recorder.listener = observer.event
             start = recorder.restore(**_parts(job)) if resumed else 0
             if start == 0:
                 job.policy.observe(team.told(partial(evaluate, job, recorder, 0)))
                 job.policy.observe(team.told(lambda: recorder.first_readings))
-            observer.start(f"{path}  on {_machine(job)}", start, config.steps)
+            observer.start(f"{path}  on {machine_of(job)}", start, config.steps)
             try:
-                _loop(job, recorder, observer, stop, start)
+                _loop(job, recorder, observer, stop, start, purse.budget)
             finally:
                 observer.close(in_words(recorder.costs.seconds()))
     team.barrier()
@@ -169,78 +161,9 @@ def _check_data(job: Job, run: Run) -> None:
         raise DataError(f"{run.path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
 
 
-def build(config: RunConfig, device: torch.device, beside: Job | None = None, team: Team | None = None) -> Job:
-    """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
-    shared with it; `team`: of the processes that train it together."""
-    team = team or Team()
-    checked_clip(config.clip)
-    dataset = build_data(config) if beside is None else beside.dataset
-    model = placed(build_model(config, facts_of(dataset), dataset), device)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
-    policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
-    images = dataset.x_train if beside is None else beside.batches.images
-    labels = dataset.y_train if beside is None else beside.batches.labels
-    batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
-    precision = resolve_precision(config.precision, device)
-    execution = team.checked(len(images), batches.batch_size, config.execution)
-    team.begin(config.seed)
-    loss = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
-    update = TrainStep(
-        team.module(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
-        clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
-    )  # fmt: skip
-    test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
-    return Job(
-        config, dataset, model, optimizer, policy, batches, update, team.meter(device), test_set, validation, device,
-        precision, team,
-    )  # fmt: skip
-
-
-def _held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
-    """Test and validation split on the device."""
-    validation = None
-    if dataset.x_val is not None and dataset.y_val is not None:
-        validation = _on(device, dataset.x_val, dataset.y_val)
-    return _on(device, dataset.x_test, dataset.y_test), validation
-
-
-def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
-    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
-
-
-def open_recorder(
-    job: Job, path: Path, experiment: str | None, resumed: bool = False, facts: Mapping[str, Any] | None = None
-) -> Recording:
-    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
-    the first process has it."""
-    config = job.config
-    schedule, signal = log_spaced(config.records, config.steps), Signal.of(config.signal)
-    if job.team.rank:
-        job.team.barrier()
-        return Absent(path, job.model, job.optimizer, schedule, signal)
-    recorder = record(
-        path, job.model, job.optimizer,
-        probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
-        schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
-        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed,
-    )  # fmt: skip
-    job.team.barrier()
-    return recorder
-
-
-def _facts(job: Job) -> dict[str, Any]:
-    """What environment.json says of this run's data and arithmetic."""
-    precision = described(job.device, precision=job.precision).precision
-    return {"data": facts_of(job.dataset), "device": _machine(job), "precision": precision}
-
-
-def _machine(job: Job) -> str:
-    """Device, precision and execution in words."""
-    processes = f", {job.team.size} processes" if job.team.size > 1 else ""
-    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"
-
-
-def _loop(job: Job, recorder: Recording, observer: Observer, stop: StopRequest, start: int) -> None:
+def _loop(
+    job: Job, recorder: Recording, observer: Observer, stop: StopRequest, start: int, budget: float | None
+) -> None:
     config, saves = job.config, SaveTimes()
     told = 0 if start == 0 else len(job.policy.decisions)
     job.model.train()
@@ -248,17 +171,37 @@ def _loop(job: Job, recorder: Recording, observer: Observer, stop: StopRequest, 
         told = _recorded(job, recorder, start, told)
     for step in range(start + 1, config.steps + 1):
         x, y = job.team.part(*job.batches.at(step))
-        loss, logits = job.update(x, y)
+        loss, logits = _updated(job, x, y, step == start + 1)
+        if step == start + 1 or step % placement.EVERY == 0:
+            check_placement(job.device, job.model, job.optimizer, x=x, y=y, loss=loss, logits=logits)
         job.meter.add(loss, logits, y)
         report(job, recorder, observer, step)
         told = _recorded(job, recorder, step, told)
-        stopping, saving = job.team.agreed(step, stop.asked, stop.save_asked or saves.due(recorder))
+        broke = is_spent(recorder, budget)
+        stopping, saving = job.team.agreed(step, stop.asked or broke, stop.save_asked or saves.due(recorder))
         if stopping or saving or step == config.steps:
             save(job, recorder, step)
             stop.save_asked = False
             saves.done()
         if stopping and step < config.steps:
+            if budget is not None and broke:
+                raise BudgetReached(beyond_budget(step, config, recorder.spent or 0.0, budget, recorder.path))
             raise Interrupted(how_to_go_on(step, config, recorder.path))
+
+
+def _updated(job: Job, x: Tensor, y: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+    return placed_update(partial(job.update, x, y)) if first else job.update(x, y)
+
+
+def is_spent(recorder: Recording, budget: float | None) -> bool:
+    """Whether the run has cost `budget` dollars; None is no limit."""
+    return budget is not None and (recorder.spent or 0.0) >= budget
+
+
+def beyond_budget(step: int, config: RunConfig, spent: float, budget: float, *paths: Path) -> str:
+    """What a run that has spent its budget says, or several that have spent theirs together."""
+    return (f"the budget of {dollars(budget)} is spent ({dollars(spent)}); "
+            f"{how_to_go_on(step, config, *paths)} --budget {2 * budget:g}")  # fmt: skip
 
 
 class SaveTimes:
@@ -297,7 +240,7 @@ def report(job: Job, recorder: Recording, observer: Observer, step: int) -> None
     _report(job, recorder, observer)
     if step % max(1, config.steps // REPORTS) == 0 or step == config.steps:
         job.meter.take(step)
-        recorder.log(step, "batch", learning_rate=_rate(job))
+        recorder.log(step, "batch", learning_rate=_rate(job), **_cost_of(recorder))
     if step == config.steps:
         _report(job, recorder, observer)
 
@@ -354,7 +297,15 @@ def _report(job: Job, recorder: Recording, observer: Observer) -> None:
         )
     recorder.log(step, "batch", loss=loss, accuracy=accuracy)
     job.policy.observe({"train_loss": loss})
-    observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(job)})
+    slow = job.pace.slow(step, recorder.costs.training())
+    if slow is not None:
+        recorder.event(step, "slow", slow)
+    observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(job), **_cost_of(recorder)})
+
+
+def _cost_of(recorder: Recording) -> dict[str, float]:
+    """Dollars so far as a number among others; nothing where no price is known."""
+    return {} if recorder.spent is None else {"spent": recorder.spent}
 
 
 def _rate(job: Job) -> float:

@@ -1,27 +1,44 @@
-"""What a person sees while a run goes on: a live line in a terminal, plain lines anywhere else."""
+"""The company of a run: what a person sees while it goes on, a live line in a terminal, plain lines anywhere else.
+
+Company never changes a run, and what goes wrong with it never ends one.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Protocol, TextIO
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from grokkit.errors import BudgetReached, Interrupted
+from grokkit.interrupt import Stopped
+
 
 class Observer(Protocol):
-    """Read-only company of a run; it never draws random numbers and never changes the run.
+    """Read-only company of a run; it never draws random numbers and never changes the run. One of your own is a
+    subclass of `Silent` with the methods that it needs.
 
-    `report` brings the numbers of a step that is over, `close` what the run has cost.
+    `report` brings the numbers of a step that is over, `event` a decision or an incident as events.jsonl has it
+    (`policy`, `slow`, `measure_failed`, ...), `close` what the run has cost. The last that it hears of a run is an
+    event that says how it ended: `done`, `interrupted`, `budget` or `failed`.
     """
 
     def start(self, title: str, done: int, total: int) -> None: ...
 
     def report(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
     def close(self, summary: str = "") -> None: ...
+
+
+TOLD = frozenset({"slow"})
+"""Events that are told to a person at once; the others can be read in events.jsonl."""
 
 
 class Silent:
@@ -31,19 +48,91 @@ class Silent:
 
     def report(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def event(self, step: int, kind: str, text: str) -> None: ...
+
     def close(self, summary: str = "") -> None: ...
 
 
-class Lines:
+class Guarded:
+    """Several observers as one. One that raises is told about once, and hears nothing more: a paid run is not lost to
+    its company.
+
+    Args:
+        observers: told in this order.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._company = list(observers)
+        self._step = 0
+
+    def start(self, title: str, done: int, total: int) -> None:
+        self._step = done
+        self._tell("start", title, done, total)
+
+    def report(self, step: int, values: Mapping[str, float]) -> None:
+        self._step = step
+        self._tell("report", step, values)
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        self._tell("event", step, kind, text)
+
+    def close(self, summary: str = "") -> None:
+        self._tell("close", summary)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for each in list(self._company):
+            try:
+                getattr(each, what)(*arguments)
+            except Exception as error:
+                self._company.remove(each)
+                with suppress(Warning):  # where warnings are made errors, this one is not to end the run either
+                    warnings.warn(
+                        f"the observer {type(each).__name__} failed in `{what}` ({type(error).__name__}: {error}) and "
+                        "hears nothing more of this run, which goes on",
+                        stacklevel=3,
+                    )
+
+    @contextmanager
+    def told_of_the_end(self, steps: int) -> Iterator[None]:
+        """Tell how the block, which trains to `steps`, has ended."""
+        try:
+            yield
+        except BaseException as error:
+            told = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+            self.event(self._step, _ending(error), told)
+            raise
+        self.event(steps, "done", f"done at step {steps}")
+
+
+ENDS = frozenset({"done", "interrupted", "budget", "failed"})
+"""Events that are the last of a run."""
+
+
+def _ending(error: BaseException) -> str:
+    if isinstance(error, BudgetReached):
+        return "budget"
+    return "interrupted" if isinstance(error, Interrupted | Stopped | KeyboardInterrupt) else "failed"
+
+
+def guarded(observer: Observer | None) -> Guarded:
+    """`observer` as company that cannot end a run; None is nobody."""
+    if isinstance(observer, Guarded):
+        return observer
+    return Guarded() if observer is None else Guarded(observer)
+
+
+class Lines(Silent):
     """One plain line now and then, for log files and batch systems.
 
     Args:
         stream: where to.
         seconds: shortest time between two lines.
+        device: named in every line; empty: not.
     """
 
-    def __init__(self, stream: TextIO, seconds: float = 10.0) -> None:
+    def __init__(self, stream: TextIO, seconds: float = 10.0, device: str = "") -> None:
         self._stream, self._seconds, self._last, self._total = stream, seconds, 0.0, 0
+        self._device = f"  {device}" if device else ""
         self._waiting = ""
 
     def start(self, title: str, done: int, total: int) -> None:
@@ -54,13 +143,17 @@ class Lines:
     def report(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
         speed = (step - self._done) / max(now - self._began, 1e-9)
-        self._waiting = f"step {step}/{self._total}  {speed:.3g} steps/s  {shown(values)}"
+        self._waiting = f"step {step}/{self._total}{self._device}  {speed:.3g} steps/s  {shown(values)}"
         if now - self._last >= self._seconds:
             self._print(now)
 
     def _print(self, now: float) -> None:
         print(self._waiting, file=self._stream, flush=True)
         self._last, self._waiting = now, ""
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        if kind in TOLD:
+            print(f"step {step}: {text}", file=self._stream, flush=True)
 
     def close(self, summary: str = "") -> None:
         if self._waiting:
@@ -69,10 +162,11 @@ class Lines:
             print(summary, file=self._stream, flush=True)
 
 
-class Live:
-    """A progress bar with the live metrics, redrawn in place."""
+class Live(Silent):
+    """A progress bar with the live metrics, redrawn in place; `device` is named in it."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, device: str = "") -> None:
+        self._device = f"{device}  " if device else ""
         self._bar = Progress(
             BarColumn(bar_width=12), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[values]}"), console=console,
@@ -81,11 +175,15 @@ class Live:
 
     def start(self, title: str, done: int, total: int) -> None:
         self._bar.console.print(title, highlight=False)
-        self._task = self._bar.add_task("", total=total, completed=done, values="")
+        self._task = self._bar.add_task("", total=total, completed=done, values=self._device)
         self._bar.start()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        self._bar.update(self._task, completed=step, values=shown(values))
+        self._bar.update(self._task, completed=step, values=self._device + shown(values))
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        if kind in TOLD:
+            self._bar.console.print(f"step {step}: {text}", highlight=False)
 
     def close(self, summary: str = "") -> None:
         self._bar.stop()
@@ -98,6 +196,6 @@ def shown(values: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
-def for_terminal() -> Observer:
-    """A live bar where standard error is a terminal, plain lines where it is not."""
-    return Live(Console(stderr=True)) if sys.stderr.isatty() else Lines(sys.stderr)
+def for_terminal(device: str = "") -> Observer:
+    """A live bar where standard error is a terminal, plain lines where it is not; both name `device`."""
+    return Live(Console(stderr=True), device) if sys.stderr.isatty() else Lines(sys.stderr, device=device)

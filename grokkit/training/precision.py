@@ -42,6 +42,21 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return best
 
 
+def advice(device: torch.device) -> str:
+    """What `auto` trains in on `device`, and why."""
+    chosen = resolve_precision("auto", device)
+    if device.type != "cuda":
+        return f"{chosen}: on a CPU nothing lower is taken unless asked for"
+    major, minor = torch.cuda.get_device_capability(device)
+    reasons = {
+        "bfloat16": f"capability {major}.{minor} has it (from 8.0 on)",
+        "float16": f"with a loss scaler: capability {major}.{minor} has no bfloat16, which begins at 8.0 (torch "
+        "emulates it, slowly)",
+        "float32": f"capability {major}.{minor} is too old for lower ones to be faster",
+    }
+    return f"{chosen}: {reasons[chosen]}"
+
+
 def _lower_precisions(device: torch.device) -> tuple[str, ...]:
     """Precisions below float32 that `device` computes in, the better one first."""
     if device.type == "cuda":

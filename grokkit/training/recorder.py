@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import time
 import warnings
@@ -21,14 +20,14 @@ from grokkit.borrow import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
-from grokkit.measures.base import settings_of
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan, name_of, place_of, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.costs import Costs
 from grokkit.training.device import described, environment
-from grokkit.training.instruments import as_measures, as_plans
+from grokkit.training.instruments import as_measures, as_plans, asked_for
+from grokkit.training.money import Bill, Purse
 from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import Signal
 from grokkit.training.state import Stateful, full_state, load_state
@@ -58,6 +57,7 @@ def record(
     config: RunConfig | Mapping[str, Any] | None = None,
     experiment: str | None = None,
     facts: Mapping[str, Any] | None = None,
+    price: float | None = None,
     resume: bool = False,
     initial: bool = True,
 ) -> Recorder:
@@ -79,6 +79,8 @@ def record(
         total_steps: how long the run is meant to be, for its status; optional.
         config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py.
         facts: kept in environment.json: what has to be remembered of the data and the arithmetic.
+        price: dollars an hour of this machine, for `Recorder.spent` and status.json; by default that of the environment
+            variable GROKKIT_PRICE, or of the attempt before.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
 
@@ -89,16 +91,16 @@ def record(
         TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
         UsageError: an unknown measure, attribution, loss or probe set.
     """
-    path = Path(path)
+    path, purse = Path(path), Purse.of(price)
     loss_function(loss)
     taken, plans = as_measures(measures), as_plans(attributions)
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
-        told = config or _described(taken, plans, steps, signal, {"seed": seed, "loss": loss})
+        told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
         machine = environment(described(device_of(model))) | dict(facts or {})
         _create(path, told, machine, probes, total_steps, experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
-    recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps)
+    recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price)
     if initial and not resume:
         recorder.begin()
     return recorder
@@ -123,6 +125,7 @@ class Recorder:
         schedule: tuple[int, ...],
         signal: Signal | None,
         total_steps: int | None,
+        price: float | None,
     ) -> None:
         self.path = path
         self.schedule = schedule
@@ -135,6 +138,7 @@ class Recorder:
         self._attempt = earlier.status["attempt"] + 1
         put_aside = recover(path)
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
+        self._bill = Bill.going_on(earlier.status, price)
         self._step = -1
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._slots = Writer(), resume.Slots(path / "resume")
@@ -159,6 +163,9 @@ class Recorder:
 
     first_readings: dict[str, float] | None = None
     """The signal at step 0, for a policy that is made after the recorder."""
+
+    listener: Callable[[int, str, str], None] | None = None
+    """Hears of every event: step, kind, text."""
 
     unfinished = False
     """Whether the restored state was saved amid the measures of its step: `step` is to be called with it again."""
@@ -212,6 +219,13 @@ class Recorder:
     def event(self, step: int, kind: str, text: str, **fields: Any) -> None:
         """Append a decision or an incident to events.jsonl."""
         self._events.append({"step": step, "kind": kind, "text": text, "time": time.time(), **fields})
+        if self.listener is not None:
+            self.listener(step, kind, text)
+
+    @property
+    def spent(self) -> float | None:
+        """Dollars over all attempts that had a price; None where none had one."""
+        return self._bill.after(self.costs.total())
 
     def save(self, step: int, *, unfinished: bool = False, **parts: Stateful) -> None:
         """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random state.
@@ -325,9 +339,12 @@ class Recorder:
         self._writer.submit(job)
 
     def _fields(self, state: str, reason: str = "") -> dict[str, Any]:
+        costs = self.costs.seconds()
+        seconds = sum(costs.values())
         return {
             "state": state, "step": max(self._step, 0), "total_steps": self._total_steps, "attempt": self._attempt,
-            "reason": reason, "costs": self.costs.seconds(),
+            "reason": reason, "costs": costs, "seconds": seconds, "price": self._bill.price,
+            "spent": self._bill.after(seconds),
         }  # fmt: skip
 
     def close(self, state: str = "done", reason: str = "") -> None:
@@ -378,17 +395,3 @@ def _create(
     text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
     status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
     run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
-
-
-def _described(
-    measures: list[Measure],
-    plans: list[AttributionPlan],
-    schedule: tuple[int, ...],
-    signal: Signal | None,
-    rest: dict[str, Any],
-) -> dict[str, Any]:
-    """What `record` was asked for, as TOML values."""
-    listed = [{"name": name_of(each), **settings_of(each)} for each in measures]
-    maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
-    told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
-    return told | ({"signal": dataclasses.asdict(signal)} if signal else {})

@@ -10,19 +10,25 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from grokkit import errors
-from grokkit.errors import GrokkitError, Interrupted
+from grokkit.errors import BudgetReached, GrokkitError, Interrupted
 from grokkit.interrupt import StopRequest
 from grokkit.training.config import RunConfig
 from grokkit.training.device import cores, resolve
-from grokkit.training.observers import Observer
+from grokkit.training.money import Purse
+from grokkit.training.observers import ENDS, Guarded
 from grokkit.trajectory import open_run
 
 ON_A_GPU = 4
 """Processes at a time on one GPU, where each holds a context and the data."""
+
+STOPPED = ("Interrupted", "BudgetReached")
+"""Errors of a run that is saved and can go on."""
 
 POLL_SECONDS = 0.2
 """Between two looks at the processes."""
@@ -32,9 +38,10 @@ def train_apart(
     configs: Sequence[RunConfig],
     runs: str | Path,
     device: str | None,
-    observer: Observer,
+    observer: Guarded,
     experiment: str | None,
     because: str,
+    purse: Purse,
 ) -> None:
     """Train every config in a process of its own.
 
@@ -42,15 +49,18 @@ def train_apart(
         configs: one for each seed.
         runs, device, observer, experiment: as of `train`; the observer hears of the steps of all runs together.
         because: why they are not in a stack; told to the observer.
+        purse: of all of them together; each pays its part of the machine, as many as are on it at a time.
 
     Raises:
         Interrupted: asked to stop; what had begun is saved.
+        BudgetReached: some have spent their part of the budget; they are saved, the others done.
         GrokkitError: some runs failed, the others are done; of the class of their errors where it is the same.
     """
     on_gpu = resolve(device).torch_device.type == "cuda"
     at_once = min(len(configs), ON_A_GPU if on_gpu else cores())
     order = {
-        "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, cores() // at_once)
+        "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, cores() // at_once),
+        **asdict(purse.shared(len(configs), at_once)),
     }  # fmt: skip
     replicas = [Replica(config, Path(runs) / config.run_name) for config in configs]
     total = sum(config.steps for config in configs)
@@ -83,6 +93,7 @@ class Replica:
         self.config, self.path = config, path
         self.reported: tuple[int, Mapping[str, float]] = (0, {})
         self.failure: tuple[str, str] | None = None
+        self.events: SimpleQueue[tuple[int, str, str]] = SimpleQueue()
         self.begun = self._stopped = False
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
@@ -105,6 +116,8 @@ class Replica:
             told = json.loads(line)
             if "error" in told:
                 self.failure = (told["error"], told["text"])
+            elif "event" in told:
+                self.events.put((told["step"], told["event"], told["text"]))
             else:
                 self.reported = (told["step"], told["values"])
         code = process.wait()
@@ -130,8 +143,13 @@ def _stop(replicas: Sequence[Replica]) -> None:
         replica.stop()
 
 
-def _tell(replicas: Sequence[Replica], observer: Observer) -> None:
-    """Steps of all runs together, and means over those that have reported."""
+def _tell(replicas: Sequence[Replica], observer: Guarded) -> None:
+    """Steps of all runs together, means over those that have reported, and every run's events but its end."""
+    for replica in replicas:
+        while not replica.events.empty():
+            step, kind, text = replica.events.get()
+            if kind not in ENDS:
+                observer.event(step, kind, f"seed {replica.config.seed}: {text}")
     heard = [replica.reported for replica in replicas if replica.reported[0]]
     if heard:
         names = heard[0][1].keys()
@@ -142,14 +160,20 @@ def _tell(replicas: Sequence[Replica], observer: Observer) -> None:
 def _raise_what_failed(replicas: Sequence[Replica]) -> None:
     idle = [str(replica.config.seed) for replica in replicas if not replica.begun]
     told = [(replica, *replica.failure) for replica in replicas if replica.failure is not None]
-    saved = [str(replica.path) for replica, kind, _ in told if kind == "Interrupted"]
-    failed = [(replica, kind, text) for replica, kind, text in told if kind != "Interrupted"]
+    stopped = [(replica, kind) for replica, kind, _ in told if kind in STOPPED]
+    saved, broke = [str(replica.path) for replica, _ in stopped], "BudgetReached" in {kind for _, kind in stopped}
+    failed = [(replica, kind, text) for replica, kind, text in told if kind not in STOPPED]
     texts = [text for _, _, text in failed]
     said = "; ".join(f"seed {replica.config.seed}: {text}" for replica, _, text in failed)
     if saved or idle:
-        lines = [f"go on with: grokkit resume {' '.join(saved)}"] * bool(saved)
+        more = " --budget DOLLARS" if broke else ""
+        lines = [f"go on with: grokkit resume {' '.join(saved)}{more}"] * bool(saved)
         lines += [f"seeds {', '.join(idle)} had not begun"] * bool(idle) + [f"failed: {said}"] * bool(failed)
-        raise Interrupted("stopped; " + "; ".join(lines))
+        raise (
+            BudgetReached("the budget is spent; " + "; ".join(lines))
+            if broke
+            else Interrupted("stopped; " + "; ".join(lines))
+        )
     if not failed:
         return
     kinds = {kind for _, kind, _ in failed}

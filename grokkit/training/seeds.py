@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.training.config import RunConfig
 from grokkit.training.device import resolve
 from grokkit.training.loop import build, train
-from grokkit.training.observers import Observer, Silent
+from grokkit.training.money import Purse
+from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.replicas import train_apart
 from grokkit.training.team import is_alone, is_first
 from grokkit.training.together import no_stack_because, train_together
@@ -24,6 +25,8 @@ def train_seeds(
     device: str | None = None,
     observer: Observer | None = None,
     experiment: str | None = None,
+    price: float | None = None,
+    budget: float | None = None,
 ) -> list[Run]:
     """Train one run for every seed, at once; each is a folder of its own, the one that `train` makes of that seed.
 
@@ -44,6 +47,9 @@ def train_seeds(
         device: `cpu`, `cuda`, or None for the best usable one.
         observer: company; it hears means over the seeds. Silent by default.
         experiment: source text of the study, kept in the folders. A process learns from it what the study registers.
+        price: dollars an hour of the machine; by default that of the environment variable GROKKIT_PRICE. Runs at the
+            same time share it alike.
+        budget: dollars for all seeds together, each its part of them; needs a price.
 
     Returns:
         The finished runs, in the order of the seeds.
@@ -53,7 +59,10 @@ def train_seeds(
         TrajectoryError: one of the folders exists; nothing is written then.
         NumericsError: the loss of some seeds is not finite; those runs end as failed, all others are done.
         Interrupted: Ctrl-C or SIGTERM; what has begun is saved, `resume` goes on with each run alone.
+        BudgetReached: the budget is spent; what has begun is saved.
     """
+    purse = Purse.of(price, budget)
+    purse.needs_price()
     configs = [config.replace(seed=seed) for seed in checked_seeds(seeds)]
     paths = [Path(runs) / each.run_name for each in configs]
     if len(configs) > 1 and not is_alone():
@@ -63,18 +72,34 @@ def train_seeds(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume or remove what is there, or "
             "choose other seeds or another folder for the runs"
         )
-    observer = observer or Silent()
+    company = guarded(observer)
     if len(configs) == 1:
-        return [train(configs[0], runs=runs, device=device, observer=observer, experiment=experiment)]
+        alone = train(configs[0], runs=runs, device=device, observer=company, experiment=experiment,
+                      price=purse.price, budget=budget)  # fmt: skip
+        return [alone]
+    with company.told_of_the_end(config.steps):
+        _train_all(configs, paths, Path(runs), device, company, experiment, purse)
+    return [open_run(path) for path in paths]
+
+
+def _train_all(
+    configs: Sequence[RunConfig],
+    paths: Sequence[Path],
+    runs: Path,
+    device: str | None,
+    company: Guarded,
+    experiment: str | None,
+    purse: Purse,
+) -> None:
+    """In a stack where that can be, else in processes."""
     first = build(configs[0], resolve(device).torch_device)
     because = no_stack_because(first)
     if because is None:
         jobs = [first, *(build(each, first.device, beside=first) for each in configs[1:])]
-        train_together(jobs, paths, observer, experiment)
+        train_together(jobs, paths, company, experiment, purse)
     else:
         del first
-        train_apart(configs, runs, device, observer, experiment, because)
-    return [open_run(path) for path in paths]
+        train_apart(configs, runs, device, company, experiment, because, purse)
 
 
 def checked_seeds(seeds: Iterable[int]) -> list[int]:

@@ -242,6 +242,8 @@ class Absent:
     first_readings: dict[str, float] | None = None
     unfinished = False
     save_seconds = 0.0
+    spent: float | None = None
+    listener: Callable[[int, str, str], None] | None = None
 
     def __init__(
         self, path: Path, model: nn.Module, optimizer: Optimizer, schedule: tuple[int, ...], signal: Signal | None

@@ -13,17 +13,19 @@ from pathlib import Path
 from torch import nn
 
 from grokkit.data.resident import stacked_at
-from grokkit.errors import Interrupted, NumericsError
+from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
 from grokkit.measures.loss import loss_function
 from grokkit.seeding import preserved_rng, seeded
-from grokkit.training import loop
+from grokkit.training import loop, placement
 from grokkit.training.build import macs_of
 from grokkit.training.costs import Costs, in_words
 from grokkit.training.device import described, fitting_threads
 from grokkit.training.loop import Job, Recording
 from grokkit.training.meter import Meters
-from grokkit.training.observers import Observer, Silent
+from grokkit.training.money import Purse
+from grokkit.training.observers import Guarded, Silent
+from grokkit.training.placement import check_placement
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 
 
@@ -60,28 +62,34 @@ def no_stack_because(job: Job) -> str | None:
     return None
 
 
-def train_together(jobs: Sequence[Job], paths: Sequence[Path], observer: Observer, experiment: str | None) -> None:
+def train_together(
+    jobs: Sequence[Job], paths: Sequence[Path], observer: Guarded, experiment: str | None, purse: Purse
+) -> None:
     """Train every job into its folder, from the first step to the last.
 
     Args:
         jobs: of one config but for the seed, on the same data; `no_stack_because` has nothing against them.
         paths: their folders, none of which exists.
+        observer: hears means over the seeds, and the events of the first one.
+        purse: of all of them together.
 
     Raises:
         NumericsError: losses that are not finite; the runs that had them ended as failed, the others are done.
         Interrupted: every run is saved.
+        BudgetReached: so it is, and the budget is spent.
     """
     work = macs_of(jobs[0].model, jobs[0].dataset.input_shape) * jobs[0].batches.batch_size
     # A stack keeps the threads of one net: with two of them beside another busy process a step took 10 times as long.
     with fitting_threads(work), StopRequest() as stop, ExitStack() as open_runs:
         nets = Stack([job.model for job in jobs], _loss(jobs[0]), jobs[0].precision)
-        lanes = _opened(jobs, paths, experiment, open_runs)
+        lanes = _opened(jobs, paths, experiment, open_runs, purse.price)
         _share_costs(lanes)
+        lanes[0].recorder.listener = observer.event
         company = _Company(observer)
         seeds = f"{len(jobs)} seeds in a stack, below {paths[0].parent}"
         observer.start(f"{seeds}  on {_machine(jobs[0], len(jobs))}", 0, jobs[0].config.steps)
         try:
-            failed = _loop(lanes, nets, company, stop)
+            failed = _loop(lanes, nets, company, stop, purse.budget)
         finally:
             observer.close("a run's part: " + in_words(lanes[0].recorder.costs.seconds()))
     if failed:
@@ -98,14 +106,17 @@ def _machine(job: Job, nets: int) -> str:
     return f"{described(job.device, precision=job.precision).description}, steps in a stack of {nets} nets"
 
 
-def _opened(jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack) -> list[Lane]:
+def _opened(
+    jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack, price: float | None
+) -> list[Lane]:
     """A lane for every job, with step 0 recorded; where one of them fails or is stopped, none of the folders stays."""
     facts = {"device": _machine(jobs[0], len(jobs)), "stack": [job.config.seed for job in jobs]}
     lanes: list[Lane] = []
     try:
         for place, (job, path) in enumerate(zip(jobs, paths, strict=True)):
             with seeded(job.config.seed, "training"):
-                lanes.append(Lane(place, job, loop.open_recorder(job, path, experiment, facts=facts)))
+                recorder = loop.open_recorder(job, path, experiment, facts=facts, price=price)
+                lanes.append(Lane(place, job, recorder))
                 open_runs.enter_context(lanes[-1].recorder)
                 job.policy.observe(loop.evaluate(job, lanes[-1].recorder, 0))
             job.policy.observe(lanes[-1].recorder.first_readings)
@@ -132,8 +143,11 @@ def _share_costs(lanes: Sequence[Lane]) -> None:
         lane.recorder.costs = costs
 
 
-def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopRequest) -> dict[int, str]:
+def _loop(
+    lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopRequest, budget: float | None
+) -> dict[int, str]:
     """The loop of `loop._loop`, for all at once; returns what went wrong, by seed."""
+    share = None if budget is None else budget / len(lanes)
     config = lanes[0].job.config
     jobs = [lane.job for lane in lanes]
     batches = [job.batches for job in jobs]
@@ -148,6 +162,9 @@ def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopReque
         losses, logits = nets.backward(x, y)
         nets.clip(config.clip)
         update.step([job.policy.scale for job in jobs], [lane.place for lane in running])
+        if step == 1 or step % placement.EVERY == 0:
+            for lane in running:
+                check_placement(lane.job.device, lane.job.model, lane.job.optimizer, x=x, y=y, logits=logits)
         meters.add(losses, logits, y)
         for lane in list(running):
             try:
@@ -158,14 +175,16 @@ def _loop(lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopReque
                 running.remove(lane)
         company.tell()
         followed = _follow(running, step)
-        if stop.asked or stop.save_asked or saves.due(*(lane.recorder for lane in running)) or step == config.steps:
+        broke = loop.is_spent(lanes[0].recorder, share)
+        due = stop.save_asked or saves.due(*(lane.recorder for lane in running))
+        if stop.asked or broke or due or step == config.steps:
             _save(running, step, followed)
             stop.save_asked = False
             saves.done()
         if not running:
             break
-        if followed < len(running) or (stop.asked and step < config.steps):
-            _interrupt(running, step, failed)
+        if followed < len(running) or ((stop.asked or broke) and step < config.steps):
+            _interrupt(running, step, failed, share if broke else None)
     return failed
 
 
@@ -185,18 +204,27 @@ def _save(lanes: Sequence[Lane], step: int, followed: int) -> None:
             loop.save(lane.job, lane.recorder, step, unfinished=place >= followed)
 
 
-def _interrupt(lanes: Sequence[Lane], step: int, failed: Mapping[int, str]) -> None:
+def _interrupt(lanes: Sequence[Lane], step: int, failed: Mapping[int, str], share: float | None) -> None:
+    """End all runs as interrupted; where `share` is given because each has spent these dollars."""
     config = lanes[0].job.config
+
+    def told(of: Sequence[Lane]) -> str:
+        paths = [lane.recorder.path for lane in of]
+        if share is None:
+            return loop.how_to_go_on(step, config, *paths)
+        spent = sum(lane.recorder.spent or 0.0 for lane in of)
+        return loop.beyond_budget(step, config, spent, len(of) * share, *paths)
+
     for lane in lanes:
-        lane.recorder.close("interrupted", loop.how_to_go_on(step, config, lane.recorder.path))
+        lane.recorder.close("interrupted", told([lane]))
     lost = "".join(f"; seed {seed} had failed: {text}" for seed, text in failed.items())
-    raise Interrupted(loop.how_to_go_on(step, config, *(lane.recorder.path for lane in lanes)) + lost)
+    raise (Interrupted if share is None else BudgetReached)(told(lanes) + lost)
 
 
 class _Company(Silent):
     """Tells one observer the means over the seeds."""
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Guarded) -> None:
         self._observer = observer
         self._heard: dict[int, list[Mapping[str, float]]] = {}
 

@@ -110,8 +110,8 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`, and `costs`: the seconds
-        of training and of each instrument."""
+        """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`; `costs`: seconds of
+        training and of each instrument, `seconds`: their sum, `price`: dollars an hour, `spent`: dollars."""
         return self._parsed("status.json", json.loads)
 
     def _parsed(self, file: str, parse: Any) -> dict[str, Any]:

@@ -1,0 +1,74 @@
+"""What the verbs that train share: the machine they find, who watches, and the purse they pay from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grokkit.training.device import Device
+    from grokkit.training.notify import Webhook
+    from grokkit.training.observers import Observer
+    from grokkit.trajectory import Run
+
+NOTIFY_VARIABLE = "GROKKIT_NOTIFY"
+
+
+def machine(wanted: str | None) -> Device:
+    """The device that a run will have; where that is the CPU for want of a GPU, a red line on stderr says so.
+
+    Raises:
+        DeviceRefusedError: a GPU that is present but unusable.
+    """
+    from rich.console import Console
+
+    from grokkit.training.device import resolve
+    from grokkit.training.team import is_first
+
+    found = resolve(wanted)
+    if wanted is None and found.torch_device.type == "cpu" and is_first():
+        line = "NO GPU HERE: this runs on the CPU. --device cpu says that this is meant"
+        Console(stderr=True, soft_wrap=True).print(line, style="bold red", highlight=False)
+    return found
+
+
+def webhook(address: str | None) -> Webhook | None:
+    """Who posts to `address`, or else to that of the environment variable GROKKIT_NOTIFY; None for neither, and in all
+    but the first process of a team."""
+    from grokkit.training.notify import Webhook
+    from grokkit.training.team import is_first
+
+    chosen = address or os.environ.get(NOTIFY_VARIABLE)
+    return Webhook(chosen) if chosen and is_first() else None
+
+
+def company(device: Device, messages: Webhook | None) -> Observer | None:
+    """A live bar or plain lines, which name the CPU, and messages where they are wanted; nobody in all but the first
+    process of a team."""
+    from grokkit.training.observers import Guarded, for_terminal
+    from grokkit.training.team import is_first
+
+    if not is_first():
+        return None
+    on_cpu = "cpu" if device.torch_device.type == "cpu" else ""
+    return Guarded(for_terminal(on_cpu), *([messages] if messages is not None else []))
+
+
+def left_for(budget: float | None, others: Sequence[Run]) -> float | None:
+    """What one run may cost where others are paid from the same purse; None for no limit.
+
+    Raises:
+        BudgetReached: the others have cost all of it.
+    """
+    from grokkit.errors import BudgetReached
+    from grokkit.training.money import dollars, spent_by
+
+    if budget is None:
+        return None
+    spent = sum(spent_by(run.status) for run in others)
+    if spent >= budget:
+        paths = ", ".join(str(run.path) for run in others)
+        raise BudgetReached(f"the budget of {dollars(budget)} is spent: {dollars(spent)} by {paths}. A larger --budget "
+                            "goes on")  # fmt: skip
+    return budget - spent

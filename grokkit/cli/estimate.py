@@ -1,0 +1,77 @@
+"""`grokkit estimate EXPERIMENT`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from grokkit.cli.parse import parse
+
+if TYPE_CHECKING:
+    from grokkit.training.estimate import Estimate
+
+
+def main(words: list[str]) -> None:
+    """Read the words and estimate."""
+    parse("estimate", estimate, words)
+
+
+def estimate(
+    experiment: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="EXPERIMENT")],
+    data: str | None = None,
+    runs: Path = Path("runs"),
+    seed: int | None = None,
+    steps: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    price: float | None = None,
+) -> None:
+    """Say how long every variant of an experiment would take, how much disk and how many dollars, before it is begun.
+
+    Some real steps and records are taken and timed in a folder that goes again, and summed over the schedule. On a
+    machine that other programs use, or whose clock goes down as it warms up, it will be less than the truth.
+
+    Try:
+        grokkit estimate quickstart
+        grokkit estimate cifar10_small:no_batchnorm --data cifar10.npz --price 0.28
+
+    Args:
+        experiment, data, seed, steps, device: as of `grokkit train`.
+        runs: folder that the runs would go to; its disk is the one that is timed.
+        price: dollars an hour of this machine; by default $GROKKIT_PRICE.
+    """
+    from grokkit import recipes
+    from grokkit.cli.company import machine
+    from grokkit.training import estimate as room
+    from grokkit.training.choices import adjusted
+    from grokkit.training.money import HOUR, Purse, dollars
+
+    price = Purse.of(price).price
+    configs = [adjusted(each, data, seed, steps) for each in recipes.find(experiment).configs()]
+    machine(device)
+    found = []
+    for config in configs:
+        found.append(room.estimate(config, device, runs))
+        print(f"{config.experiment}/{config.variant}\n  {room.in_words(found[-1], price)}")
+        print("\n".join(f"  {line}" for line in _measured(found[-1])), flush=True)
+    seconds = sum(each.seconds for each in found)
+    at = "" if price is None else f", about {dollars(seconds * price / HOUR)} at {dollars(price)}/h"
+    disk = room.size(sum(each.bytes for each in found))
+    print(f"all of it, one after the other: {room.duration(seconds)}, disk {disk}{at}")
+
+
+def _measured(found: Estimate) -> list[str]:
+    """What was timed, and what each instrument and each kind of file makes of the whole."""
+    from grokkit.training.estimate import duration, size, speed
+
+    timed = found.training
+    first, taken = timed.warm_up
+    lines = [f"measured: {timed.steps} steps, by stretch {speed(1 / timed.high)} to {speed(1 / timed.low)}, after "
+             f"the first {first}, which took {taken:.2g} s"]  # fmt: skip
+    for each in found.instruments:
+        share = 100 * each.seconds / found.seconds
+        times = f"{each.count} x {each.later:.2g} s" + (f", the first {each.first:.2g} s" if each.count > 1 else "")
+        lines.append(f"{each.name:22}{duration(each.seconds):>8}  {share:4.1f} %  ({times})")
+    kinds = sorted(found.files.items(), key=lambda item: -item[1])
+    return [*lines, "disk: " + ", ".join(f"{name} {size(count)}" for name, count in kinds if count)]

@@ -1,0 +1,140 @@
+"""A run as the loop works with it: all that a config names, built on a device, and the recorder that it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.optim import Optimizer
+
+from grokkit import policies
+from grokkit.data.base import Dataset
+from grokkit.data.probes import probe_sets
+from grokkit.data.resident import Batches
+from grokkit.measures.loss import loss_function
+from grokkit.models.classifier import Classifier
+from grokkit.training.build import (
+    build_data,
+    build_model,
+    build_optimizer,
+    checked_clip,
+    clip_gradients,
+    facts_of,
+    placed,
+)
+from grokkit.training.config import RunConfig
+from grokkit.training.device import described
+from grokkit.training.evaluation import Split
+from grokkit.training.lr_scheduler import PolicyLR
+from grokkit.training.meter import Meter
+from grokkit.training.pace import Pace
+from grokkit.training.precision import resolve_precision
+from grokkit.training.recorder import Recorder, record
+from grokkit.training.schedule import log_spaced
+from grokkit.training.signal import Signal
+from grokkit.training.step import TrainStep
+from grokkit.training.team import Absent, Team
+
+Recording = Recorder | Absent
+"""What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
+
+
+@dataclass
+class Job:
+    """All that the loop works with, built from the config alone."""
+
+    config: RunConfig
+    dataset: Dataset
+    model: Classifier
+    optimizer: Optimizer
+    policy: PolicyLR
+    batches: Batches
+    update: TrainStep
+    meter: Meter
+    test_set: Split
+    validation: Split | None
+    device: torch.device
+    precision: str
+    team: Team
+    pace: Pace = field(default_factory=Pace)
+
+
+def build(config: RunConfig, device: torch.device, beside: Job | None = None, team: Team | None = None) -> Job:
+    """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
+    shared with it; `team`: of the processes that train it together."""
+    team = team or Team()
+    checked_clip(config.clip)
+    dataset = build_data(config) if beside is None else beside.dataset
+    model = placed(build_model(config, facts_of(dataset), dataset), device)
+    optimizer = build_optimizer(config.optimizer, model.parameters())
+    policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
+    images = dataset.x_train if beside is None else beside.batches.images
+    labels = dataset.y_train if beside is None else beside.batches.labels
+    batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
+    precision = resolve_precision(config.precision, device)
+    execution = team.checked(len(images), batches.batch_size, config.execution)
+    team.begin(config.seed)
+    loss = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
+    update = TrainStep(
+        team.module(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
+        clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
+    )  # fmt: skip
+    test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
+    return Job(
+        config, dataset, model, optimizer, policy, batches, update, team.meter(device), test_set, validation, device,
+        precision, team,
+    )  # fmt: skip
+
+
+def _held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
+    """Test and validation split on the device."""
+    validation = None
+    if dataset.x_val is not None and dataset.y_val is not None:
+        validation = _on(device, dataset.x_val, dataset.y_val)
+    return _on(device, dataset.x_test, dataset.y_test), validation
+
+
+def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
+    return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+
+def open_recorder(
+    job: Job,
+    path: Path,
+    experiment: str | None,
+    resumed: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    price: float | None = None,
+) -> Recording:
+    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
+    the first process has it."""
+    config = job.config
+    schedule, signal = log_spaced(config.records, config.steps), Signal.of(config.signal)
+    if job.team.rank:
+        job.team.barrier()
+        return Absent(path, job.model, job.optimizer, schedule, signal)
+    recorder = record(
+        path, job.model, job.optimizer,
+        probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
+        schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
+        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed, price=price,
+    )  # fmt: skip
+    job.team.barrier()
+    return recorder
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What environment.json says of this run's data and arithmetic."""
+    precision = described(job.device, precision=job.precision).precision
+    return {"data": facts_of(job.dataset), "device": machine_of(job), "precision": precision}
+
+
+def machine_of(job: Job) -> str:
+    """Device, precision and execution in words."""
+    processes = f", {job.team.size} processes" if job.team.size > 1 else ""
+    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"

@@ -1,0 +1,168 @@
+"""Company never changes a run, never ends one, and hears how it ended."""
+
+import io
+import warnings
+
+import pytest
+from rich.console import Console
+
+import grokkit as gk
+from grokkit.errors import BudgetReached, Interrupted, NumericsError
+from grokkit.training import pace
+from grokkit.training.config import part
+from grokkit.training.observers import Guarded, Lines, Live, Silent, guarded
+from grokkit.training.pace import Pace
+from tests.runs import SMALL, PressesCtrlC, contents
+
+BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})
+
+
+class Listens(Silent):
+    def __init__(self) -> None:
+        self.heard: list[tuple] = []
+
+    def start(self, title, done, total) -> None:
+        self.heard.append(("start", done, total))
+
+    def event(self, step, kind, text) -> None:
+        self.heard.append((kind, step, text))
+
+    def close(self, summary="") -> None:
+        self.heard.append(("close", summary[:8]))
+
+
+class Breaks(Silent):
+    """Raises in the method `where`."""
+
+    def __init__(self, where: str) -> None:
+        self.calls = 0
+        for name in ("start", "report", "event", "close"):
+            setattr(self, name, self.fail if name == where else lambda *_: None)
+
+    def fail(self, *_) -> None:
+        self.calls += 1
+        raise OSError("the terminal is gone")
+
+
+@pytest.mark.parametrize("where", ["start", "report", "event", "close"])
+def test_an_observer_that_raises_is_told_about_once_and_the_run_goes_on(tmp_path, where: str) -> None:
+    breaks, listens = Breaks(where), Listens()
+    with pytest.warns(UserWarning, match=rf"Breaks failed in `{where}` \(OSError: the terminal is gone\)") as told:
+        run = gk.train(BARE, runs=tmp_path, device="cpu", observer=Guarded(breaks, listens))
+    assert run.status["state"] == "done" and breaks.calls == 1 and len(told) == 1
+    assert listens.heard[-1] == ("done", 24, "done at step 24"), "the others hear on"
+
+
+def test_it_goes_on_even_where_warnings_are_errors(tmp_path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gk.train(BARE, runs=tmp_path, device="cpu", observer=Breaks("report")).status["state"] == "done"
+
+
+def test_the_run_is_the_same_with_and_without_all_company(tmp_path) -> None:
+    company = Guarded(
+        Lines(io.StringIO(), seconds=0.0), Live(Console(file=io.StringIO(), force_terminal=True)), Silent(), Listens()
+    )
+    with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", observer=company)
+    alone = gk.train(SMALL, runs=tmp_path / "b", device="cpu")
+    assert contents(with_it.path) == contents(alone.path)
+
+
+def test_company_hears_every_event_and_the_end(tmp_path) -> None:
+    listens = Listens()
+    run = gk.train(SMALL, runs=tmp_path / "done", device="cpu", observer=listens)
+    decided = [("policy", event["step"], event["text"]) for event in run.events if event["kind"] == "policy"]
+    assert decided and [each for each in listens.heard if each[0] == "policy"] == decided
+    assert listens.heard[0] == ("start", 0, 24) and listens.heard[-2:] == [
+        ("close", "training"),
+        ("done", 24, "done at step 24"),
+    ]
+
+    listens = Listens()
+    with pytest.raises(Interrupted):
+        gk.train(BARE, runs=tmp_path, device="cpu", observer=Guarded(PressesCtrlC(9), listens))
+    kind, step, text = listens.heard[-1]
+    assert (kind, step) == ("interrupted", 8) and "grokkit resume" in text
+
+    listens = Listens()
+    with pytest.raises(BudgetReached):
+        gk.train(BARE, runs=tmp_path / "poor", device="cpu", price=1e6, budget=1e-3, observer=listens)
+    assert listens.heard[-1][0] == "budget"
+
+    listens = Listens()
+    wild = BARE.replace(optimizer=part("sgd", lr=1e30))
+    with pytest.raises(NumericsError):
+        gk.train(wild, runs=tmp_path, device="cpu", observer=listens)
+    assert listens.heard[-1][0] == "failed" and listens.heard[-1][2].startswith("NumericsError: the training loss is")
+
+
+def test_a_stack_and_processes_tell_their_end_too(tmp_path) -> None:
+    listens = Listens()
+    gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", observer=listens)
+    assert [each[0] for each in listens.heard] == ["start", "close", "done"]
+    assert guarded(None)._company == []
+
+
+@pytest.mark.slow
+def test_events_come_from_processes_with_their_seed(tmp_path) -> None:
+    listens = Listens()
+    config = SMALL.replace(model=part("cnn", channels=(4, 4, 4, 4, 8)), measures=(), attributions=(), batch_size=60)
+    runs = gk.train_seeds(config, [0, 1], runs=tmp_path, device="cpu", observer=listens)
+    decided = {
+        f"seed {seed}: {e['text']}" for seed, run in enumerate(runs) for e in run.events if e["kind"] == "policy"
+    }
+    assert decided and {text for kind, *_, text in listens.heard if kind == "policy"} == decided
+    assert [each[0] for each in listens.heard].count("done") == 1
+
+
+def test_the_device_stands_in_every_line() -> None:
+    stream = io.StringIO()
+    lines = Lines(stream, seconds=0.0, device="cpu")
+    lines.start("a run", 0, 10)
+    lines.report(3, {"loss": 0.5})
+    lines.event(4, "slow", "it is slow")
+    lines.event(4, "policy", "not for here")
+    assert "step 3/10  cpu  " in stream.getvalue() and "step 4: it is slow\n" in stream.getvalue()
+    assert "not for here" not in stream.getvalue()
+    stream = io.StringIO()
+    live = Live(Console(file=stream, force_terminal=True, width=80), "cpu")
+    live.start("a run", 0, 10)
+    live.report(3, {"loss": 0.5})
+    live.close()
+    assert "cpu  loss 0.5" in stream.getvalue()
+
+
+def told(*speeds: float, seconds: float = pace.SECONDS) -> list[str | None]:
+    """What a run says that trains at these speeds, one stretch each."""
+    watch, step, now = Pace(), 0, 100.0
+    said = [watch.slow(step, now)]
+    for speed in speeds:
+        now += max(seconds, pace.STEPS / speed)
+        step += max(pace.STEPS, round(speed * seconds))
+        said.append(watch.slow(step, now))
+    return said
+
+
+def test_a_run_at_less_than_half_of_its_first_speed_is_told_once() -> None:
+    said = told(100, 100, 100, 100, 45, 45, 45, 45, 45)
+    assert [each is not None for each in said] == [False] * 6 + [True] + [False] * 3
+    assert said[6] == (
+        "training goes at 45 steps/s, at the beginning it was 100. Usual causes: another process on the same device, a "
+        "device that throttles for heat or power, memory that is swapped"
+    )
+
+
+def test_a_short_dip_a_slow_start_and_a_slightly_slower_run_are_not_told() -> None:
+    assert not any(told(100, 100, 100, 10, 100, 100, 10, 100))
+    assert not any(told(10, 100, 100, 60, 60, 60, 60))
+    assert not any(told(100, 100, 100, 51, 51, 51, 51))
+    assert not any(told(1e4, 1e4, 1e4, 100, 100, 100, seconds=0.1)), "stretches too short to be told from noise"
+
+
+def test_a_slow_run_has_an_event(tmp_path, monkeypatch) -> None:
+    said = iter([None, "it is slow"])
+    monkeypatch.setattr(Pace, "slow", lambda self, step, seconds: next(said, None))
+    listens = Listens()
+    run = gk.train(BARE, runs=tmp_path, device="cpu", observer=listens)
+    (event,) = (event for event in run.events if event["kind"] == "slow")
+    assert event["text"] == "it is slow" and ("slow", event["step"], "it is slow") in listens.heard
