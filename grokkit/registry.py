@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -79,6 +79,10 @@ class Registry:
 
     def create(self, name: str, *arguments: Any, **parameters: Any) -> Any:
         """Call the member `name`; an unknown parameter is answered with the allowed ones."""
+        return self.check(name, parameters)(*arguments, **parameters)
+
+    def check(self, name: str, parameters: Iterable[str]) -> Callable[..., Any]:
+        """The member `name`, which is known to take `parameters`; an error with the allowed ones otherwise."""
         member = self.get(name)
         allowed = inspect.signature(member).parameters
         takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in allowed.values())
@@ -88,7 +92,7 @@ class Registry:
                     f"{self.kind} {name!r} has no parameter {parameter!r}.{nearest(parameter, list(allowed))} "
                     f"It takes: {', '.join(allowed) or 'none'}"
                 )
-        return member(*arguments, **parameters)
+        return member
 
     def _scan(self) -> None:
         if self._scanned:

@@ -18,7 +18,7 @@ LEVELS = {
     "training": 4, "replay": 4.5,
     "analysis": 5,
     "figures": 6, "live": 6,
-    "sweep": 7, "recipes": 7,
+    "recipes": 7, "sweep": 7.5,
     "cli": 8, "__main__": 9, "__init__": 10,
 }  # fmt: skip
 FORBIDDEN = {"policies": {"torch"}, "figures": {"torch", "h5py"}, "live": {"torch", "pandas", "matplotlib"}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,8 +11,9 @@ import tyro
 from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
 from grokkit.cli.text import cost, final_accuracy
-from grokkit.errors import TrajectoryError, UsageError
-from grokkit.training.config import Part, RunConfig
+from grokkit.errors import DataError, TrajectoryError, UsageError
+from grokkit.training.choices import adjusted, seed_list
+from grokkit.training.config import RunConfig
 
 if TYPE_CHECKING:
     from grokkit.trajectory import Run
@@ -31,6 +31,7 @@ def train(
     seed: int | None = None,
     seeds: str | None = None,
     steps: int | None = None,
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None,
     device: Literal["cpu", "cuda"] | None = None,
     price: float | None = None,
     budget: float | None = None,
@@ -42,6 +43,7 @@ def train(
     Try:
         grokkit train quickstart
         grokkit train cifar10_small:no_batchnorm --data cifar10.npz --seed 1
+        grokkit train my_study.py --config runs/my_study/arm-s0-1a2b3c4d/config.toml --seed 1
         grokkit train my_study.py --data photos/ --steps 2000 --device cuda
         grokkit train quickstart:constant --seeds 0-31
         grokkit train my_study.py --price 0.28 --budget 1.00 --notify https://ntfy.sh/my-secret-topic
@@ -56,6 +58,8 @@ def train(
         seed: another root seed than the experiment's.
         seeds: many of them at once, such as 0-31 or 0,3,7: small nets in a stack, convolutional ones in processes.
         steps: another number of updates than the experiment's.
+        config_file: a file like a run's config.toml, trained in place of the experiment's variants; of EXPERIMENT the
+            source is kept, and the names that it registers are known.
         device: cpu or cuda; by default a GPU where there is one.
         price: dollars an hour of this machine; by default $GROKKIT_PRICE.
         budget: dollars that all the runs together may cost; then they are saved and stop, with exit code 6.
@@ -73,7 +77,8 @@ def train(
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
     found = recipes.find(experiment)
-    configs = [adjusted(config, data, seed, steps) for config in found.configs()]
+    made = found.configs() if config_file is None else [_read(config_file)]
+    configs = [adjusted(config, data, seed, steps) for config in made]
     wanted = None if seeds is None else seed_list(seeds)
     every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
     there = [str(runs / config.run_name) for config in every if (runs / config.run_name).exists()]
@@ -107,32 +112,8 @@ def _tell(done: list[Run]) -> None:
     print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 
 
-def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
-    """The config with what the command line changes; other data keep the numbers of training and validation images
-    asked for and whether labels are shuffled."""
-    changes: dict[str, object] = {}
-    if data is not None:
-        kept = {
-            name: value
-            for name, value in config.data.options.items()
-            if name in ("train", "validation", "shuffle_labels")
-        }
-        changes["data"] = Part(data, kept)
-    if seed is not None:
-        changes["seed"] = seed
-    if steps is not None:
-        changes["steps"] = steps
-    return config.replace(**changes)
-
-
-def seed_list(text: str) -> list[int]:
-    """The seeds in `0-31`, `0,3,7` or `0-3,8`. Raises UsageError for anything else and for a seed that comes twice."""
-    found: list[int] = []
-    for word in text.split(","):
-        first, _, last = word.partition("-")
-        if not re.fullmatch(r"\d+(-\d+)?", word.strip()) or int(first) > int(last or first):
-            raise UsageError(f"--seeds takes numbers and ranges that grow, such as 0-31 or 0,3,7; got {word!r}")
-        found += range(int(first), int(last or first) + 1)
-    if len(set(found)) < len(found):
-        raise UsageError(f"--seeds names a seed more than once: {text}")
-    return found
+def _read(path: Path) -> RunConfig:
+    try:
+        return RunConfig.from_toml(path.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, LookupError) as error:
+        raise DataError(f"{path} is no config of a run: {error}") from error

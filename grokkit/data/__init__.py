@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import UnknownNameError, UsageError
+from grokkit.errors import DataError, UnknownNameError, UsageError
 from grokkit.registry import Registry, nearest
 
 registry = Registry("dataset", "grokkit.data")
@@ -51,13 +51,30 @@ def load(
     return dataset.with_shuffled_labels(seed) if shuffle_labels else dataset
 
 
+def check(
+    source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
+) -> None:
+    """Raise what `load` would raise of names, options and missing paths; nothing is read."""
+    path = _checked(os.fspath(source), options)
+    if path is not None and not path.exists():
+        raise DataError(f"there are no data at {path}")
+
+
 def _load(text: str, options: dict[str, Any]) -> Dataset:
+    path = _checked(text, options)
+    return create(text, **options) if path is None else read_path(path).subset(**options)
+
+
+def _checked(text: str, options: dict[str, Any]) -> Path | None:
+    """The path that `text` is, or None where it is a registered name; either is known to take the options."""
     if text not in names() and _is_path(text):
-        return _load_path(Path(text), options)
+        _check_path_options(options)
+        return Path(text)
     try:
-        return create(text, **options)
+        registry.check(text, options)
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}; or give the path of an .npz file or of a folder") from None
+    return None
 
 
 def _is_path(text: str) -> bool:
@@ -65,11 +82,10 @@ def _is_path(text: str) -> bool:
     return text.endswith(".npz") or any(mark in text for mark in separators) or Path(text).is_dir()
 
 
-def _load_path(path: Path, options: dict[str, Any]) -> Dataset:
+def _check_path_options(options: dict[str, Any]) -> None:
     for option in options:
         if option not in PATH_OPTIONS:
             raise UsageError(
                 f"a dataset read from a path has no option {option!r}.{nearest(option, list(PATH_OPTIONS))} "
                 f"It takes: {', '.join(PATH_OPTIONS)}"
             )
-    return read_path(path).subset(**options)

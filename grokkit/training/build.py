@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -106,6 +107,11 @@ def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
             f"no optimizer is called {chosen.name!r}.{nearest(chosen.name, list(OPTIMIZERS))} "
             f"Known: {', '.join(OPTIMIZERS)}"
         )
+    taken = list(inspect.signature(OPTIMIZERS[chosen.name]).parameters)[1:]
+    for name in chosen.options:
+        if name not in taken:
+            raise UsageError(f"optimizer {chosen.name!r} has no option {name!r}.{nearest(name, taken)} "
+                             f"It takes: {', '.join(taken)}")  # fmt: skip
     options = {**({} if chosen.name == "muon" else {"fused": True}), **chosen.options}
     if "betas" in options:
         options["betas"] = tuple(options["betas"])

@@ -1,0 +1,151 @@
+"""The same queue on a Ray cluster: each run a process inside a Ray task that holds its share of a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from grokkit.errors import DeviceRefusedError, UsageError
+from grokkit.sweep.local import inherited
+from grokkit.sweep.standing import MARK
+
+WHERE = "Ray, as soon as it has room"
+KILLED = -9
+"""The code of a run whose worker or node is gone."""
+
+
+class Cluster:
+    """Hands every run to Ray at once, which waits for room by itself.
+
+    A run that Ray loses with its node counts as killed and is handed over again. The folders of runs and this working
+    folder must lie at the same path on every node.
+
+    Args:
+        ray: the module, connected.
+        gpus: of each run; 0.5 lets two share one, 0 takes none.
+    """
+
+    def __init__(self, ray: Any, gpus: float) -> None:
+        self._ray = ray
+        self._hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        # The queue itself decides about another attempt.
+        self._task = ray.remote(_task()).options(num_cpus=1, num_gpus=gpus, max_retries=0)
+
+    def start(self, words: Sequence[str], log: Path) -> Remote:
+        """Hand `grokkit WORDS...` to Ray, its output appended to `log`."""
+        told = {"PYTHONPATH": inherited()["PYTHONPATH"], **self._hidden}
+        return Remote(self._ray, self._task.remote(list(words), str(log.absolute()), os.getcwd(), told, MARK), log)
+
+
+class Remote:
+    """One run's task."""
+
+    where = WHERE
+
+    def __init__(self, ray: Any, reference: Any, log: Path) -> None:
+        self._ray, self._reference, self._log = ray, reference, log
+        self._code: int | None = None
+
+    def code(self) -> int | None:
+        """The exit code of its process, negative for a signal and for a lost worker; None while it goes on."""
+        if self._code is None and self._ray.wait([self._reference], timeout=0)[0]:
+            self._code = self._result()
+        return self._code
+
+    def _result(self) -> int:
+        errors = self._ray.exceptions
+        try:
+            return int(self._ray.get(self._reference))
+        except (
+            errors.RayTaskError
+        ) as error:  # the process could not be started, for example on a node without its folder
+            with open(self._log, "a") as file:
+                file.write(f"{type(error).__name__}: {error}".strip() + "\n")
+            return 1
+        except errors.RayError:
+            return KILLED
+
+    def stop(self) -> None:
+        """Ask it to save and stop."""
+        self._ray.cancel(self._reference)
+
+
+def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
+    """What a worker does. A nested function travels as a value: no worker needs to find this module."""
+
+    def run(words: list[str], log: str, folder: str, environment: dict[str, str], mark: str) -> int:
+        import os
+        import signal
+        import socket
+        import subprocess
+        import sys
+        import time
+
+        with open(log, "ab") as output:
+            gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "no"
+            output.write(f"{mark}on {socket.gethostname()}, {gpus} GPU\n".encode())
+            output.flush()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                cwd=folder, env={**os.environ, **environment},
+            )  # fmt: skip
+        while process.poll() is None:
+            try:
+                time.sleep(0.2)
+            except KeyboardInterrupt:  # what `ray.cancel` raises here
+                process.send_signal(signal.SIGTERM)
+        return process.returncode
+
+    return run
+
+
+@contextmanager
+def connected(address: str | None, gpus: float | None, device: str | None) -> Iterator[Cluster]:
+    """A cluster for the time of the block: the one at `address` or RAY_ADDRESS, else one on this machine alone.
+
+    Args:
+        address: of the cluster's head, such as `10.0.0.5:6379`, or `auto`.
+        gpus: of each run; None: 1, and none where the runs train on the processor.
+        device: that the sweep file asks for.
+
+    Raises:
+        UsageError: Ray is not installed, or no cluster answers.
+        DeviceRefusedError: the cluster has fewer GPUs than one run asks for.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers are to use this environment, not build one
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("the launcher `ray` needs Ray: pip install 'grokkit[ray]'") from None
+    own = not ray.is_initialized()
+    if own:
+        try:
+            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UsageError(
+                f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}: {error}"
+            ) from error
+    try:
+        yield Cluster(ray, _share(gpus, device, ray.cluster_resources().get("GPU", 0.0)))
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _share(wanted: float | None, device: str | None, there: float) -> float:
+    """GPUs of each run. Raises DeviceRefusedError where the cluster could never give them."""
+    if device == "cpu":
+        if wanted:
+            raise UsageError(f'the sweep says device = "cpu", and --gpus-per-run {wanted:g} asks for GPUs')
+        return 0.0
+    share = 1.0 if wanted is None else wanted
+    if share < 0:
+        raise UsageError(f"--gpus-per-run must be 0 or more; got {share:g}")
+    if share > there:
+        remedy = "say --gpus-per-run with less" if there else 'say device = "cpu" in the sweep file'
+        raise DeviceRefusedError(f"the Ray cluster has {there:g} GPUs and each run asks for {share:g}; {remedy}")
+    return share

@@ -1,0 +1,116 @@
+"""Processes on this machine: one for each GPU, or as many at once as were asked for without one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from grokkit.errors import UsageError
+
+
+class Local:
+    """Starts processes in slots.
+
+    A slot of a GPU is held by a lock that the process inherits, so it is free when the process is gone and not before:
+    a queue that was killed, or another sweep on this machine, never gets a GPU that is still computing.
+
+    Args:
+        gpus: their numbers, as CUDA_VISIBLE_DEVICES takes them; none: this machine's processor.
+        per_gpu: processes at a time on each.
+        at_once: processes at a time where there are no GPUs.
+        locks: folder of the locks; by default one for this user on this machine.
+    """
+
+    def __init__(self, gpus: Sequence[str], *, per_gpu: int = 1, at_once: int = 1, locks: Path | None = None) -> None:
+        for name, value in (("--runs-per-gpu", per_gpu), ("--at-once", at_once)):
+            if value < 1:
+                raise UsageError(f"{name} must be at least 1; got {value}")
+        self._locks = locks or Path(tempfile.gettempdir()) / f"grokkit-gpus-{os.getuid()}"
+        self._slots = [(gpu, place) for place in range(per_gpu) for gpu in gpus] or [("", n) for n in range(at_once)]
+        self._taken: dict[tuple[str, int], Process] = {}
+
+    def start(self, words: Sequence[str], log: Path) -> Process | None:
+        """Start `grokkit WORDS...` in a free slot, its output appended to `log`; None where no slot is free."""
+        for slot in self._slots:
+            if slot in self._taken and self._taken[slot].code() is None:
+                continue
+            lock = self._lock(*slot)
+            if lock is None:
+                continue
+            try:
+                self._taken[slot] = Process(words, log, self._environment(slot[0]), _named(slot[0]), lock)
+            finally:
+                os.close(lock)  # the process has its own
+            return self._taken[slot]
+        return None
+
+    def _lock(self, gpu: str, place: int) -> int | None:
+        """An open, locked file; None where another process has the slot. The processor needs none."""
+        if not gpu:
+            return os.open(os.devnull, os.O_RDONLY)
+        self._locks.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self._locks / f"{gpu.replace(os.sep, '-')}.{place}", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            return None
+        return handle
+
+    def _environment(self, gpu: str) -> dict[str, str]:
+        """That of this process, with the GPU that the run may see and its share of the cores."""
+        from grokkit.training.device import cores
+
+        told = inherited()
+        if gpu:
+            told["CUDA_VISIBLE_DEVICES"] = gpu
+        if len(self._slots) > 1:
+            told.setdefault("OMP_NUM_THREADS", str(max(1, cores() // len(self._slots))))
+        return told
+
+
+class Process:
+    """One run's process, in a session of its own: Ctrl-C is for the queue, which asks its processes once."""
+
+    def __init__(self, words: Sequence[str], log: Path, environment: Mapping[str, str], where: str, lock: int) -> None:
+        self.where = where
+        with open(log, "ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=dict(environment), start_new_session=True, pass_fds=(lock,),
+            )  # fmt: skip
+
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it goes on."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """Ask it to save and stop."""
+        self._process.send_signal(signal.SIGTERM)
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment, with what it can import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _named(gpu: str) -> str:
+    return f"GPU {gpu}" if gpu else "the processor"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that a run here would see, as CUDA_VISIBLE_DEVICES takes them."""
+    from torch.cuda import device_count
+
+    from grokkit.training.device import physical_gpus
+
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is not None:
+        return [gpu.strip() for gpu in told.split(",") if gpu.strip() not in ("", "-1")]
+    return [str(index) for index in range(device_count() or physical_gpus())]

@@ -1,0 +1,218 @@
+"""The queue: starts what may start, goes on with what was preempted, past what failed, and stops when asked.
+
+How a run stands is read from its folder, so the same command after a crash, a reboot or Ctrl-C goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Protocol
+
+from grokkit.errors import Interrupted
+from grokkit.sweep.plan import Plan, Planned
+from grokkit.sweep.standing import MARK, Place, Standing, is_preempted, last_words, with_skips
+from grokkit.trajectory.lock import RunLock
+
+FRUITLESS = 3
+"""Attempts in a row that end preempted or killed without one more step on the disk, after which a run is given up."""
+
+POLL_SECONDS = 0.5
+TELL_SECONDS = 300.0
+"""Between two lines that say where the running ones are."""
+
+EXIT_AT_ONCE = 130
+
+
+class Attempt(Protocol):
+    """A process of one run, on this machine or on another."""
+
+    where: str
+
+    def code(self) -> int | None:
+        """The exit code, negative for a signal; None while it goes on."""
+
+    def stop(self) -> None:
+        """Ask it to save and stop."""
+
+
+class Launcher(Protocol):
+    """Where the processes of runs are started."""
+
+    def start(self, words: Sequence[str], log: Path) -> Attempt | None:
+        """Start `grokkit WORDS...` with its output appended to `log`; None where there is no room now."""
+
+
+class Queue:
+    """Brings every run of a plan to its end.
+
+    Args:
+        plan: what to run.
+        place: where.
+        launcher: on what.
+        retry_failed: go on with runs that failed in an earlier call, too.
+        say: gets a line for everything that happens.
+    """
+
+    def __init__(
+        self, plan: Plan, place: Place, launcher: Launcher, *, retry_failed: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self._plan, self._place, self._launcher, self._say = plan, place, launcher, say
+        self._stands = {run: place.standing(run) for run in plan.runs}
+        if retry_failed:
+            again = {
+                run: replace(each, state="waiting") for run, each in self._stands.items() if each.state == "failed"
+            }
+            self._stands |= again
+        self._running: dict[Planned, Attempt] = {}
+        self._fruitless: Counter[Planned] = Counter()
+        self._told = time.monotonic()
+
+    def work(self) -> dict[Planned, Standing]:
+        """Run until nothing is left that may run; returns how every run stands then.
+
+        Raises:
+            Interrupted: SIGINT, SIGTERM or SIGHUP; what was running is saved, the same command goes on.
+            TrajectoryError: another process works on this sweep.
+        """
+        self._place.folder.mkdir(parents=True, exist_ok=True)
+        with RunLock(self._place.folder), Signals() as signals:
+            self._place.write(self._plan)
+            self._say(f"{len(self._plan.runs)} runs: {self._counts()}")
+            while not signals.asked:
+                self._settle()
+                started = self._start_all()
+                if not self._running and not started and not self._held_elsewhere():
+                    break
+                self._tell()
+                time.sleep(POLL_SECONDS)
+            if signals.asked:
+                self._stop()
+        return {run: self._stand(run) for run in self._plan.runs}
+
+    def _stand(self, run: Planned) -> Standing:
+        return with_skips(run, self._plan, self._stands)
+
+    def _settle(self) -> None:
+        """Take note of every process that has ended."""
+        ended = {run: code for run, attempt in self._running.items() if (code := attempt.code()) is not None}
+        for run, code in ended.items():
+            del self._running[run]
+            _note(self._place.log(run), f"ended with exit code {code}")
+            self._stands[run] = self._after(run, code)
+
+    def _after(self, run: Planned, code: int) -> Standing:
+        """How the run stands after a process that ended with `code`; status.json has the last word."""
+        before, now = self._stands[run], self._place.standing(run)
+        if now.state == "done":
+            self._say(f"done       {_told(run, now)}")
+            return now
+        reason = now.reason or last_words(self._place.log(run)) or f"exit code {code}"
+        if not is_preempted(code) or now.state == "failed":
+            self._say(f"failed     {_told(run, now)}  {reason}")
+            return replace(now, state="failed", reason=reason)
+        self._fruitless[run] = 0 if now.step > before.step else self._fruitless[run] + 1
+        if self._fruitless[run] == FRUITLESS:
+            reason = f"given up after {FRUITLESS} attempts without one more step saved: {reason}"
+            self._say(f"failed     {_told(run, now)}  {reason}")
+            return replace(now, state="failed", reason=reason)
+        self._say(f"preempted  {_told(run, now)}  {reason}")
+        return now
+
+    def _start_all(self) -> bool:
+        """Start everything that may start and has room; whether anything was."""
+        started = False
+        for run in self._plan.runs:
+            if run in self._running or not self._may_start(run):
+                continue
+            attempt = self._launcher.start(self._words(run), self._place.log(run))
+            if attempt is None:
+                return True  # there is something to do, and no room for it now
+            self._running[run], started = attempt, True
+            verb = "started  " if self._stands[run].step < 0 else "resumed  "
+            _note(self._place.log(run), f"{verb.strip()} on {attempt.where}")
+            self._say(f"{verb}  {_told(run, self._stands[run])}  on {attempt.where}")
+        return started
+
+    def _may_start(self, run: Planned) -> bool:
+        stands = self._stand(run)
+        if stands.state not in ("waiting", "interrupted"):
+            return False
+        return all(self._stands[other].state == "done" for group in run.after for other in self._plan.of_group(group))
+
+    def _held_elsewhere(self) -> bool:
+        """Whether a run is trained by a process that this queue did not start; looks again how it stands."""
+        held = [run for run, stands in self._stands.items() if stands.state == "running"]
+        for run in held:
+            self._stands[run] = self._place.standing(run)
+        return bool(held)
+
+    def _words(self, run: Planned) -> list[str]:
+        device = ["--device", self._plan.device] if self._plan.device else []
+        path = self._place.run(run)
+        if path.exists():
+            return ["resume", str(path), *device]
+        study, config = self._place.study(run), self._place.config(run)
+        return ["train", str(study), "--config", str(config), "--runs", str(self._place.runs), *device]
+
+    def _stop(self) -> None:
+        """Ask every process to save, wait for all of them, and say so."""
+        self._say(f"stopping: {len(self._running)} runs are saved first; once more leaves at once")
+        for attempt in self._running.values():
+            attempt.stop()
+        while self._running:
+            self._settle()
+            time.sleep(0.1)
+        raise Interrupted(f"stopped with {self._counts()}; the same command goes on")
+
+    def _tell(self) -> None:
+        if time.monotonic() - self._told < TELL_SECONDS:
+            return
+        self._told = time.monotonic()
+        now = "; ".join(_told(run, self._place.standing(run)) for run in self._running)
+        self._say(f"{self._counts()}: {now or 'there is no room; other processes use what this sweep may use'}")
+
+    def _counts(self) -> str:
+        """`3 done, 2 running, 7 waiting`."""
+        states = Counter("running" if run in self._running else self._stand(run).state for run in self._plan.runs)
+        return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+
+
+def _told(run: Planned, stands: Standing) -> str:
+    return f"{run.config.run_name}  step {max(stands.step, 0)}/{run.config.steps}"
+
+
+def _note(log: Path, text: str) -> None:
+    with open(log, "a") as file:
+        file.write(f"{MARK}{text}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+
+
+class Signals:
+    """Within the block the first SIGINT, SIGTERM or SIGHUP sets `.asked`, the second ends the process with exit code
+    130. One that is ignored, as nohup does with SIGHUP, stays ignored."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(EXIT_AT_ONCE)
+        self.asked = True

@@ -1,0 +1,139 @@
+"""How the runs of a sweep stand, told by their own folders; the report is made of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from grokkit.errors import GrokkitError, Interrupted
+from grokkit.sweep.plan import Plan, Planned
+from grokkit.trajectory import Run
+from grokkit.trajectory.sealed import publish
+
+MARK = "== "
+"""Lines of a log that the queue wrote, not the run."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one run stands.
+
+    Args:
+        state: `waiting`, `running`, `interrupted`, `done`, `failed` or `skipped`.
+        step: optimizer updates done; -1 where there is no folder yet.
+        total_steps: updates planned.
+        attempts: times that the run was started or resumed.
+        seconds: of training and instruments, over all attempts.
+        numbers: the newest loss and accuracy.
+        reason: why it failed, stopped or was left out.
+    """
+
+    state: str
+    step: int = -1
+    total_steps: int = 0
+    attempts: int = 0
+    seconds: float = 0.0
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Place:
+    """Where a sweep keeps what is not of one run alone: `<runs>/sweeps/<name>/`.
+
+    Args:
+        runs: root of the run folders.
+        name: of the sweep.
+    """
+
+    def __init__(self, runs: Path, name: str) -> None:
+        self.runs = runs
+        self.folder = runs / "sweeps" / name
+
+    def run(self, planned: Planned) -> Path:
+        """The run's folder, whether it is there or not."""
+        return self.runs / planned.config.run_name
+
+    def log(self, planned: Planned) -> Path:
+        """What the run's processes print."""
+        return self.folder / "logs" / f"{self.run(planned).name}.txt"
+
+    def config(self, planned: Planned) -> Path:
+        """The run's config, written for its first process."""
+        return self.folder / "configs" / f"{self.run(planned).name}.toml"
+
+    def study(self, planned: Planned) -> Path:
+        """The experiment's source as it was when the sweep began: a file edited at night changes nothing."""
+        digest = hashlib.sha256(planned.study.source.encode()).hexdigest()[:8]
+        return self.folder / "studies" / digest / f"{planned.study.name}.py"
+
+    def write(self, plan: Plan) -> None:
+        """Put configs and studies there."""
+        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        for planned in plan.runs:
+            publish(self.config(planned), planned.config.to_toml().encode())
+            publish(self.study(planned), planned.study.source.encode())
+
+    def standing(self, planned: Planned) -> Standing:
+        """How the run stands by its own folder; where there is none, by the log of what tried to make it."""
+        path = self.run(planned)
+        if not (path / "status.json").is_file():
+            return self._not_begun(planned)
+        try:
+            return self._told(planned, Run(path))
+        except (GrokkitError, LookupError, TypeError, OSError) as error:
+            return Standing("failed", total_steps=planned.config.steps, reason=f"unreadable: {error}")
+
+    def _told(self, planned: Planned, run: Run) -> Standing:
+        status, state = run.status, run.state
+        if state == "killed":
+            state, reason = "interrupted", "its process ended without a word"
+        else:
+            reason = str(status.get("reason", ""))
+        return Standing(
+            "running" if state == "starting" else state, status["step"], planned.config.steps, status["attempt"],
+            status.get("seconds") or sum(status.get("costs", {}).values()), run.newest_metrics(), reason,
+        )  # fmt: skip
+
+    def _not_begun(self, planned: Planned) -> Standing:
+        log = self.log(planned)
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        ended = re.match(f"{MARK}ended with exit code (-?\\d+)", lines[-1] if lines else "")
+        if ended is None or is_preempted(int(ended[1])):
+            return Standing("waiting", total_steps=planned.config.steps)
+        return Standing("failed", total_steps=planned.config.steps, reason=last_words(log))
+
+
+def is_preempted(code: int) -> bool:
+    """Whether a process with this exit code was stopped or killed from outside, so that the run may go on."""
+    return code < 0 or code == Interrupted.exit_code
+
+
+def last_words(log: Path) -> str:
+    """The last line that a run printed before it ended."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(MARK)]
+    return said[-1] if said else ""
+
+
+def standings(plan: Plan, place: Place) -> dict[Planned, Standing]:
+    """How every run stands; what waits for a group with a failure is `skipped`."""
+    found = {run: place.standing(run) for run in plan.runs}
+    return {run: with_skips(run, plan, found) for run in plan.runs}
+
+
+def with_skips(run: Planned, plan: Plan, found: Mapping[Planned, Standing]) -> Standing:
+    """The run's standing in `found`, or that it is skipped because of a run that it waits for."""
+    if found[run].state != "waiting":
+        return found[run]
+    for group in run.after:
+        for other in plan.of_group(group):
+            state = with_skips(other, plan, found).state
+            if state in ("failed", "skipped"):
+                reason = (
+                    f"waits for {group}, and {other.config.run_name} {'failed' if state == 'failed' else 'was skipped'}"
+                )
+                return Standing("skipped", total_steps=run.config.steps, reason=reason)
+    return found[run]

@@ -1,0 +1,32 @@
+"""What a config names is looked up before anything is built: a night's runs are to fail before the night."""
+
+from __future__ import annotations
+
+import torch
+
+from grokkit import data, models, policies
+from grokkit.data import augment
+from grokkit.measures.loss import loss_function
+from grokkit.training.build import build_optimizer, checked_clip
+from grokkit.training.config import RunConfig
+from grokkit.training.recorder import as_measures, as_plans
+from grokkit.training.signal import Signal
+
+
+def check_options(config: RunConfig) -> None:
+    """Look up every name and every option of `config`; nothing is built, no data are read.
+
+    Raises:
+        UsageError: a name or an option that does not exist, with the nearest that does.
+        DataError: the data's path does not exist.
+    """
+    data.check(config.data.name, **config.data.options)
+    models.registry.check(config.model.name, config.model.options)
+    policies.create(config.policy.name, **config.policy.options)
+    build_optimizer(config.optimizer, [torch.zeros(1, requires_grad=True)])
+    checked_clip(config.clip)
+    loss_function(config.loss)
+    augment.parse(config.augment)
+    as_measures(config.measures)
+    as_plans(config.attributions)
+    Signal.of(config.signal)
