@@ -107,10 +107,10 @@ def test_a_budget_saves_and_stops_and_a_larger_one_goes_on(tmp_path) -> None:
     status = gk.open_run(path).status
     assert stop.value.exit_code == 6 and status["state"] == "interrupted" and status["step"] == 1
     assert status["reason"] == str(stop.value)
-    assert (
-        "the budget of $0.001 is spent ($" in status["reason"] and f"resume {path} --budget 0.002" in status["reason"]
-    )
-    with pytest.raises(BudgetReached, match=r"--budget 0\.002"):
+    assert "the budget of $0.001 is spent ($" in status["reason"] and f"resume {path} --budget " in status["reason"]
+    more = float(status["reason"].rpartition(" ")[2])
+    assert 0.001 < status["spent"] < more, "what is proposed goes on"
+    with pytest.raises(BudgetReached, match="--budget"):
         gk.resume(path, device="cpu", budget=0.001)
     assert gk.open_run(path).status["attempt"] == 1, "nothing was begun"
     done = gk.resume(path, device="cpu", budget=1e9)
@@ -132,7 +132,7 @@ def test_a_stack_shares_price_and_budget(tmp_path) -> None:
     runs = gk.train_seeds(BARE, range(3), runs=tmp_path / "a", device="cpu", price=3600.0)
     for run in runs:
         assert run.status["spent"] == pytest.approx(run.status["seconds"]) and run.status["price"] == 3600.0
-    with pytest.raises(BudgetReached, match=r"the budget of \$0.003 is spent .* --budget 0.006"):
+    with pytest.raises(BudgetReached, match=r"the budget of \$0.003 is spent .* --budget "):
         gk.train_seeds(BARE, range(3), runs=tmp_path / "b", device="cpu", price=1e6, budget=0.003)
     states = [gk.open_run(tmp_path / "b" / BARE.replace(seed=seed).run_name).status for seed in range(3)]
     assert {status["state"] for status in states} == {"interrupted"}

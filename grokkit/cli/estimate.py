@@ -37,8 +37,12 @@ def estimate(
         grokkit estimate cifar10_small:no_batchnorm --data cifar10.npz --price 0.28
 
     Args:
-        experiment, data, seed, steps, device: as of `grokkit train`.
+        experiment: a name or the path of a .py file, with :VARIANT for one of its functions, as of `grokkit train`.
+        data: other data than the experiment's: a dataset's name, an .npz file or a folder of classes.
         runs: folder that the runs would go to; its disk is the one that is timed.
+        seed: another root seed than the experiment's.
+        steps: another number of updates than the experiment's.
+        device: cpu or cuda; by default a GPU where there is one.
         price: dollars an hour of this machine; by default $GROKKIT_PRICE.
     """
     from grokkit import recipes

@@ -21,7 +21,7 @@ from grokkit.training.costs import in_words
 from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.evaluation import evaluated
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
-from grokkit.training.money import Bill, Purse, dollars, spent_by
+from grokkit.training.money import Bill, Purse, amount, dollars, spent_by
 from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.placement import check_placement, placed_update
 from grokkit.training.state import Stateful
@@ -201,7 +201,7 @@ def is_spent(recorder: Recording, budget: float | None) -> bool:
 def beyond_budget(step: int, config: RunConfig, spent: float, budget: float, *paths: Path) -> str:
     """What a run that has spent its budget says, or several that have spent theirs together."""
     return (f"the budget of {dollars(budget)} is spent ({dollars(spent)}); "
-            f"{how_to_go_on(step, config, *paths)} --budget {2 * budget:g}")  # fmt: skip
+            f"{how_to_go_on(step, config, *paths)} --budget {amount(2 * max(spent, budget))}")  # fmt: skip
 
 
 class SaveTimes:

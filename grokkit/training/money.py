@@ -94,9 +94,14 @@ class Bill:
         return (self.spent or 0.0) + self.price * (seconds - self.seconds) / HOUR
 
 
-def dollars(amount: float) -> str:
-    """`$1.25`, or two digits of what is less than a dime: `$0.0042`."""
-    return f"${amount:,.2f}" if amount >= 0.1 or amount == 0 else f"${float(f'{amount:.1e}'):.10f}".rstrip("0")
+def dollars(value: float) -> str:
+    """`$1,234.50`, or two digits of what is less than a dime: `$0.0042`."""
+    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${amount(value)}"
+
+
+def amount(value: float) -> str:
+    """`dollars` as a flag takes it: no sign, no comma."""
+    return f"{value:.2f}" if value >= 0.1 else f"{float(f'{value:.1e}'):.12f}".rstrip("0")
 
 
 def spent_by(status: Mapping[str, Any]) -> float:
