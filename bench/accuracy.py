@@ -29,7 +29,7 @@ from bench.harness import cpu_name, cpu_seconds
 from grokkit import data, models
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training import loop
+from grokkit.training import job, loop
 from grokkit.training.build import build_model
 from grokkit.training.config import RunConfig, part
 from tests.reference import plain_loop
@@ -109,7 +109,7 @@ def _mean_loss(losses: pd.Series, epoch: int, per_epoch: int, images: int, confi
 @contextmanager
 def recorded_at(steps: list[int]) -> Iterator[None]:
     """Runs record these steps: a config spaces them by the logarithm, a curve needs one per epoch."""
-    with patch.object(loop, "log_spaced", lambda count, last: (0, *steps)):
+    with patch.object(job, "log_spaced", lambda count, last: (0, *steps)):
         yield
 
 

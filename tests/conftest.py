@@ -1,6 +1,7 @@
 """Fixtures shared by all tests: one torch thread, real images where they are to be had, a machine that has no GPU."""
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from grokkit.training import preflight
 
 torch.set_num_threads(1)
+# What a shell starts in the background is born deaf to Ctrl-C, and so are its children; many tests are about Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_DATA = Path(os.environ.get("GROKKIT_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 

@@ -322,8 +322,16 @@ def test_a_folder_that_cannot_be_read_is_a_failure_of_that_run_alone(folder) -> 
     assert stands["plain-1"].state == "done"
 
 
+@pytest.fixture
+def heard():
+    """A hang-up is one, also where the tests were begun by nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_signal_stops_the_processes_first(folder, number) -> None:
+def test_a_signal_stops_the_processes_first(folder, number, heard) -> None:
     before = signal.getsignal(number)
     plan = planned('experiment = "study.py:plain"\nseeds = "0-3"\n')
 
