@@ -123,7 +123,7 @@ def started_from(net: nn.Module | None) -> Iterator[None]:
             model.net.load_state_dict(net.state_dict())
         return model
 
-    with patch.object(loop, "build_model", built):
+    with patch.object(job, "build_model", built):
         yield
 
 

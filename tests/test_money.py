@@ -1,5 +1,6 @@
 """Dollars are seconds times the price of an hour, over all attempts; a budget saves and stops a run."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ import torch
 import grokkit as gk
 from grokkit.cli import main
 from grokkit.errors import BudgetReached, Interrupted, UsageError
+from grokkit.training import recorder
 from grokkit.training.config import part
 from grokkit.training.costs import Costs
 from grokkit.training.money import Bill, Purse, dollars
@@ -219,12 +221,16 @@ def test_one_budget_is_for_all_runs_of_a_command(tmp_path, monkeypatch, capsys) 
     """What the first arm leaves is the second one's; the runs that are resumed together pay from one purse."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.py").write_text(STUDY)
-    assert main(["train", "study.py:plain", "--device", "cpu", "--price", "1e6", "--budget", "1e6"]) == 0
-    spent = gk.open_run(next((tmp_path / "runs/study").iterdir())).status["spent"]
-    assert main(["train", "study.py", "--device", "cpu", "--price", "1e6", "--runs", "b", "--budget", f"{spent}"]) == 6
+    clock = itertools.count()  # a second at every look, so that one run costs what the other does
+    monkeypatch.setattr(recorder, "Costs", lambda device, before: Costs(device, before, lambda: next(clock)))
+    assert main(["train", "study.py:plain", "--device", "cpu", "--price", "3600", "--budget", "1e6"]) == 0
+    whole = gk.open_run(next((tmp_path / "runs/study").iterdir())).status["spent"]
+    words = ["train", "study.py", "--device", "cpu", "--price", "3600", "--runs", "b", "--budget", f"{1.5 * whole}"]
+    assert main(words) == 6
     runs = [gk.open_run(path) for path in sorted((tmp_path / "b/study").iterdir())]
-    assert sum(run.status["spent"] for run in runs) >= spent
-    paths = [str(run.path) for run in runs]
+    assert sorted(run.status["state"] for run in runs) == ["done", "interrupted"]
     total = sum(run.status["spent"] for run in runs)
+    assert 1.5 * whole <= total < 2 * whole
+    paths = [str(run.path) for run in runs]
     assert main(["resume", *paths, "--device", "cpu", "--budget", f"{total * 0.9}"]) == 6
     assert main(["resume", *paths, "--device", "cpu", "--budget", f"{total + 1e6}"]) == 0
