@@ -23,7 +23,8 @@ class Stopped(BaseException):
 
 class StopRequest:
     """Within the block, the first SIGINT or SIGTERM sets `.asked`, the second ends the process with exit code 130;
-    SIGUSR1 sets `.save_asked`, for whoever saves to take back. Handlers that were there before are called as well.
+    SIGUSR1 sets `.save_asked`, for whoever saves to take back. Handlers that were there before are called when the
+    block is left, when all is saved: some of them end the process.
 
     Outside the main thread, where Python allows no handlers, nothing is installed and both stay False.
     """
@@ -32,6 +33,7 @@ class StopRequest:
         self.asked = self.save_asked = False
         self.since = 0.0
         self._before: dict[int, Any] = {}
+        self._heard: list[tuple[int, FrameType | None]] = []
         self._around: StopRequest | None = None
 
     def __enter__(self) -> StopRequest:
@@ -47,9 +49,11 @@ class StopRequest:
         _listening = self._around
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        for number, frame in self._heard:
+            if callable(self._before[number]) and self._before[number] is not signal.default_int_handler:
+                self._before[number](number, frame)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        before = self._before.get(number)
         if number == signal.SIGUSR1:
             self.save_asked = True
         elif self.asked:
@@ -59,8 +63,10 @@ class StopRequest:
             if self._around is None:
                 # not `print`: this may interrupt one
                 os.write(2, b"\nsaving as soon as this step or measure allows; press again to leave at once\n")
-        if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
+        if self._around is not None and self._before[number] == self._around._on_signal:
+            self._around._on_signal(number, frame)
+        else:
+            self._heard.append((number, frame))
 
 
 _listening: StopRequest | None = None
