@@ -29,6 +29,13 @@ def no_price(monkeypatch) -> None:
     monkeypatch.delenv("GROKKIT_PRICE", raising=False)
 
 
+@pytest.fixture
+def ticking(monkeypatch) -> None:
+    """A second goes by at every look at the clock, so that a run costs what it cost the last time."""
+    clock = itertools.count()
+    monkeypatch.setattr(recorder, "Costs", lambda device, before: Costs(device, before, lambda: next(clock)))
+
+
 def test_a_bill_goes_on_over_attempts_and_prices() -> None:
     assert Bill(0.5).after(2 * HOUR) == 1.0 and Bill(None).after(HOUR) is None
     status = {"costs": {"training": 1.5 * HOUR, "loss": 0.5 * HOUR}, "price": 0.5, "spent": 1.0}
@@ -101,7 +108,7 @@ def test_money_is_counted_over_attempts_at_changing_prices(tmp_path) -> None:
     assert done["spent"] == pytest.approx(first["spent"] + done["seconds"] - first["seconds"])
 
 
-def test_a_budget_saves_and_stops_and_a_larger_one_goes_on(tmp_path) -> None:
+def test_a_budget_saves_and_stops_and_a_larger_one_goes_on(tmp_path, ticking) -> None:
     straight = gk.train(BARE, runs=tmp_path / "straight", device="cpu")
     with pytest.raises(BudgetReached) as stop:
         gk.train(BARE, runs=tmp_path, device="cpu", price=1e6, budget=0.001)
@@ -217,12 +224,10 @@ def test_the_command_line_tells_prices_and_goes_on_with_a_larger_budget(tmp_path
     assert "a budget needs a price" in capsys.readouterr().err
 
 
-def test_one_budget_is_for_all_runs_of_a_command(tmp_path, monkeypatch, capsys) -> None:
+def test_one_budget_is_for_all_runs_of_a_command(tmp_path, monkeypatch, ticking) -> None:
     """What the first arm leaves is the second one's; the runs that are resumed together pay from one purse."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "study.py").write_text(STUDY)
-    clock = itertools.count()  # a second at every look, so that one run costs what the other does
-    monkeypatch.setattr(recorder, "Costs", lambda device, before: Costs(device, before, lambda: next(clock)))
     assert main(["train", "study.py:plain", "--device", "cpu", "--price", "3600", "--budget", "1e6"]) == 0
     whole = gk.open_run(next((tmp_path / "runs/study").iterdir())).status["spent"]
     words = ["train", "study.py", "--device", "cpu", "--price", "3600", "--runs", "b", "--budget", f"{1.5 * whole}"]
