@@ -1,15 +1,20 @@
 """The writing thread: order, errors at the next call, buffers; a writer's folder after its death; the lock's token."""
 
+import random
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 
 import grokkit as gk
 from grokkit.errors import Interrupted, TrajectoryError
+from grokkit.seeding import preserved_rng
 from grokkit.training import loop, recorder
+from grokkit.training.state import full_state, load_state, random_state
 from grokkit.trajectory import resume, sealed, snapshot, store
+from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
@@ -235,3 +240,61 @@ def test_snapshots_are_asked_for_while_the_one_before_is_written(tmp_path, monke
         2,
         3,
     ]
+
+
+def recorded(tmp_path, model):
+    return gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=range(9), config={"seed": 0})
+
+
+def test_a_recorder_whose_run_was_taken_over_publishes_nothing_more(tmp_path):
+    rec = recorded(tmp_path, torch.nn.Linear(2, 2))
+    rec.step(1)
+    rec._writer.wait()
+    (tmp_path / "run" / "LOCK").write_text('{"host": "elsewhere", "pid": 7, "token": "other"}')
+    rec.step(2)
+    with pytest.raises(TrajectoryError, match="another writer has taken"):
+        rec.step(3)
+    rec.close("failed")
+    assert gk.open_run(tmp_path / "run").steps() == [0, 1]
+
+
+def test_an_error_of_the_last_write_is_raised_by_close(tmp_path, monkeypatch):
+    rec = recorded(tmp_path, torch.nn.Linear(2, 2))
+    monkeypatch.setattr(snapshot, "write_packed", lambda *_, **__: fails())
+    rec.step(1)
+    with pytest.raises(TrajectoryError, match="the disk is full"):
+        rec.close()
+    status = gk.open_run(tmp_path / "run").status
+    assert status["state"] == "failed" and "the disk is full" in status["reason"]
+    RunLock(tmp_path / "run").close()  # it was given back
+
+
+def test_what_is_put_aside_is_durable_in_both_folders(tmp_path, monkeypatch):
+    (tmp_path / "snapshots").mkdir()
+    (tmp_path / "snapshots" / "000000000001.h5").write_bytes(b"damaged")
+    synced = []
+    monkeypatch.setattr(sealed, "sync_folder", lambda folder: synced.append(folder.name))
+    recover(tmp_path)
+    assert sorted(synced) == ["quarantine", "snapshots"]
+
+
+def test_a_slot_holds_every_random_stream():
+    model, device = torch.nn.Linear(2, 2), torch.device("cpu")
+
+    def draws():
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    with preserved_rng():
+        kept = full_state(model, None, {})
+        first = draws()
+        assert draws() != first
+        load_state(kept, model, None, {})
+        assert draws() == first
+        assert random_state(device).keys() == {"python", "numpy", "cpu"}
+
+
+def test_a_new_run_is_durable_under_its_name(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run_folder, "sync_folder", lambda folder: seen.append((folder, (tmp_path / "runs/a").exists())))
+    run_folder.create(tmp_path / "runs/a", config="", environment={}, probes=[], status={"state": "starting"})
+    assert seen == [(tmp_path / "runs", True)], "the folder above is synced when the name is there"

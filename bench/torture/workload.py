@@ -151,6 +151,10 @@ def faults(path: Path, acknowledged: Mapping[str, int]) -> list[str]:
 
 def _faults_of_files(path: Path, acknowledged: Mapping[str, int]) -> list[str]:
     found, run = [], gk.open_run(path)
+    # the step in the status of a running run acknowledges its snapshot; step 0 stands there from the beginning, and the
+    # step of a failed one is how far it came
+    said = run.status["step"] or -1 if run.status["state"] == "running" else -1
+    acknowledged = {**acknowledged, "snapshot": max(said, acknowledged.get("snapshot", -1))}
     missing = set(range(acknowledged.get("snapshot", -1) + 1)) - set(run.steps())
     if missing:
         found.append(f"acknowledged snapshots are missing: {sorted(missing)}")

@@ -112,7 +112,7 @@ class Recorder:
     What is due at a step is decided by the schedule alone, so a resumed run writes the same files as a straight one.
 
     Snapshots and slots are copied at once and written by a thread; an error of the disk is raised by the next call
-    that writes, and by `close`. What status.json says is on the disk.
+    that writes, and by `close`. What status.json says of a running run is on the disk.
     """
 
     def __init__(
