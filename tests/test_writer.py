@@ -298,3 +298,31 @@ def test_a_new_run_is_durable_under_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "sync_folder", lambda folder: seen.append((folder, (tmp_path / "runs/a").exists())))
     run_folder.create(tmp_path / "runs/a", config="", environment={}, probes=[], status={"state": "starting"})
     assert seen == [(tmp_path / "runs", True)], "the folder above is synced when the name is there"
+
+
+def test_a_wait_that_is_interrupted_does_not_forget_the_job(monkeypatch):
+    """Otherwise the buffer that is being written would be used again."""
+    writer, gate, said = Writer(), threading.Event(), []
+    writer.submit(lambda: (gate.wait(5), said.append("written"), fails()))
+    job = writer._job
+    real = job.result
+    monkeypatch.setattr(job, "result", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        writer.wait()
+    monkeypatch.setattr(job, "result", real)
+    gate.set()
+    with pytest.raises(TrajectoryError, match="full"):
+        writer.submit(lambda: said.append("next"))
+    assert said == ["written"]
+    writer.close()
+
+
+def test_snapshots_do_not_count_against_the_share_of_the_slots(tmp_path):
+    with recorded(tmp_path, torch.nn.Linear(2, 2)) as rec:
+        for step in range(1, 5):
+            rec.step(step)
+        rec._writer.wait()
+        assert rec.save_seconds == 0.0 < rec._writer.seconds
+        rec.save(4)
+        rec._writer.wait()
+        assert 0.0 < rec.save_seconds < rec._writer.seconds

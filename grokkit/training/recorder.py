@@ -240,12 +240,15 @@ class Recorder:
         with self.costs.of("resume slots"):
             state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             slot = resume.hold(step, state, self._writer.staging)
-            self._submit(partial(self._slots.save, slot, check=self._lock.check))
+            self._submit(partial(self._save_slot, slot))
 
-    @property
-    def save_seconds(self) -> float:
-        """That the run has spent on its slots and the thread on all files, so far in this attempt."""
-        return self.costs.now("resume slots") + self._writer.seconds
+    def _save_slot(self, slot: resume.Slot) -> None:
+        start = time.perf_counter()
+        self._slots.save(slot, check=self._lock.check)
+        self.save_seconds += time.perf_counter() - start
+
+    save_seconds = 0.0
+    """That the slots of this attempt took the writing thread."""
 
     def restore(self, **parts: Stateful) -> int:
         """Load the newest valid slot into model, optimizer and `parts`.

@@ -42,9 +42,13 @@ class Writer:
 
     def wait(self) -> None:
         """Until the job in flight is done; raises what went wrong with it, once."""
-        job, self._job = self._job, None
-        if job is not None:
-            job.result()
+        if self._job is None:
+            return
+        try:
+            self._job.result()
+        finally:
+            if self._job.done():  # Ctrl-C ends the wait, not the job: its buffer is not free yet
+                self._job = None
 
     def close(self) -> None:
         """`wait`, and let the thread go; nothing can be submitted afterwards."""
