@@ -496,7 +496,7 @@ def child_at_work(parent: subprocess.Popen, steps: int, other_than: int = 0) -> 
         assert parent.poll() is None, parent.communicate()
         for status in Path("runs/small").glob("*/status.json"):
             lock = status.parent / "LOCK"  # made after the folder
-            told, process = json.loads(status.read_text()), json.loads(lock.exists() and lock.read_text() or "{}")
+            told, process = json.loads(status.read_text()), json.loads((lock.exists() and lock.read_text()) or "{}")
             at_work = (told["total_steps"], told["state"]) == (steps, "running") and told["step"] > 20
             if at_work and process.get("pid", other_than) != other_than:
                 return process["pid"]
