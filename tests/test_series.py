@@ -157,3 +157,12 @@ def test_following_a_live_run_gives_what_comes_and_gives_up_after_a_while(made, 
     assert [next(following) for _ in STEPS] == list(STEPS)
     snapshot.write(made.path / "snapshots" / store.file_name(2000), 2000, state(2000))
     assert list(following) == [2000]
+
+
+def test_a_damaged_layout_of_the_first_file_gives_no_rows(made):
+    path = made.path / "snapshots" / store.file_name(0)
+    content = bytearray(path.read_bytes())
+    content[content.index(b'"offset":[') + 11] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(TrajectoryError, match="damaged"):
+        made.trajectory("big", index=0)

@@ -139,6 +139,9 @@ def _place(file: Path, name: str) -> _Place:
             raise TrajectoryError(
                 f"{file} has format version 1, whose tensors are read one by one: `load(step, [name])`"
             )
+        text = opened["data/layout"][()].tobytes()
+        if snapshot.hash_of(text) != opened.attrs["layout"].decode():
+            raise TrajectoryError(f"{file} is damaged: its layout does not match its hash")
         start = (array.id.get_offset() or 0) + entry["offset"] * array.dtype.itemsize
         crc = opened["data/crc"].id.get_offset() + 4 * [each["name"] for each in entries].index(name)
     with open(file, "rb") as raw:

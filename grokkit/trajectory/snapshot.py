@@ -52,7 +52,7 @@ class Packed(NamedTuple):
         """Arrays and attributes of a file, the checksums among them."""
         crc = np.array([checksum(entry, _part(self.arrays, entry)) for entry in self.layout], np.uint32)
         arrays = {**self.arrays, "layout": np.frombuffer(self.text, np.uint8), "crc": crc}
-        return arrays, {"layout": hashlib.sha256(self.text).hexdigest()[:16]}
+        return arrays, {"layout": hash_of(self.text)}
 
 
 class Staging:
@@ -112,6 +112,11 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list
         filled[key] = filled.get(key, 0) + tensor.numel()
         kinds.append(tensor.dtype)
     return layout, filled, kinds
+
+
+def hash_of(text: bytes) -> str:
+    """Of a layout, as the attribute `layout` has it."""
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _part(arrays: Mapping[str, Any], entry: Mapping[str, Any]) -> np.ndarray:
