@@ -1,4 +1,4 @@
-"""Requests to stop or to save (Ctrl-C, SIGTERM, SIGUSR1), heard after steps and between the batches of analyses."""
+"""Requests to stop or save (Ctrl-C, SIGTERM, hang-up, SIGUSR1), heard after steps and between batches of analyses."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """Within the block, the first SIGINT or SIGTERM sets `.asked`, the second ends the process with exit code 130;
-    SIGUSR1 sets `.save_asked`, for whoever saves to take back. Handlers that were there before are called when the
-    block is left, when all is saved: some of them end the process.
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP sets `.asked`, the second ends the process with exit code
+    130; a hang-up that is ignored, as under nohup, stays so. SIGUSR1 sets `.save_asked`, for whoever saves to take
+    back. Handlers that were there before are called when the block is left, when all is saved: some of them end the
+    process.
 
     Outside the main thread, where Python allows no handlers, nothing is installed and both stay False.
     """
@@ -40,8 +41,9 @@ class StopRequest:
         global _listening
         self._around, _listening = _listening, self
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._on_signal)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:

@@ -142,7 +142,7 @@ def test_a_run_with_validation_resumes_to_the_same_bits(held, tmp_path: Path) ->
 
 
 def test_the_command_line_keeps_validation_on_other_data(tmp_path: Path, monkeypatch) -> None:
-    from grokkit.cli.train import adjusted
+    from grokkit.training.choices import adjusted
 
     config = adjusted(HELD, "own.npz", None, None)
     assert config.data == part("own.npz", train=120, validation=30)

@@ -14,7 +14,7 @@ from bench.accuracy_report import interval
 from grokkit.recipes import cifar10_in_minutes
 from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
-from grokkit.training.loop import build
+from grokkit.training.job import build
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Cutout, Epoch, Recipe
 

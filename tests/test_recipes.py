@@ -9,7 +9,7 @@ import torch
 from grokkit import data, policies, recipes
 from grokkit.policies.simulate import simulate
 from grokkit.training.config import RunConfig, part
-from grokkit.training.loop import build
+from grokkit.training.job import build
 
 ACCURACY = recipes.shipped("cifar10_accuracy").variants
 TRIANGLES = {

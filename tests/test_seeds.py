@@ -14,11 +14,11 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.cli.train import seed_list
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
 from grokkit.training import together
+from grokkit.training.choices import seed_list
 from grokkit.training.config import part
-from grokkit.training.loop import build
+from grokkit.training.job import build
 from grokkit.training.observers import Silent
 from grokkit.training.stack import Stack
 from tests.runs import SMALL, contents

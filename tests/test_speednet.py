@@ -14,7 +14,7 @@ from grokkit.recipes import shipped
 from grokkit.seeding import seeded, stream
 from grokkit.training.build import build_data, build_model, facts_of
 from grokkit.training.config import part
-from grokkit.training.loop import build
+from grokkit.training.job import build
 from tests.runs import PressesCtrlC, contents
 
 RECIPE = shipped("cifar10_speed").variants["speednet"]()

@@ -15,11 +15,12 @@ import pytest
 import grokkit as gk
 from grokkit.cli import main
 from grokkit.errors import DataError, DeviceRefusedError, Interrupted, TrajectoryError, UsageError
+from grokkit.interrupt import StopRequest
 from grokkit.sweep import queue as queue_module
 from grokkit.sweep.cluster import connected
 from grokkit.sweep.local import Local, visible_gpus
 from grokkit.sweep.plan import check, read_plan
-from grokkit.sweep.queue import FRUITLESS, Launcher, Queue, Signals
+from grokkit.sweep.queue import FRUITLESS, Launcher, Queue
 from grokkit.sweep.standing import Place, last_words, standings
 from tests.runs import SMALL, contents
 
@@ -352,7 +353,7 @@ def test_under_nohup_a_hang_up_is_nothing_and_a_second_signal_leaves_at_once(mon
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     monkeypatch.setattr(os, "_exit", sys.exit)
     try:
-        with Signals() as signals:
+        with StopRequest() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not signals.asked
             os.kill(os.getpid(), signal.SIGINT)

@@ -18,7 +18,7 @@ from grokkit.training import job as job_room
 from grokkit.training import loop
 from grokkit.training.build import clip_gradients
 from grokkit.training.config import part
-from grokkit.training.loop import build
+from grokkit.training.job import build
 from grokkit.training.meter import Meter
 from tests.runs import SMALL, PressesCtrlC, contents
 

@@ -20,8 +20,9 @@ from grokkit.recipes import cifar10_accuracy, cifar10_in_minutes, cifar10_speed
 from grokkit.seeding import seeded
 from grokkit.training.build import build_data, build_model, build_optimizer, clip_gradients, facts_of
 from grokkit.training.evaluation import evaluated
+from grokkit.training.job import Job, build
 from grokkit.training.loader import PerSample, crop_and_flip, plain_loader
-from grokkit.training.loop import MIRRORING, Job, build
+from grokkit.training.loop import MIRRORING
 
 TITLE = (
     "seconds to 90 % and 94 % for resnet9, resnet18, speednet; images/s by execution, precision, input; a plain loop"

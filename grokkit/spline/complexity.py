@@ -85,9 +85,8 @@ def local_complexity(
     with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
         fields = _gathered(_COUNTS[method](inner, points, axes, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
-        fields |= {"uncounted": uncounted(inner, points), "frames": _kind(frames, frame)}
-        fields |= {"directions": axes.directions, "tangents": None, "tangent_error": None}
-    return LocalComplexity(**fields, radius=radius, method=method)
+        fields |= {"uncounted": uncounted(inner, points), "frames": _kind(frames, frame), "directions": axes.directions}
+    return LocalComplexity(**fields, radius=radius, method=method, tangents=None, tangent_error=None)
 
 
 def complexity_spectrum(

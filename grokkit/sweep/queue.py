@@ -5,17 +5,15 @@ How a run stands is read from its folder, so the same command after a crash, a r
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from grokkit.errors import Interrupted
+from grokkit.interrupt import StopRequest
 from grokkit.sweep.plan import Plan, Planned
 from grokkit.sweep.standing import MARK, Place, Standing, is_preempted, last_words, with_skips
 from grokkit.trajectory.lock import RunLock
@@ -83,7 +81,7 @@ class Queue:
             TrajectoryError: another process works on this sweep.
         """
         self._place.folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(self._place.folder), Signals() as signals:
+        with RunLock(self._place.folder), StopRequest() as signals:
             self._place.write(self._plan)
             self._say(f"{len(self._plan.runs)} runs: {self._counts()}")
             while not signals.asked:
@@ -192,27 +190,3 @@ def _told(run: Planned, stands: Standing) -> str:
 def _note(log: Path, text: str) -> None:
     with open(log, "a") as file:
         file.write(f"{MARK}{text}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
-
-
-class Signals:
-    """Within the block the first SIGINT, SIGTERM or SIGHUP sets `.asked`, the second ends the process with exit code
-    130. One that is ignored, as nohup does with SIGHUP, stays ignored."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            os._exit(EXIT_AT_ONCE)
-        self.asked = True

@@ -121,9 +121,10 @@ def _run(
     purse: Purse,
     resumed: bool,
 ) -> Run:
-    team = team_of(resolve(device).torch_device)
+    place = resolve(device).torch_device
+    team = team_of(place)
     with seeded(config.seed, "training"):
-        job = build(config, team.device(resolve(device).torch_device), team=team)
+        job = build(config, team.device(place), team=team)
         check_placement(job.device, job.model, job.optimizer)
         if resumed:
             _check_data(job, open_run(path))

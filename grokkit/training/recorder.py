@@ -70,17 +70,14 @@ def record(
             which shares its weights.
         optimizer: saved in resume slots and asked for its learning rate; optional.
         probes: probe sets by name, for example from `grokkit.probe_sets(data)`.
-        measures: names, parts with options, or measure objects; taken at every step of the schedule.
-        attributions: names, parts or plans; taken at the same steps.
+        measures, attributions: names, parts with options, or objects; taken at every step of the schedule.
         schedule: steps to record, by default `log_spaced()`; 0 is always among them.
         signal: what a policy listens to; None: nothing.
         seed: root of the measures' random streams.
-        loss: `cross_entropy` or `mse`, for the measure `loss`.
-        total_steps: how long the run is meant to be, for its status; optional.
+        loss: `cross_entropy` or `mse`, for the measure `loss`; `total_steps`: how long the run is meant to be.
         config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py.
         facts: kept in environment.json: what has to be remembered of the data and the arithmetic.
-        price: dollars an hour of this machine, for `Recorder.spent` and status.json; by default that of the environment
-            variable GROKKIT_PRICE, or of the attempt before.
+        price: dollars an hour of this machine; by default GROKKIT_PRICE, or that of the attempt before.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
 

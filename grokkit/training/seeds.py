@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.training.config import RunConfig
 from grokkit.training.device import resolve
-from grokkit.training.loop import build, train
+from grokkit.training.job import build
+from grokkit.training.loop import train
 from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.replicas import train_apart
@@ -47,8 +49,7 @@ def train_seeds(
         device: `cpu`, `cuda`, or None for the best usable one.
         observer: company; it hears means over the seeds. Silent by default.
         experiment: source text of the study, kept in the folders. A process learns from it what the study registers.
-        price: dollars an hour of the machine; by default that of the environment variable GROKKIT_PRICE. Runs at the
-            same time share it alike.
+        price: dollars an hour of the machine, by default GROKKIT_PRICE; runs at the same time share it alike.
         budget: dollars for all seeds together, each its part of them; needs a price.
 
     Returns:
@@ -74,9 +75,8 @@ def train_seeds(
         )
     company = guarded(observer)
     if len(configs) == 1:
-        alone = train(configs[0], runs=runs, device=device, observer=company, experiment=experiment,
-                      price=purse.price, budget=budget)  # fmt: skip
-        return [alone]
+        how = partial(train, runs=runs, device=device, observer=company, experiment=experiment)
+        return [how(configs[0], price=purse.price, budget=budget)]
     with company.told_of_the_end(config.steps):
         _train_all(configs, paths, Path(runs), device, company, experiment, purse)
     return [open_run(path) for path in paths]

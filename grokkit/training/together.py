@@ -21,7 +21,7 @@ from grokkit.training import loop, placement
 from grokkit.training.build import macs_of
 from grokkit.training.costs import Costs, in_words
 from grokkit.training.device import described, fitting_threads
-from grokkit.training.loop import Job, Recording
+from grokkit.training.job import Job, Recording, open_recorder
 from grokkit.training.meter import Meters
 from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Silent
@@ -115,7 +115,7 @@ def _opened(
     try:
         for place, (job, path) in enumerate(zip(jobs, paths, strict=True)):
             with seeded(job.config.seed, "training"):
-                recorder = loop.open_recorder(job, path, experiment, facts=facts, price=price)
+                recorder = open_recorder(job, path, experiment, facts=facts, price=price)
                 lanes.append(Lane(place, job, recorder))
                 open_runs.enter_context(lanes[-1].recorder)
                 job.policy.observe(loop.evaluate(job, lanes[-1].recorder, 0))

@@ -56,10 +56,8 @@ class Packed(NamedTuple):
 
 
 class Staging:
-    """Host memory that tensors are copied to before they are written, allocated once and used again.
-
-    Fresh pages cost more than the copy itself: 45 MB took 22 ms in reused memory and 37 to 153 in new.
-    """
+    """Host memory that tensors are copied to before they are written, allocated once and used again: fresh pages cost
+    more than the copy itself (`python -m bench through-time` shows it for reading)."""
 
     def __init__(self) -> None:
         self._memory = torch.empty(0, dtype=torch.uint8)
