@@ -248,3 +248,17 @@ def test_a_damaged_file_is_made_good_when_its_content_is_written_again(tmp_path)
         sealed.read(path, "reading")
     sealed.write(path, "reading", arrays, {})
     assert path.read_bytes() == whole
+
+
+def test_the_reserve_of_the_disk_is_for_the_small_notes(tmp_path, monkeypatch):
+    """Where it is all that is left, status.json is written and a snapshot is not."""
+    real = os.statvfs(tmp_path)
+
+    class Nearly:
+        f_frsize, f_bavail = real.f_frsize, sealed.RESERVE // real.f_frsize
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Nearly)
+    sealed.publish(tmp_path / "status.json", b"{}")
+    with pytest.raises(TrajectoryError, match="No space left"):
+        sealed.write(tmp_path / "a.h5", "reading", {}, {})
+    assert listing(tmp_path) == ["status.json"]

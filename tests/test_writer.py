@@ -86,11 +86,11 @@ def full_from(monkeypatch, number):
     """Every HDF5 file from the `number`-th on meets a full disk."""
     real, calls = sealed._write_durably, []
 
-    def write(path, pieces):
+    def write(path, pieces, reserve):
         calls.extend([path] if ".h5." in path.name else [])
         if ".h5." in path.name and len(calls) >= number:
             raise OSError(28, "No space left on device")
-        real(path, pieces)
+        real(path, pieces, reserve)
 
     monkeypatch.setattr(sealed, "_write_durably", write)
 
@@ -199,8 +199,10 @@ def test_slots_are_saved_by_the_clock_and_take_no_more_than_their_share(monkeypa
     assert not saves.due(Spent(0.4), Spent(0.4)), "the seeds of a stack together"
     saves.done()
     assert not saves.due(Spent(0.1))
-    now[0] += 1000
-    assert saves.due(Spent(20.0)) and not saves.due(Spent(21.0))
+    now[0] += 500
+    assert saves.due(Spent(10.0)) and not saves.due(Spent(11.0))
+    now[0] += loop.LONGEST
+    assert saves.due(Spent(1e9)), "dear slots are rare, but there are some"
 
 
 def test_status_says_the_step_while_nothing_else_is_written(tmp_path, monkeypatch):

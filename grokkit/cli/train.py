@@ -50,8 +50,7 @@ def train(
         torchrun --nproc-per-node 2 -m grokkit train quickstart:constant
 
     Args:
-        experiment: a module in ./experiments, one that ships with grokkit, or the path of a .py file; NAME:VARIANT
-            chooses one of its functions.
+        experiment: a module in ./experiments, one that ships, or a .py file; NAME:VARIANT is one of its functions.
         data: other data than the experiment's: a dataset's name, an .npz file with x_train y_train x_test y_test,
             or a folder with train/<class>/* and test/<class>/*.
         runs: folder that the runs go to.
@@ -63,8 +62,7 @@ def train(
         device: cpu or cuda; by default a GPU where there is one.
         price: dollars an hour of this machine; by default $GROKKIT_PRICE.
         budget: dollars that all the runs together may cost; then they are saved and stop, with exit code 6.
-        cpu_limit: minutes; where there is no GPU and no --device cpu, a measured estimate above it ends this before it
-            starts.
+        cpu_limit: minutes; without a GPU and --device cpu, a measured estimate above it ends this before it starts.
         notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
             default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
@@ -80,12 +78,9 @@ def train(
     made = found.configs() if config_file is None else [_read(config_file)]
     configs = [adjusted(config, data, seed, steps) for config in made]
     wanted = None if seeds is None else seed_list(seeds)
-    every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
-    there = [str(runs / config.run_name) for config in every if (runs / config.run_name).exists()]
-    if there and is_first():
-        raise TrajectoryError(
-            f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
-            f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
+    if is_first():
+        _refuse_existing(
+            [config.replace(seed=s) for config in configs for s in wanted or [config.seed]], runs, experiment
         )
     Purse.of(price, budget).needs_price()
     on, messages = machine(device), webhook(notify)
@@ -101,6 +96,16 @@ def train(
         paid += done
         if is_first():
             _tell(done)
+
+
+def _refuse_existing(configs: list[RunConfig], runs: Path, experiment: str) -> None:
+    """Raise TrajectoryError where one of the runs is there already, before any is begun."""
+    there = [str(runs / config.run_name) for config in configs if (runs / config.run_name).exists()]
+    if there:
+        raise TrajectoryError(
+            f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
+            f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
+        )
 
 
 def _tell(done: list[Run]) -> None:

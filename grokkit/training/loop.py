@@ -37,7 +37,8 @@ MIRRORING = frozenset({"flip", "altflip"})
 SAVE_SECONDS = 30.0
 """Time between two resume slots, unless they would take more than `SAVE_SHARE` of the run."""
 
-SAVE_SHARE = 0.02
+SAVE_SHARE, LONGEST = 0.02, 600.0
+"""Of a run's time for slots; seconds after which one is saved whatever it costs."""
 
 
 def train(
@@ -216,7 +217,8 @@ class SaveTimes:
         now = time.monotonic()
         if now - self._last <= SAVE_SECONDS:
             return False
-        return sum(each.save_seconds for each in recorders) <= SAVE_SHARE * (now - self._began)
+        cheap = sum(each.save_seconds for each in recorders) <= SAVE_SHARE * (now - self._began)
+        return cheap or now - self._last > LONGEST
 
     def done(self) -> None:
         self._last = time.monotonic()

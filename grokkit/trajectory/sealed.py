@@ -177,14 +177,20 @@ def write(
 
 def publish(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:
     """Put `content` at `path`: temporary file, fsync, rename (or link, which never replaces), fsync of the folder."""
-    _publish(path, [content], replace, lambda temporary: None)
+    _publish(path, [content], replace, lambda temporary: None, reserve=0)
 
 
-def _publish(path: Path, pieces: Sequence[bytes | memoryview], replace: bool, check: Callable[[Path], None]) -> None:
+def _publish(
+    path: Path,
+    pieces: Sequence[bytes | memoryview],
+    replace: bool,
+    check: Callable[[Path], None],
+    reserve: int | None = None,
+) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_durably(temporary, pieces)
+        _write_durably(temporary, pieces, RESERVE if reserve is None else reserve)
         check(temporary)
         if replace:
             os.replace(temporary, path)
@@ -198,11 +204,11 @@ def _publish(path: Path, pieces: Sequence[bytes | memoryview], replace: bool, ch
     sync_folder(path.parent)
 
 
-def _write_durably(path: Path, pieces: Sequence[bytes | memoryview]) -> None:
+def _write_durably(path: Path, pieces: Sequence[bytes | memoryview], reserve: int) -> None:
     """All pieces, one behind the other, in a new file; it is on the disk when this returns."""
     waiting = [memoryview(piece) for piece in pieces if len(piece)]
     disk = os.statvfs(path.parent)
-    if sum(map(len, waiting)) + RESERVE > disk.f_bavail * disk.f_frsize:
+    if sum(map(len, waiting)) + reserve > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
