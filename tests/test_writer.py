@@ -328,3 +328,31 @@ def test_snapshots_do_not_count_against_the_share_of_the_slots(tmp_path):
         rec.save(4)
         rec._writer.wait()
         assert 0.0 < rec.save_seconds < rec._writer.seconds
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(5, "input/output"), OSError(24, "many")])
+def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch, error):
+    """Otherwise healthy slots would be put aside and the run begun anew."""
+    slots = resume.Slots(tmp_path / "resume")
+    slots.save(resume.hold(10, {"x": torch.ones(3)}, Staging()))
+
+    def refuses(*_, **__):
+        raise error
+
+    monkeypatch.setattr(sealed.h5py, "File", refuses)
+    for look in (lambda: recover(tmp_path), resume.Slots(tmp_path / "resume").load):
+        with pytest.raises(TrajectoryError, match=r"0\.h5 cannot be read"):
+            look()
+    monkeypatch.undo()
+    assert not (tmp_path / "quarantine").exists() and resume.Slots(tmp_path / "resume").load()[0] == 10
+
+
+def test_a_slot_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(sealed, "VERSION", 3)
+    sealed._skeleton.cache_clear()
+    resume.Slots(tmp_path / "resume").save(resume.hold(10, {}, Staging()))
+    monkeypatch.undo()
+    sealed._skeleton.cache_clear()
+    with pytest.raises(TrajectoryError, match="format version 3, newer than 2: update grokkit"):
+        recover(tmp_path)
+    assert not (tmp_path / "quarantine").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import DamagedError
 from grokkit.trajectory import sealed, snapshot
 
 SLOTS = ("0.h5", "1.h5")
@@ -98,8 +98,10 @@ class Slots:
         not."""
         found = []
         for name in SLOTS:
+            if not (self._folder / name).exists():
+                continue
             try:
                 found.append((sealed.read(self._folder / name, "resume")[1]["save"], name))
-            except TrajectoryError:
+            except DamagedError:
                 continue
         return found

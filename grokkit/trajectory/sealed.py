@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import DamagedError, TrajectoryError
 
 FORMAT, VERSION = "grokkit", 2
 
@@ -245,14 +245,16 @@ def opened(path: Path, kind: str) -> Iterator[h5py.File]:
         with h5py.File(path, "r", locking=False) as file:
             found = file.attrs.get("format"), file.attrs.get("kind")
             if found != (FORMAT.encode(), kind.encode()):
-                raise TrajectoryError(f"{path} is not a grokkit {kind} file (it says {found})")
+                raise DamagedError(f"{path} is not a grokkit {kind} file (it says {found})")
             if file.attrs["version"] > VERSION:
                 raise TrajectoryError(
                     f"{path} has format version {file.attrs['version']}, newer than {VERSION}: update grokkit"
                 )
             yield file
     except _DAMAGE as error:
-        raise TrajectoryError(f"{path} is damaged: {error}") from error
+        if isinstance(error, OSError) and error.errno:  # no right to it, too many files, a disk that fails
+            raise TrajectoryError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -270,7 +272,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 lambda name, item: arrays.update({name: np.asarray(item[()])}) if hasattr(item, "dtype") else None
             )
         if digest_of(kind, note, arrays) != digest:
-            raise TrajectoryError(f"{path} is damaged: its content does not match its digest")
+            raise DamagedError(f"{path} is damaged: its content does not match its digest")
         return arrays, json.loads(note)
 
 
@@ -281,10 +283,16 @@ def note_of(file: h5py.File) -> dict[str, Any]:
 
 
 def is_whole(path: Path, kind: str) -> bool:
-    """Whether the file is there and matches its digest."""
+    """Whether the file is there and matches its digest.
+
+    Raises:
+        TrajectoryError: it cannot be read, which says nothing of its content, or is of a newer version.
+    """
+    if not path.exists():
+        return False
     try:
         read(path, kind)
-    except TrajectoryError:
+    except DamagedError:
         return False
     return True
 
