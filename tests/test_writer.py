@@ -1,5 +1,6 @@
 """The writing thread: order, errors at the next call, buffers; a writer's folder after its death; the lock's token."""
 
+import fcntl
 import random
 import threading
 import time
@@ -209,8 +210,9 @@ def test_status_says_the_step_while_nothing_else_is_written(tmp_path, monkeypatc
     monkeypatch.setattr(recorder, "HEARTBEAT_SECONDS", 0.0)
     model = torch.nn.Linear(2, 2)
     with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=[0], config={"seed": 0}) as rec:
-        rec.step(1)
-        rec.step(2)
+        for step in (1, 2):
+            rec._writer.wait()
+            rec.step(step)
         rec._writer.wait()
         assert gk.open_run(tmp_path / "run").status["step"] == 2
 
@@ -256,8 +258,10 @@ def test_a_recorder_whose_run_was_taken_over_publishes_nothing_more(tmp_path):
     rec.step(2)
     with pytest.raises(TrajectoryError, match="another writer has taken"):
         rec.step(3)
-    rec.close("failed")
-    assert gk.open_run(tmp_path / "run").steps() == [0, 1]
+    with pytest.raises(TrajectoryError, match="another writer has taken"):
+        rec.close("failed")
+    run = gk.open_run(tmp_path / "run")
+    assert run.steps() == [0, 1] and run.status["state"] == "running", "its status is the other's"
 
 
 def test_an_error_of_the_last_write_is_raised_by_close(tmp_path, monkeypatch):
@@ -356,3 +360,56 @@ def test_a_slot_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path, monk
     with pytest.raises(TrajectoryError, match="format version 3, newer than 2: update grokkit"):
         recover(tmp_path)
     assert not (tmp_path / "quarantine").exists()
+
+
+def test_an_error_that_a_loop_has_caught_still_ends_the_run_as_failed(tmp_path, monkeypatch):
+    rec = recorded(tmp_path, torch.nn.Linear(2, 2))
+    monkeypatch.setattr(snapshot, "write_packed", lambda *_, **__: fails())
+    rec.step(1)
+    with pytest.raises(TrajectoryError):
+        rec.step(2)
+    monkeypatch.undo()
+    rec.step(3)
+    with pytest.raises(TrajectoryError, match="the disk is full"):
+        rec.close()
+    assert gk.open_run(tmp_path / "run").status["state"] == "failed"
+
+
+def test_a_disk_that_takes_no_reading_ends_the_run(tmp_path, monkeypatch):
+    probes = gk.probe_sets(gk.load_data("digits", size=8), train=8, test=8, random=0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    rec = gk.record(tmp_path / "run", model, probes=probes, measures=["accuracy"], schedule=range(9))
+    monkeypatch.setattr(recorder, "take_any", lambda *_: fails())
+    with pytest.raises(TrajectoryError, match="the disk is full"):
+        rec.step(1)
+    rec.close("failed")
+
+
+def test_a_reader_that_looks_whether_a_run_lives_keeps_no_writer_out(tmp_path):
+    RunLock(tmp_path).close()
+    looking = open(tmp_path / "LOCK")  # noqa: SIM115
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    threading.Timer(0.1, looking.close).start()
+    RunLock(tmp_path).close()
+
+
+def test_the_status_of_a_resumed_run_says_its_step_at_once(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    with recorded(tmp_path, model) as rec:
+        rec.step(1)
+        rec.save(1)
+    rec = gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=range(9), config={"seed": 0}, resume=True)
+    assert rec.restore() == 1
+    rec._writer.wait()
+    assert gk.open_run(tmp_path / "run").status["step"] == 1
+    rec.close()
+
+
+def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "HEARTBEAT_SECONDS", 0.0)
+    gate = threading.Event()
+    with gk.record(tmp_path / "run", torch.nn.Linear(2, 2), probes={}, measures=[], schedule=[0], seed=0) as rec:
+        rec._writer.submit(lambda: gate.wait(5))
+        rec.step(1)
+        assert not gate.is_set() and rec._writer.busy
+        gate.set()

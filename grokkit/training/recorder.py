@@ -68,15 +68,13 @@ def record(
         model: any module; its weights and buffers are what snapshots hold. Probe images reach it as pixels in [0, 1]:
             a net that is trained on normalised images is recorded as `gk.Classifier(gk.Normalise(mean, std), net)`,
             which shares its weights.
-        optimizer: saved in resume slots and asked for its learning rate; optional.
-        probes: probe sets by name, for example from `grokkit.probe_sets(data)`.
+        optimizer: saved in resume slots; optional. `probes`: sets by name, such as `grokkit.probe_sets(data)`.
         measures, attributions: names, parts with options, or objects; taken at every step of the schedule.
         schedule: steps to record, by default `log_spaced()`; 0 is always among them.
-        signal: what a policy listens to; None: nothing.
-        seed: root of the measures' random streams.
+        signal: what a policy listens to; None: nothing. `seed`: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`; `total_steps`: how long the run is meant to be.
         config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py.
-        facts: kept in environment.json: what has to be remembered of the data and the arithmetic.
+        facts: kept in environment.json, of the data and the arithmetic.
         price: dollars an hour of this machine; by default GROKKIT_PRICE, or that of the attempt before.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
@@ -95,7 +93,9 @@ def record(
     if not resume:
         told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
         machine = environment(described(device_of(model))) | dict(facts or {})
-        _create(path, told, machine, probes, total_steps, experiment)
+        text = told.to_toml() if isinstance(told, RunConfig) else tomli_w.dumps(dict(told))
+        status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
+        run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
     recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price)
     if initial and not resume:
@@ -199,7 +199,7 @@ class Recorder:
         self._step = step
         if step in self._due:
             self._record(step)
-        elif time.monotonic() - self._told > HEARTBEAT_SECONDS:
+        elif time.monotonic() - self._told > HEARTBEAT_SECONDS and not self._writer.busy:
             self._submit()
         if self._signal is None or not self.signal_due(step):
             return None
@@ -267,6 +267,7 @@ class Recorder:
         self._step = step - self.unfinished
         load_state(state, self._context.model, self._optimizer, parts)
         self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
+        self._submit()
         return step
 
     def _record(self, step: int) -> None:
@@ -309,8 +310,8 @@ class Recorder:
                     if not self._is_taken(step, subject):
                         take_any(self.path, step, subject, self._context)
             except Exception as error:
-                # A paid run is not lost to one of its instruments; at step 0 nothing is lost yet.
-                if step == 0:
+                # a paid run is not lost to an instrument; at step 0 nothing is lost, and a disk that fails fails again
+                if step == 0 or isinstance(error, TrajectoryError):
                     raise
                 self.event(step, "measure_failed", f"{type(error).__name__}: {error}")
 
@@ -331,6 +332,7 @@ class Recorder:
         fields, self._told = self._fields("running"), time.monotonic()
 
         def job() -> None:
+            self._lock.check()
             write()
             self._metrics.sync()
             self._events.sync()
@@ -352,20 +354,26 @@ class Recorder:
         back; only once.
 
         Raises:
-            TrajectoryError: the disk failed; the run then ends as failed.
+            TrajectoryError: the disk failed, now or before; the run then ends as failed. Or another writer has taken
+                the run over, whose status.json stays.
         """
         if not self._open:
             return
         self._open = False
-        failure = None
+        failure: BaseException | None = None
         try:
             try:
                 self._writer.close()
             except Exception as error:
                 failure = error
-                state, reason = "failed", f"{type(error).__name__}: {error}" + (f"; before: {reason}" if reason else "")
+            if state == "done":
+                failure = failure or self._writer.failure
+            if failure is not None:
+                before = f"; before: {reason}" if reason else ""
+                state, reason = "failed", f"{type(failure).__name__}: {failure}{before}"
             self._metrics.close()
             self._events.close()
+            self._lock.check()
             run.write_status(self.path, **self._fields(state, reason))
         finally:
             self._lock.close()
@@ -382,16 +390,3 @@ class Recorder:
             self.close("interrupted", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
-
-
-def _create(
-    path: Path,
-    config: RunConfig | Mapping[str, Any],
-    machine: Mapping[str, Any],
-    probes: Mapping[str, ProbeSet],
-    total_steps: int | None,
-    experiment: str | None,
-) -> None:
-    text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
-    status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
-    run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)

@@ -17,6 +17,9 @@ from types import TracebackType
 
 from grokkit.errors import TrajectoryError
 
+PATIENCE = 0.5
+"""Seconds that a writer waits for a lock that somebody has."""
+
 
 class RunLock:
     """Held from construction to `close`; the kernel gives it back when the process dies.
@@ -30,7 +33,7 @@ class RunLock:
         self._token = uuid.uuid4().hex
         self._file = open(folder / "LOCK", "a+")  # noqa: SIM115  (closed by close)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._take()
         except BlockingIOError as error:
             self._file.seek(0)
             holder = _named(_note(self._file.read()))
@@ -42,6 +45,17 @@ class RunLock:
         self._file.truncate(0)
         self._file.write(json.dumps(_holder() | {"token": self._token}))
         self._file.flush()
+
+    def _take(self) -> None:
+        """A reader that looks whether a run lives holds the lock for a moment: that is waited for."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.01)
 
     def check(self) -> None:
         """Raises TrajectoryError where LOCK no longer holds this writer's token."""

@@ -34,12 +34,18 @@ class Log:
             raise TrajectoryError(f"could not write {self._file.name}: {error.strerror or error}") from error
 
     def sync(self) -> None:
-        """Make everything appended so far durable."""
-        os.fsync(self._file.fileno())
+        """Make everything appended so far durable. Raises TrajectoryError where the disk does not confirm it."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise TrajectoryError(f"the disk did not confirm {self._file.name}: {error.strerror or error}") from error
 
     def close(self) -> None:
-        self.sync()
-        self._file.close()
+        """As `sync`, and let the file go."""
+        try:
+            self.sync()
+        finally:
+            self._file.close()
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.registry import nearest
 from grokkit.trajectory import sealed
 
@@ -146,6 +146,14 @@ def layout_of(arrays: Mapping[str, Any], note: Mapping[str, Any]) -> Layout:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def layout_in(file: h5py.File, path: Path) -> Layout:
+    """The entries of an open file, of which nothing else has been checked. Raises DamagedError where they do not match
+    their hash."""
+    if "layout" in file.attrs and hash_of(file["data/layout"][()].tobytes()) != file.attrs["layout"].decode():
+        raise DamagedError(f"{path} is damaged: its layout does not match its hash")
+    return layout_of(file["data"], sealed.note_of(file))
+
+
 def write(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
     """Write weights and buffers as an immutable snapshot; returns its digest. See `sealed.write` for errors."""
     return write_packed(path, step, Staging().hold(state))
@@ -168,7 +176,7 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
         arrays, note = sealed.read(path, "snapshot")
         return unpack(arrays, layout_of(arrays, note))
     with sealed.opened(path, "snapshot") as file:
-        entries = layout_of(file["data"], sealed.note_of(file))
+        entries = layout_in(file, path)
         if names is None:
             return unpack({key: _mapped(path, file["data"][key]) for key in {e["array"] for e in entries}}, entries)
         wanted = [entry_of(entries, name, path) for name in names]

@@ -21,6 +21,13 @@ class Writer:
         self._staging = [Staging(), Staging()]
         self.seconds = 0.0
         """That all jobs so far have taken."""
+        self.failure: BaseException | None = None
+        """What went wrong first, also where somebody caught it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way, so that `submit` would wait."""
+        return self._job is not None and not self._job.done()
 
     @property
     def staging(self) -> Staging:
@@ -37,6 +44,9 @@ class Writer:
         start = time.perf_counter()
         try:
             job()
+        except BaseException as error:
+            self.failure = self.failure or error
+            raise
         finally:
             self.seconds += time.perf_counter() - start
 
