@@ -8,7 +8,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from grokkit.live.decimate import kept, size_for, stale_from
 from grokkit.live.follow import Follower, is_error
 from grokkit.live.panels import Trace, described
 from grokkit.live.series import band
+from grokkit.training.choices import dotted
 from grokkit.trajectory import find_runs
 
 SHOWN = 4
@@ -235,18 +236,10 @@ def tell_apart(groups: Sequence[Group]) -> None:
     """Give groups of one name the choices in which they differ."""
     if len(groups) < 2:
         return
-    flats = [dict(_flat(group.members[0].config)) for group in groups]
+    flats = [dotted(group.members[0].config) for group in groups]
     differing = sorted(
         name for name in set().union(*flats) if name != "seed" and len({repr(flat.get(name)) for flat in flats}) > 1
     )
     for group, flat in zip(groups, flats, strict=True):
         told = ", ".join(f"{name} {flat[name]}" for name in differing[:3] if name in flat)
         group.label = f"{group.label} ({told or 'others'})"
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -25,8 +25,6 @@ POLL_SECONDS = 0.5
 TELL_SECONDS = 300.0
 """Between two lines that say where the running ones are."""
 
-EXIT_AT_ONCE = 130
-
 
 class Attempt(Protocol):
     """A process of one run, on this machine or on another."""
