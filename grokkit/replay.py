@@ -13,7 +13,7 @@ from grokkit.borrow import unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import Context, Measure
-from grokkit.measures.take import AttributionPlan, place_of, take_any
+from grokkit.measures.take import AttributionPlan, is_taken, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
@@ -88,7 +88,7 @@ def _missing(
     run: Run, step: int, context: Context, subjects: list[Measure | AttributionPlan]
 ) -> list[Measure | AttributionPlan]:
     """The subjects without a result at `step`, with the weights of that step in the model where there are any."""
-    missing = [each for each in subjects if not (run.path / place_of(each, context) / store.file_name(step)).exists()]
+    missing = [each for each in subjects if not is_taken(run.path, step, each, context)]
     if missing:
         _load_into(context.model, run, step)
     return missing

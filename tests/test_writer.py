@@ -413,3 +413,13 @@ def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):
         rec.step(1)
         assert not gate.is_set() and rec._writer.busy
         gate.set()
+
+
+def test_a_replay_makes_a_damaged_reading_again(tmp_path):
+    run = gk.train(BARE.replace(measures=(gk.part("accuracy"),)), runs=tmp_path, device="cpu")
+    (folder,) = (run.path / "measures").iterdir()
+    whole = (folder / store.file_name(5)).read_bytes()
+    (folder / store.file_name(5)).write_bytes(whole[:-9])
+    with pytest.warns(UserWarning, match="is damaged and was moved to"):
+        assert gk.replay_run(run, ["accuracy"]) == 1
+    assert (folder / store.file_name(5)).read_bytes() == whole and run.verify() == []

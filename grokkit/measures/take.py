@@ -4,7 +4,8 @@ so a replayed number cannot differ from a live one by construction of the two.""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from grokkit.errors import GrokkitError, NumericsError
 from grokkit.measures import registry
 from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import store
+from grokkit.trajectory import sealed, store
+from grokkit.trajectory.recover import set_aside
 
 
 def measure_id(measure: Measure, probes: Mapping[str, ProbeSet], seed: int) -> str:
@@ -98,6 +100,21 @@ def take_any(run: Path, step: int, subject: Measure | AttributionPlan, context: 
         take_attribution(run, step, subject, context)
     else:
         take(run, step, subject, context)
+
+
+def is_taken(
+    run: Path,
+    step: int,
+    subject: Measure | AttributionPlan,
+    context: Context,
+    say: Callable[[str], object] = warnings.warn,
+) -> bool:
+    """Whether a whole result is stored; a damaged one is put aside first, and `say` hears of it."""
+    path = run / place_of(subject, context) / store.file_name(step)
+    kind = "attribution" if isinstance(subject, AttributionPlan) else "reading"
+    if path.exists() and not sealed.is_whole(path, kind):
+        say(set_aside(run, path))
+    return path.exists()
 
 
 def name_of(subject: Measure | AttributionPlan) -> str:

@@ -21,7 +21,7 @@ from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
-from grokkit.measures.take import AttributionPlan, name_of, place_of, take_any
+from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
 from grokkit.names import ProbeSet
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.costs import Costs
@@ -307,21 +307,13 @@ class Recorder:
             poll(grace=0)
             try:
                 with self.costs.of(name_of(subject)):
-                    if not self._is_taken(step, subject):
+                    if not is_taken(self.path, step, subject, self._context, partial(self._put_aside, step)):
                         take_any(self.path, step, subject, self._context)
             except Exception as error:
                 # a paid run is not lost to an instrument; at step 0 nothing is lost, and a disk that fails fails again
                 if step == 0 or isinstance(error, TrajectoryError):
                     raise
                 self.event(step, "measure_failed", f"{type(error).__name__}: {error}")
-
-    def _is_taken(self, step: int, subject: Measure | AttributionPlan) -> bool:
-        """Whether an earlier attempt has taken it; a damaged result is put aside."""
-        path = self.path / place_of(subject, self._context) / store.file_name(step)
-        kind = "attribution" if isinstance(subject, AttributionPlan) else "reading"
-        if path.exists() and not sealed.is_whole(path, kind):
-            self._put_aside(step, set_aside(self.path, path))
-        return path.exists()
 
     def _put_aside(self, step: int, sentence: str) -> None:
         warnings.warn(sentence, stacklevel=2)
