@@ -38,8 +38,8 @@ class StopRequest:
         self._around: StopRequest | None = None
 
     def __enter__(self) -> StopRequest:
-        global _listening
-        self._around, _listening = _listening, self
+        self._around = _listening[-1] if _listening else None
+        _listening.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
@@ -47,8 +47,7 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        global _listening
-        _listening = self._around
+        _listening.remove(self)
         for number, handler in self._before.items():
             signal.signal(number, handler)
         for number, frame in self._heard:
@@ -71,7 +70,8 @@ class StopRequest:
             self._heard.append((number, frame))
 
 
-_listening: StopRequest | None = None
+_listening: list[StopRequest] = []
+"""Those whose blocks are open, the innermost last; a block of another thread may be left in any order."""
 
 
 def poll(grace: float = GRACE_SECONDS) -> None:
@@ -80,5 +80,6 @@ def poll(grace: float = GRACE_SECONDS) -> None:
     Raises:
         Stopped: a stop was asked for more than `grace` seconds ago.
     """
-    if _listening is not None and _listening.asked and time.monotonic() - _listening.since >= grace:
+    stop = _listening[-1] if _listening else None
+    if stop is not None and stop.asked and time.monotonic() - stop.since >= grace:
         raise Stopped

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,22 @@ def test_a_replay_that_is_stopped_says_so_and_goes_on(straight, tmp_path: Path, 
         gk.replay_run(bare, [part("accuracy"), part("loss"), part("weight_norm")])
     assert gk.replay_run(bare, [part("accuracy"), part("loss"), part("weight_norm")]) == 14
     assert len(taken) == 18
+
+
+def test_a_block_of_another_thread_that_ends_later_leaves_nobody_stopped() -> None:
+    entered, over = threading.Event(), threading.Event()
+
+    def elsewhere() -> None:
+        with StopRequest():
+            entered.set()
+            over.wait(5)
+
+    with StopRequest() as stop:
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        entered.wait(5)
+        press()
+        assert stop.asked
+    over.set()
+    thread.join()
+    poll(grace=0)

@@ -281,7 +281,7 @@ def test_what_is_put_aside_is_durable_in_both_folders(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(sealed, "sync_folder", lambda folder: synced.append(folder.name))
     recover(tmp_path)
-    assert sorted(synced) == ["quarantine", "snapshots"]
+    assert sorted(synced) == sorted(["quarantine", "snapshots", tmp_path.name]), "the new folder's own name, too"
 
 
 def test_a_slot_holds_every_random_stream():

@@ -193,6 +193,10 @@ class Disk:
     since: dict[int, list[Call]] = field(default_factory=dict)
     durable: dict[str, int] = field(default_factory=dict)
     pending: list[Call] = field(default_factory=list)
+    new: set[str] = field(default_factory=set)
+    """Folders whose own names are not durable yet."""
+    moved: tuple[str, str] | None = None
+    """A folder's old and new name, where the change is not durable yet."""
 
     def do(self, call: Call) -> None:
         if call.what == "create":
@@ -203,22 +207,31 @@ class Disk:
         elif call.what == "sync" and call.file:
             self.synced[call.file], self.since[call.file] = bytes(self.content[call.file]), []
         elif call.what == "sync":
-            for each in [each for each in self.pending if str(Path(each.path).parent) == call.path]:
-                renamed(self.durable, each)
-                self.pending.remove(each)
+            self._sync(call.path)
         elif call.what in ("name", "drop"):
             renamed(self.names, call)
             self.pending.append(call)
         elif call.what == "folder":
             self.folders.append(call.path)
+            self.new.add(call.path)
         elif call.what == "move":
             self._move(call.path, call.data.decode())
         elif call.what == "acknowledge":
             self.acknowledged += call.data
 
+    def _sync(self, folder: str) -> None:
+        """The names in a folder are durable now."""
+        for each in [each for each in self.pending if str(Path(each.path).parent) == folder]:
+            renamed(self.durable, each)
+            self.pending.remove(each)
+        self.new = {path for path in self.new if str(Path(path).parent) != folder}
+        if self.moved and str(Path(self.moved[1]).parent) == folder:
+            self.moved = None
+
     def _move(self, old: str, new: str) -> None:
-        """A folder's new name. What a new run is made of was synced before; its own name is taken as durable here, and
-        the folder above is synced by the next call."""
+        """A folder's new name."""
+        self.moved = old, new
+        self.new = {new + path.removeprefix(old) if (path + "/").startswith(old + "/") else path for path in self.new}
         for table in (self.names, self.durable):
             for path in [path for path in table if path.startswith(old + "/")]:
                 table[new + path.removeprefix(old)] = table.pop(path)
@@ -236,6 +249,13 @@ class Disk:
         for call in self.pending:
             if chance.random() < 0.5:
                 renamed(names, call)
+        gone = [path + "/" for path in sorted(self.new) if chance.random() < 0.5]
+        names = {path: file for path, file in names.items() if not path.startswith(tuple(gone))}
+        if self.moved and chance.random() < 0.5:
+            old, new = self.moved
+            names = {
+                old + path.removeprefix(new) if path.startswith(new + "/") else path: f for path, f in names.items()
+            }
         return names, {file: self._torn(file, chance) for file in set(names.values())}
 
     def _torn(self, file: int, chance: random.Random) -> bytes:

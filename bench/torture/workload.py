@@ -158,13 +158,17 @@ def _faults_of_files(path: Path, acknowledged: Mapping[str, int]) -> list[str]:
     missing = set(range(acknowledged.get("snapshot", -1) + 1)) - set(run.steps())
     if missing:
         found.append(f"acknowledged snapshots are missing: {sorted(missing)}")
+    taken = next(iter(run.measures().values()), [])
+    if lost := set(range(acknowledged.get("snapshot", 0))) - set(taken):
+        found.append(f"readings of steps before the acknowledged one are missing: {sorted(lost)}")
     for step in run.steps():
         if not same(run.load(step), content(step)):
             found.append(f"the snapshot of step {step} is another")
     found += run.verify()
     metrics = {int(row.step) for row in run.metrics.query("metric == 'loss'").itertuples()}
-    lost = set(range(1, max(acknowledged.values(), default=0) + 1)) - metrics
-    return found + ([f"metrics of acknowledged steps are lost: {sorted(lost)}"] if lost else [])
+    if lost := set(range(1, max(acknowledged.values(), default=0) + 1)) - metrics:
+        found.append(f"metrics of acknowledged steps are lost: {sorted(lost)}")
+    return found
 
 
 def _faults_of_resuming(path: Path, acknowledged: Mapping[str, int]) -> list[str]:

@@ -150,7 +150,7 @@ class Recorder:
         try:
             self.first_readings = self.step(0)
             self._writer.wait()
-        except Stopped:
+        except (Stopped, KeyboardInterrupt):
             self.close("interrupted", "stopped while step 0 was recorded")
             raise
         except BaseException:

@@ -38,7 +38,7 @@ def _suspects(run: Path) -> Iterator[tuple[Path, str]]:
 
 def set_aside(run: Path, path: Path) -> str:
     """Move a damaged file to `quarantine/` under a name that is free; say so."""
-    (run / QUARANTINE).mkdir(exist_ok=True)
+    sealed.make_folder(run / QUARANTINE)
     name, count = "-".join(path.relative_to(run).parts), 0
     while (run / QUARANTINE / f"{name}.{count}").exists():
         count += 1

@@ -17,7 +17,7 @@ from grokkit.errors import TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import log, store
 from grokkit.trajectory.lock import is_held
-from grokkit.trajectory.sealed import publish, sync_folder
+from grokkit.trajectory.sealed import make_folder, publish, sync_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def create(
             f"{path} exists already; a run is never overwritten. "
             "Resume it, remove it, or choose another seed, name or --runs"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         draft.mkdir()

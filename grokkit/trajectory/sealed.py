@@ -189,7 +189,7 @@ def _publish(
 ) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _write_durably(temporary, pieces, RESERVE if reserve is None else reserve)
         check(temporary)
         if replace:
@@ -223,6 +223,14 @@ def _write_durably(path: Path, pieces: Sequence[bytes | memoryview], reserve: in
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably: a file is not safe in a folder whose name is not."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
