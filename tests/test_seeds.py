@@ -369,6 +369,31 @@ def test_ctrl_c_reaches_the_processes(tmp_path: Path) -> None:
     assert saved and all(gk.open_run(path).status["state"] == "interrupted" for path in saved)
 
 
+class SavesThenStops(Silent):
+    """Sends SIGUSR1 at the first report, and Ctrl-C when a slot is there or 15 s have brought none."""
+
+    def __init__(self, runs: Path) -> None:
+        self.runs, self.saving, self.stopped, self.slots = runs, 0.0, False, 0
+
+    def report(self, step, values):
+        if not self.saving:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            self.saving = time.monotonic()
+        elif not self.stopped:
+            self.slots = len(list(self.runs.rglob("resume/*.h5")))
+            self.stopped = self.slots > 0 or time.monotonic() - self.saving > 15
+            if self.stopped:
+                os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.slow
+def test_a_wish_to_save_reaches_the_processes(tmp_path: Path) -> None:
+    company = SavesThenStops(tmp_path)
+    with pytest.raises(Interrupted):
+        gk.train_seeds(CONV.replace(steps=100_000, records=2), range(2), runs=tmp_path, device="cpu", observer=company)
+    assert company.slots >= 1
+
+
 @pytest.mark.slow
 def test_processes_save_and_stop_where_their_parent_is_killed(tmp_path: Path) -> None:
     script = (

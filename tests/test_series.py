@@ -1,5 +1,7 @@
 """Reading along time: the same numbers as file by file, damage found, other layouts and formats told apart."""
 
+import threading
+
 import h5py
 import pytest
 import torch
@@ -15,6 +17,7 @@ def state(step):
     return {
         "big": torch.randn(30, 7, generator=generator),
         "half": torch.randn(5, 2, generator=generator).bfloat16(),
+        "eighth": torch.randn(3, generator=generator).to(torch.float8_e4m3fn),
         "count": torch.tensor(step),
         "mask": torch.rand(6, generator=generator) > 0.5,
         "empty": torch.empty(0, 3),
@@ -128,7 +131,7 @@ def test_a_packed_file_is_read_by_plain_h5py(made, tmp_path):
         assert file.attrs["run"] == made.name and file["steps"][()].tolist() == list(STEPS)
         for name in state(0):
             expected = made.trajectory(name)
-            expected = expected.float() if name == "half" else expected
+            expected = expected.float() if name in ("half", "eighth") else expected
             assert torch.equal(torch.from_numpy(file["state"][name][()]), expected)
         assert file["state/big"].compression == "gzip" and file["state/big"].fletcher32
     with pytest.raises(UsageError, match="exists; it is not overwritten"):
@@ -157,6 +160,17 @@ def test_following_a_live_run_gives_what_comes_and_gives_up_after_a_while(made, 
     assert [next(following) for _ in STEPS] == list(STEPS)
     snapshot.write(made.path / "snapshots" / store.file_name(2000), 2000, state(2000))
     assert list(following) == [2000]
+
+
+def test_a_run_is_followed_from_before_its_lock(made):
+    run.write_status(made.path, state="starting", step=0)
+    following = made.follow(timeout=5, poll=0.01)
+    assert [next(following) for _ in STEPS] == list(STEPS)
+    later = made.path / "snapshots" / store.file_name(2000), 2000, state(2000)
+    threading.Timer(0.2, snapshot.write, later).start()
+    assert next(following) == 2000
+    run.write_status(made.path, state="running", step=0)
+    assert made.state == "killed" and list(following) == []
 
 
 def test_a_damaged_layout_of_the_first_file_gives_no_rows(made):

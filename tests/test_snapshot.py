@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import TrajectoryError, UsageError
 from grokkit.trajectory import resume, snapshot
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
 
 def tensors():
@@ -19,7 +21,7 @@ def tensors():
     image = torch.randn(2, 3, 4, 5, generator=generator)
     state = {
         str(dtype): torch.randn(3, 4, generator=generator).to(dtype)
-        for dtype in (torch.float16, torch.float32, torch.float64, torch.bfloat16)
+        for dtype in (torch.float16, torch.float32, torch.float64, torch.bfloat16, *FLOAT8)
     }
     return state | {
         "int64": torch.tensor([-(2**63), 2**63 - 1]),
@@ -40,7 +42,7 @@ def tensors():
 
 
 def bits(tensor):
-    same_width = torch.int16 if tensor.dtype == torch.bfloat16 else tensor.dtype
+    same_width = {torch.bfloat16: torch.int16, **dict.fromkeys(FLOAT8, torch.int8)}.get(tensor.dtype, tensor.dtype)
     return tensor.dtype, tuple(tensor.shape), tensor.detach().contiguous().view(same_width).numpy().tobytes()
 
 
@@ -55,6 +57,20 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
     assert list(back) == list(state)
     assert all_bits(back) == all_bits(state) == all_bits(snapshot.read(tmp_path / "a.h5", verify=False))
     assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in back.values())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "form"),
+    [
+        (torch.eye(3).to_sparse(), "it is torch.sparse_coo on cpu, and only dense"),
+        (torch.empty(3, device="meta"), "it is torch.strided on meta, and only dense"),
+        (torch.empty(2, dtype=torch.bits8), "there is no array of torch.bits8"),
+    ],
+)
+def test_a_tensor_that_cannot_be_kept_is_named_and_nothing_is_written(tmp_path, tensor, form):
+    with pytest.raises(UsageError, match=f"^'mask' cannot be kept: {form}"):
+        snapshot.write(tmp_path / "a.h5", 0, {"weight": torch.ones(2), "mask": tensor})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_partial_read_gives_the_same_tensors_in_the_wanted_order(tmp_path):

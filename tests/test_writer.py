@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import grokkit as gk
-from grokkit.errors import Interrupted, TrajectoryError
+from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.seeding import preserved_rng
 from grokkit.training import loop, recorder
 from grokkit.training.state import full_state, load_state, random_state
@@ -403,6 +403,27 @@ def test_the_status_of_a_resumed_run_says_its_step_at_once(tmp_path):
     rec._writer.wait()
     assert gk.open_run(tmp_path / "run").status["step"] == 1
     rec.close()
+
+
+def test_a_slot_is_only_loaded_into_what_it_was_saved_of(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    adam = torch.optim.Adam(model.parameters())
+    plain, clock = torch.optim.SGD(model.parameters(), lr=1.0), torch.optim.lr_scheduler.StepLR(adam, 5)
+    with gk.record(tmp_path / "run", model, adam, probes={}, measures=[], schedule=[0], seed=0) as rec:
+        rec.save(0, clock=clock)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.weight.data.add_(1)
+
+    def again(optimizer, **parts):
+        with gk.record(tmp_path / "run", model, optimizer, probes={}, measures=[], schedule=[0], resume=True) as rec:
+            return rec.restore(**parts)
+
+    with pytest.raises(UsageError, match="holds the state of clock, optimizer too, and nothing was given to load it"):
+        again(None)
+    with pytest.raises(UsageError, match="holds no state of meter; it was saved by a run of another kind"):
+        again(adam, clock=clock, meter=plain)
+    assert torch.equal(model.weight, before["weight"] + 1)
+    assert again(adam, clock=clock) == 0 and torch.equal(model.weight, before["weight"])
 
 
 def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """`python -m grokkit.training.child`: the process that trains one seed for `replicas`.
 
-Its input is one line of JSON, then nothing: when it ends, because the parent closes it or is gone, the run is saved and
-stops. Its output is a line of JSON for every report and every event, and one for an error.
+Its input is one line of JSON, then an empty one whenever the run is to be saved; when it ends, because the parent is
+gone or closes it, the run is saved and stops. Its output is a line of JSON for every report, every event and an error.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def main() -> int:
     """Read the order, train, return the exit code."""
     pipe, sys.stdout = sys.stdout, sys.stderr  # what a model prints is not to be taken for a report
     order = json.loads(sys.stdin.readline())
-    threading.Thread(target=_stop_with_the_parent, daemon=True).start()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the loop hears it
+    threading.Thread(target=_hear_the_parent, daemon=True).start()
     torch.set_num_threads(order["threads"])
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -63,8 +64,9 @@ def main() -> int:
     return 0
 
 
-def _stop_with_the_parent() -> None:
-    sys.stdin.read()
+def _hear_the_parent() -> None:
+    for _ in sys.stdin:
+        os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

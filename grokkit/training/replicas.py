@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from queue import SimpleQueue
@@ -74,6 +75,10 @@ def train_apart(
                     future.result()
                 if stop.asked:
                     _stop(replicas)
+                if stop.save_asked:
+                    stop.save_asked = False
+                    for replica in replicas:
+                        replica.save()
                 _tell(replicas, observer)
         finally:
             _stop(replicas)
@@ -129,6 +134,13 @@ class Replica:
                 self.failure = ("Interrupted", "stopped before its first update")
         elif code and self.failure is None:
             self.failure = ("GrokkitError", f"its process ended with exit code {code}")
+
+    def save(self) -> None:
+        """Ask the process to save and go on."""
+        with self._lock, suppress(BrokenPipeError):
+            if self._process is not None and self._process.stdin is not None and not self._stopped:
+                self._process.stdin.write("\n")
+                self._process.stdin.flush()
 
     def stop(self) -> None:
         """Ask the process to save and stop, by the end of its input; one that has not begun does not begin."""

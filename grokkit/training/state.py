@@ -36,16 +36,31 @@ def full_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str
 def load_state(
     state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]
 ) -> None:
-    """Put the state of a slot into the things that it is of, and into the random generators."""
+    """Put the state of a slot into the things that it is of, and into the random generators.
+
+    Raises:
+        UsageError: the slot holds the states of other things; nothing is loaded then.
+    """
+    _must_match(state, optimizer, parts)
     unwrap(model).load_state_dict(state["model"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
         _lay_out_as_parameters(optimizer)
     set_random_state(state["rng"], device_of(model))
     for name, each in parts.items():
-        if name not in state["parts"]:
-            raise UsageError(f"the slot holds no state of {name!r}; it was saved by a run of another kind")
         each.load_state_dict(state["parts"][name])
+
+
+def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> None:
+    saved = {name for name, each in {**state["parts"], "optimizer": state["optimizer"]}.items() if each is not None}
+    given = {name for name, each in {**parts, "optimizer": optimizer}.items() if each is not None}
+    if missing := sorted(given - saved):
+        raise UsageError(f"the slot holds no state of {', '.join(missing)}; it was saved by a run of another kind")
+    if unasked := sorted(saved - given):
+        raise UsageError(
+            f"the slot holds the state of {', '.join(unasked)} too, and nothing was given to load it into; a run that "
+            "goes on without it would be another run"
+        )
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:

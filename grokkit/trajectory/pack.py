@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
-import torch
 
 from grokkit.errors import UsageError
 from grokkit.trajectory.sealed import sync_folder
+from grokkit.trajectory.snapshot import CARRIED_AS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,7 @@ def pack(run: Run, path: Path, steps: Iterable[int] | None = None) -> None:
     """Write the snapshots of a run as one HDF5 file with time in front, for archives and other programs.
 
     `/steps` (T,) and `/state/<name>` (T, *shape), shuffled, compressed by gzip and with a Fletcher checksum; bfloat16
-    becomes float32, which holds all of its values. Attribute `run`. The snapshots stay as they are.
+    and float8 become float32, which holds all of their values. Attribute `run`. The snapshots stay as they are.
 
     Args:
         run: whose.
@@ -65,7 +65,7 @@ def pack(run: Run, path: Path, steps: Iterable[int] | None = None) -> None:
 
 
 def _write(file: h5py.File, name: str, tensor: Tensor) -> None:
-    array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    array = (tensor.float() if tensor.dtype in CARRIED_AS else tensor).numpy()
     rows = max(1, min(len(array), CHUNK // max(1, array[0].nbytes)))
     chunk = (rows, *array.shape[1:])
     if array.size == 0:

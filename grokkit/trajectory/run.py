@@ -199,7 +199,7 @@ class Run:
         """
         seen, news = -1, time.monotonic()
         while True:
-            going = self.state in ("starting", "running")
+            going = self.state == "running" or self.status["state"] == "starting"  # not locked yet
             new = [step for step in self.steps() if step > seen]
             for seen in new:
                 yield seen

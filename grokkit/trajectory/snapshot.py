@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grokkit.errors import DamagedError, TrajectoryError
+from grokkit.errors import DamagedError, TrajectoryError, UsageError
 from grokkit.registry import nearest
 from grokkit.trajectory import sealed
 
-_CARRIED_AS = {torch.bfloat16: torch.int16}
-"""HDF5 and NumPy know no bfloat16: its bits travel as int16, the layout keeps the real dtype."""
+CARRIED_AS = {torch.bfloat16: torch.int16} | dict.fromkeys(
+    (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz), torch.uint8
+)
+"""HDF5 and NumPy know no bfloat16 and no float8: their bits travel as integers, the layout keeps the real dtype."""
 
 _ALIGNED = 64
 """Bytes; where each array of a staging buffer begins."""
@@ -101,8 +103,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list
     """The entries, the length of each array, and the dtype in which each tensor is copied."""
     layout, filled, kinds = Layout(), dict[str, int](), []
     for name, tensor in tensors.items():
-        carried = _CARRIED_AS.get(tensor.dtype, tensor.dtype)
-        key = torch.empty(0, dtype=carried).numpy().dtype.str[1:]
+        key = _array_of(name, tensor)
         layout.append({
             "name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "array": key,
             "offset": filled.get(key, 0), "shape": list(tensor.shape),
@@ -110,6 +111,17 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list
         filled[key] = filled.get(key, 0) + tensor.numel()
         kinds.append(tensor.dtype)
     return layout, filled, kinds
+
+
+def _array_of(name: str, tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_meta:
+        raise UsageError(
+            f"{name!r} cannot be kept: it is {tensor.layout} on {tensor.device}, and only dense tensors with data can"
+        )
+    try:
+        return torch.empty(0, dtype=CARRIED_AS.get(tensor.dtype, tensor.dtype)).numpy().dtype.str[1:]
+    except TypeError as error:
+        raise UsageError(f"{name!r} cannot be kept: there is no array of {tensor.dtype}") from error
 
 
 def hash_of(text: bytes) -> str:
