@@ -223,6 +223,36 @@ def test_it_tells_the_time_left_the_money_and_the_end_of_a_run(browser, tmp_path
     assert tab.complaints == []
 
 
+def test_dragging_brings_what_was_thinned_out_and_going_back_forgets_it(browser, tmp_path):
+    path = live_runs.make(tmp_path / "a" / "x-s0", total=60_000)
+    live_runs.log(path, *((n, 1.0 + n % 7) for n in range(0, 60_000, 2)))
+    inside = """(() => { const line = page.charts.get('loss').lines[0];
+        return line.x.filter((step) => step >= page.seen[0] && step <= page.seen[1]).length; })()"""
+    with served(tmp_path) as server:
+        tab = Tab(browser, server.url)
+        tab.wait("page.curvesOf('loss').length > 0 && page.charts.get('loss').plot !== undefined")
+        whole = tab.get("page.charts.get('loss').lines[0].x.length")
+        box = tab.page.locator(".chart[data-panel=loss] .u-over").bounding_box()
+        tab.page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 40)
+        tab.page.mouse.down()
+        tab.page.mouse.move(box["x"] + 0.52 * box["width"], box["y"] + 40, steps=4)
+        tab.page.mouse.up()
+        tab.get("page.seen = [...page.zoom]")
+        low, high = tab.get("page.seen")
+        rows = sum(low <= n <= high for n in range(0, 60_000, 2))
+        tab.wait(f"{inside} === {rows}")
+        assert tab.get("page.charts.get('loss').plot.scales.x.min") == low
+        steps = tab.get("page.charts.get('loss').lines[0].x")
+        assert steps == sorted(set(steps)), "the rows around it stay, each once"
+        live_runs.log(path, (60_002, 9.0))
+        tab.wait("[...page.charts.get('loss').lines[0].x].pop() === 60002")
+        assert tab.get(inside) == rows
+        tab.page.click("#unit [data-value=step]")
+        assert tab.get("page.zoom") is None and tab.get(inside) < rows / 2
+        assert tab.get("page.charts.get('loss').lines[0].x.length") <= whole + 2
+    assert tab.complaints == []
+
+
 def test_an_empty_folder_a_lost_server_and_a_narrow_screen(browser, runs, tmp_path):
     with served(tmp_path / "later") as server:
         tab = Tab(browser, server.url, width=390, scheme="dark")

@@ -235,6 +235,24 @@ def test_a_client_is_told_only_what_is_new_and_has_all_of_it(tmp_path):
     assert client.ask()["curves"] == [] and client.ask()["runs"] == {}
 
 
+def test_a_window_has_every_row_of_its_own_and_no_other(tmp_path):
+    for seed in range(2):
+        path = live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=60_000)
+        live_runs.log(path, *((n, float(n + 10 * seed)) for n in range(0, 60_000, 3)))
+    study = Study([tmp_path])
+    (key,) = study.update()["shown"]
+    (piece,) = study.window(key, 30_000, 31_000)
+    steps = list(range(30_000, 31_000, 3))
+    assert (piece["from"], piece["to"], piece["x"]) == (30_000, 31_000, steps)
+    assert piece["y"] == [n + 5 for n in steps] and set(piece["count"]) == {2}
+    assert piece["low"] == steps and piece["high"] == [n + 10 for n in steps]
+    (whole,) = study.update()["curves"]
+    assert sum(30_000 <= step <= 31_000 for step in whole["x"]) < len(steps) / 2
+    for name in ("panel", "label", "group", "choice", "probe", "source"):
+        assert piece[name] == whole[name], "by these the page knows which curve it is"
+    assert study.window(key, 31, 30)[0]["x"] == [] and study.window("none", 0, 1) == []
+
+
 def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path):
     for seed, loss in ((0, 1.0), (1, 3.0), (2, 8.0)):
         path = live_runs.make(tmp_path / "a" / f"x-s{seed}-0123abcd", seed, batch_size=50)

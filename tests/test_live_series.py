@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from grokkit.live.decimate import COLUMNS, even, kept, logarithmic, size_for, stale_from
+from grokkit.live.decimate import COLUMNS, even, kept, logarithmic, magnified, size_for, stale_from
 from grokkit.live.series import Series, band
 
 
@@ -55,6 +55,25 @@ def test_every_minimum_and_maximum_survives_in_order_and_thinning_again_changes_
                     assert np.nanmin(whole) == np.nanmin(left) and np.nanmax(whole) == np.nanmax(left)
     assert (np.diff(steps[mask]) > 0).all()
     assert kept(steps[mask], [curve[mask] for curve in curves], size).all()
+
+
+def test_a_window_shows_every_row_where_a_chart_has_a_column_for_each() -> None:
+    steps = np.arange(70_000, 70_000 + COLUMNS)
+    values = np.random.default_rng(0).standard_normal(COLUMNS)
+    assert magnified(steps, [values], 70_000, 70_000 + COLUMNS).all()
+    assert kept(steps, [values], 131_072).sum() < COLUMNS / 10
+    assert (
+        magnified(steps[:1], [values[:1]], 70_000, 70_000).all() and magnified(steps[:0], [values[:0]], 3, 5).size == 0
+    )
+
+
+def test_a_window_keeps_the_extremes_of_its_own_columns() -> None:
+    low, high = 1 << 16, (1 << 16) + 64 * COLUMNS  # 64 steps a column
+    steps = np.arange(low, high)
+    values = np.zeros(len(steps))
+    values[64 * 5 + 7], values[64 * 5 + 30] = 2.0, -2.0
+    found = steps[magnified(steps, [values], low, high)]
+    assert {low + 64 * 5 + 7, low + 64 * 5 + 30} <= set(found) and len(found) <= 4 * (COLUMNS + 1)
 
 
 def test_what_is_sent_piece_by_piece_is_what_would_have_been_sent_at_once() -> None:

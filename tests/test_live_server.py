@@ -93,7 +93,8 @@ STRANGE = """
     /static/../page.py /static/..%2fpage.py /static/%2e%2e/server.py /../../../../etc/passwd /static//etc/passwd
     /static/uPlot.LICENSE.txt /maps/..%2f..%2f/x/1.png /maps/{run}/..%2f..%2fprobes/test.png /maps/{run}/{maps}/99.png
     /maps/{run}/{maps}/..%2f10.png /maps/{run}/{maps}/%C2%B2.png /maps/none/{maps}/10.png
-    /maps/{run}/{maps}/10.png/more /data/x
+    /maps/{run}/{maps}/10.png/more /data/x /window /window/a/1 /window/a/-1/2 /window/a/1/9999999999999999
+    /window/a/x/1 /window/a/%C2%B2/3
 """
 
 
@@ -130,6 +131,9 @@ def test_a_cursor_brings_what_is_new_over_the_wire(served, run):
     assert not second["reset"] and second["curves"][0]["x"][-1] == 5000
     (key,) = first["shown"]
     assert data(served, f"?groups={key}")["shown"] == [key]
+    (piece,) = json.loads(get(served, f"/window/{key}/2/4")[1])
+    assert (piece["x"], piece["y"], piece["from"], piece["to"]) == ([2], [2.0], 2, 4)
+    assert json.loads(get(served, "/window/none/2/4")[1]) == []
     assert data(served, "?groups=")["shown"] == [], "nothing chosen is not the server's choice"
 
 

@@ -8,7 +8,7 @@ column but its own, and only from there on a curve has to be sent again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -49,12 +49,25 @@ def kept(steps: np.ndarray, curves: Iterable[np.ndarray], size: int) -> np.ndarr
         (N,) bool: in every column of either grid the first row at each curve's minimum and at its maximum. Thinning
         the kept rows again keeps all of them.
     """
-    mask = np.zeros(len(steps), dtype=bool)
-    if not len(steps):
+    return _extremes([grid(steps, size) for grid in GRIDS], curves)
+
+
+def magnified(steps: np.ndarray, curves: Iterable[np.ndarray], low: int, high: int) -> np.ndarray:
+    """As `kept`, of steps from `low` to `high` alone, over `COLUMNS` columns between these two on either grid."""
+    grids = []
+    for place in (np.asarray, lambda step: np.log2(1.0 + step)):
+        first, last = place(low), place(high)
+        grids.append(np.floor((place(steps) - first) * (COLUMNS / max(last - first, 1e-9))))
+    return _extremes(grids, curves)
+
+
+def _extremes(grids: Sequence[np.ndarray], curves: Iterable[np.ndarray]) -> np.ndarray:
+    """The first rows with the lowest and the highest value of each curve in each column; `grids` are columns by row."""
+    mask = np.zeros(len(grids[0]), dtype=bool)
+    if not len(mask):
         return mask
     curves = list(curves)
-    for grid in GRIDS:
-        columns = grid(steps, size)
+    for columns in grids:
         starts = np.flatnonzero(np.r_[True, columns[1:] != columns[:-1]])
         for curve in curves:
             for sign in (1.0, -1.0):

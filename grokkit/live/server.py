@@ -109,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
                 return partial(_file, name)
             case ["data"]:
                 return self._data
+            case ["window", group, low, high] if _is_step(low) and _is_step(high):
+                return partial(self._window, group, int(low), int(high))
             case ["maps", run, identity, which] if which.endswith(".png"):
                 return partial(self._picture, run, identity, which.removesuffix(".png"))
         return None
@@ -116,8 +118,10 @@ class Handler(BaseHTTPRequestHandler):
     def _data(self) -> tuple[str, bytes]:
         asked = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         groups = asked["groups"][0].split(",") if "groups" in asked else None
-        told = self.server.study.update(asked.get("cursor", [""])[0], groups)
-        return "application/json", json.dumps(told, separators=(",", ":"), allow_nan=False).encode()
+        return _json(self.server.study.update(asked.get("cursor", [""])[0], groups))
+
+    def _window(self, group: str, low: int, high: int) -> tuple[str, bytes]:
+        return _json(self.server.study.window(group, low, high))
 
     def _picture(self, run: str, identity: str, which: str) -> tuple[str, bytes]:
         follower = self.server.study.follower(run)
@@ -146,6 +150,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Say nothing: the terminal belongs to whoever started the server."""
+
+
+def _is_step(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 15
+
+
+def _json(told: object) -> tuple[str, bytes]:
+    return "application/json", json.dumps(told, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _file(name: str) -> tuple[str, bytes]:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from grokkit.errors import GrokkitError
-from grokkit.live.decimate import kept, size_for, stale_from
+from grokkit.live.decimate import kept, magnified, size_for, stale_from
 from grokkit.live.follow import Follower, is_error
 from grokkit.live.panels import Trace, described
-from grokkit.live.series import band
+from grokkit.live.series import Curve, band
 from grokkit.training.choices import dotted
 from grokkit.trajectory import find_runs
 
@@ -93,6 +93,15 @@ class Study:
                 "groups": [self._told_group(group) for group in self.groups.values()],
                 **self._news(shown, since),
             }  # fmt: skip
+
+    def window(self, key: str, low: int, high: int) -> list[dict[str, Any]]:
+        """The curves of the group `key` from step `low` to `high`, as fine as a chart that shows no more than these can
+        draw them; what has been read so far, as `update` tells it. Empty where there is no such group."""
+        with self._lock:
+            group = self.groups.get(key)
+            return [] if group is None else [
+                told_window(group, trace, members, low, high) for trace, members in traces_of(group)
+            ]  # fmt: skip
 
     def follower(self, key: str) -> Follower | None:
         """The run with this id, if it is known."""
@@ -179,25 +188,53 @@ class Study:
             since = -1
         if max((member.series_changed for member in group.members), default=-1) <= since:
             return
-        for trace in dict.fromkeys(trace for member in group.members for trace in member.series):
-            members = [member for member in group.members if trace in member.series]
+        for trace, members in traces_of(group):
             steps = [step for each in members if (step := each.series[trace].changed_since(since)) is not None]
-            if steps and not is_error(trace):
+            if steps:
                 yield told_curve(group, trace, members, min(steps))
+
+
+def traces_of(group: Group) -> Iterator[tuple[Trace, list[Follower]]]:
+    """What is drawn of a group, each with the members that have it."""
+    for trace in dict.fromkeys(trace for member in group.members for trace in member.series):
+        if not is_error(trace):
+            yield trace, [member for member in group.members if trace in member.series]
 
 
 def told_curve(group: Group, trace: Trace, members: Sequence[Follower], step: int) -> dict[str, Any]:
     """The thinned rows of one curve from the first column that a change at `step` touches."""
     start, needed = stale_from(step, group.size)
-    (steps, mean, low, high), count = band([member.points(trace, needed) for member in members])
-    bounded = bool(np.isfinite(low).any())
-    rows = kept(steps, (mean, low, high) if bounded else (mean,), group.size) & (steps >= start)
+    curve, count = band([member.points(trace, needed) for member in members])
+    rows = kept(curve[0], _drawn(curve), group.size) & (curve[0] >= start)
+    return {**_named(group, trace, members), "from": start, **_told(curve, count, rows, len(members))}
+
+
+def told_window(group: Group, trace: Trace, members: Sequence[Follower], low: int, high: int) -> dict[str, Any]:
+    """The rows of one curve from `low` to `high`, thinned for these alone."""
+    curve, count = band([member.points(trace, low) for member in members])
+    end = int(np.searchsorted(curve[0], high, side="right"))
+    curve, count = (curve[0][:end], curve[1][:end], curve[2][:end], curve[3][:end]), count[:end]
+    rows = magnified(curve[0], _drawn(curve), low, high)
+    return {**_named(group, trace, members), "from": low, "to": high, **_told(curve, count, rows, len(members))}
+
+
+def _named(group: Group, trace: Trace, members: Sequence[Follower]) -> dict[str, Any]:
+    return {**trace._asdict(), "group": group.key, "seeds": len(members)}
+
+
+def _drawn(curve: Curve) -> tuple[np.ndarray, ...]:
+    """The line, and its bounds where it has any."""
+    return curve[1:] if np.isfinite(curve[2]).any() else (curve[1],)
+
+
+def _told(curve: Curve, count: np.ndarray, rows: np.ndarray, seeds: int) -> dict[str, Any]:
+    steps, mean, low, high = (part[rows] for part in curve)
+    bounded = len(_drawn(curve)) > 1
     told = {
-        **trace._asdict(), "group": group.key, "from": start, "seeds": len(members),
-        "x": steps[rows].tolist(), "y": as_json(mean[rows]),
-        "low": as_json(low[rows]) if bounded else None, "high": as_json(high[rows]) if bounded else None,
+        "x": steps.tolist(), "y": as_json(mean),
+        "low": as_json(low) if bounded else None, "high": as_json(high) if bounded else None,
     }  # fmt: skip
-    return told | ({"count": count[rows].tolist()} if len(members) > 1 else {})
+    return told | ({"count": count[rows].tolist()} if seeds > 1 else {})
 
 
 def as_json(values: np.ndarray) -> list[float | None]:

@@ -23,6 +23,7 @@ class Page {
   forget() {
     this.groups = []; this.shown = [];
     this.runs = new Map(); this.events = new Map(); this.maps = new Map(); this.curves = new Map();
+    this.fine = new Map();  // what lies within the zoom, of the curves that are known more finely there
   }
 
   switches(name, set) {
@@ -32,6 +33,7 @@ class Page {
         for (const each of buttons) each.setAttribute("aria-pressed", each === button);
         set(button.dataset.value);
         this.zoom = null;
+        this.fine.clear();
         for (const chart of this.charts.values()) chart.redraw();
       };
     }
@@ -52,11 +54,12 @@ class Page {
     }
     for (const piece of told.curves) this.splice(piece);
     this.draw(told);
+    if (told.curves.length) this.magnify();
   }
 
   // A curve's rows from `from` on are replaced.
   splice(piece) {
-    const id = [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source].join("|");
+    const id = idOf(piece);
     const known = this.curves.get(id);
     if (!known || piece.from === 0) { this.curves.set(id, { ...piece, id }); return; }
     let kept = known.x.length;
@@ -72,7 +75,8 @@ class Page {
   // ---- what charts ask
 
   curvesOf(panel) {
-    return [...this.curves.values()].filter((curve) => curve.panel === panel && this.shown.includes(curve.group));
+    const found = [...this.curves.values()].filter((curve) => curve.panel === panel && this.shown.includes(curve.group));
+    return found.map((curve) => this.fine.has(curve.id) ? magnified(curve, this.fine.get(curve.id)) : curve);
   }
 
   group(key) { return this.groups.find((group) => group.key === key); }
@@ -131,7 +135,27 @@ class Page {
 
   setZoom(ends) {
     this.zoom = ends;
-    for (const chart of this.charts.values()) if (chart.plot) chart.plot.setData(chart.plot.data, true);
+    this.fine.clear();
+    for (const chart of this.charts.values()) chart.update();
+    this.magnify();
+  }
+
+  // Ask for all that the charts can show between the ends of the zoom; an exported file has no more than it shows.
+  async magnify() {
+    const zoom = this.zoom;
+    if (!zoom || this.inlined) return;
+    for (const group of this.shown) {
+      const [low, high] = zoom.map((place) => place / this.placed(1, group));
+      try {
+        const answer = await fetch(`window/${group}/${Math.max(Math.floor(low), 0)}/${Math.max(Math.ceil(high), 0)}`);
+        const pieces = answer.ok ? await answer.json() : [];
+        if (this.zoom !== zoom) return;
+        for (const piece of pieces) this.fine.set(idOf(piece), piece);
+      } catch {
+        return;  // what is lost is said by the question for news
+      }
+    }
+    for (const chart of this.charts.values()) chart.update();
   }
 
   redrawMarks() { for (const chart of this.charts.values()) if (chart.plot) chart.plot.redraw(false); }
@@ -315,6 +339,22 @@ class Page {
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.ask(); });
     this.ask();
   }
+}
+
+function idOf(piece) {
+  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source].join("|");
+}
+
+// A curve with the rows of `fine` in the place of its own between the ends of these.
+function magnified(curve, fine) {
+  const first = curve.x.findIndex((step) => step >= fine.from), next = curve.x.findIndex((step) => step > fine.to);
+  const before = first < 0 ? curve.x.length : first, after = next < 0 ? curve.x.length : next, found = { ...curve };
+  for (const name of ["x", "y", "low", "high", "count"]) {
+    if (!curve[name]) continue;
+    const rows = fine[name] ?? Array(fine.x.length).fill(null);
+    found[name] = [...curve[name].slice(0, before), ...rows, ...curve[name].slice(after)];
+  }
+  return found;
 }
 
 function factsOf(group, runs, now) {
