@@ -34,10 +34,10 @@ function tick(value) {
   return String(+value.toPrecision(6));
 }
 
-// 1-2-5 within a few decades, whole powers of ten beyond.
+// All digits within half a decade, 1-2-5 within a few decades, whole powers of ten beyond.
 function logTicks(low, high, room) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high)), found = [];
-  const digits = last - first <= room / 3 ? [1, 2, 5] : [1];
+  const digits = high < 4 * low ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : last - first <= room / 3 ? [1, 2, 5] : [1];
   const stride = digits.length > 1 ? 1 : Math.max(1, Math.ceil((last - first) / room));
   for (let power = first; power <= last; power += stride) {
     for (const digit of digits) {
