@@ -70,6 +70,13 @@ class StopRequest:
             self._heard.append((number, frame))
 
 
+def keep_early_saves_harmless() -> None:
+    """Ignore SIGUSR1 outside of `StopRequest`, unless somebody hears it: it would end a process that still prepares."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 _listening: list[StopRequest] = []
 """Those whose blocks are open, the innermost last; a block of another thread may be left in any order."""
 

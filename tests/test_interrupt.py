@@ -51,6 +51,16 @@ def test_a_measure_may_go_on_for_the_grace_and_no_longer(monkeypatch) -> None:
             poll()
 
 
+def test_a_wish_to_save_that_comes_too_early_ends_no_command() -> None:
+    """The signal comes while a verb is imported; the command that is not told of it would end with -10."""
+    code = (
+        "import os, signal, sys; from grokkit import cli\n"
+        "cli.importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGUSR1) or sys.exit(7)\n"
+        "cli.main(['doctor'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+
+
 def test_usr1_asks_for_a_save_and_for_nothing_else() -> None:
     with StopRequest() as stop:
         press(signal.SIGUSR1)

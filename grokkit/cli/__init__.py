@@ -9,6 +9,7 @@ import warnings
 
 from grokkit import __version__
 from grokkit.errors import GrokkitError
+from grokkit.interrupt import keep_early_saves_harmless
 from grokkit.registry import nearest
 
 VERBS = {
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     6 budget spent, 75 stopped and resumable, 130 left at once)."""
     words = sys.argv[1:] if arguments is None else arguments
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    keep_early_saves_harmless()
     try:
         return _run(words)
     except GrokkitError as error:

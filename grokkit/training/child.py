@@ -19,6 +19,7 @@ from typing import TextIO
 import torch
 
 from grokkit.errors import GrokkitError
+from grokkit.interrupt import keep_early_saves_harmless
 from grokkit.registry import run_file
 from grokkit.training.config import RunConfig
 from grokkit.training.loop import train
@@ -45,7 +46,7 @@ def main() -> int:
     """Read the order, train, return the exit code."""
     pipe, sys.stdout = sys.stdout, sys.stderr  # what a model prints is not to be taken for a report
     order = json.loads(sys.stdin.readline())
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until the loop hears it
+    keep_early_saves_harmless()
     threading.Thread(target=_hear_the_parent, daemon=True).start()
     torch.set_num_threads(order["threads"])
     try:
