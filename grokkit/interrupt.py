@@ -16,16 +16,21 @@ GRACE_SECONDS = 10.0
 torchrun kills its processes 30 s after it has asked them; this leaves 15 for one more batch and the save."""
 
 
+ECHO_SECONDS = 3.0
+"""For so long a second SIGTERM or SIGHUP is taken for the first: whoever stops a whole group of processes reaches some
+of them directly and through their parents."""
+
+
 class Stopped(BaseException):
     """A stop was asked for; raised between two batches of an analysis. Not an `Exception`: nobody is to take it for a
     measure that failed."""
 
 
 class StopRequest:
-    """Within the block, the first SIGINT, SIGTERM or SIGHUP sets `.asked`, the second ends the process with exit code
-    130; a hang-up that is ignored, as under nohup, stays so. SIGUSR1 sets `.save_asked`, for whoever saves to take
-    back. Handlers that were there before are called when the block is left, when all is saved: some of them end the
-    process.
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP sets `.asked`, a second one (`ECHO_SECONDS` later, where it
+    is no SIGINT) ends the process with exit code 130; a hang-up that is ignored, as under nohup, stays so. SIGUSR1 sets
+    `.save_asked`, for whoever saves to take back. Handlers that were there before are called when the block is left,
+    when all is saved: some of them end the process.
 
     Outside the main thread, where Python allows no handlers, nothing is installed and both stay False.
     """
@@ -57,8 +62,10 @@ class StopRequest:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
             self.save_asked = True
-        elif self.asked:
+        elif self.asked and (number == signal.SIGINT or time.monotonic() - self.since > ECHO_SECONDS):
             os._exit(EXIT_AT_ONCE)
+        elif self.asked:
+            return
         else:
             self.asked, self.since = True, time.monotonic()
             if self._around is None:

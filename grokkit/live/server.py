@@ -48,18 +48,17 @@ class Server(ThreadingHTTPServer):
         super().__init__((HOST, 0), Handler, bind_and_activate=False)
         try:
             self._bind(range(FIRST_PORT, FIRST_PORT + TRIED) if port is None else (port,))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             self.server_close()
-            raise UsageError(
-                f"port {port or FIRST_PORT} cannot be listened on: {error.strerror or error}; give another --port"
-            ) from error
+            why = getattr(error, "strerror", None) or error
+            raise UsageError(f"port {port or FIRST_PORT} cannot be listened on: {why}; give another --port") from error
 
     def _bind(self, ports: range | tuple[int, ...]) -> None:
         for port in ports:
             self.server_address = (HOST, port)
             try:
                 TCPServer.server_bind(self)  # not HTTPServer's, which looks the host's name up
-            except OSError:
+            except (OSError, OverflowError):  # the latter of a number that is no port
                 if port == ports[-1]:
                     raise
                 continue

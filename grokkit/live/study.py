@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import threading
 import time
@@ -177,7 +178,7 @@ class Study:
         traces = {trace: None for each in drawn for trace in each.series if not is_error(trace)}
         return {
             "runs": {each.id: told_run(each) for each in self.followers.values() if each.changed > since},
-            "events": {each.id: each.events[-EVENTS:] for each in drawn if each.events_changed > since},
+            "events": {each.id: finite(each.events[-EVENTS:]) for each in drawn if each.events_changed > since},
             "maps": maps,
             "panels": described(traces),
             "curves": [curve for key in shown for curve in self._curves(self.groups[key], since)],
@@ -235,6 +236,15 @@ def _told(curve: Curve, count: np.ndarray, rows: np.ndarray, seeds: int) -> dict
         "low": as_json(low) if bounded else None, "high": as_json(high) if bounded else None,
     }  # fmt: skip
     return told | ({"count": count[rows].tolist()} if seeds > 1 else {})
+
+
+def finite(value: Any) -> Any:
+    """The same JSON value with None in the place of numbers that JSON does not know."""
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(values: np.ndarray) -> list[float | None]:

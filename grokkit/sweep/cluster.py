@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,8 @@ def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
         import sys
         import time
 
+        # `ray.cancel` comes as an interrupt, which a worker ignores where the shell that started Ray ignores it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with open(log, "ab") as output:
             gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "no"
             output.write(f"{mark}on {socket.gethostname()}, {gpus} GPU\n".encode())
@@ -121,7 +124,7 @@ def connected(address: str | None, gpus: float | None, device: str | None) -> It
         import ray
     except ImportError:
         raise UsageError("the launcher `ray` needs Ray: pip install 'grokkit[ray]'") from None
-    own = not ray.is_initialized()
+    own, heard = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
     if own:
         try:
             ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -129,6 +132,7 @@ def connected(address: str | None, gpus: float | None, device: str | None) -> It
             raise UsageError(
                 f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}: {error}"
             ) from error
+        signal.signal(signal.SIGTERM, heard)  # Ray's own handler would end this process, and the report be missing
     try:
         yield Cluster(ray, _share(gpus, device, ray.cluster_resources().get("GPU", 0.0)))
     finally:

@@ -70,7 +70,7 @@ def read_plan(path: Path) -> Plan:
         raise DataError(f"{path} is not TOML: {error}") from error
     entries = file.get("run", [{}])
     _check_keys(str(path), file, (*OF_A_RUN, *OF_THE_FILE))
-    if not isinstance(entries, list) or not entries:
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UsageError(f"{path}: runs are listed under [[run]], with two brackets")
     if file.get("device") not in (None, "cpu", "cuda"):
         raise UsageError(f"{path}: `device` must be cpu or cuda; got {file['device']!r}")
@@ -79,7 +79,7 @@ def read_plan(path: Path) -> Plan:
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, [[run]] {entry.get('name', number)}" if "run" in file else str(path)
         _check_keys(where, entry, (*OF_A_RUN, *OF_A_GROUP))
-        if entry.get("name") in {run.group for run in runs if run.group}:
+        if entry.get("name") in [run.group for run in runs if run.group]:
             raise UsageError(f"{path}: two [[run]] are called {entry['name']!r}")
         grid = dotted(_table(where, common)) | dotted(_table(where, entry))
         runs += _runs(where, {**common, **entry, "grid": grid})
@@ -121,7 +121,9 @@ def _runs(where: str, entry: Mapping[str, Any]) -> Iterator[Planned]:
         raise UsageError(f"{where}: `experiment` must name a study, or the path of its .py file")
     study = recipes.find(entry["experiment"])
     after = entry.get("after", [])
-    waits_for = tuple([after] if isinstance(after, str) else after)
+    waits_for = tuple(after if isinstance(after, list) else [after])
+    if not all(isinstance(name, str) for name in (*waits_for, entry.get("name", ""))):
+        raise UsageError(f"{where}: `name` is text, and `after` the name of another [[run]] or a list of names")
     made = study.configs()
     for seed in _seeds(where, entry.get("seeds")):
         for config, choice in itertools.product(made, _choices(entry["grid"])):
@@ -134,6 +136,9 @@ def _runs(where: str, entry: Mapping[str, Any]) -> Iterator[Planned]:
 
 def _choices(grid: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the grid's values; a value that is no list is the only one."""
+    for name, value in grid.items():
+        if value == []:
+            raise UsageError(f"`{name}` of the grid has no value to take")
     lists = [value if isinstance(value, list) else [value] for value in grid.values()]
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*lists)]
 

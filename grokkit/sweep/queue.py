@@ -110,7 +110,11 @@ class Queue:
         if now.state == "done":
             self._say(f"done       {_told(run, now)}")
             return now
-        reason = now.reason or last_words(self._place.log(run)) or f"exit code {code}"
+        if now.state == "running":  # another process brings it on, such as one that outlived its queue
+            self._say(f"elsewhere  {_told(run, now)}")
+            return now
+        told = now.reason if now.attempts > before.attempts else ""  # an attempt that did not begin has told nothing
+        reason = told or last_words(self._place.log(run)) or now.reason or f"exit code {code}"
         if not is_preempted(code) or now.state == "failed":
             self._say(f"failed     {_told(run, now)}  {reason}")
             return replace(now, state="failed", reason=reason)

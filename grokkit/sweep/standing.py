@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from grokkit.errors import GrokkitError, Interrupted
+from grokkit.interrupt import EXIT_AT_ONCE
 from grokkit.sweep.plan import Plan, Planned
 from grokkit.trajectory import Run
 from grokkit.trajectory.sealed import publish
@@ -108,7 +109,7 @@ class Place:
 
 def is_preempted(code: int) -> bool:
     """Whether a process with this exit code was stopped or killed from outside, so that the run may go on."""
-    return code < 0 or code == Interrupted.exit_code
+    return code < 0 or code in (Interrupted.exit_code, EXIT_AT_ONCE)
 
 
 def last_words(log: Path) -> str:

@@ -6,6 +6,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -98,6 +99,7 @@ def record(
         run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
     recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price)
+    recorder.unrestored = resume and any((path / "resume").glob("*.h5"))
     if initial and not resume:
         recorder.begin()
     return recorder
@@ -154,7 +156,8 @@ class Recorder:
             self.close("interrupted", "stopped while step 0 was recorded")
             raise
         except BaseException:
-            self.close()
+            with suppress(TrajectoryError):  # of the disk; what failed first is raised
+                self.close()
             shutil.rmtree(self.path)
             raise
 
@@ -166,6 +169,9 @@ class Recorder:
 
     unfinished = False
     """Whether the restored state was saved amid the measures of its step: `step` is to be called with it again."""
+
+    unrestored = False
+    """Whether there is a saved state that `restore` has not loaded yet; no step is taken before."""
 
     def due(self, step: int) -> bool:
         """Whether `step` is on the schedule."""
@@ -185,7 +191,7 @@ class Recorder:
             The signal's readings where the signal was due, else None.
 
         Raises:
-            UsageError: `step` does not grow.
+            UsageError: `step` does not grow, or a saved state was not restored.
             TrajectoryError: a snapshot could not be written, this one or the one before.
             Stopped: a stop was asked for amid the measures (`grokkit.interrupt`).
             Exception: whatever a measure raises at step 0; one that fails later is noted in events.jsonl and the
@@ -194,6 +200,8 @@ class Recorder:
         step = as_step(step)
         if not self._open:
             raise UsageError("the recorder is closed; open the run again with gk.record(..., resume=True)")
+        if self.unrestored:
+            raise UsageError(f"{self.path} holds a saved state: call `restore` before the first step")
         if step <= self._step:
             raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
         self._step = step
@@ -210,11 +218,13 @@ class Recorder:
 
     def log(self, step: int, split: str, **values: float) -> None:
         """Append numbers to metrics.jsonl: one row per name, for example `log(step, "batch", loss=0.3)`."""
+        step = as_step(step)
         for metric, value in values.items():
             self._metrics.append({"step": step, "split": split, "metric": metric, "value": float(value)})
 
     def event(self, step: int, kind: str, text: str, **fields: Any) -> None:
         """Append a decision or an incident to events.jsonl."""
+        step = as_step(step)
         self._events.append({"step": step, "kind": kind, "text": text, "time": time.time(), **fields})
         if self.listener is not None:
             self.listener(step, kind, text)
@@ -256,8 +266,9 @@ class Recorder:
 
         Raises:
             TrajectoryError: no slot, and the model's weights are not the ones the run began with.
+            UsageError: the slot is of another model or optimizer, or of other parts; nothing is loaded then.
         """
-        found = self._slots.load()
+        found, self.unrestored = self._slots.load(), False
         if found is None:
             self.event(0, "restarted", f"attempt {self._attempt} finds no resume slot and starts again")
             self.first_readings = self.step(0)
@@ -313,7 +324,7 @@ class Recorder:
                 # a paid run is not lost to an instrument; at step 0 nothing is lost, and a disk that fails fails again
                 if step == 0 or isinstance(error, TrajectoryError):
                     raise
-                self.event(step, "measure_failed", f"{type(error).__name__}: {error}")
+                self.event(step, "measure_failed", f"{name_of(subject)} failed: {type(error).__name__}: {error}")
 
     def _put_aside(self, step: int, sentence: str) -> None:
         warnings.warn(sentence, stacklevel=2)

@@ -24,7 +24,9 @@ class Stateful(Protocol):
 
 
 def full_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    """The state of everything, for `load_state`."""
+    """The state of everything, for `load_state`. Raises UsageError for a part that is called `optimizer`."""
+    if "optimizer" in parts:
+        raise UsageError("`optimizer` is the name of the recorder's own one: give this part another name")
     return {
         "model": dict(unwrap(model).state_dict()),
         "optimizer": optimizer.state_dict() if optimizer is not None else None,
@@ -42,6 +44,7 @@ def load_state(
         UsageError: the slot holds the states of other things; nothing is loaded then.
     """
     _must_match(state, optimizer, parts)
+    _must_fit(state, unwrap(model), optimizer)
     unwrap(model).load_state_dict(state["model"])
     if optimizer is not None:
         optimizer.load_state_dict(state["optimizer"])
@@ -49,6 +52,8 @@ def load_state(
     set_random_state(state["rng"], device_of(model))
     for name, each in parts.items():
         each.load_state_dict(state["parts"][name])
+        if isinstance(each, Optimizer):
+            _lay_out_as_parameters(each)
 
 
 def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> None:
@@ -61,6 +66,18 @@ def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Ma
             f"the slot holds the state of {', '.join(unasked)} too, and nothing was given to load it into; a run that "
             "goes on without it would be another run"
         )
+
+
+def _must_fit(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None) -> None:
+    saved, now = ({name: list(each.shape) for name, each in of.items()} for of in (state["model"], model.state_dict()))
+    for name in sorted({**saved, **now}):
+        if saved.get(name) != now.get(name):
+            found, wanted = (of.get(name, "not there") for of in (saved, now))
+            raise UsageError(f"the slot is of another model: {name!r} is {found} in it and {wanted} in this one")
+    if optimizer is not None:
+        then, groups = state["optimizer"]["param_groups"], optimizer.param_groups
+        if [len(group["params"]) for group in then] != [len(group["params"]) for group in groups]:
+            raise UsageError("the slot is of another optimizer: its groups hold other numbers of parameters")
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:

@@ -30,7 +30,7 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "LOCK"
-        self._token = uuid.uuid4().hex
+        self._token, self._pid = uuid.uuid4().hex, os.getpid()
         self._file = open(folder / "LOCK", "a+")  # noqa: SIM115  (closed by close)
         try:
             self._take()
@@ -61,12 +61,19 @@ class RunLock:
         """Raises TrajectoryError where LOCK no longer holds this writer's token."""
         found = _note(self._path.read_text() if self._path.exists() else "")
         if found.get("token") != self._token:
+            if not found:
+                raise TrajectoryError(
+                    f"{self._path} is gone or empty: the folder was removed, renamed or emptied while it was written"
+                )
             raise TrajectoryError(
                 f"another writer has taken {self._path.parent} over ({_named(found)}); this one stops before it "
                 "mixes two runs"
             )
 
     def close(self) -> None:
+        """Give it back, also where a forked process has inherited the file; in such a process, only forget it."""
+        if not self._file.closed and os.getpid() == self._pid:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
 
     def __enter__(self) -> RunLock:

@@ -7,6 +7,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class Log:
         try:
             self.sync()
         finally:
-            self._file.close()
+            with suppress(OSError):  # what could not be written is no more to be had
+                self._file.close()
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:

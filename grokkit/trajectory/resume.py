@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from grokkit.trajectory import sealed, snapshot
 
 SLOTS = ("0.h5", "1.h5")
 
+_DICTS: dict[str, type[dict[Any, Any]]] = {each.__name__: each for each in (dict, OrderedDict, Counter)}
+"""Schedulers count their milestones in a Counter and miss its methods in a plain dict."""
+
 
 def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     """`value` as JSON; tensors and arrays go to `tensors` under a number. Raises TypeError for anything else."""
@@ -21,8 +25,11 @@ def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
         key = str(len(tensors))
         tensors[key] = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         return {"$": "array" if isinstance(value, np.ndarray) else "tensor", "key": key}
-    if isinstance(value, dict):
-        return {"$": "dict", "items": [[encode(k, tensors), encode(v, tensors)] for k, v in value.items()]}
+    if type(value) in _DICTS.values():
+        return {
+            "$": type(value).__name__,
+            "items": [[encode(k, tensors), encode(v, tensors)] for k, v in value.items()],
+        }
     if type(value) in (tuple, list, torch.Size):  # a named tuple would come back without its names
         return {"$": "list" if isinstance(value, list) else "tuple", "items": [encode(item, tensors) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
@@ -36,11 +43,11 @@ def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
         return tree
     kind = tree["$"]
     if kind == "tensor":
-        return tensors[tree["key"]]
+        return tensors[tree["key"]].clone()  # at an address of its own: some kernels round by how memory is aligned
     if kind == "array":
         return tensors[tree["key"]].numpy()
-    if kind == "dict":
-        return {decode(k, tensors): decode(v, tensors) for k, v in tree["items"]}
+    if kind in _DICTS:
+        return _DICTS[kind]({decode(k, tensors): decode(v, tensors) for k, v in tree["items"]})
     items = [decode(item, tensors) for item in tree["items"]]
     return tuple(items) if kind == "tuple" else items
 

@@ -70,6 +70,9 @@ class Staging:
 
         Cost: one copy of the bytes, and of the layout once for each set of names, dtypes and shapes.
         """
+        for name, each in tensors.items():
+            if not torch.is_tensor(each):
+                raise UsageError(f"{name!r} cannot be kept: it is no tensor but {type(each).__name__}")
         key = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
         if key not in self._known:
             self._known[key] = self._laid_out(tensors)
