@@ -1,6 +1,7 @@
 """Following runs: only what is new is read and told, and piece by piece it adds up to the whole."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -326,6 +327,16 @@ def test_only_four_groups_are_drawn_until_somebody_chooses(tmp_path):
     other = next(group["key"] for group in told["groups"] if group["key"] not in told["shown"])
     asked = study.update("", [other, "unknown"])
     assert asked["shown"] == [other] and [curve["group"] for curve in asked["curves"]] == [other]
+
+
+def test_an_event_with_a_number_that_json_does_not_know_is_told_without_it(run):
+    written = log_room.Log(run / "events.jsonl", 1)
+    written.append(
+        {"step": 3, "kind": "eval", "text": "validation", "time": 0.0, "loss": float("nan"), "of": [math.inf]}
+    )
+    written.close()
+    (events,) = Study([run.parent]).update()["events"].values()
+    assert events[-1]["loss"] is None and events[-1]["of"] == [None] and events[-1]["step"] == 3
 
 
 def test_numbers_keep_seven_digits_and_what_is_not_finite_becomes_none():

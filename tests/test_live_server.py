@@ -151,6 +151,11 @@ def test_the_first_free_port_is_taken(run, monkeypatch):
             assert first.port < second.port < first.port + server_module.TRIED
 
 
+def test_a_number_that_is_no_port_is_refused(run):
+    with pytest.raises(UsageError, match=r"port 80000 cannot be listened on: .*; give another --port"):
+        Server(Study([run]), 80000)
+
+
 def test_maps_are_pictures_on_one_scale(served):
     told = data(served)
     ((run, (maps,)),) = told["maps"].items()

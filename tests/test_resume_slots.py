@@ -1,6 +1,7 @@
 """Resume slots: any training state back without pickle; of two slots the newest valid one counts."""
 
 import random
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -118,6 +119,21 @@ def test_what_a_slot_cannot_hold_is_named_and_nothing_is_written(tmp_path, value
     with pytest.raises(TypeError, match=f"a resume slot cannot hold {type(value).__name__}: "):
         save(tmp_path, 1, {"deep": [{"er": (value,)}]})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_counters_and_ordered_dicts_stay_what_they_are_and_other_kinds_are_refused(tmp_path):
+    state = {"milestones": Counter({10: 1, 20: 2}), "shadow": OrderedDict(a=torch.ones(2))}
+    save(tmp_path, 1, state)
+    back = load(tmp_path)[1]
+    assert type(back["milestones"]) is Counter and back["milestones"] == state["milestones"]
+    assert type(back["shadow"]) is OrderedDict and torch.equal(back["shadow"]["a"], torch.ones(2))
+    with pytest.raises(TypeError, match="a resume slot cannot hold defaultdict"):
+        save(tmp_path, 2, {"x": defaultdict(int)})
+
+
+def test_every_tensor_comes_back_where_a_fresh_one_would_lie(tmp_path):
+    save(tmp_path, 1, {str(n): torch.ones(n) for n in range(1, 9)})
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in load(tmp_path)[1].values())
 
 
 def test_an_array_that_torch_does_not_know_is_a_type_error(tmp_path):

@@ -64,6 +64,7 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
     [
         (torch.eye(3).to_sparse(), "it is torch.sparse_coo on cpu, and only dense"),
         (torch.empty(3, device="meta"), "it is torch.strided on meta, and only dense"),
+        ({"count": 3}, "it is no tensor but dict"),
         (torch.empty(2, dtype=torch.bits8), "there is no array of torch.bits8"),
     ],
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import grokkit as gk
+from grokkit import interrupt
 from grokkit.cli import main
 from grokkit.errors import DataError, DeviceRefusedError, Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import StopRequest
@@ -104,6 +105,11 @@ def test_entries_have_the_keys_at_the_top_unless_they_say_otherwise(folder) -> N
         ('experiment = "study.py"\nseeds = 0.5', '`seeds` must be text such as "0-3"'),
         ('experiment = "study.py"\ndevice = "gpu"', "`device` must be cpu or cuda; got 'gpu'"),
         ('experiment = "study.py"\nrun = 3', "with two brackets"),
+        ('experiment = "study.py"\nrun = ["x"]', "with two brackets"),
+        ('experiment = "study.py"\n[[run]]\nafter = 3', "`name` is text, and `after` the name of another"),
+        ('experiment = "study.py"\n[[run]]\nafter = ["a", 3]', "`name` is text, and `after` the name of another"),
+        ('experiment = "study.py"\n[[run]]\nname = ["a"]', "`name` is text, and `after` the name of another"),
+        ('experiment = "study.py"\ngrid.optimizer.lr = []', "`optimizer.lr` of the grid has no value to take"),
         ('seeds = "0"', "`experiment` must name a study"),
         ('experiment = "study.py"\n[grid]\nbatch_size = [10, 10]', "the same run twice: study/plain-s0-"),
         ('[[run]]\nname = "a"\nexperiment = "study.py"\n[[run]]\nexperiment = "study.py"\nseeds = 1\nafter = "b"',
@@ -299,6 +305,45 @@ def test_a_run_that_another_process_trains_is_waited_for(folder) -> None:
     assert stage.started == [("train", "plain-1")] and stands["plain-0"].state == "done"
 
 
+def test_a_run_whose_process_outlived_its_queue_is_waited_for(folder) -> None:
+    plan = planned('experiment = "study.py:plain"\nseeds = "0-1"\n')
+    with open("held", "w") as held:
+
+        class Orphaned(Stage):
+            def play(self, run, step, code):
+                super().play(run, step, -9 if code == 4 else code)  # refused: another process writes the run
+                if code == 4:
+                    lock = open(Path("runs") / run.config.run_name / "LOCK", "w")  # noqa: SIM115
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    os.dup2(lock.fileno(), held.fileno())
+                    lock.close()
+                elif run is plan.runs[1]:
+                    super().play(plan.runs[0], 6, 0)
+                    held.close()
+
+        stage = Orphaned(plan, {"plain-0": [(3, 4)]})
+        stands, said = work(plan, stage)
+    assert stage.started == [("train", "plain-0"), ("train", "plain-1")]
+    assert {each.state for each in stands.values()} == {"done"} and any("elsewhere" in line for line in said)
+
+
+def test_an_attempt_that_does_not_begin_is_told_by_its_last_words(folder) -> None:
+    plan = planned('experiment = "study.py:plain"\n')
+    Stage(plan).play(plan.runs[0], 3, 75)
+
+    class Refused(Stage):
+        def start(self, words, log):
+            log.write_text("grokkit resume: it is being written by process 7\n")
+            return super().start(words, log)
+
+        def play(self, run, step, code): ...
+
+    stands, _ = work(plan, Refused(plan, {"plain-0": [(3, 4)]}))
+    assert (stands["plain-0"].state, stands["plain-0"].reason) == (
+        "failed", "grokkit resume: it is being written by process 7",
+    )  # fmt: skip
+
+
 def test_a_run_that_fails_before_it_has_a_folder_is_told_by_its_last_words(folder) -> None:
     plan = planned('experiment = "study.py:plain"\n')
 
@@ -358,6 +403,8 @@ def test_under_nohup_a_hang_up_is_nothing_and_a_second_signal_leaves_at_once(mon
             assert not signals.asked
             os.kill(os.getpid(), signal.SIGINT)
             assert signals.asked
+            os.kill(os.getpid(), signal.SIGTERM)  # an echo: it has reached the group, and this process again
+            monkeypatch.setattr(interrupt, "ECHO_SECONDS", 0.0)
             with pytest.raises(SystemExit) as left:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(1)
@@ -535,9 +582,11 @@ def test_a_real_sweep_is_preempted_stopped_and_gone_on_with_to_the_same_bits(rea
 def ray_with_gpus(impostor):
     """Ray on this machine, told that there are two GPUs."""
     ray = pytest.importorskip("ray")
+    heard = signal.getsignal(signal.SIGTERM)
     ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield impostor
     ray.shutdown()
+    signal.signal(signal.SIGTERM, heard)
 
 
 @pytest.mark.slow

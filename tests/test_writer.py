@@ -1,6 +1,7 @@
 """The writing thread: order, errors at the next call, buffers; a writer's folder after its death; the lock's token."""
 
 import fcntl
+import os
 import random
 import threading
 import time
@@ -17,6 +18,7 @@ from grokkit.training.state import full_state, load_state, random_state
 from grokkit.trajectory import resume, sealed, snapshot, store
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock
+from grokkit.trajectory.log import Log
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
 from grokkit.trajectory.writer import Writer
@@ -424,6 +426,121 @@ def test_a_slot_is_only_loaded_into_what_it_was_saved_of(tmp_path):
         again(adam, clock=clock, meter=plain)
     assert torch.equal(model.weight, before["weight"] + 1)
     assert again(adam, clock=clock) == 0 and torch.equal(model.weight, before["weight"])
+
+
+def channels_last():
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 8, 3, padding=1)]
+    model = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(512, 10))
+    model = model.to(memory_format=torch.channels_last)
+    return (
+        model,
+        torch.optim.AdamW(model[4:].parameters(), fused=True),
+        torch.optim.AdamW(model[:3].parameters(), fused=True),
+    )
+
+
+def steps_of(model, *optimizers):
+    for _ in range(3):
+        model.zero_grad()
+        model(torch.ones(4, 1, 8, 8)).square().mean().backward()
+        for each in optimizers:
+            each.step()
+    return [parameter.clone() for parameter in model.parameters()]
+
+
+def test_an_optimizer_that_is_a_part_goes_on_like_the_recorders_own(tmp_path):
+    model, head, body = channels_last()
+    steps_of(model, head, body)
+    with gk.record(tmp_path / "run", model, head, probes={}, measures=[], schedule=[0], seed=0) as rec:
+        rec.save(0, body=body)
+    straight = steps_of(model, head, body)
+    model, head, body = channels_last()
+    with gk.record(tmp_path / "run", model, head, probes={}, measures=[], schedule=[0], resume=True) as rec:
+        rec.restore(body=body)
+    assert all(map(torch.equal, straight, steps_of(model, head, body)))
+
+
+def test_a_slot_that_does_not_fit_loads_nothing(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    with gk.record(
+        tmp_path / "run", model, torch.optim.SGD(model.parameters()), probes={}, measures=[], schedule=[0]
+    ) as rec:
+        with pytest.raises(UsageError, match="`optimizer` is the name of the recorder's own one"):
+            rec.save(0, optimizer=torch.optim.SGD(model.parameters()))
+        rec.save(0)
+    wide = torch.nn.Linear(3, 2)
+    split = [{"params": [model.weight]}, {"params": [model.bias]}]
+    for other, groups, told in (
+        (wide, wide.parameters(), r"another model: 'weight' is \[2, 2\] in it and \[2, 3\] in this one"),
+        (torch.nn.Linear(2, 2, bias=False), [torch.ones(1, requires_grad=True)], "'bias' is .* and not there in this"),
+        (model, split, "another optimizer: its groups hold other numbers"),
+    ):
+        before = [each.clone() for each in other.parameters()]
+        rec = gk.record(
+            tmp_path / "run", other, torch.optim.SGD(groups), probes={}, measures=[], schedule=[0], resume=True
+        )
+        with rec, pytest.raises(UsageError, match=told):
+            rec.restore()
+        assert all(map(torch.equal, before, other.parameters()))
+
+
+def test_no_step_is_taken_before_a_saved_state_is_restored(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=[0]) as rec:
+        rec.save(0)
+    with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=[0], resume=True) as rec:
+        with pytest.raises(UsageError, match="holds a saved state: call `restore` before"):
+            rec.step(1)
+        rec.restore()
+        rec.step(1)
+
+
+def test_a_disk_that_fails_at_step_0_leaves_no_folder(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise TrajectoryError("the disk is full")
+
+    monkeypatch.setattr(snapshot, "write_packed", fails)
+    model = torch.nn.Linear(2, 2)
+    probes = gk.probe_sets(gk.load_data("digits", size=8), train=8, test=8, random=0)
+    with pytest.raises(TrajectoryError, match="the disk is full"):
+        gk.record(tmp_path / "run", model, probes=probes, measures=["weight_norm"], schedule=[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_process_keeps_no_lock_that_was_given_back(tmp_path):
+    lock = RunLock(tmp_path)
+    inherited = os.dup(lock._file.fileno())  # a fork has the same open file
+    lock.close()
+    RunLock(tmp_path).close()
+    os.close(inherited)
+    lock = RunLock(tmp_path)
+    lock._pid += 1  # as in the forked process itself
+    inherited = os.dup(lock._file.fileno())
+    lock.close()
+    with pytest.raises(TrajectoryError, match="is being written by"):
+        RunLock(tmp_path)
+    os.close(inherited)
+
+
+def test_a_folder_that_is_removed_while_it_is_written_is_not_called_taken_over(tmp_path):
+    lock = RunLock(tmp_path)
+    (tmp_path / "LOCK").unlink()
+    with pytest.raises(TrajectoryError, match="LOCK is gone or empty: the folder was removed"):
+        lock.check()
+    lock.close()
+
+
+def test_a_log_that_cannot_be_written_is_closed_with_the_disks_own_error(tmp_path, monkeypatch):
+    made = Log(tmp_path / "log.jsonl", 1)
+    full = open("/dev/full", "wb")  # noqa: SIM115
+    made._file.close()
+    monkeypatch.setattr(made, "_file", full)
+    with pytest.raises(TrajectoryError, match="No space left on device"):
+        made.append({"step": 1})
+    with pytest.raises(TrajectoryError, match="did not confirm"):
+        made.close()
+    assert full.closed
 
 
 def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):

@@ -132,7 +132,8 @@ def connected(address: str | None, gpus: float | None, device: str | None) -> It
             raise UsageError(
                 f"no Ray cluster answers at {address or os.environ.get('RAY_ADDRESS')}: {error}"
             ) from error
-        signal.signal(signal.SIGTERM, heard)  # Ray's own handler would end this process, and the report be missing
+        finally:
+            signal.signal(signal.SIGTERM, heard)  # Ray's own handler would end this process without a report
     try:
         yield Cluster(ray, _share(gpus, device, ray.cluster_resources().get("GPU", 0.0)))
     finally:
