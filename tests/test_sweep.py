@@ -580,10 +580,11 @@ def test_a_real_sweep_is_preempted_stopped_and_gone_on_with_to_the_same_bits(rea
 
 @pytest.fixture
 def ray_with_gpus(impostor):
-    """Ray on this machine, told that there are two GPUs."""
+    """Ray on this machine, told that there are two GPUs, and started where interrupts are ignored, as by `nohup`."""
     ray = pytest.importorskip("ray")
-    heard = signal.getsignal(signal.SIGTERM)
+    heard, interrupted = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.SIG_IGN)
     ray.init(num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    signal.signal(signal.SIGINT, interrupted)
     yield impostor
     ray.shutdown()
     signal.signal(signal.SIGTERM, heard)
