@@ -627,6 +627,17 @@ def through_one(attempt) -> int:
     return attempt.code()
 
 
+def test_a_stop_is_still_the_queues_own_beside_ray(monkeypatch) -> None:
+    ray = pytest.importorskip("ray")
+    heard = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))  # it takes its own
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with connected(None, None, "cpu"):
+        assert signal.getsignal(signal.SIGTERM) is heard
+
+
 def test_options_of_the_other_launcher_are_refused_and_ray_may_be_missing(folder, capsys, monkeypatch) -> None:
     planned('experiment = "study.py:plain"\ndevice = "cpu"\n')
     words = ["sweep", "night.toml"]
