@@ -48,7 +48,7 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
     model, loss_of = job.model, loss_function(SMALL.loss)
     images, labels = torch.from_numpy(job.dataset.x_test).float() / 255, torch.from_numpy(job.dataset.y_test)
 
-    def test_set(step: int) -> None:
+    def whole_test(step: int) -> None:
         model.eval()
         with torch.no_grad():
             logits = model(images)
@@ -71,7 +71,7 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
             rec.log(step, "batch", loss=loss, accuracy=accuracy)
             policy.observe({"train_loss": loss})
 
-    test_set(0)
+    whole_test(0)
     policy.observe(rec.first_readings)
     for step in range(1, SMALL.steps + 1):
         x, y = job.batches.at(step)
@@ -87,7 +87,7 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
             report()
         policy.observe(rec.step(step))
         if rec.due(step):
-            test_set(step)
+            whole_test(step)
         policy.step()
         for decision in policy.decisions:
             if decision["step"] == policy.updates:

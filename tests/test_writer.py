@@ -17,7 +17,7 @@ from grokkit.training import loop, recorder
 from grokkit.training.state import full_state, load_state, random_state
 from grokkit.trajectory import resume, sealed, snapshot, store
 from grokkit.trajectory import run as run_folder
-from grokkit.trajectory.lock import RunLock
+from grokkit.trajectory.lock import RunLock, is_held
 from grokkit.trajectory.log import Log
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
@@ -392,7 +392,9 @@ def test_a_reader_that_looks_whether_a_run_lives_keeps_no_writer_out(tmp_path):
     looking = open(tmp_path / "LOCK")  # noqa: SIM115
     fcntl.flock(looking, fcntl.LOCK_SH)
     threading.Timer(0.1, looking.close).start()
-    RunLock(tmp_path).close()
+    lock = RunLock(tmp_path)
+    assert looking.closed and is_held(tmp_path)
+    lock.close()
 
 
 def test_the_status_of_a_resumed_run_says_its_step_at_once(tmp_path):

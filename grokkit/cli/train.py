@@ -11,11 +11,13 @@ import tyro
 from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
 from grokkit.cli.text import cost, final_accuracy
-from grokkit.errors import DataError, TrajectoryError, UsageError
+from grokkit.errors import DataError, UsageError
 from grokkit.training.choices import adjusted, seed_list
 from grokkit.training.config import RunConfig
 
 if TYPE_CHECKING:
+    from grokkit.recipes import Experiment
+    from grokkit.training.device import Device
     from grokkit.trajectory import Run
 
 
@@ -66,27 +68,16 @@ def train(
         notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
             default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
-    from grokkit import recipes
-    from grokkit.training.estimate import duration, refuse_above
     from grokkit.training.money import Purse
-    from grokkit.training.seeds import train_seeds
-    from grokkit.training.team import is_alone, is_first
+    from grokkit.training.seeds import refuse_existing, train_seeds
 
-    if seed is not None and seeds is not None:
-        raise UsageError("give --seed or --seeds, not both")
-    found = recipes.find(experiment)
-    made = found.configs() if config_file is None else [_read(config_file)]
-    configs = [adjusted(config, data, seed, steps) for config in made]
-    wanted = None if seeds is None else seed_list(seeds)
-    if is_first():
-        _refuse_existing(
-            [config.replace(seed=s) for config in configs for s in wanted or [config.seed]], runs, experiment
-        )
+    found, configs, wanted = _asked_for(experiment, config_file, data, steps, seed, seeds)
+    every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
+    one = f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
+    refuse_existing([runs / config.run_name for config in every], one)
     Purse.of(price, budget).needs_price()
     on, messages = machine(device), webhook(notify)
-    if device is None and on.torch_device.type == "cpu" and is_alone():
-        about = duration(refuse_above(cpu_limit, configs, len(wanted or [0]), runs))
-        print(f"measured: about {about} on this CPU", file=sys.stderr)
+    _refuse_slow(on, device, cpu_limit, configs, len(wanted or [0]), runs)
     paid: list[Run] = []
     for config in configs:
         done = train_seeds(
@@ -94,22 +85,41 @@ def train(
             experiment=found.source, price=price, budget=left_for(budget, paid),
         )  # fmt: skip
         paid += done
-        if is_first():
-            _tell(done)
+        _tell(done)
 
 
-def _refuse_existing(configs: list[RunConfig], runs: Path, experiment: str) -> None:
-    """Raise TrajectoryError where one of the runs is there already, before any is begun."""
-    there = [str(runs / config.run_name) for config in configs if (runs / config.run_name).exists()]
-    if there:
-        raise TrajectoryError(
-            f"a run is never overwritten, and there is {', '.join(there)} already. Resume it, remove it, or choose "
-            f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
-        )
+def _asked_for(
+    experiment: str, config_file: Path | None, data: str | None, steps: int | None, seed: int | None, seeds: str | None
+) -> tuple[Experiment, list[RunConfig], list[int] | None]:
+    """The study, its configs with what is asked of them, and the seeds where many are asked for."""
+    from grokkit import recipes
+
+    if seed is not None and seeds is not None:
+        raise UsageError("give --seed or --seeds, not both")
+    found = recipes.find(experiment)
+    made = found.configs() if config_file is None else [_read(config_file)]
+    configs = [adjusted(config, data, seed, steps) for config in made]
+    return found, configs, None if seeds is None else seed_list(seeds)
+
+
+def _refuse_slow(
+    on: Device, device: str | None, cpu_limit: float, configs: list[RunConfig], seeds: int, runs: Path
+) -> None:
+    """Say how long it will take on a CPU that nobody asked for; see `refuse_above`."""
+    from grokkit.training.estimate import duration, refuse_above
+    from grokkit.training.team import is_alone
+
+    if device is None and on.torch_device.type == "cpu" and is_alone():
+        about = duration(refuse_above(cpu_limit, configs, seeds, runs))
+        print(f"measured: about {about} on this CPU", file=sys.stderr)
 
 
 def _tell(done: list[Run]) -> None:
-    """Say how the runs of one config ended, and what to do next."""
+    """Say how the runs of one config ended, and what to do next; one process of a team does."""
+    from grokkit.training.team import is_first
+
+    if not is_first():
+        return
     for run in done:
         state, numbers = run.status, final_accuracy(run.newest_metrics())
         print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")

@@ -99,7 +99,6 @@ def record(
         run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
     context = Context(model, run.open_run(path).probes, loss, seed)
     recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price)
-    recorder.unrestored = resume and any((path / "resume").glob("*.h5"))
     if initial and not resume:
         recorder.begin()
     return recorder
@@ -141,6 +140,7 @@ class Recorder:
         self._step = -1
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._slots = Writer(), resume.Slots(path / "resume")
+        self._unrestored = self._slots.are_there()
         self._open = True
         for sentence in put_aside:
             self._put_aside(0, sentence)
@@ -170,9 +170,6 @@ class Recorder:
     unfinished = False
     """Whether the restored state was saved amid the measures of its step: `step` is to be called with it again."""
 
-    unrestored = False
-    """Whether there is a saved state that `restore` has not loaded yet; no step is taken before."""
-
     def due(self, step: int) -> bool:
         """Whether `step` is on the schedule."""
         return step in self._due
@@ -200,7 +197,7 @@ class Recorder:
         step = as_step(step)
         if not self._open:
             raise UsageError("the recorder is closed; open the run again with gk.record(..., resume=True)")
-        if self.unrestored:
+        if self._unrestored:
             raise UsageError(f"{self.path} holds a saved state: call `restore` before the first step")
         if step <= self._step:
             raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
@@ -268,7 +265,7 @@ class Recorder:
             TrajectoryError: no slot, and the model's weights are not the ones the run began with.
             UsageError: the slot is of another model or optimizer, or of other parts; nothing is loaded then.
         """
-        found, self.unrestored = self._slots.load(), False
+        found, self._unrestored = self._slots.load(), False
         if found is None:
             self.event(0, "restarted", f"attempt {self._attempt} finds no resume slot and starts again")
             self.first_readings = self.step(0)

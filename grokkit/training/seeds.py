@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
 from grokkit.errors import TrajectoryError, UsageError
@@ -68,15 +67,12 @@ def train_seeds(
     paths = [Path(runs) / each.run_name for each in configs]
     if len(configs) > 1 and not is_alone():
         raise UsageError("torchrun's processes train one run together: give one seed, or start many without torchrun")
-    if is_first() and (there := [str(path) for path in paths if path.exists()]):
-        raise TrajectoryError(
-            f"a run is never overwritten, and there is {', '.join(there)} already. Resume or remove what is there, or "
-            "choose other seeds or another folder for the runs"
-        )
+    refuse_existing(paths, "other seeds or another folder for the runs")
     company = guarded(observer)
     if len(configs) == 1:
-        how = partial(train, runs=runs, device=device, observer=company, experiment=experiment)
-        return [how(configs[0], price=purse.price, budget=budget)]
+        alone = train(configs[0], runs=runs, device=device, observer=company, experiment=experiment,
+                      price=purse.price, budget=budget)  # fmt: skip
+        return [alone]
     with company.told_of_the_end(config.steps):
         _train_all(configs, paths, Path(runs), device, company, experiment, purse)
     return [open_run(path) for path in paths]
@@ -100,6 +96,16 @@ def _train_all(
     else:
         del first
         train_apart(configs, runs, device, company, experiment, because, purse)
+
+
+def refuse_existing(paths: Iterable[Path], others: str) -> None:
+    """Raise TrajectoryError where one of the runs is there already, before any is begun; `others` says what to choose
+    instead. Of a team only the first process looks: the others come when it has begun."""
+    if is_first() and (there := [str(path) for path in paths if path.exists()]):
+        raise TrajectoryError(
+            f"a run is never overwritten, and there is {', '.join(there)} already. Resume or remove what is there, or "
+            f"choose {others}"
+        )
 
 
 def checked_seeds(seeds: Iterable[int]) -> list[int]:

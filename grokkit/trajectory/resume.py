@@ -92,6 +92,10 @@ class Slots:
         sealed.write(self._folder / name, "resume", arrays, meta, attributes=attributes, replace=True, **options)
         self._newest = count + 1, name
 
+    def are_there(self) -> bool:
+        """Whether a state was ever saved."""
+        return any((self._folder / name).exists() for name in SLOTS)
+
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest slot whose digest holds; None where there is none."""
         _, newest = max(self._valid(), default=(0, None))
