@@ -211,7 +211,7 @@ class Stage:
             return
         path = Path("runs") / run.config.run_name
         path.mkdir(parents=True, exist_ok=True)
-        state = {0: "done", 75: "interrupted", -9: "running"}.get(code, "failed")
+        state = {0: "done", 75: "interrupted", -9: "running", 130: "running"}.get(code, "failed")
         told = {"state": state, "step": step, "attempt": 1, "reason": f"code {code}", "costs": {"training": 2.0}}
         (path / "status.json").write_text(json.dumps(told))
 
@@ -259,7 +259,7 @@ def test_a_failure_passes_by_all_but_what_waits_for_it(folder) -> None:
 def test_a_preempted_run_is_resumed_and_given_up_only_without_progress(folder) -> None:
     plan = planned('experiment = "study.py"\n')
     stage = Stage(
-        plan, {"plain-0": [(-1, 75), (1, -9), (2, 75), (3, 75), (4, 75), (5, 75), (6, 0)], "scaled-0": [(2, 75)]}
+        plan, {"plain-0": [(-1, 75), (1, -9), (2, 130), (3, 75), (4, 75), (5, 75), (6, 0)], "scaled-0": [(2, 75)]}
     )
     stands, said = work(plan, stage)
     assert stands["plain-0"].state == "done"

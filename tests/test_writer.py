@@ -545,6 +545,14 @@ def test_a_log_that_cannot_be_written_is_closed_with_the_disks_own_error(tmp_pat
     assert full.closed
 
 
+def test_a_step_that_is_no_number_is_refused_wherever_it_is_told(tmp_path):
+    with recorded(tmp_path, torch.nn.Linear(2, 2)) as rec:
+        for told in (lambda: rec.log("3", "batch", loss=1.0), lambda: rec.event("3", "note", "text")):
+            with pytest.raises(UsageError):
+                told()
+    assert len(gk.open_run(tmp_path / "run").metrics) == 0
+
+
 def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(recorder, "HEARTBEAT_SECONDS", 0.0)
     gate = threading.Event()

@@ -48,7 +48,7 @@ class Server(ThreadingHTTPServer):
         super().__init__((HOST, 0), Handler, bind_and_activate=False)
         try:
             self._bind(range(FIRST_PORT, FIRST_PORT + TRIED) if port is None else (port,))
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError) as error:  # the latter of a number that is no port
             self.server_close()
             why = getattr(error, "strerror", None) or error
             raise UsageError(f"port {port or FIRST_PORT} cannot be listened on: {why}; give another --port") from error
@@ -58,7 +58,7 @@ class Server(ThreadingHTTPServer):
             self.server_address = (HOST, port)
             try:
                 TCPServer.server_bind(self)  # not HTTPServer's, which looks the host's name up
-            except (OSError, OverflowError):  # the latter of a number that is no port
+            except OSError:
                 if port == ports[-1]:
                     raise
                 continue
