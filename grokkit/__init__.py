@@ -17,6 +17,8 @@ _HOME = {
     "Reading": "grokkit.names",
     "RunConfig": "grokkit.training.config",
     "Signal": "grokkit.training.signal",
+    "LocalComplexitySignal": "grokkit.training.signal",
+    "heard": "grokkit.training.signal",
     "attribute": "grokkit.attribution",
     "complexity_interval": "grokkit.spline",
     "complexity_spectrum": "grokkit.spline",
@@ -102,5 +104,7 @@ if TYPE_CHECKING:
     from grokkit.training.recorder import record as record
     from grokkit.training.schedule import log_spaced as log_spaced
     from grokkit.training.seeds import train_seeds as train_seeds
+    from grokkit.training.signal import LocalComplexitySignal as LocalComplexitySignal
     from grokkit.training.signal import Signal as Signal
+    from grokkit.training.signal import heard as heard
     from grokkit.trajectory import open_run as open_run

@@ -274,7 +274,8 @@ def _log_lines(config: RunConfig, records: int) -> int:
     every = max(1, config.steps // loop.REPORTS)
     reports = config.steps // every + (config.steps % every > 0)
     readings = config.steps // int(config.signal.get("every", Signal.every)) + 1 if config.signal else 0
-    return 3 * reports + 2 * readings + 2 * records
+    quantities = len(config.signal.get("quantities", Signal.quantities))
+    return 3 * reports + 5 * quantities * readings + 2 * records
 
 
 def in_words(found: Estimate, price: float | None = None) -> str:

@@ -30,7 +30,7 @@ from grokkit.training.device import described, environment
 from grokkit.training.instruments import as_measures, as_plans, asked_for
 from grokkit.training.money import Bill, Purse
 from grokkit.training.schedule import as_step, checked, log_spaced
-from grokkit.training.signal import Signal
+from grokkit.training.signal import LocalComplexitySignal, Signal
 from grokkit.training.state import Stateful, full_state, load_state
 from grokkit.trajectory import Run, resume, run, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
@@ -129,7 +129,8 @@ class Recorder:
         self.schedule = schedule
         self._due = frozenset(schedule)
         self._context, self._optimizer = context, optimizer
-        self._measures, self._attributions, self._signal = measures, attributions, signal
+        self._measures, self._attributions = measures, attributions
+        self._signal = None if signal is None else LocalComplexitySignal.of_run(signal, context)
         self._total_steps = total_steps
         self._lock = RunLock(path)
         earlier = Run(path)
@@ -209,7 +210,7 @@ class Recorder:
         if self._signal is None or not self.signal_due(step):
             return None
         with self.costs.of("signal"):
-            readings = self._signal.read(self._context)
+            readings = self._signal.read(step)
         self.log(step, "signal", **readings)
         return readings
 
@@ -243,6 +244,8 @@ class Recorder:
         """
         with self.costs.of("resume slots"):
             state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
+            if self._signal is not None:
+                state["signal"] = self._signal.state_dict()
             slot = resume.hold(step, state, self._writer.staging)
             self._submit(partial(self._save_slot, slot))
 
@@ -274,6 +277,8 @@ class Recorder:
         self.unfinished = state.get("unfinished", False)
         self._step = step - self.unfinished
         load_state(state, self._context.model, self._optimizer, parts)
+        if self._signal is not None:
+            self._signal.load_state_dict(state.get("signal", {}))
         self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
         self._submit()
         return step

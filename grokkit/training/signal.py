@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from grokkit.errors import UsageError
-from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.interrupt import poll
+from grokkit.measures.base import Context, chosen, logits_of, net_and_inputs, tensor_of
+from grokkit.measures.loss import loss_function
+from grokkit.measures.oui import gate_distances
+from grokkit.policies.signal import Slope, log_mean, slope
 from grokkit.registry import nearest
 from grokkit.spline import complexity_spectrum
+from grokkit.training.schedule import as_step
+from grokkit.trajectory import Run
+
+QUANTITIES = ("density", "loss", "oui")
+"""What can be read at the points: local complexity, and what its twins follow."""
 
 
 @dataclass(frozen=True)
 class Signal:
     """Log density of crossings near fixed training points, on its own cadence.
 
-    `log_density` is log of the mean over points of the median over radii of LC / radius, per live unit;
-    `log_density_se` is its standard error over the points (delta method). Points and frames are the same at every
-    step, so differences between steps are paired.
+    For each quantity Q there are the readings `log_Q`, the log of its mean over the points; `log_Q_se`, its standard
+    error over the points (delta method); `log_Q_slope`, the Theil-Sen slope of the last `window` ones after step 0 per
+    unit of log step; and `log_Q_slope_low` and `log_Q_slope_high`, its 95 % bootstrap interval over the points
+    (`grokkit.policies.signal`). A slope is NaN where there is none, which policies count and ignore. Points and frames
+    are the same at every step, so differences between steps are paired.
+
+    * `density`: median over radii of LC / radius, per live unit;
+    * `loss`: the training loss of the points, in eval mode;
+    * `oui`: the Overfitting-Underfitting Indicator (arXiv 2504.17160) of the points, see the measure `oui`.
 
     Args:
         every: steps between two readings; 0 is always read.
@@ -30,8 +47,10 @@ class Signal:
         directions: orthonormal directions of the frame.
         radii: neighbourhood radii, in the input space of the net.
         probe_set: whose images.
+        quantities: what is read, of `density`, `loss`, `oui`.
+        window: readings of which the slope is taken, 2 or more.
 
-    Cost: points * (1 + directions) image forwards.
+    Cost: points * (1 + directions) image forwards for `density`, points image forwards for each of the others.
     """
 
     every: int = 200
@@ -39,10 +58,19 @@ class Signal:
     directions: int = 10
     radii: tuple[float, ...] = (0.02, 0.05, 0.1)
     probe_set: str = "train"
+    quantities: tuple[str, ...] = ("density",)
+    window: int = 8
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
-            raise UsageError(f"`every` must be at least 1 step; got {self.every!r}")
+        for name, least in (("every", 1), ("points", 1), ("directions", 1), ("window", 2)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"`{name}` of a signal must be an int of at least {least}; got {value!r}")
+        if isinstance(self.quantities, str) or not self.quantities:
+            raise UsageError(f"`quantities` must be some of {', '.join(QUANTITIES)}; got {self.quantities!r}")
+        for name in self.quantities:
+            if name not in QUANTITIES:
+                raise UsageError(f"a signal reads {', '.join(QUANTITIES)}; got {name!r}.{nearest(name, [*QUANTITIES])}")
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Signal | None:
@@ -57,17 +85,138 @@ class Signal:
         """Whether a reading is taken after `step` updates."""
         return step % self.every == 0
 
-    def read(self, context: Context) -> dict[str, float]:
-        """`log_density` and `log_density_se`; a net without any crossing reads as -inf, which policies ignore."""
-        (probe,) = chosen(context, (self.probe_set,), self.points).values()
-        net, inputs, _ = net_and_inputs(context.model, tensor_of(probe, context.model))
-        directions = min(self.directions, inputs[0].numel())
-        spectrum = complexity_spectrum(net, inputs, self.radii, directions, seed=context.seed, quantiles=())
-        radii = torch.tensor(self.radii, dtype=torch.float64)
-        density = np.median((spectrum.counts.sum(2).double() / radii[:, None]).numpy(), axis=0)
-        live = max(sum(spectrum.live_units.values()), 1)
-        mean = float(density.mean())
-        if mean == 0:
-            return {"log_density": -np.inf, "log_density_se": np.inf}
-        error = float(density.std(ddof=1) / np.sqrt(len(density)) / mean) if len(density) > 1 else np.inf
-        return {"log_density": float(np.log(mean / live)), "log_density_se": error}
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One reading of one quantity: its step, a value for each point, and what their mean is divided by."""
+
+    step: int
+    values: np.ndarray
+    scale: float
+
+
+class LocalComplexitySignal:
+    """A `Signal` of a model at given images, in any loop: `policy.observe(signal(step)); policy.step()`.
+
+    It remembers the last `window` readings for the slope; `state_dict` and `load_state_dict` carry them over a stop.
+    The model is measured in eval mode and strict precision and is as it was afterwards.
+
+    Args:
+        model: any module; a `Classifier` is measured behind its normalisation.
+        images: (N, ...) tensor as the model takes them, on its device; the first `signal.points` are used.
+        signal: what is read, and how often.
+        labels: (N,) int64, for the quantity `loss`.
+        loss: `cross_entropy` or `mse`, of the quantity `loss`.
+        seed: root of the frames and of the resampling.
+
+    Raises:
+        UsageError: no images, or `loss` without labels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        signal: Signal | None = None,
+        *,
+        labels: Tensor | None = None,
+        loss: str = "cross_entropy",
+        seed: int = 0,
+    ) -> None:
+        self.signal = signal or Signal()
+        if len(images) == 0:
+            raise UsageError("a signal needs at least one image; got none")
+        if "loss" in self.signal.quantities and labels is None:
+            raise UsageError("the quantity `loss` of a signal needs the `labels` of its images")
+        self._model, self._seed, self._loss = model, seed, loss_function(loss)
+        self._images = images[: self.signal.points]
+        self._labels = None if labels is None else labels[: self.signal.points]
+        self._rows: dict[str, list[_Row]] = {name: [] for name in self.signal.quantities}
+
+    @classmethod
+    def of_run(cls, signal: Signal, context: Context) -> LocalComplexitySignal:
+        """The signal at the stored images of a run. Raises UsageError where the run has not its probe set."""
+        (probe,) = chosen(context, (signal.probe_set,), signal.points).values()
+        labels = torch.from_numpy(probe.labels)
+        if "loss" in signal.quantities and (labels < 0).any():
+            raise UsageError(f"the images of probe set {signal.probe_set!r} have no labels, and `loss` needs them")
+        images = tensor_of(probe, context.model)
+        return cls(context.model, images, signal, labels=labels.to(images.device), loss=context.loss, seed=context.seed)
+
+    def due(self, step: int) -> bool:
+        """Whether a reading is taken after `step` updates."""
+        return self.signal.due(step)
+
+    def __call__(self, step: int) -> dict[str, float] | None:
+        """The readings after `step` updates, None where none is due."""
+        return self.read(step) if self.due(as_step(step)) else None
+
+    def read(self, step: int) -> dict[str, float]:
+        """The readings now, after `step` updates; a net without any crossing reads as -inf, which policies ignore."""
+        newest = {name: self._row(step, name) for name in self.signal.quantities}
+        readings: dict[str, float] = {}
+        for name, row in newest.items():
+            # step 0 and a mean of 0 have no logarithm; a step that is read again, after a stop, takes its own place
+            earlier = [each for each in self._rows[name] if 0 < each.step < step]
+            self._rows[name] = [*earlier, *([row] if row.values.mean() > 0 else [])][-self.signal.window :]
+            readings |= self._told(name, row)
+        return readings
+
+    def _row(self, step: int, name: str) -> _Row:
+        poll()
+        net, inputs, _ = net_and_inputs(self._model, self._images)
+        if name == "density":
+            return _Row(step, *self._density(net, inputs))
+        if name == "oui":
+            return _Row(step, gate_distances(net, inputs), 1.0)
+        return _Row(step, self._losses(), 1.0)
+
+    def _density(self, net: nn.Module, inputs: Tensor) -> tuple[np.ndarray, float]:
+        radii = self.signal.radii
+        directions = min(self.signal.directions, inputs[0].numel())
+        spectrum = complexity_spectrum(net, inputs, radii, directions, seed=self._seed, quantiles=())
+        density = spectrum.counts.sum(2).double() / torch.tensor(radii, dtype=torch.float64)[:, None]
+        return np.median(density.numpy(), axis=0), float(max(sum(spectrum.live_units.values()), 1))
+
+    def _losses(self) -> np.ndarray:
+        logits = logits_of(self._model, self._images)
+        each = torch.func.vmap(lambda own, label: self._loss(own[None], label[None]))(logits, self._labels)
+        return each.double().cpu().numpy()
+
+    def _told(self, name: str, row: _Row) -> dict[str, float]:
+        """The readings of a quantity at `row`, with the slope of the window that ends there."""
+        (value, error), window, name = log_mean(row.values), self._rows[name], f"log_{name}"
+        trend = Slope(math.nan, math.nan, math.nan)
+        if row in window and len(window) > 1:
+            values = np.stack([each.values for each in window])
+            trend = slope([each.step for each in window], values, [each.scale for each in window], self._seed)
+        return {
+            name: value - math.log(row.scale), f"{name}_se": error, f"{name}_slope": trend.value,
+            f"{name}_slope_low": trend.low, f"{name}_slope_high": trend.high,
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """The remembered readings: lists and tensors only."""
+        return {
+            name: [{"step": row.step, "values": torch.from_numpy(row.values), "scale": row.scale} for row in rows]
+            for name, rows in self._rows.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._rows = {
+            name: [_Row(row["step"], np.asarray(row["values"]), row["scale"]) for row in state.get(name, [])]
+            for name in self.signal.quantities
+        }
+
+
+def heard(run: Run) -> list[tuple[int, dict[str, float]]]:
+    """What the policy of a run heard of its signal, and after how many updates: the `news` of a `yoked` policy.
+
+    The reading of step 0 reaches a policy with the first update.
+    """
+    rows = run.metrics.query("split == 'signal'")
+    news: dict[int, dict[str, float]] = {}
+    for step, name, value in zip(rows["step"], rows["metric"], rows["value"], strict=True):
+        news.setdefault(max(1, int(step)), {})[str(name)] = float(value)
+    return sorted(news.items())

@@ -44,7 +44,8 @@ def _run(policy, total: int, through_json: bool = False) -> list[tuple[float, st
 def test_it_is_a_frozen_dataclass_that_documents_each_parameter(name):
     policy = policies.create(name)
     assert isinstance(policy, Policy) and is_dataclass(policy) and type(policy).__dataclass_params__.frozen
-    lines = [line.strip() for line in (type(policy).__doc__ or "").splitlines()]
+    documents = [each.__doc__ or "" for each in type(policy).__mro__ if is_dataclass(each)]
+    lines = [line.strip() for document in documents for line in document.splitlines()]
     undocumented = [f.name for f in fields(policy) if not any(line.startswith(f"{f.name}: ") for line in lines)]
     assert not undocumented
 

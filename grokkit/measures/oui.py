@@ -1,0 +1,91 @@
+"""How differently the gates of a net stand at different images: the Overfitting-Underfitting Indicator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grokkit.borrow import borrowed
+from grokkit.errors import ModelContractError, UsageError
+from grokkit.measures import register
+from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.names import Reading
+from grokkit.spline.passes import run
+from grokkit.units import Call
+
+
+@register("oui")
+@dataclass(frozen=True)
+class OUI:
+    """The Overfitting-Underfitting Indicator (arXiv 2504.17160): in 0..1, 0 for a net that is linear on the images.
+
+    The mean over layers and pairs of different images of 2 min(d, 1/2), where d is the share of a layer's units that
+    are above their kink at one image of the pair and below it at the other.
+
+    Args:
+        probe_sets: sets to measure; those that the run does not have are left out.
+        points: images of each set, the first ones, 2 or more.
+
+    Cost: one forward pass per image, and points^2 multiplications per unit.
+    """
+
+    probe_sets: tuple[str, ...] = ("train", "test", "random")
+    points: int = 128
+
+    def __post_init__(self) -> None:
+        if self.points < 2:
+            raise UsageError(f"`points` must be at least 2: OUI compares images; got {self.points}")
+
+    def __call__(self, context: Context) -> Reading:
+        """Dims (probe_set,); unit: mean share of gates, doubled and cut at 1."""
+        probes = chosen(context, self.probe_sets, self.points)
+        values = np.zeros(len(probes))
+        for place, probe in enumerate(probes.values()):
+            net, inputs, _ = net_and_inputs(context.model, tensor_of(probe, context.model))
+            values[place] = gate_distances(net, inputs).mean()
+        counts = tuple(len(probe) for probe in probes.values())
+        return Reading(
+            "oui", values, ("probe_set",), {"probe_set": tuple(probes)}, "2 x share of gates, at most 1", n=counts
+        )
+
+
+def gate_distances(net: nn.Module, inputs: Tensor) -> np.ndarray:
+    """OUI as a mean over images, with the right spread.
+
+    Args:
+        net: any module that local complexity can count.
+        inputs: (N, ...) in the net's own input space, N >= 2.
+
+    Returns: float64 (N,). Its mean is OUI. OUI is a mean over pairs, in which every image counts twice, so an image's
+        own mean over its pairs is moved to twice its distance from OUI: the standard error of the mean of what is
+        returned is then that of OUI (Hoeffding 1948, first order).
+
+    Raises:
+        UsageError: fewer than 2 images.
+        ModelContractError: the net has no counted units.
+    """
+    if len(inputs) < 2:
+        raise UsageError(f"OUI compares images and needs at least 2; got {len(inputs)}")
+    shares: list[Tensor] = []
+
+    def see(call: Call) -> None:
+        shares.append(sum((_pairs(call.z > kink) for kink in call.kinks), torch.zeros(())) / len(call.kinks))
+
+    with borrowed(net) as inner, torch.no_grad():
+        run(inner, inputs.clone(), see)
+    if not shares:
+        raise ModelContractError("the net has no units whose gates could be compared: it calls no counted activation")
+    own = torch.stack(shares).mean(0)
+    return (own.mean() + 2 * (own - own.mean())).numpy()
+
+
+def _pairs(gates: Tensor) -> Tensor:
+    """float64 (N,) on the CPU: mean over the other images of 2 min(d, 1/2), from bool (N, ...)."""
+    signs = gates.flatten(1).float() * 2 - 1
+    count, units = signs.shape
+    # products of signs sum to units - 2 x differences: whole numbers, exact in float32 below 2^24 units
+    apart = (1 - (signs @ signs.T).double() / units) / 2
+    return ((2 * apart.clamp(max=0.5)).sum(1) / (count - 1)).cpu()

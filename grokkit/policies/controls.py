@@ -1,0 +1,102 @@
+"""Controls for a policy that listens: the same policy, deaf to its own run. What remains of a gain without the feedback
+was never the feedback's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from grokkit.errors import UsageError
+from grokkit.policies import Decision, Observation, register_wrapper
+from grokkit.policies.wrappers import Wrapper
+from grokkit.policies.wsd import require
+
+News = tuple[tuple[int, dict[str, float]], ...]
+
+
+@register_wrapper("sham")
+@dataclass(frozen=True)
+class Sham(Wrapper):
+    """The signal is measured, and the policy hears nothing: its schedule without news, at the cost of the probe."""
+
+    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
+        """What the policy does in silence."""
+        silent = dataclasses.replace(observation, readings={})
+        scale, inner, reason = self.policy.update(silent, state["inner"])
+        return Decision(scale, {"inner": inner}, reason)
+
+
+@register_wrapper("yoked")
+@dataclass(frozen=True)
+class Yoked(Wrapper):
+    """The policy hears what another run heard, when it heard it: that run's learning rates, step by step, open loop.
+
+    A policy is a pure function of its news, so the rates are those of the other run exactly, if the budgets are equal.
+
+    Args:
+        news: pairs (step, readings) in the order of their steps, as `grokkit.heard(run)` gives them.
+    """
+
+    news: Any = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "news", _checked(self.news))
+
+    @property
+    def heard(self) -> News:
+        """What the policy hears, and when."""
+        return self.news
+
+    def init(self) -> dict[str, Any]:
+        """The inner state, and how many of the news were told."""
+        return {**super().init(), "told": 0}
+
+    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
+        """What the policy does on the other run's news."""
+        heard, told = self.heard, state["told"]
+        readings: dict[str, float] = {}
+        while told < len(heard) and heard[told][0] <= observation.step:
+            readings.update(heard[told][1])
+            told += 1
+        scale, inner, reason = self.policy.update(dataclasses.replace(observation, readings=readings), state["inner"])
+        return Decision(scale, {"inner": inner, "told": told}, reason)
+
+
+@register_wrapper("shuffled")
+@dataclass(frozen=True)
+class Shuffled(Yoked):
+    """As `yoked`, but what was heard is told in a random order at the same steps: the values without their course.
+
+    Args:
+        seed: of the order, 0 or more.
+    """
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("seed", self.seed, 0, 2**63 - 1, "of the order", whole=True)
+
+    @cached_property
+    def heard(self) -> News:
+        """The steps in order, the readings permuted among them."""
+        order = np.random.default_rng(self.seed).permutation(len(self.news))
+        return tuple((step, self.news[place][1]) for (step, _), place in zip(self.news, order, strict=True))
+
+
+def _checked(news: Sequence[Any]) -> News:
+    found = []
+    for item in news:
+        step, readings = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
+        if isinstance(step, bool) or not isinstance(step, int) or not isinstance(readings, Mapping):
+            raise UsageError(f"`news` must hold pairs (step, {{name: number}}), as gk.heard(run) gives; got {item!r}")
+        found.append((step, {str(name): float(value) for name, value in readings.items()}))
+    if [step for step, _ in found] != sorted(step for step, _ in found):
+        raise UsageError("`news` must be in the order of their steps, as gk.heard(run) gives them")
+    return tuple(found)

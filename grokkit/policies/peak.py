@@ -1,0 +1,123 @@
+"""What policies that follow a signal share: hearing it, and telling its rise and fall from noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from grokkit.errors import UsageError
+from grokkit.policies import Observation
+from grokkit.policies.wsd import require, share_of
+
+
+@dataclass(frozen=True)
+class PeakRule:
+    """A signal has peaked when it rose from its first local minimum and then stayed below the height it reached.
+
+    A probe is an observation that carries a finite `reading`. After each one, with `delta` = the larger of
+    `range_share` x (highest - lowest reading so far) and `errors` x its standard error:
+
+    * the trough is the first local minimum: the lowest reading before a rise by more than `delta` (not the global
+      minimum); the peak is the highest reading since the trough;
+    * the signal has PEAKED when it rose by more than `delta` from trough to peak and the last `patience` probes in
+      a row lay more than `delta` below the peak, at a probe not before `min_stable` of the budget.
+
+    A missing standard error (`<reading>_se`) leaves the last known one in force, 0 before the first. Readings that are
+    missing or not finite never decide anything; they are counted.
+
+    Args:
+        reading: name of the reading that is followed, the logarithm of something positive: `log_density` of local
+            complexity, or for a twin `log_loss` or `log_oui` (see `grokkit.Signal`).
+        min_stable: share of the updates in 0..1 before which no peak is declared.
+        patience: probes in a row below the peak that it takes, 1..1000000.
+        range_share: part of the observed range in 0..1 that a change must exceed.
+        errors: number of standard errors, 0..100, that a change must exceed.
+    """
+
+    reading: str = "log_density"
+    min_stable: float = 0.2
+    patience: int = 3
+    range_share: float = 0.05
+    errors: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reading, str) or not self.reading:
+            raise UsageError(f"`reading` must be the name of a reading; got {self.reading!r}")
+        require("min_stable", self.min_stable, 0, 1, "share of the updates")
+        require("patience", self.patience, 1, 1_000_000, "probes", whole=True)
+        require("range_share", self.range_share, 0, 1, "part of the observed range")
+        require("errors", self.errors, 0, 100, "standard errors")
+
+    def unheard(self) -> dict[str, Any]:
+        """The state before the first probe.
+
+        `last` is the newest reading, `lowest` and `highest` bound all of them, `trough` and `peak` are as in the
+        class text, `error` is the last standard error; `probes`, `below`, `ignored` and `missing` count probes,
+        those in a row below the peak, readings that were not finite and news of other things only; `peak_step` is the
+        step at which the peak was declared.
+        """
+        return {
+            "probes": 0, "ignored": 0, "missing": 0, "below": 0, "error": 0.0, "last": None, "lowest": None,
+            "highest": None, "trough": None, "peak": None, "peak_step": None,
+        }  # fmt: skip
+
+    def hear(self, observation: Observation, state: dict[str, Any]) -> bool:
+        """Take this observation's reading into `state`; False where there is none to take."""
+        if not observation.readings:
+            return False
+        if self.reading not in observation.readings:
+            state["missing"] += 1
+            return False
+        value = observation.readings[self.reading]
+        if not math.isfinite(value):
+            state["ignored"] += 1
+            return False
+        error = observation.readings.get(f"{self.reading}_se", math.nan)
+        if math.isfinite(error):
+            state["error"] = float(error)
+        self._follow(float(value), state)
+        return True
+
+    def _follow(self, value: float, state: dict[str, Any]) -> None:
+        """Move range, trough and peak; count probes in a row below the peak."""
+        if state["probes"] == 0:
+            state.update(lowest=value, highest=value, trough=value, peak=value)
+        state["probes"] += 1
+        state["lowest"], state["highest"] = min(state["lowest"], value), max(state["highest"], value)
+        delta = self.delta(state)
+        if value < state["trough"] and state["peak"] - state["trough"] <= delta:
+            state["trough"] = state["peak"] = value
+        state["peak"] = max(state["peak"], value)
+        # Below the peak by more than delta implies the rise: without one the trough is not above this value.
+        state["below"] = state["below"] + 1 if value < state["peak"] - delta else 0
+        state["last"] = value
+
+    def delta(self, state: dict[str, Any]) -> float:
+        """What a change must exceed to be one."""
+        return max(self.range_share * (state["highest"] - state["lowest"]), self.errors * state["error"])
+
+    def declare_peak(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> bool:
+        """Note the peak in `state` and its evidence in `reasons`, once, at the probe that shows it."""
+        early = observation.step < share_of(observation.total_steps, self.min_stable)
+        if state["peak_step"] is not None or early or state["below"] < self.patience:
+            return False
+        state["peak_step"] = observation.step
+        reasons.append(
+            f"{self.reading} peaked: it rose from {state['trough']:.4g} to {state['peak']:.4g} and was below that by "
+            f"more than {self.delta(state):.3g} at the last {state['below']} of {state['probes']} probes "
+            f"(now {state['last']:.4g}, standard error {state['error']:.2g})"
+        )
+        return True
+
+    def unpeaked(self, state: dict[str, Any]) -> str:
+        """What was seen instead of a peak."""
+        if not state["probes"]:
+            return (
+                f"without a usable {self.reading} ({state['ignored']} were not finite, "
+                f"{state['missing']} times the news held other readings only)"
+            )
+        return (
+            f"without a peak in {state['probes']} probes of {self.reading} between {state['lowest']:.4g} and "
+            f"{state['highest']:.4g} (delta {self.delta(state):.3g}, {state['ignored']} not finite)"
+        )
