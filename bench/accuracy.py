@@ -88,11 +88,8 @@ def grokkit_curve(config: RunConfig, images: int, start: nn.Module | None = None
     """Train by grokkit in a folder that goes again, from the weights of the net `start` where one is given."""
     per_epoch = -(-images // config.batch_size)
     ends = list(range(per_epoch, config.steps + 1, per_epoch))
-    with tempfile.TemporaryDirectory() as runs, recorded_at(ends), started_from(start):
-        run = loop.train(config, runs=runs, device="cpu")
-        if run.steps() != [0, *ends]:
-            raise RuntimeError(f"the curve needs a recorded step per epoch, {ends}; the run has {run.steps()}")
-        metrics = run.metrics
+    with tempfile.TemporaryDirectory() as runs, started_from(start):
+        metrics = loop.train(config.replace(records=tuple(ends)), runs=runs, device="cpu").metrics
     test = metrics.query("split == 'test_set' and metric == 'accuracy'").set_index("step")["value"]
     batches = metrics.query("split == 'batch' and metric == 'loss'").set_index("step")["value"]
     return [Epoch(k + 1, _mean_loss(batches, k, per_epoch, images, config), test[end]) for k, end in enumerate(ends)]
@@ -104,13 +101,6 @@ def _mean_loss(losses: pd.Series, epoch: int, per_epoch: int, images: int, confi
     seen = steps // per_epoch * images + steps % per_epoch * config.batch_size
     inside = (steps > epoch * per_epoch) & (steps <= (epoch + 1) * per_epoch)
     return float(np.average(losses.to_numpy()[inside], weights=np.diff(seen, prepend=0)[inside]))
-
-
-@contextmanager
-def recorded_at(steps: list[int]) -> Iterator[None]:
-    """Runs record these steps: a config spaces them by the logarithm, a curve needs one per epoch."""
-    with patch.object(job, "log_spaced", lambda count, last: (0, *steps)):
-        yield
 
 
 @contextmanager

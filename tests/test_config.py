@@ -75,3 +75,13 @@ def test_log_spaced_steps() -> None:
     assert checked([5, 3, 5]) == (0, 3, 5)
     with pytest.raises(UsageError, match="at least 0; got -1"):
         checked([-1])
+
+
+def test_recorded_steps_are_a_number_or_named() -> None:
+    assert RunConfig(experiment="a", steps=1000, records=4).schedule == (0, 1, 10, 100, 1000)
+    named = RunConfig(experiment="a", steps=1000, records=(300, 7))
+    assert named.records == (7, 300) and named.schedule == (0, 7, 300, 1000)
+    assert RunConfig.from_toml(named.to_toml()) == named
+    for wrong in ((7, 1001), (), (0,), 0, True):
+        with pytest.raises(UsageError, match="records"):
+            RunConfig(experiment="a", steps=1000, records=wrong)

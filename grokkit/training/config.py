@@ -13,6 +13,7 @@ import tomli_w
 
 from grokkit.errors import UsageError
 from grokkit.registry import nearest
+from grokkit.training.schedule import checked, log_spaced
 
 PROBE_SETS = ["train", "test", "random"]
 """The probe sets that a run builds from its data."""
@@ -62,7 +63,8 @@ class RunConfig:
         probes: images per probe set.
         measures: taken at every recorded step.
         attributions: taken at every recorded step; options `images`, `probe_set` and the method's own.
-        records: recorded steps, log-spaced from 1 to `steps`; 0 and `steps` are always recorded.
+        records: how many steps are recorded, log-spaced from 1 to `steps`, or those steps themselves; 0 and `steps` are
+            always recorded.
         signal: what the policy listens to, `Signal`'s fields by name; empty: nothing but the training loss.
     """
 
@@ -85,7 +87,7 @@ class RunConfig:
     probes: Mapping[str, int] = field(default_factory=lambda: {"train": 512, "test": 512, "random": 512})
     measures: tuple[Part, ...] = ()
     attributions: tuple[Part, ...] = ()
-    records: int = 50
+    records: int | tuple[int, ...] = 50
     signal: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,6 +108,9 @@ class RunConfig:
     def _check_numbers(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("records", 1), ("seed", 0)):
             value = getattr(self, name)
+            if name == "records" and isinstance(value, tuple | list):
+                object.__setattr__(self, name, _as_steps(value, self.steps))
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(f"`{name}` must be an int of at least {least}; got {value!r}")
         if not 0 <= self.label_smoothing < 1:
@@ -118,6 +123,13 @@ class RunConfig:
             if name not in known:
                 raise UsageError(f"a run has no choice {name!r}.{nearest(name, known)} It has: {', '.join(known)}")
         return dataclasses.replace(self, **changes)
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        """The steps that are recorded."""
+        if isinstance(self.records, int):
+            return log_spaced(self.records, self.steps)
+        return checked((*self.records, self.steps))
 
     @property
     def run_name(self) -> str:
@@ -156,6 +168,13 @@ def _as_part(choice: str, value: Any, *, optional: bool = False) -> Part | None:
     if isinstance(value, str):
         return Part(value)
     raise UsageError(f'`{choice}` takes a name, or a name with options such as part("name", option=1); got {value!r}')
+
+
+def _as_steps(values: Any, last: int) -> tuple[int, ...]:
+    steps = checked(values)[1:]
+    if not steps or steps[-1] > last:
+        raise UsageError(f"`records` takes a number of steps, or steps of 1..{last}, the run's length; got {values!r}")
+    return steps
 
 
 def _as_parts(choice: str, values: Any) -> tuple[Part | None, ...]:

@@ -22,7 +22,6 @@ from grokkit.training.config import RunConfig
 from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.money import HOUR, dollars
-from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
 from grokkit.training.step import WARM_UP
 
@@ -139,7 +138,7 @@ def estimate(
         around.enter_context(fitting_threads(macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size))
         initial = copy.deepcopy(job.model.state_dict())
         training = _time_training(job)
-        records = len(log_spaced(config.records, config.steps))
+        records = len(config.schedule)
         found = Estimate(config, machine_of(job), training, records)
         if found.seconds > enough:
             return found
@@ -249,7 +248,7 @@ def _slots(seconds: float, one: Instrument) -> Instrument:
 
 def _files(job: Job, path: Path, slots: int) -> dict[str, int]:
     """Bytes of a whole run, from the files of the one that was begun."""
-    config, records = job.config, len(log_spaced(job.config.records, job.config.steps))
+    config, records = job.config, len(job.config.schedule)
     sizes = {
         "snapshots": records * _mean_size(path / "snapshots"),
         "resume slots": min(slots, 2) * _mean_size(path / "resume"),

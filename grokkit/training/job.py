@@ -35,7 +35,6 @@ from grokkit.training.meter import Meter
 from grokkit.training.pace import Pace
 from grokkit.training.precision import resolve_precision
 from grokkit.training.recorder import Recorder, record
-from grokkit.training.schedule import log_spaced
 from grokkit.training.signal import Signal
 from grokkit.training.step import TrainStep
 from grokkit.training.team import Absent, Team
@@ -114,7 +113,7 @@ def open_recorder(
     """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
     the first process has it."""
     config = job.config
-    schedule, signal = log_spaced(config.records, config.steps), Signal.of(config.signal)
+    schedule, signal = config.schedule, Signal.of(config.signal)
     if job.team.rank:
         job.team.barrier()
         return Absent(path, job.model, job.optimizer, schedule, signal)
