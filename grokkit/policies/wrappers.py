@@ -151,8 +151,9 @@ class Guard(Wrapper):
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The inner scale times the guard's level."""
+        was_frozen = state["frozen"] > 0
         state, alarm = self._watch(observation, state)
-        if state["frozen"]:
+        if was_frozen or alarm:
             observation = dataclasses.replace(observation, readings={})
         scale, inner, reason = self.policy.update(observation, state["inner"])
         told = "; ".join(each for each in (alarm, reason) if each) or None
