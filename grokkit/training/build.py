@@ -20,6 +20,7 @@ from grokkit.models.classifier import Classifier, Normalise, channels_last_is_sa
 from grokkit.models.profile import profile
 from grokkit.registry import nearest, run_file
 from grokkit.seeding import seeded, stream
+from grokkit.training import decay
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.muon import Muon
 from grokkit.trajectory import Run
@@ -97,28 +98,32 @@ def placed(model: Classifier, device: torch.device) -> Classifier:
 
 
 def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
-    """The optimizer; torch's own ones are `fused` unless the options say otherwise.
+    """The optimizer; torch's own ones are `fused` unless the options say otherwise. The option `fixed_decay`, which all
+    of them take, goes into the parameter groups: `PolicyLR` then keeps lr * weight_decay as it is at the base rate.
 
     Raises:
-        UsageError: an unknown name or option.
+        UsageError: an unknown name or option, or a decay to keep where there is none.
     """
     if chosen.name not in OPTIMIZERS:
         raise UsageError(
             f"no optimizer is called {chosen.name!r}.{nearest(chosen.name, list(OPTIMIZERS))} "
             f"Known: {', '.join(OPTIMIZERS)}"
         )
-    taken = list(inspect.signature(OPTIMIZERS[chosen.name]).parameters)[1:]
+    taken = [*list(inspect.signature(OPTIMIZERS[chosen.name]).parameters)[1:], decay.KEY]
     for name in chosen.options:
         if name not in taken:
             raise UsageError(f"optimizer {chosen.name!r} has no option {name!r}.{nearest(name, taken)} "
                              f"It takes: {', '.join(taken)}")  # fmt: skip
     options = {**({} if chosen.name == "muon" else {"fused": True}), **chosen.options}
+    kept = options.pop(decay.KEY, False)
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     try:
-        return OPTIMIZERS[chosen.name](list(parameters), **options)
+        optimizer = OPTIMIZERS[chosen.name](list(parameters), **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {chosen.name!r} with {dict(chosen.options)}: {error}") from error
+    decay.keep(optimizer, kept, said="weight_decay" in options)
+    return optimizer
 
 
 def clip_gradients(chosen: Part | None, model: nn.Module) -> None:

@@ -50,7 +50,7 @@ class RunConfig:
         loss: `cross_entropy` (nats) or `mse` (on one-hot labels).
         label_smoothing: 0..1.
         optimizer: `sgd`, `adam` or `adamw` with torch's options, or `muon` with those of `Muon`; `lr` is the policy's
-            base rate.
+            base rate, which scales the decay too unless `fixed_decay=True` (not for `adam`) is among them.
         policy: the learning rate's controller.
         clip: None, `value` or `norm`, with `limit`.
         batch_size: images per update.

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from grokkit import policies
 from grokkit.errors import UsageError
 from grokkit.policies import Observation, Policy
+from grokkit.training import decay
 
 
 class PolicyLR(LRScheduler):
@@ -23,6 +24,11 @@ class PolicyLR(LRScheduler):
     group keeps its own base rate; the policy sees the first group's. The rates change by factors on what they are, so
     the scheduler works inside `ChainedScheduler` and `SequentialLR`; there its clock starts at 0 at its milestone.
 
+    An update takes away the share lr * weight_decay of a weight: a schedule of the rate is one of the decay too. A
+    group with the key `fixed_decay=True` keeps that share at its base value, whoever else moves its rate:
+    `weight_decay` follows the rate, its base stays in the group as `initial_weight_decay`. Exact for AdamW and for SGD
+    without momentum; with momentum the decay of earlier updates still arrives at later rates.
+
     Args:
         optimizer: its current rates are the base rates, for which a scale of 1 stands.
         policy: a policy, or a registered name for one with default parameters.
@@ -30,7 +36,8 @@ class PolicyLR(LRScheduler):
         last_epoch: only -1, a fresh start; to resume, build it afresh and call `load_state_dict`.
 
     Raises:
-        UsageError: on a budget below 1, another `last_epoch`, or a loaded state of another policy or budget.
+        UsageError: on a budget below 1, another `last_epoch`, a loaded state of another policy or budget, or a
+            `fixed_decay` that the optimizer cannot keep (Adam, RMSprop and the like: they normalise the decay).
     """
 
     def __init__(self, optimizer: Optimizer, policy: str | Policy, total_steps: int, last_epoch: int = -1) -> None:
@@ -52,6 +59,9 @@ class PolicyLR(LRScheduler):
         self._news: dict[str, float] = {}
         self._restart()
         super().__init__(optimizer, last_epoch)
+        decay.check_keys(optimizer.param_groups)
+        # Before every update once more: in a chain others move the rate after this scheduler.
+        optimizer.register_step_pre_hook(decay.hold_decay)
 
     @property
     def updates(self) -> int:
@@ -69,10 +79,12 @@ class PolicyLR(LRScheduler):
 
     def step(self, epoch: int | None = None) -> None:
         """Advance the clock by one update and set the rates for the next one; call it after `optimizer.step()`."""
+        decay.remember_decay(self.optimizer)
         if epoch is None:
             self._advance()
         super().step(epoch)
         self._factor = 1.0
+        decay.hold_decay(self.optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
         """The rates of all groups, from what they are now."""

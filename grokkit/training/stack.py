@@ -150,8 +150,9 @@ class StackedUpdate:
             for place in running:
                 self._one(place)
             return
+        first = self._own[running[0]].param_groups[0]
         for group in self._whole.param_groups:
-            group["lr"] = self._own[running[0]].param_groups[0]["lr"]
+            group.update(lr=first["lr"], weight_decay=first["weight_decay"])
         self._whole.step()
         if not self._lent:
             self._lend(self._whole)

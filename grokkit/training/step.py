@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from grokkit.borrow import device_of
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.registry import nearest
+from grokkit.training import decay
 from grokkit.training.precision import Autocast
 
 EXECUTIONS = ("auto", "eager", "graph", "compile")
@@ -37,8 +38,9 @@ class TrainStep:
         batch_size: images of a full batch.
         clip: called between the backward pass and the update.
         precision: `float32`, `bfloat16`, `float16`: of the forward and backward pass; weights stay float32.
-        execution: `auto` is `graph` on a GPU where the optimizer and the precision allow it, else `eager`; `compile` is
-            `torch.compile` with its default mode, and a graph of that where `auto` would take one.
+        execution: `auto` is `graph` on a GPU where the precision and the optimizer (fused, no `fixed_decay`) allow it,
+            else `eager`; `compile` is `torch.compile` with its default mode, and a graph of that where `auto` would
+            take one.
 
     Raises:
         UsageError: another word, or a graph where none can be.
@@ -168,6 +170,8 @@ def _no_graph_because(model: nn.Module, optimizer: Optimizer, precision: str) ->
         return "in float16 the loss scaler decides after every backward pass whether to update"
     if not all(group.get("fused") or group.get("capturable") for group in optimizer.param_groups):
         return "the optimizer is neither fused nor capturable"
+    if decay.is_fixed(optimizer.param_groups):
+        return "with `fixed_decay` the weight decay changes with every rate, and a graph would go on with the first one"
     return None
 
 
