@@ -134,7 +134,8 @@ def test_a_planted_rise_and_fall_is_declared_at_the_hand_computed_step(name):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("lc_hold", {"flat": 0}), ("lc_hold", {"factor": 1.0}), ("lc_hold", {"most": -1}), ("lc_hold", {"cooldown": -1}),
+        ("lc_hold", {"flat": 0}), ("lc_hold", {"factor": 1.0}), ("lc_hold", {"most": -1}),
+        ("lc_hold", {"cooldown": -1}),
         ("lc_hold", {"patience": 0}), ("lc_hold", {"decay_share": 2}), ("lc_servo", {"gain": 0.2}),
         ("lc_servo", {"deadband": -0.1}), ("lc_servo", {"aim": 0}), ("lc_servo", {"min_scale": 0.0}),
         ("lc_servo", {"max_scale": 0.5}), ("step", {"milestones": (0.5, 1.5)}), ("step", {"milestones": (0.5, 0.2)}),

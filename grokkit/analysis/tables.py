@@ -12,10 +12,11 @@ import pandas as pd
 from grokkit.analysis.companions import companions
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS, FigureData
+from grokkit.policies.signal import UNITS
 from grokkit.trajectory import Run, open_run
 
 _TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
-_UNITS = {"accuracy": "share of images", "learning_rate": "1", "log_density": "log(crossings / radius / live unit)"}
+_UNITS = {"accuracy": "share of images", "learning_rate": "1", **UNITS}
 
 
 def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:

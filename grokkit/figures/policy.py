@@ -27,7 +27,8 @@ def policy(data: FigureData) -> Figure:
     """Learning rate and signal against updates, each decision a numbered line with its reason written below.
 
     Every run is a line; a colour is a variant. A signal with a companion `<name>_se` has a band of one standard error
-    on each side. A policy that listens to nothing has no panel of a signal.
+    on each side, one with `<name>_low` and `<name>_high` a band between them; a slope has a line at 0. A policy that
+    listens to nothing has no panel of a signal.
 
     Args:
         data: needs the measure learning_rate; takes rows with measure or probe_set `signal`,
@@ -55,6 +56,9 @@ def policy(data: FigureData) -> Figure:
     panels[0].set_ylim(bottom=0)
     for axes, (name, rows) in zip(panels[1:], signals.items(), strict=True):
         _lines(axes, rows, colours)
+        if name.endswith("_slope"):
+            axes.axhline(0, color="0.5", lw=0.6)
+            _bound(axes, rows)
         axes.set_ylabel(textwrap.fill(f"{name.replace('_', ' ')} ({rows['unit'].iloc[0] or 'no unit'})", 24))
     panels[-1].set_xlabel("step (optimizer updates)")
     panels[-1].set_xlim(0, max(1.0, float(rates["step"].max())))
@@ -73,16 +77,25 @@ def _signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     rows = table[(table["measure"] == "signal") | (table["probe_set"] == "signal")].copy()
     rows["variant"] = variants_of(rows["run"])
     parts = {str(name): part for name, part in rows.groupby("measure", sort=False)}
-    found = {}
-    for name, part in parts.items():
-        if name.endswith("_se") and name.removesuffix("_se") in parts:
-            continue
-        errors = parts.get(f"{name}_se")
-        if errors is not None:
-            part = part.merge(errors[["run", "step", "value"]], on=["run", "step"], how="left", suffixes=("", "_se"))
-            part = part.assign(low=part["value"] - part["value_se"], high=part["value"] + part["value_se"])
-        found[name] = part
-    return found
+    return {name: _with_ends(name, part, parts) for name, part in parts.items() if not _accompanies(name, parts)}
+
+
+def _accompanies(name: str, parts: dict[str, pd.DataFrame]) -> bool:
+    """Whether this is the error, or an end of the interval, of another signal that is there."""
+    return any(name.endswith(end) and name.removesuffix(end) in parts for end in ("_se", "_low", "_high"))
+
+
+def _with_ends(name: str, part: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """`low` and `high` from what was logged beside the signal: the ends of an interval, or one standard error away."""
+    for end in ("_se", "_low", "_high"):
+        other = parts.get(f"{name}{end}")
+        if other is not None:
+            part = part.merge(other[["run", "step", "value"]], on=["run", "step"], how="left", suffixes=("", end))
+    if "value_se" in part:
+        part = part.assign(low=part["value"] - part["value_se"], high=part["value"] + part["value_se"])
+    if "value_low" in part and "value_high" in part:
+        part = part.assign(low=part["value_low"], high=part["value_high"])
+    return part
 
 
 def _decisions(events: pd.DataFrame) -> pd.DataFrame:
@@ -100,6 +113,14 @@ def _lines(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
         if np.isfinite(part[["low", "high"]]).all(axis=1).any():
             low, high = (part[side].where(np.isfinite(part[side])) for side in ("low", "high"))
             axes.fill_between(part["step"], low, high, color=colour, alpha=0.18, lw=0)
+
+
+def _bound(axes: Axes, rows: pd.DataFrame) -> None:
+    """Show the slopes and the middle of their bands; the first intervals, of two readings, are far wider."""
+    values = rows["value"][np.isfinite(rows["value"])]
+    if len(values):
+        reach = 3 * max(float(values.abs().quantile(0.9)), 1e-9)
+        axes.set_ylim(max(axes.get_ylim()[0], -reach), min(axes.get_ylim()[1], reach))
 
 
 def _mark(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from grokkit.errors import GrokkitError, TrajectoryError
 from grokkit.live.maps import MapSet
-from grokkit.live.panels import STANDARD_ERROR, Trace, of_metric, of_reading
+from grokkit.live.panels import ENDS, SIGNALS, STANDARD_ERROR, Trace, of_metric, of_reading
 from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
 from grokkit.trajectory import Run, log, store
 from grokkit.trajectory.run import in_force
@@ -211,23 +211,30 @@ class Follower:
     def points(self, trace: Trace, start: int) -> Curve:
         """Steps, values, lows and highs from `start` on; a logged standard error bounds its number."""
         steps, values, low, high = self.series[trace].since(start)
-        if trace.panel != "signal" or (of := error_of(trace)) not in self.series:
+        if trace.panel not in SIGNALS:
             return steps, values, low, high
-        at, sizes, _, _ = self.series[of].since(start)
+        error, below, above = (self._beside(trace, ending, steps, start) for ending in (STANDARD_ERROR, *ENDS))
+        if error is not None:
+            with np.errstate(invalid="ignore"):  # a signal of -inf has an error of inf
+                low, high = values - error, values + error
+        elif below is not None and above is not None:
+            low, high = below, above
+        return steps, values, np.where(np.isfinite(values), low, np.nan), np.where(np.isfinite(values), high, np.nan)
+
+    def _beside(self, trace: Trace, ending: str, steps: np.ndarray, start: int) -> np.ndarray | None:
+        """What was logged at `steps` under the signal's name with an ending; NaN where nothing was, None where it never
+        is."""
+        of = of_metric("signal", trace.label.replace(" ", "_") + ending, "")
+        if of not in self.series:
+            return None
+        at, values, _, _ = self.series[of].since(start)
         places = np.minimum(np.searchsorted(at, steps), max(len(at) - 1, 0))
-        size = np.where(at[places] == steps, sizes[places], np.nan) if len(at) else np.full(len(steps), np.nan)
-        size[~np.isfinite(values)] = np.nan
-        return steps, values, values - size, values + size
-
-
-def error_of(trace: Trace) -> Trace:
-    """The trace that would hold the standard error of `trace`."""
-    return of_metric("signal", trace.label.replace(" ", "_") + STANDARD_ERROR, "")
+        return np.where(at[places] == steps, values[places], np.nan) if len(at) else np.full(len(steps), np.nan)
 
 
 def is_error(trace: Trace) -> bool:
-    """Whether a trace is the standard error of another one, and not drawn by itself."""
-    return trace.panel == "signal" and trace.label.endswith(STANDARD_ERROR.replace("_", " "))
+    """Whether a trace bounds another one, and is not drawn by itself."""
+    return trace.panel in SIGNALS and trace.label.endswith(tuple(f" {end[1:]}" for end in (STANDARD_ERROR, *ENDS)))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from grokkit.names import Reading
+from grokkit.policies.signal import UNITS
 
 
 class Panel(NamedTuple):
@@ -69,9 +70,10 @@ Row = tuple[Trace, float, float, float]
 
 _LOSS_UNITS = {"cross_entropy": "nats", "mse": "squared logits"}
 _SPLITS = {"batch": ("batches", 0), "test_set": ("test set", 4), "validation": ("validation", 5)}
-_SIGNAL_UNITS = {"log_density": "log(crossings / radius / live unit)"}
-STANDARD_ERROR = "_se"
-"""Ending of a logged number that is the standard error of the one without it."""
+SIGNALS = ("signal", "signal_slope")
+"""The panels of what policies listen to; the second, of slopes, has another unit."""
+STANDARD_ERROR, ENDS = "_se", ("_low", "_high")
+"""Endings of a logged signal that is the standard error of the one without it, or an end of its interval."""
 
 
 def of_metric(split: str, metric: str, loss: str) -> Trace:
@@ -85,7 +87,8 @@ def of_metric(split: str, metric: str, loss: str) -> Trace:
         suffix = metric.removeprefix("accuracy").replace("_", " ")
         return Trace("accuracy", label + suffix, split, "share of images", order=order)
     if split == "signal":
-        return Trace("signal", metric.replace("_", " "), "signal", _SIGNAL_UNITS.get(metric, ""))
+        panel = SIGNALS["_slope" in metric]
+        return Trace(panel, metric.replace("_", " "), "signal", UNITS.get(metric, ""))
     return Trace(metric, label, split, "", order=order)
 
 
@@ -167,10 +170,12 @@ def _place(probe: str) -> int:
 def described(traces: Mapping[Trace, Any]) -> list[dict[str, str]]:
     """The charts for these traces: those of `PANELS`, then one for everything else, in the order of its name."""
     known = {panel.key for panel in PANELS}
-    rest = sorted({trace.panel for trace in traces} - known, key=lambda key: (key != "signal", key))
+    rest = sorted({trace.panel for trace in traces} - known, key=lambda key: (key not in SIGNALS, key))
     extra = [Panel(key, _title(key), "linear", "") for key in rest]
     return [panel._asdict() for panel in (*PANELS, *extra)]
 
 
 def _title(key: str) -> str:
-    return "Policy's signal" if key == "signal" else key.replace("_", " ").capitalize()
+    if key in SIGNALS:
+        return "Policy's signal" if key == SIGNALS[0] else "Slope of the policy's signal"
+    return key.replace("_", " ").capitalize()

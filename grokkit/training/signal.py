@@ -17,14 +17,11 @@ from grokkit.interrupt import poll
 from grokkit.measures.base import Context, chosen, logits_of, net_and_inputs, tensor_of
 from grokkit.measures.loss import loss_function
 from grokkit.measures.oui import gate_distances
-from grokkit.policies.signal import Slope, log_mean, slope
+from grokkit.policies.signal import QUANTITIES, Slope, log_mean, slope
 from grokkit.registry import nearest
 from grokkit.spline import complexity_spectrum
 from grokkit.training.schedule import as_step
 from grokkit.trajectory import Run
-
-QUANTITIES = ("density", "loss", "oui")
-"""What can be read at the points: local complexity, and what its twins follow."""
 
 
 @dataclass(frozen=True)

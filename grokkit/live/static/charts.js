@@ -251,7 +251,7 @@ class Chart {
     context.lineWidth = devicePixelRatio;
     context.font = `600 ${11 * devicePixelRatio}px system-ui`;
     context.textAlign = "center";
-    if (this.panel.key === "rate" || this.panel.key === "signal") {
+    if (this.panel.key === "rate" || this.panel.key.startsWith("signal")) {
       for (const { text, step, group } of this.page.decisions()) mark(step, group, colourOf("accent"), [4, 3], text);
     }
     const looked = this.page.lookedAt();
