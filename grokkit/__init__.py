@@ -28,6 +28,7 @@ _HOME = {
     "load_data": "grokkit.data:load",
     "local_complexity": "grokkit.spline",
     "log_spaced": "grokkit.training.schedule",
+    "lr_range_test": "grokkit.training.lr_range",
     "open_run": "grokkit.trajectory",
     "part": "grokkit.training.config",
     "partition_segment": "grokkit.spline",
@@ -100,6 +101,7 @@ if TYPE_CHECKING:
     from grokkit.training.config import part as part
     from grokkit.training.loop import resume as resume
     from grokkit.training.loop import train as train
+    from grokkit.training.lr_range import lr_range_test as lr_range_test
     from grokkit.training.lr_scheduler import PolicyLR as PolicyLR
     from grokkit.training.recorder import record as record
     from grokkit.training.schedule import log_spaced as log_spaced

@@ -33,9 +33,13 @@ class StopRequest:
     when all is saved: some of them end the process.
 
     Outside the main thread, where Python allows no handlers, nothing is installed and both stay False.
+
+    Args:
+        doing: what the terminal is told to happen; another word where nothing is saved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str = "saving") -> None:
+        self._told = f"\n{doing} as soon as this step or measure allows; press again to leave at once\n".encode()
         self.asked = self.save_asked = False
         self.since = 0.0
         self._before: dict[int, Any] = {}
@@ -70,7 +74,7 @@ class StopRequest:
             self.asked, self.since = True, time.monotonic()
             if self._around is None:
                 # not `print`: this may interrupt one
-                os.write(2, b"\nsaving as soon as this step or measure allows; press again to leave at once\n")
+                os.write(2, self._told)
         if self._around is not None and self._before[number] == self._around._on_signal:
             self._around._on_signal(number, frame)
         else:

@@ -88,6 +88,22 @@ def speed_rows() -> list[dict]:
     return [{"step": 0, **row} for row in rows]
 
 
+def range_rows() -> list[dict]:
+    """What `grokkit lr-find` measures: a loss that falls from 2.3, is lowest at a rate of 0.1 and explodes beyond."""
+    rows, rates = [], np.geomspace(1e-5, 1.0, 40)
+    losses = 2.3 - 1.5 / (1 + (0.01 / rates) ** 2) + rates**4 * 100
+    common = {"probe_set": "batch", "measure_id": "log"}
+    series = {"rate": rates, "loss": losses, "centre": rates, "smoothed": losses}
+    for name, values in series.items():
+        unit = "nats" if name in ("loss", "smoothed") else "1"
+        each = {**common, "measure": f"range_test_{name}", "unit": unit}
+        rows += [{**each, "step": step, "value": value} for step, value in enumerate(values, start=1)]
+    marks = {"steepest": 0.005, "minimum": 0.1, "suggestion": 0.01, "diverged_at": 1.0}
+    for name, value in marks.items():
+        rows.append({**common, "measure": f"range_test_{name}", "step": 40, "value": value, "unit": "1"})
+    return rows
+
+
 def _run_rows(run: str, seed: int) -> list[dict]:
     rng = np.random.default_rng([seed, len(run)])
     phase, rows = 0.3 * rng.normal(), []
@@ -106,7 +122,7 @@ def _run_rows(run: str, seed: int) -> list[dict]:
         rows.append({"measure": "weight_norm", "layer": "net.weight", "step": step, "value": 3.0, "unit": "L2 norm"})
         rows.append({"measure": "logit_scale", "probe_set": "test", "step": step, "value": 1 + t, "unit": "logits"})
     rows += [row for step, bend in ((0, 1.0), (64, 0.5), (8192, 1.0)) for row in calibration_rows(step, bend)]
-    rows += speed_rows()
+    rows += speed_rows() + range_rows()
     for step in range(0, 8192, 128):
         signal = 4 + np.exp(-((step - 2500) ** 2) / 4e6) + 0.01 * rng.normal()
         rate = 1e-3 * (1 if step < 6000 else 1 - np.sqrt((step - 6000) / 2200))

@@ -61,7 +61,9 @@ def test_every_room_has_a_level() -> None:
 HEAVY = ("torch", "matplotlib", "seaborn", "scipy", "captum", "pandas", "sklearn")
 
 
-QUICK = ("--help", "ls nowhere", "train --help", "lc --help", "watch run", "serve --help", "export --help")
+QUICK = (
+    "--help", "ls nowhere", "train --help", "lc --help", "lr-find --help", "watch run", "serve --help", "export --help",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [line.split() for line in QUICK], ids=" ".join)

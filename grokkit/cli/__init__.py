@@ -16,6 +16,7 @@ VERBS = {
     "demo": "train on digits, measure, explain, draw; no download",
     "train": "train an experiment: a name, or the path of a .py file",
     "estimate": "say how long an experiment would take, how much disk and how many dollars",
+    "lr-find": "find lr_max, a peak learning rate for an experiment, by a range test",
     "resume": "go on with an interrupted run",
     "sweep": "train many runs overnight: grids, seeds, a queue, a report",
     "note": "write into a run's diary, or read it",
@@ -71,7 +72,7 @@ def _run(words: list[str]) -> int:
     if verb not in VERBS:
         print(f"grokkit has no verb {verb!r}.{nearest(verb, list(VERBS))}\n\n{_help()}", file=sys.stderr)
         return 2
-    importlib.import_module(f"grokkit.cli.{verb}").main(rest)
+    importlib.import_module(f"grokkit.cli.{verb.replace('-', '_')}").main(rest)
     sys.stdout.flush()
     return 0
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "local_complexity_ratio": "`grokkit lc RUN`, where the run has random points",
     "calibration": "`grokkit calibrate RUN`",
     "robust_accuracy": "`grokkit attack RUN`",
+    "range_test_loss": "`grokkit lr-find EXPERIMENT`",
     "learning_rate": "`grokkit train EXPERIMENT`, which logs it",
 }
 _KEYS = ["run", "step", "probe_set", "layer", "radius", "epsilon", "attack"]
