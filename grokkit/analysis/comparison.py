@@ -217,7 +217,8 @@ def comparisons(
     """Every pair of arms in every outcome of every task and decay, with a verdict.
 
     The comparisons of one task and decay are one family: Holm's correction runs over all its pairs and outcomes.
-    Equivalence is not corrected for their number: it is a claim about each comparison by itself.
+    Equivalence is not corrected for their number: it is a claim about each comparison by itself. The smallest p of n
+    pairs is 2 / 2^n, so at 10 pairs a family of more than 25 leaves the strongest difference undecided.
 
     Args:
         rows: as for `paired_differences`.

@@ -42,12 +42,16 @@ def outcomes(
     Raises:
         UsageError: a run holds a number twice, or an epsilon was not measured.
     """
-    on_test = table[table["probe_set"] == "test"]
-    clean = _placed(on_test[on_test["measure"] == "accuracy"])
-    robust = _placed(on_test[(on_test["measure"] == "robust_accuracy") & (on_test["attack"] == ATTACK)])
-    robust = _at_epsilon(robust, epsilons or {})
+    clean = _placed(table[(table["probe_set"] == "test") & (table["measure"] == "accuracy")])
+    robust = robust_rows(table, epsilons)
     found = _final(clean, "test_accuracy") + _final(robust, "robust_accuracy") + _crossings(robust, thresholds or {})
     return pd.DataFrame(found, columns=_COLUMNS)
+
+
+def robust_rows(table: pd.DataFrame, epsilons: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The rows of robust accuracy that outcomes are made of, with task, decay and arm; arguments as for `outcomes`."""
+    rows = table[(table["probe_set"] == "test") & (table["measure"] == "robust_accuracy")]
+    return _at_epsilon(_placed(rows[rows["attack"] == ATTACK]), epsilons or {})
 
 
 def first_crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float:
