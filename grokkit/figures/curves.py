@@ -234,13 +234,13 @@ def _robust(axes: Axes, rows: pd.DataFrame) -> list[Line2D]:
     count = rows["attack"].nunique()
     of = f", lowest of {count} attacks" if count > 1 else f", {rows['attack'].iloc[0]}"
     handles = [
-        Line2D([], [], color="0.2", marker=marker, mew=0, lw=0.9, label=f"attacked, ε = {_pixels(epsilon)}{of}")
+        Line2D([], [], color="0.2", marker=marker, mew=0, lw=0.9, label=f"attacked, ε = {pixels(epsilon)}{of}")
         for epsilon, marker in zip(epsilons, MARKERS * len(epsilons), strict=False)
     ]
     return [*handles, Line2D([], [], color="0.2", lw=0.5, label="each attack")] if count > 1 else handles
 
 
-def _pixels(epsilon: float) -> str:
+def pixels(epsilon: float) -> str:
     """An l_inf radius as it is usually written."""
     levels = 255 * epsilon
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"

@@ -57,7 +57,8 @@ def test_it_fits_a_column_or_the_page_and_its_print_is_legible(name):
 def test_its_axes_have_labels_with_units_in_brackets(name):
     figure = drawn(name)
     words = [axes.get_ylabel() for axes in figure.axes] + [axes.get_xlabel() for axes in figure.axes]
-    words += [text.get_text() for text in figure.texts] + [figure.get_supylabel(), figure.get_supxlabel()]
+    words += [text.get_text() for text in figure.texts]
+    words += [word for part in (figure, *figure.subfigs) for word in (part.get_supylabel(), part.get_supxlabel())]
     words.append(figure.get_suptitle())
     assert any(axis in word for word in words for axis in ("optimizer updates", "batch size (images)"))
     assert sum("(" in word for word in words) >= 2 or "logits" in words
