@@ -100,6 +100,19 @@ def test_an_unfinished_run_has_no_end_but_keeps_what_it_reached() -> None:
     assert not again.value.isna().any(), "each task has its own budget"
 
 
+def test_an_arm_that_paid_for_probes_ends_earlier_and_its_steps_are_worth_more() -> None:
+    whole = run_of("lr/digits-fixed-wsd-s0", [0.1] * 11, [0.0] * 10 + [0.1])
+    paid = [run_of(f"lr/digits-fixed-lc_hold-s{k}", [0.5] * 11, [0.0, 0.4] + [0.4] * 9, every=95) for k in (0, 1)]
+    never = run_of("lr/digits-fixed-lc_wsd-s0", [0.5] * 11, [0.0] * 11, every=90)
+    stopped = run_of("lr/digits-fixed-lc_hold-s2", [0.5] * 5, [0.0] * 5, every=95)
+    rows = outcomes(pd.concat([whole, *paid, never, stopped]), {"digits": 0.2})
+    own = rows[(rows.arm == "lc_hold") & (rows.seed < 2)]
+    assert own[own.outcome == "test_accuracy"].value.tolist() == [0.5, 0.5]
+    assert own[own.outcome == "steps_to_robust"].value.tolist() == pytest.approx([50.0, 50.0]), "47.5 of 950"
+    assert value_of(rows, "lc_wsd", "steps_to_robust") == 1000.0, "never reached: the whole budget"
+    assert rows[(rows.arm == "lc_hold") & (rows.seed == 2)].value.isna().all(), "unfinished by its own arm's end"
+
+
 def test_the_crossing_is_its_slow_twin() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):

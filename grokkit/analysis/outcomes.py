@@ -15,6 +15,8 @@ LARGER_IS_BETTER = {"test_accuracy": True, "robust_accuracy": True, "steps_to_ro
 """The outcomes, and of which more is better."""
 ATTACK = "pgd-margin"
 """The attack whose accuracy counts: the margin loss still has a gradient where cross-entropy has none left."""
+CHARGED = 0.1
+"""Part of the budget that probes may cost an arm; an arm that ends earlier is unfinished."""
 _COLUMNS = ["task", "decay", "arm", "seed", "outcome", "value", "censored"]
 
 
@@ -25,9 +27,11 @@ def outcomes(
 ) -> pd.DataFrame:
     """Final test accuracy, final robust accuracy, and the steps until robust accuracy first reached a threshold.
 
-    The budget is the last step that any run of the task and decay recorded. A run whose records end before it is
-    unfinished: its final numbers are NaN. The first crossing is interpolated linearly between recorded steps, also
-    where accuracy falls back later; a finished run that never crossed has the budget as its value and is `censored`.
+    The budget is the last step that any run of the task and decay recorded. An arm whose longest run ends up to
+    `CHARGED` of it earlier has spent the rest on its probes: that is its end, and its steps are worth budget / end. A
+    run whose records end before the end of its arm is unfinished: its final numbers are NaN. The first crossing is
+    interpolated linearly between recorded steps, also where accuracy falls back later; a finished run that never
+    crossed has the budget as its value and is `censored`.
 
     Args:
         table: with `TABLE_COLUMNS`; of each run the test probe set's accuracy, and its robust accuracy under
@@ -37,7 +41,7 @@ def outcomes(
 
     Returns:
         task, decay, arm, seed, outcome (`test_accuracy` and `robust_accuracy`, shares of images; `steps_to_robust`,
-        optimizer updates), value and censored; rows for `grokkit.analysis.comparison`.
+        optimizer updates, probes included), value and censored; rows for `grokkit.analysis.comparison`.
 
     Raises:
         UsageError: a run holds a number twice, or an epsilon was not measured.
@@ -72,10 +76,12 @@ def first_crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> f
 
 
 def _placed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows in order of steps, with task, decay, arm and the budget of their task and decay."""
+    """The rows in order of steps, with task, decay, arm, the budget of their task and decay, and the arm's end."""
     rows = rows.sort_values(["run", "step"], kind="stable", ignore_index=True)
     rows = rows.join(arms_of(rows["run"]))
-    return rows.assign(budget=rows.groupby(["task", "decay"])["step"].transform("max"))
+    budget = rows.groupby(["task", "decay"])["step"].transform("max")
+    end = rows.groupby(["task", "decay", "arm"])["step"].transform("max")
+    return rows.assign(budget=budget, end=end.where(end >= (1 - CHARGED) * budget, budget))
 
 
 def _at_epsilon(rows: pd.DataFrame, epsilons: Mapping[str, float]) -> pd.DataFrame:
@@ -99,7 +105,7 @@ def _final(rows: pd.DataFrame, outcome: str) -> list[dict[str, object]]:
     found = []
     for run, own in _by_run(rows):
         last = own.iloc[-1]
-        value = float(last["value"]) if last["step"] == last["budget"] else math.nan
+        value = float(last["value"]) if last["step"] == last["end"] else math.nan
         found.append(run | {"outcome": outcome, "value": value, "censored": False})
     return found
 
@@ -109,8 +115,8 @@ def _crossings(rows: pd.DataFrame, thresholds: Mapping[str, float]) -> list[dict
     for run, own in _by_run(rows[rows["task"].isin(list(thresholds))]):
         step = first_crossing(own["step"].to_numpy(), own["value"].to_numpy(float), thresholds[str(run["task"])])
         last = own.iloc[-1]
-        censored = math.isnan(step) and last["step"] == last["budget"] and not math.isnan(last["value"])
-        value = float(last["budget"]) if censored else step
+        censored = math.isnan(step) and last["step"] == last["end"] and not math.isnan(last["value"])
+        value = float(last["budget"] if censored else step * last["budget"] / last["end"])
         found.append(run | {"outcome": "steps_to_robust", "value": value, "censored": bool(censored)})
     return found
 
