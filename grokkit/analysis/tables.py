@@ -51,8 +51,13 @@ def _of(run: Run) -> pd.DataFrame:
     return _typed(frame)
 
 
+def is_table(path: str | Path) -> bool:
+    """Whether a path names a written table."""
+    return str(path).endswith((".csv", ".csv.gz"))
+
+
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A table that was written as .csv. Raises DataError where it is none."""
+    """A table that was written as .csv or .csv.gz. Raises DataError where it is none."""
     try:
         frame = pd.read_csv(path)
     except (OSError, ValueError) as error:
@@ -78,14 +83,14 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
     """The table, the stored images and maps of the first run that has any, and all events.
 
     Args:
-        runs: runs, their folders, or tables written as .csv (which bring neither maps nor events).
+        runs: runs, their folders, or tables written as .csv or .csv.gz (which bring neither maps nor events).
     """
     written: list[pd.DataFrame] = []
     opened: list[Run] = []
     for source in [runs] if isinstance(runs, Run | str | Path) else runs:
         if isinstance(source, Run):
             opened.append(source)
-        elif Path(source).suffix == ".csv":
+        elif is_table(source):
             written.append(read_table(source))
         else:
             opened.append(open_run(source))

@@ -23,7 +23,7 @@ def figure(
 ) -> None:
     """Draw a figure from stored tables only, as PDF and PNG, and write the numbers beside it as table.csv.
 
-    Several runs share one figure; a table.csv can stand for the runs it was made from.
+    Several runs share one figure; a table.csv or .csv.gz can stand for the runs it was made from.
 
     Try:
         grokkit figure phases runs/quickstart/*
@@ -31,7 +31,7 @@ def figure(
 
     Args:
         name: a name from `grokkit.figures.names()`.
-        runs: folders of runs, a folder that holds runs, or a table.csv.
+        runs: folders of runs, a folder that holds runs, or a table.csv or .csv.gz.
         out: folder to write to; by default `figures` in the run, or in the folder above several runs.
     """
     for path in draw([name], runs, out):
@@ -41,10 +41,10 @@ def figure(
 def draw(names: list[str], runs: tuple[Path, ...], out: Path | None) -> list[Path]:
     """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
     from grokkit import figures
-    from grokkit.analysis.tables import figure_data
+    from grokkit.analysis.tables import figure_data, is_table
     from grokkit.trajectory import find_runs
 
-    found = [source for root in runs for source in ([root] if root.suffix == ".csv" else find_runs(root))]
+    found = [source for root in runs for source in ([root] if is_table(root) else find_runs(root))]
     if not found:
         raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
     for name in names:
