@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench import estimate, live, local_complexity, partition, seeds, storage, training
+from bench import estimate, live, local_complexity, partition, policies, seeds, storage, training
 from bench.harness import Row, Settings, header, save, show
 
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "many": storage.many,
     "live": live.updates,
     "estimate": estimate.against_runs,
+    "policies": policies.overhead,
 }
 
 

@@ -385,6 +385,21 @@ def test_policy_draws_rates_signal_and_numbered_decisions_with_their_reasons():
     assert "incident" not in listed
 
 
+def test_policy_draws_a_slope_between_the_ends_of_its_interval_with_a_line_at_0():
+    data = synthetic()
+    level = data.table[data.table["measure"] == "log_density"]
+    ends = {"": -1.0, "_low": -1.5, "_high": 0.25}
+    rows = [level.assign(measure=f"log_density_slope{end}", value=value) for end, value in ends.items()]
+    rows[1].loc[rows[1].index[:3], "value"] = -1e6  # the first intervals, of two readings
+    rows[2].loc[rows[2].index[:3], "value"] = np.nan
+    figure = figures.create("policy", FigureData(pd.concat([data.table, *rows]), {}, data.events))
+    _, _, slope = figure.axes
+    assert [line for line in slope.lines if list(line.get_ydata()) == [0, 0]], "the line at 0"
+    (band,) = slope.collections
+    below, above = band.get_paths()[-1].vertices[:, 1].min(), band.get_paths()[-1].vertices[:, 1].max()
+    assert (below, above) == (-1.5, 0.25) and slope.get_ylim()[0] >= -3
+
+
 def test_policy_takes_rows_whose_measure_is_signal():
     data = synthetic()
     table = data.table.replace({"measure": {"log_density": "signal"}, "probe_set": {"signal": ""}})
