@@ -12,7 +12,9 @@ from torch.optim import SGD, lr_scheduler
 from grokkit import policies
 from grokkit.errors import UsageError
 from grokkit.policies.simulate import simulate
+from grokkit.training.job import build
 from grokkit.training.lr_scheduler import PolicyLR
+from tests.runs import SMALL
 
 RISE_AND_FALL = [10.0, 4.0, 1.0, 2.0, 3.5, 5.0, 4.8, 4.4, 4.3, 4.2, 4.1, 4.0]
 
@@ -233,9 +235,94 @@ def test_wrong_arguments_are_refused_with_the_way_out(arguments, words):
         PolicyLR(_optimizer(), **{"policy": "cosine", "total_steps": 10, **arguments})
 
 
-def test_it_cannot_jump():
+@pytest.mark.parametrize("epoch", [0, 5, 0.53])
+def test_it_cannot_jump_and_stays_where_it_was(epoch):
     optimizer = _optimizer()
     scheduler = PolicyLR(optimizer, "cosine", total_steps=10)
-    optimizer.step()
-    with pytest.warns(UserWarning, match="epoch parameter"), pytest.raises(UsageError, match="jump to epoch 5"):
-        scheduler.step(5)
+    _step(optimizer, scheduler)
+    before = scheduler.state_dict()
+    with pytest.raises(UsageError, match=f"jump to epoch {epoch}.*to observe"):
+        scheduler.step(epoch)
+    assert scheduler.state_dict() == before
+
+
+@pytest.mark.parametrize("news", [0.53, {"loss": "low"}, {"loss": torch.zeros(2)}, {"loss": None}, ["loss"]])
+def test_news_that_are_no_numbers_by_name_are_refused(news):
+    with pytest.raises(UsageError, match="news must be numbers by name"):
+        PolicyLR(_optimizer(), "cosine", total_steps=10).observe(news)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_would_spoil_the_rates_is_refused_before_they_change(scale):
+    class Broken:
+        def init(self):
+            return {}
+
+        def update(self, observation, state):
+            return policies.Decision(1.0 if observation.step < 2 else scale, state)
+
+    optimizer = _optimizer()
+    scheduler = PolicyLR(optimizer, Broken(), total_steps=10)
+    _step(optimizer, scheduler)
+    with pytest.raises(UsageError, match=rf"Broken\(\) answered {scale!r} after 2 updates"):
+        _step(optimizer, scheduler)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_group_whose_rate_is_zero_stays_there_and_the_others_move():
+    optimizer = _optimizer(0.0, 0.1)
+    scheduler = PolicyLR(optimizer, "cosine", total_steps=20)
+    rates = simulate(policies.create("cosine"), [], 20, base_lr=0.1).rates
+    for expected in rates:
+        assert _step(optimizer, scheduler) == [0.0, pytest.approx(expected)]
+
+
+@pytest.mark.parametrize("rate", [0.02, torch.tensor(0.02)])
+def test_a_group_that_comes_later_follows_by_the_same_factors(rate):
+    optimizer = _optimizer(0.1)
+    scheduler = PolicyLR(optimizer, "cosine", total_steps=20)
+    for _ in range(8):
+        _step(optimizer, scheduler)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate})
+    share = 0.02 / optimizer.param_groups[0]["lr"]
+    for _ in range(12):
+        first, late = _step(optimizer, scheduler)
+        assert late / first == pytest.approx(share, rel=1e-5)
+    assert len(scheduler.get_last_lr()) == 2
+
+
+def test_a_group_may_come_before_the_milestone_of_sequential_lr():
+    optimizer = _optimizer(0.1)
+    members = [lr_scheduler.ExponentialLR(optimizer, gamma=0.5), PolicyLR(optimizer, "cosine", total_steps=10)]
+    sequence = lr_scheduler.SequentialLR(optimizer, members, milestones=[4])
+    _step(optimizer, sequence)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.02})
+    rates = [_step(optimizer, sequence) for _ in range(8)]
+    assert rates[3] == [0.1, pytest.approx(0.02 * 0.5**2)], "the late group has no base rate but the one it has"
+    assert [late / first for first, late in rates[3:]] == pytest.approx([0.2 * 0.5**2] * 5)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5])
+def test_a_chain_may_come_first_in_sequential_lr(warmup):
+    """SequentialLR then puts the rates back and begins again without telling the chain's members."""
+    chosen = [policies.create("wsd", warmup=warmup, decay_share=0.0), policies.create("cosine", warmup=warmup)]
+    optimizer = _optimizer(0.1)
+    chain = lr_scheduler.ChainedScheduler([PolicyLR(optimizer, policy, 10) for policy in chosen], optimizer=optimizer)
+    optimizer.step()  # torch warns of any chain that begins a sequence before the first update
+    sequence = lr_scheduler.SequentialLR(optimizer, [chain, lr_scheduler.ConstantLR(optimizer, 0.5)], milestones=[10])
+    rates = [_step(optimizer, sequence)[0] for _ in range(10)]
+    one, other = (simulate(policy, [], 10).rates for policy in chosen)
+    assert rates == pytest.approx(0.1 * one * other, rel=1e-12)
+
+
+def test_a_step_before_the_first_update_is_warned_of_as_by_torch():
+    scheduler = PolicyLR(_optimizer(), "cosine", total_steps=10)
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        scheduler.step()
+
+
+def test_a_run_whose_first_update_is_skipped_is_not_warned_of():
+    """The loss scaler of float16 skips it where its first factor is too large."""
+    job = build(SMALL.replace(measures=(), attributions=()), torch.device("cpu"))
+    job.policy.step()
+    assert job.policy.updates == 1

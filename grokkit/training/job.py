@@ -71,7 +71,10 @@ def build(config: RunConfig, device: torch.device, beside: Job | None = None, te
     dataset = build_data(config) if beside is None else beside.dataset
     model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    policy = PolicyLR(optimizer, policies.create(config.policy.name, **config.policy.options), config.steps)
+    # The team tells all ranks the same; where it is of one, other ranks of a process group train nets of their own.
+    chosen = policies.create(config.policy.name, **config.policy.options)
+    policy = PolicyLR(optimizer, chosen, config.steps, broadcast=False)
+    optimizer.step()  # without gradients: says that updates come first, also where float16 skips the first one
     images = dataset.x_train if beside is None else beside.batches.images
     labels = dataset.y_train if beside is None else beside.batches.labels
     batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -16,13 +17,18 @@ from grokkit.errors import UsageError
 from grokkit.policies import Observation, Policy
 from grokkit.training import decay
 
+_NO_STATE = frozenset({"policy", "_broadcast", "_first"})
+"""Of a scheduler's own, built afresh and not loaded."""
+
 
 class PolicyLR(LRScheduler):
     """Drive an optimizer's learning rates by a policy.
 
-    `.observe(readings)` delivers news, `.step()` after each `optimizer.step()` advances the clock. Every parameter
-    group keeps its own base rate; the policy sees the first group's. The rates change by factors on what they are, so
-    the scheduler works inside `ChainedScheduler` and `SequentialLR`; there its clock starts at 0 at its milestone.
+    `.observe(readings)` delivers news, `.step()` after each `optimizer.step()` advances the clock, also where a loss
+    scaler skipped that update. Every parameter group keeps its own base rate; the policy sees the first group's. The
+    rates change by factors on what they are, so that a rate set by hand or a group that comes later is scaled on, and
+    the scheduler works inside `ChainedScheduler` and `SequentialLR`; there its clock starts at 0 at its milestone. In a
+    chain `LambdaLR`, `OneCycleLR` and `CyclicLR` overwrite what others did to the rate: take `MultiplicativeLR`.
 
     An update takes away the share lr * weight_decay of a weight: a schedule of the rate is one of the decay too. A
     group with the key `fixed_decay=True` keeps that share at its base value, whoever else moves its rate:
@@ -33,14 +39,27 @@ class PolicyLR(LRScheduler):
         optimizer: its current rates are the base rates, for which a scale of 1 stands.
         policy: a policy, or a registered name for one with default parameters.
         total_steps: optimizer updates that the policy's budget holds, >= 1.
-        last_epoch: only -1, a fresh start; to resume, build it afresh and call `load_state_dict`.
+        last_epoch: only -1, a fresh start; to resume, build it afresh and call `load_state_dict`. Build all schedulers
+            before `optimizer.load_state_dict`, as torch asks: `LinearLR` and `SequentialLR` change the rates when they
+            are built. What PolicyLR alone did to loaded rates, its own `load_state_dict` takes back.
+        broadcast: in a process group every rank hears what rank 0 observes. False where all know the same already, or
+            where every rank trains a net of its own.
 
     Raises:
-        UsageError: on a budget below 1, another `last_epoch`, a loaded state of another policy or budget, or a
-            `fixed_decay` that the optimizer cannot keep (Adam, RMSprop and the like: they normalise the decay).
+        UsageError: on a budget below 1, another `last_epoch`, a loaded state of another policy or budget, an answer of
+            the policy that is no finite scale above 0, or a `fixed_decay` that the optimizer cannot keep (Adam, RMSprop
+            and the like: they normalise the decay).
     """
 
-    def __init__(self, optimizer: Optimizer, policy: str | Policy, total_steps: int, last_epoch: int = -1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        policy: str | Policy,
+        total_steps: int,
+        last_epoch: int = -1,
+        *,
+        broadcast: bool = True,
+    ) -> None:
         if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
             raise UsageError(f"`total_steps` must be an int >= 1 (optimizer updates); got {total_steps!r}")
         if last_epoch != -1:
@@ -57,8 +76,10 @@ class PolicyLR(LRScheduler):
         self.total_steps = total_steps
         self.decisions: list[dict[str, Any]] = []
         self._news: dict[str, float] = {}
-        self._restart()
+        self._broadcast = broadcast
+        found = [float(group["lr"]) for group in getattr(optimizer, "param_groups", ())]
         super().__init__(optimizer, last_epoch)
+        self._first = list(zip(optimizer.param_groups, found, self._last_lr, strict=True))
         decay.check_keys(optimizer.param_groups)
         # Before every update once more: in a chain others move the rate after this scheduler.
         optimizer.register_step_pre_hook(decay.hold_decay)
@@ -74,16 +95,33 @@ class PolicyLR(LRScheduler):
         return self._scale
 
     def observe(self, readings: Mapping[str, float] | None) -> None:
-        """Deliver news, name -> number; kept until the next `step()`, the newest of a name counts. None is no news."""
-        self._news.update({name: float(value) for name, value in (readings or {}).items()})
+        """Deliver news, name -> number; kept until the next `step()`, the newest of a name counts. None is no news.
+
+        In a process group the news of rank 0 count on every rank, because what ranks measure differs in the last bits
+        and their weights would part: every rank calls this after the same updates, with anything or None.
+
+        Cost: nothing outside of a process group. In one, two small broadcasts a call, for which NCCL waits for the GPU:
+            call it where news are due, not at every update.
+
+        Raises:
+            UsageError: news that are no numbers by name.
+        """
+        news = _numbers(readings)
+        self._news.update(_of_rank_0(news) if self._broadcast else news)
 
     def step(self, epoch: int | None = None) -> None:
         """Advance the clock by one update and set the rates for the next one; call it after `optimizer.step()`."""
+        if epoch is not None:
+            raise UsageError(
+                f"PolicyLR cannot jump to epoch {epoch}; a policy sees every update: call step() without arguments, "
+                "and give what the policy is to hear to observe()"
+            )
+        if self.last_epoch < 0:  # a start, or SequentialLR has put the rates back and begins again
+            self._restart()
         decay.remember_decay(self.optimizer)
-        if epoch is None:
-            self._advance()
-        super().step(epoch)
-        self._factor = 1.0
+        self._advance()
+        super().step()
+        self._factor, self._first = 1.0, []
         decay.hold_decay(self.optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -92,37 +130,39 @@ class PolicyLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts only; of the policy just its description, to be compared on loading."""
-        kept = {key: value for key, value in super().state_dict().items() if key != "policy"}
+        kept = {key: value for key, value in super().state_dict().items() if key not in _NO_STATE}
         for key in ("base_lrs", "_last_lr"):
             kept[key] = [float(rate) for rate in kept[key]]
         return copy.deepcopy(kept) | {"policy": self._description()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; the optimizer's own state is loaded separately."""
+        """Continue where `state_dict` was taken; the optimizer's own state, with the rates, is loaded separately."""
         ours = {"policy": self._description(), "total_steps": self.total_steps}
         for key, own in ours.items():
             if state_dict.get(key) != own:
                 raise UsageError(f"the state was saved with {key} {state_dict.get(key)}; this scheduler has {own}")
-        kept = {key: value for key, value in state_dict.items() if key != "policy"}
+        kept = {key: value for key, value in state_dict.items() if key not in _NO_STATE}
+        self._take_back()
         super().load_state_dict(copy.deepcopy(kept))
         # The updates before count; torch would otherwise warn where the first thing that a resumed run does is `step`.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
 
-    def _initial_step(self) -> None:
-        # SequentialLR repeats this after it has put the rates back, so the first answer is asked for again.
-        self._restart()
-        super()._initial_step()
+    def _take_back(self) -> None:
+        """Undo what the constructor did to the rates, for an optimizer that had been loaded before it.
+
+        One that was loaded since has other groups than those; rates that were set since stay.
+        """
+        for group, found, made in self._first:
+            if float(group["lr"]) == float(made):
+                _set(group, found)
+        self._first = []
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The rates at a milestone of `SequentialLR`, where torch sets the epoch to 0 instead of stepping."""
-        if self.last_epoch != 0:
-            raise UsageError(
-                f"PolicyLR cannot jump to epoch {self.last_epoch}; a policy sees every update: call step()"
-            )
         self._restart()
         self._advance()
         self._factor = 1.0
-        return [rate * self._scale for rate in self.base_lrs]
+        return [group.get("initial_lr", group["lr"]) * self._scale for group in self.optimizer.param_groups]
 
     def _restart(self) -> None:
         """Back to before the first question; news that already came is kept for it."""
@@ -136,8 +176,13 @@ class PolicyLR(LRScheduler):
         self._updates += 1
         base = float(self.base_lrs[0])
         observation = Observation(self._updates, self.total_steps, base, self._news)
-        scale, self._policy_state, reason = self.policy.update(observation, self._policy_state)
-        self._news = {}
+        scale, state, reason = self.policy.update(observation, self._policy_state)
+        if not 0 < scale < math.inf:
+            raise UsageError(
+                f"a policy's scale must be finite and above 0; {self._description()} answered {scale!r} after "
+                f"{self._updates} updates"
+            )
+        self._policy_state, self._news = state, {}
         self._factor, self._scale = scale / self._scale, scale
         if reason:
             self.decisions.append({"step": self._updates, "lr": base * scale, "reason": reason})
@@ -145,3 +190,29 @@ class PolicyLR(LRScheduler):
     def _description(self) -> str:
         parameters: dict[str, Any] = asdict(self.policy) if is_dataclass(self.policy) else {}
         return f"{type(self.policy).__name__}({', '.join(f'{k}={v!r}' for k, v in parameters.items())})"
+
+
+def _set(group: dict[str, Any], rate: float) -> None:
+    """Give a group its rate, in place where it is a tensor."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _numbers(readings: Mapping[str, float] | None) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in ({} if readings is None else readings).items()}
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f'news must be numbers by name, such as {{"train_loss": 0.5}}, or None; got {readings!r}'
+        ) from error
+
+
+def _of_rank_0(news: dict[str, float]) -> dict[str, float]:
+    """The news of rank 0 of the process group; outside of one, `news`."""
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+        return news
+    held = [news]
+    distributed.broadcast_object_list(held, src=0)
+    return held[0]
