@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor, distributed
@@ -37,7 +37,7 @@ class PolicyLR(LRScheduler):
 
     Args:
         optimizer: its current rates are the base rates, for which a scale of 1 stands.
-        policy: a policy, or a registered name for one with default parameters.
+        policy: a policy, its name, or a mapping with its name and parameters.
         total_steps: optimizer updates that the policy's budget holds, >= 1.
         last_epoch: only -1, a fresh start; to resume, build it afresh and call `load_state_dict`. Build all schedulers
             before `optimizer.load_state_dict`, as torch asks: `LinearLR` and `SequentialLR` change the rates when they
@@ -54,7 +54,7 @@ class PolicyLR(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        policy: str | Policy,
+        policy: str | Mapping[str, Any] | Policy,
         total_steps: int,
         last_epoch: int = -1,
         *,
@@ -67,12 +67,8 @@ class PolicyLR(LRScheduler):
                 f"`last_epoch` must be -1, because a policy has a state of its own; got {last_epoch}. "
                 "To resume, build PolicyLR afresh and call load_state_dict"
             )
-        if isinstance(policy, str):
-            policy = policies.create(policy)
-        if not isinstance(policy, Policy):
-            raise UsageError(f"`policy` must be a policy or one of {', '.join(policies.names())}; got {policy!r}")
         # The base class's constructor calls step(), so everything that step() needs comes before it.
-        self.policy = policy
+        self.policy: Policy = policies.as_policy(policy)
         self.total_steps = total_steps
         self.decisions: list[dict[str, Any]] = []
         self._news: dict[str, float] = {}
@@ -188,8 +184,8 @@ class PolicyLR(LRScheduler):
             self.decisions.append({"step": self._updates, "lr": base * scale, "reason": reason})
 
     def _description(self) -> str:
-        parameters: dict[str, Any] = asdict(self.policy) if is_dataclass(self.policy) else {}
-        return f"{type(self.policy).__name__}({', '.join(f'{k}={v!r}' for k, v in parameters.items())})"
+        """Class and parameters, those of the policies inside too."""
+        return repr(self.policy) if is_dataclass(self.policy) else f"{type(self.policy).__name__}()"
 
 
 def _set(group: dict[str, Any], rate: float) -> None:
