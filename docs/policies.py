@@ -18,7 +18,7 @@ STEPS, EVERY, WINDOW = 8000, 200, 8
 
 
 def course(kind: str, seed: int = 0) -> list[dict[str, float]]:
-    """A planted signal at 128 points: `fall` rises, falls, rests and falls again; `rise` only rises, as with BatchNorm."""
+    """A planted signal at 128 points: `fall` rises, falls, rests and falls again; `rise` only rises."""
     rng = np.random.default_rng(seed)
     steps = np.arange(EVERY, STEPS + 1, EVERY)
     at, height = {

@@ -1,6 +1,36 @@
-"""Does local complexity help to set the learning rate?
+"""Does local complexity (LC) help to set the learning rate?
 
-PRE-REGISTRATION PENDING: the pilot decides tasks, margins and numbers of pairs.
+The idea: LC at training points rises while a net fits and falls afterwards, without labels; a policy may wait for the
+peak and then decay (`lc_wsd`), keep the rate while LC falls (`lc_hold`), or hold the speed of the fall (`lc_servo`).
+The belief to be beaten (H3): whatever such a policy gains, another run's learning rates give as well, and so does the
+best plain schedule; the feedback is worth nothing.
+
+THE PLAN, written down after the pilot (seeds 100 to 104, which are not used again) and before the main runs.
+
+- Tasks: `digits`, `mnist`, `cifar10`, and `vgg_bn` as the case in which LC is not expected to fall. A task is admitted
+  where, with the rate kept constant, LC rises by 2 of the changes that count (`shape_of`) in the mean of the pilot's
+  seeds and its peak is declared before the deadline, at 80 % of the budget, in at least 4 of 5 seeds: elsewhere every
+  LC policy is its deadline schedule, and comparing it says nothing. The peak rate, the same for all arms, is the
+  largest of 1e-3, 3e-3, 1e-2, ... below the suggestion of the range test at which the task is admitted.
+- Arms: see `ARMS`. All have a linear warm-up over 1 % of the budget and library defaults otherwise; no arm was tuned.
+  Each pair of seeds shares initial weights, batch order and measured images among all arms.
+- Budget: 1 update counts as 3 passes of its images, a reading of the signal as 1 + 10 passes of 128 images; arms that
+  listen have as many updates fewer as their readings cost, and their steps are counted in updates of the others.
+- Two families of runs: weight decay as AdamW has it, times the rate (`coupled`), and decoupled from the schedule
+  (`fixed`): a result that only the first shows is one of the decay.
+- End points: accuracy on test images after the budget; robust accuracy after the budget (PGD-10 with the margin loss,
+  512 test images); updates until robust accuracy first reaches a threshold, runs that never do counting as the budget.
+- Comparisons, one family per task and decay: each LC arm against its yoked twin (told what the LC arm of the other seed
+  of its pair heard) and against the best baseline of that end point, chosen on the same runs, which favours the
+  baseline: 3 arms x 2 references x 3 end points = 18. Mean paired difference with its 95 % BCa interval, exact Wilcoxon
+  signed-rank test with Holm's correction over the 18, Cliff's delta, equivalence where the 90 % interval lies within
+  the margin. Fewer than 10 pairs: intervals only.
+- Claim: LC feedback helps on a task if an LC arm is better than both its yoked twin and the best baseline in the same
+  end point, under both decays. It is harmless if it is equivalent to its twin. Everything else is exploratory.
+- Margins and numbers of pairs, from the spread of paired differences in the pilot: see `MARGINS` and artifacts.
+
+`python experiments/lr_policies.py pilot digits --seeds 100-104`, then `run digits --seeds 0-19` and the same with
+`--decay fixed`, `collect digits`, `report digits`. What came out stands in artifacts/lr_policies.
 """
 
 from __future__ import annotations
@@ -15,11 +45,15 @@ import pandas as pd
 
 import grokkit as gk
 from grokkit import RunConfig, part
-from grokkit.analysis.outcomes import outcomes
+from grokkit.analysis.arms import usual_pairs, with_best
+from grokkit.analysis.comparison import comparisons
+from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes
+from grokkit.analysis.tables import read_table
+from grokkit.names import FigureData
 from grokkit.policies import Observation
 from grokkit.training.choices import adjusted, seed_list
 from grokkit.training.config import Part
-from grokkit.trajectory import Run
+from grokkit.trajectory import Run, find_runs
 
 SIGNAL = {"points": 128, "directions": 10}
 """What every policy that listens hears; how often is the task's, so that probes take 2 to 2.5 % of its updates."""
@@ -35,9 +69,9 @@ def digits() -> RunConfig:
         variant="digits",
         data=part("digits", size=8, train=500),
         model=part("mlp", widths=(128, 128, 128)),
-        init_scale=3.0,
+        init_scale=2.0,
         loss="mse",
-        optimizer=part("adamw", lr=3e-3, weight_decay=0.3),
+        optimizer=part("adamw", lr=1e-3, weight_decay=0.3),
         batch_size=100,
         steps=8_000,
         precision="float32",
@@ -89,7 +123,7 @@ def vgg_bn() -> RunConfig:
         optimizer=part("adamw", lr=5e-4, weight_decay=0.0),
         batch_size=128,
         steps=1_600,
-        signal={"every": 100},
+        signal={"every": 150},
     )
 
 
@@ -101,8 +135,10 @@ def _measures(epsilon: float) -> tuple[Part, ...]:
 
 
 TASKS = {task.__name__: task for task in (digits, mnist, cifar10, vgg_bn)}
-THRESHOLDS: dict[str, float] = {"digits": 0.4, "mnist": 0.2, "cifar10": 0.2}
+THRESHOLDS: dict[str, float] = {"digits": 0.5, "mnist": 0.2, "cifar10": 0.2}
 """Robust accuracy whose first crossing is an end point."""
+MARGINS: dict[tuple[str, str], float] = {}
+"""Differences that do not matter, by task and end point."""
 DECAYS = ("coupled", "fixed")
 """Weight decay as AdamW has it, times the rate; or as it is at the base rate, whatever the policy does."""
 
@@ -234,10 +270,67 @@ def pilot(task: RunConfig, seeds: list[int], runs: Path) -> None:
         print(f"{arm} - {reference}: SD of a pair " + ", ".join(f"{k} {v:.4f}" for k, v in spread.items()))
 
 
+def collect(task: str, runs: Path, folder: Path) -> None:
+    """Put the finished runs of a task into its table, their decisions into another; those that are there stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    finished = [run for run in find_runs(runs) if _is_of(run, task) and run.status["state"] == "done"]
+    path = folder / f"{task}.csv.gz"
+    parts = [*([read_table(path)] if path.exists() else []), *(_thinned(gk.table([run])) for run in finished)]
+    table = pd.concat(parts, ignore_index=True).drop_duplicates(["run", "measure", "probe_set", "attack", "step"])
+    # of a fixed time, so that the same rows are the same bytes
+    table.to_csv(path, index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0})
+    told = folder / f"{task}_decisions.csv.gz"
+    events = [{"run": run.name, "step": event["step"], "lr": event["lr"], "text": event["text"]}
+              for run in finished for event in run.events if event["kind"] == "policy"]  # fmt: skip
+    rows = pd.concat([*([pd.read_csv(told)] if told.exists() else []), pd.DataFrame(events)], ignore_index=True)
+    rows.drop_duplicates(["run", "step"]).to_csv(told, index=False, compression={"method": "gzip", "mtime": 0})
+    print(f"{path}: {table['run'].nunique()} runs, {len(table)} rows")
+
+
+def _collected(path: Path) -> set[tuple[str, int]]:
+    """Variant and seed of the runs whose numbers are there."""
+    if not path.exists():
+        return set()
+    runs = read_table(path)[["run", "seed"]].drop_duplicates()
+    return {(run.split("/")[-1].rsplit("-s", 1)[0], int(seed)) for run, seed in runs.itertuples(index=False)}
+
+
+def _is_of(run: Run, task: str) -> bool:
+    return str(run.config["variant"]).split("-")[0] == task
+
+
+def _thinned(table: pd.DataFrame) -> pd.DataFrame:
+    """What the figure and the end points need, and every fifth learning rate."""
+    rates = table[table["measure"] == "learning_rate"]
+    measured = table["measure"].isin(("accuracy", "robust_accuracy", "weight_norm")) & (table["measure_id"] != "log")
+    whole = table["layer"].isin(("", "total"))
+    return pd.concat([table[measured & whole], table[table["measure"] == "log_density"], rates[::5], rates[-1:]])
+
+
+def report(task: str, folder: Path, figures: Path) -> None:
+    """Draw the figure of each decay and write the verdicts."""
+    path = folder / f"{task}.csv.gz"
+    data = gk.figure_data([path])
+    told = []
+    for decay in DECAYS:
+        rows = data.table[data.table["run"].str.contains(f"/{task}-{decay}-", regex=False)]
+        if rows.empty:
+            continue
+        chosen = FigureData(rows, {}, data.events)
+        drawn = gk.figures.create("policies", chosen, margins=MARGINS, thresholds=THRESHOLDS)
+        print(*gk.figures.save(drawn, figures / f"{task}-{decay}"), sep="\n")
+        ends = with_best(outcomes(rows, THRESHOLDS), LARGER_IS_BETTER)
+        told.append(comparisons(ends, usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS))
+    verdicts = pd.concat(told, ignore_index=True)
+    verdicts.to_csv(folder / f"{task}_verdicts.csv", index=False, float_format="%.6g")
+    columns = ["decay", "outcome", "arm", "reference", "n", "mean", "low", "high", "p_holm", "cliffs_delta", "verdict"]
+    print(verdicts[columns].round(4).to_string(index=False))
+
+
 def main() -> None:
-    """`pilot TASK`, `run TASK` and `collect TASK`."""
+    """pilot TASK: what the plan rests on; run TASK; collect TASK: its numbers into artifacts; report TASK."""
     words = argparse.ArgumentParser(description=main.__doc__)
-    words.add_argument("what", choices=["pilot", "run"])
+    words.add_argument("what", choices=["pilot", "run", "collect", "report"])
     words.add_argument("task", choices=list(TASKS))
     words.add_argument("--seeds", default="0-19", help="such as 0-19; two by two each other's donors")
     words.add_argument("--part", default="0/1", help="1/2: the second half of the pairs, for another process")
@@ -245,16 +338,24 @@ def main() -> None:
     words.add_argument("--data", help="an .npz file or a folder in place of the task's own data")
     words.add_argument("--lr", type=float, help="another peak rate, for a pilot")
     words.add_argument("--runs", type=Path, default=Path("runs"))
+    words.add_argument("--out", type=Path, default=Path("artifacts/lr_policies"))
+    words.add_argument("--figures", type=Path, default=Path("paper_figures/lr_policies"))
     asked = words.parse_args()
+    if asked.what == "collect":
+        return collect(asked.task, asked.runs, asked.out)
+    if asked.what == "report":
+        return report(asked.task, asked.out, asked.figures)
     task = adjusted(TASKS[asked.task](), asked.data, None, None)
     if asked.lr is not None:
         task = task.replace(optimizer=part(task.optimizer.name, **{**task.optimizer.options, "lr": asked.lr}))
     seeds = seed_list(asked.seeds)
     if asked.what == "pilot":
-        pilot(task, seeds, asked.runs)
-        return
+        return pilot(task, seeds, asked.runs)
     place, parts = map(int, asked.part.split("/"))
+    kept = _collected(asked.out / f"{asked.task}.csv.gz")
     for pair in list(pairs_of(seeds))[place::parts]:
+        if all((f"{asked.task}-{asked.decay}-{arm}", seed) in kept for arm in ARMS for seed in pair):
+            continue
         for run in run_pair(task, asked.decay, pair, asked.runs):
             print(run.name, flush=True)
 

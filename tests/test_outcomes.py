@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from grokkit.analysis.arms import arms_of, families, usual_pairs
+from grokkit.analysis.arms import BEST, arms_of, best_baselines, families, usual_pairs, with_best
 from grokkit.analysis.comparison import comparisons
 from grokkit.analysis.outcomes import LARGER_IS_BETTER, first_crossing, outcomes
 from grokkit.errors import UsageError
@@ -61,10 +61,24 @@ def test_families_are_a_policy_and_its_controls() -> None:
 
 
 def test_usual_pairs_are_the_twin_and_the_best_baseline() -> None:
-    ends = {"lc_hold": 0.5, "yoked_hold": 0.5, "shuffled_hold": 0.9, "wsd": 0.7, "cosine": 0.8, "sham": 0.95}
-    table = pd.concat([run_of(f"lr/digits-fixed-{arm}-s0", [end], [0.1]) for arm, end in ends.items()])
-    assert usual_pairs(outcomes(table)) == [("lc_hold", "yoked_hold"), ("lc_hold", "cosine")]
-    assert usual_pairs(outcomes(table[table.run.str.contains("wsd|cosine")])) == []
+    arms = ["lc_hold", "yoked_hold", "shuffled_hold", "wsd", "cosine", "sham"]
+    assert usual_pairs(arms) == [("lc_hold", "yoked_hold"), ("lc_hold", BEST)]
+    assert usual_pairs(["wsd", "cosine"]) == [] and usual_pairs(["lc_hold"]) == []
+
+
+def test_the_best_baseline_is_that_of_each_outcome_and_no_control() -> None:
+    clean = {"lc_hold": 0.5, "yoked_hold": 0.95, "wsd": 0.7, "cosine": 0.8, "sham": 0.95}
+    robust = {"lc_hold": 0.5, "yoked_hold": 0.9, "wsd": 0.4, "cosine": 0.3, "sham": 0.9}
+    runs = [run_of(f"lr/digits-fixed-{arm}-s0", [0.0, clean[arm]], [0.0, robust[arm]]) for arm in clean]
+    rows = outcomes(pd.concat(runs), {"digits": 0.2})
+    best = best_baselines(rows, LARGER_IS_BETTER)
+    assert best == {
+        ("digits", "fixed", "test_accuracy"): "cosine", ("digits", "fixed", "robust_accuracy"): "wsd",
+        ("digits", "fixed", "steps_to_robust"): "wsd",
+    }  # fmt: skip
+    both = with_best(rows, LARGER_IS_BETTER)
+    assert [value_of(both, BEST, outcome) for outcome in LARGER_IS_BETTER] == pytest.approx([0.8, 0.4, 50.0])
+    assert len(both) == len(rows) + 3 and best_baselines(both, LARGER_IS_BETTER) == best
 
 
 def test_the_last_step_and_the_first_crossing_count() -> None:

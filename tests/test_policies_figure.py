@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from grokkit import figures
-from grokkit.analysis.arms import usual_pairs
+from grokkit.analysis.arms import usual_pairs, with_best
 from grokkit.analysis.comparison import comparisons
 from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes
 from grokkit.errors import UsageError
@@ -96,7 +96,9 @@ def mean_of(arm: str, measure: str, attack: str = "") -> np.ndarray:
 
 def told_of(**options) -> pd.DataFrame:
     ends = outcomes(study().table, {"digits": 0.4})
-    return comparisons(ends, usual_pairs(ends), LARGER_IS_BETTER, MARGINS, **options)
+    return comparisons(
+        with_best(ends, LARGER_IS_BETTER), usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS, **options
+    )
 
 
 def test_each_lc_arm_has_a_column_with_its_controls_in_colour_before_the_rest_in_grey() -> None:
@@ -215,7 +217,7 @@ def test_two_tasks_too_many_arms_and_strangers_are_refused() -> None:
         figures.create("policies", both)
     with pytest.raises(UsageError, match="room for 20 pairs; got 21"):
         figures.create("policies", data, pairs=[("lc_wsd", "wsd")] * 21)
-    with pytest.raises(UsageError, match="name arms among lc_wsd, wsd; got cosine"):
+    with pytest.raises(UsageError, match="name arms among lc_wsd, wsd, best baseline; got cosine"):
         figures.create("policies", data, pairs=[("lc_wsd", "cosine")])
 
 

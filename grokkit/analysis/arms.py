@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import pandas as pd
 
 CONTROLS = ("yoked", "shuffled", "sham", "loss", "oui", "random")
 """First words of arms that are controls of a policy, never a baseline it has to beat."""
+BEST = "best baseline"
+"""The name under which the best baseline of an outcome is compared, whichever arm it is."""
 _LC = "lc_"
 
 
@@ -26,7 +28,7 @@ class Families(NamedTuple):
     @property
     def baselines(self) -> list[str]:
         """The others that are no control by their first word (`CONTROLS`)."""
-        return [arm for arm in self.others if arm.split("_")[0] not in CONTROLS]
+        return [arm for arm in self.others if arm.split("_")[0] not in CONTROLS and arm != BEST]
 
 
 def arms_of(runs: pd.Series) -> pd.DataFrame:
@@ -61,23 +63,42 @@ def families(arms: Iterable[str]) -> Families:
     return Families(controls, others)
 
 
-def usual_pairs(rows: pd.DataFrame, outcome: str = "test_accuracy") -> list[tuple[str, str]]:
-    """Every `lc_` arm against its yoked twin and against the best baseline, where they are there.
+def best_baselines(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> dict[tuple[str, str, str], str]:
+    """The baseline with the best mean of each outcome, by (task, decay, outcome); without one there is no entry.
 
-    The best baseline is the one with the highest mean of `outcome`, chosen on the same runs: the best of several is
-    lucky, so this speaks against the arm, never for it. A study that knows its pairs in advance hands them over.
+    It is chosen on the runs that it is then compared on: the best of several is lucky, so the choice speaks against an
+    arm that is compared with it, never for it.
 
     Args:
         rows: as from `grokkit.analysis.outcomes.outcomes`.
-        outcome: one of which more is better.
-
-    Returns:
-        (arm, reference), in the arms' order; empty where no arm is called `lc_` something.
+        larger_is_better: of each outcome.
     """
-    found = families(rows["arm"])
-    own = rows[(rows["outcome"] == outcome) & rows["arm"].isin(found.baselines)]
-    means = own.groupby("arm")["value"].mean().dropna()
-    best = [str(means.idxmax())] if len(means) else []
+    own = rows[rows["arm"].isin(families(rows["arm"]).baselines)]
+    found = {}
+    for (task, decay, outcome), part in own.groupby(["task", "decay", "outcome"]):
+        means = part.groupby("arm")["value"].mean().dropna()
+        if len(means):
+            best = means.idxmax() if larger_is_better[str(outcome)] else means.idxmin()
+            found[str(task), str(decay), str(outcome)] = str(best)
+    return found
+
+
+def with_best(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> pd.DataFrame:
+    """The rows and, once more under the name `BEST`, those of the best baseline of each task, decay and outcome."""
+    best = [
+        rows[(rows[["task", "decay", "outcome"]] == list(place)).all(axis=1) & (rows["arm"] == arm)].assign(arm=BEST)
+        for place, arm in best_baselines(rows, larger_is_better).items()
+    ]
+    return pd.concat([rows, *best], ignore_index=True)
+
+
+def usual_pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """Every `lc_` arm against its yoked twin and, where there is a baseline, against the best one (`with_best`).
+
+    Returns: (arm, reference), in the arms' order; empty where no arm is called `lc_` something.
+    """
+    found = families(arms)
+    best = [BEST] if found.baselines else []
     pairs = []
     for arm, controls in found.controls.items():
         twins = [control for control in controls if control.startswith("yoked_")]

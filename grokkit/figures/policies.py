@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from grokkit.analysis.arms import CONTROLS, Families, arms_of, families, usual_pairs
+from grokkit.analysis.arms import BEST, CONTROLS, Families, arms_of, best_baselines, families, usual_pairs, with_best
 from grokkit.analysis.comparison import ALPHA, comparisons
 from grokkit.analysis.outcomes import ATTACK, LARGER_IS_BETTER, outcomes, robust_rows
 from grokkit.errors import UsageError
@@ -55,8 +55,9 @@ def policies(
     Args:
         data: runs of one task and decay, named `<study>/<task>-<decay>-<arm>-s<seed>-<hash>`; needs the measures
             learning_rate and accuracy on the test probe set; takes the signal log_density and robust_accuracy.
-        pairs: (arm, reference) to compare; None: every `lc_X` with `yoked_X` and with the best baseline. Few are best:
-            at 10 pairs of seeds and more than 25 comparisons (pairs times outcomes) no p can be below 5 %.
+        pairs: (arm, reference) to compare; None: every `lc_X` with `yoked_X` and with the baseline that is best in the
+            outcome. Few are best: at 10 pairs of seeds and more than 25 comparisons (pairs times outcomes) no p can be
+            below 5 %.
         margins: of equivalence, by (task, outcome); outcomes as in `grokkit.analysis.outcomes`.
         thresholds: robust accuracy to reach, by task; without one there is no outcome `steps_to_robust`.
         epsilons: radius of the attack in pixels, by task; else the middle one measured.
@@ -72,13 +73,15 @@ def policies(
     task, decay = _only_task(chosen["learning_rate"])
     measured = pd.concat([rows for name, rows in chosen.items() if name.endswith("accuracy")])[list(TABLE_COLUMNS)]
     ends, goal = outcomes(measured, thresholds, epsilons), (thresholds or {}).get(task)
+    best = {outcome: arm for (_, _, outcome), arm in best_baselines(ends, LARGER_IS_BETTER).items()}
     if "robust_accuracy" in chosen:
         chosen["robust_accuracy"] = robust_rows(measured, epsilons)
     found = families(sorted(set(arms_of(chosen["learning_rate"]["run"])["arm"])))
-    pairs = usual_pairs(ends) if pairs is None else list(pairs)
+    pairs = usual_pairs(ends["arm"]) if pairs is None else list(pairs)
     _check_room(found, pairs)
-    told = comparisons(ends, pairs, LARGER_IS_BETTER, margins) if pairs else pd.DataFrame()
-    lines = textwrap.wrap(" ".join([*filter(None, (f"{task} {decay}".strip() + ".", *_notes(told, ends, found)))]), 134)
+    told = comparisons(with_best(ends, LARGER_IS_BETTER), pairs, LARGER_IS_BETTER, margins) if pairs else pd.DataFrame()
+    notes = _notes(told, ends, best if BEST in {reference for _, reference in pairs} else {})
+    lines = textwrap.wrap(" ".join([*filter(None, (f"{task} {decay}".strip() + ".", *notes))]), 134)
     heights = [0.65 + _PANEL * len(chosen), *([0.75 + ROW * len(pairs)] if pairs else [])]
     below = _LINE * (len(lines) + 0.5)
     total = sum(heights) + below
@@ -86,7 +89,9 @@ def policies(
     figure = Figure(figsize=(FULL, total), layout=ConstrainedLayoutEngine(rect=rect))
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     titles = _titles(chosen, goal)
-    _curves(parts[0], chosen, found, pairs, goal)
+    shown = best.get("robust_accuracy", best.get("test_accuracy", ""))
+    drawn = [(arm, shown if reference == BEST else reference) for arm, reference in pairs]
+    _curves(parts[0], chosen, found, drawn, goal)
     if pairs:
         forest(parts[1], told, titles)
     figure.text(0.01, below / total, "\n".join(lines), va="top", fontsize=6.5, linespacing=1.25)
@@ -130,8 +135,8 @@ def _titles(chosen: Mapping[str, pd.DataFrame], goal: float | None) -> dict[str,
     return titles | {"steps_to_robust": f"steps to robust accuracy {goal}\n(optimizer updates, less is better)"}
 
 
-def _notes(told: pd.DataFrame, ends: pd.DataFrame, found: Families) -> list[str]:
-    """The sentences below the figure."""
+def _notes(told: pd.DataFrame, ends: pd.DataFrame, best: Mapping[str, str]) -> list[str]:
+    """The sentences below the figure; `best`: baseline by outcome, where arms are compared with it."""
     seeds = ends["seed"].nunique()
     notes = [
         f"Lines: mean over {seeds} seeds; bands (arms in colour): lowest to highest." if seeds > 1 else "One seed."
@@ -143,6 +148,9 @@ def _notes(told: pd.DataFrame, ends: pd.DataFrame, found: Families) -> list[str]
         f"Below: mean over {most} pairs of one seed (a number in brackets: over so many), thin its 95 % BCa interval, "
         "thick its 90 % t interval, which decides on equivalence."
     )
+    if best:
+        named = ", ".join(f"{arm} ({outcome.replace('_', ' ')})" for outcome, arm in best.items())
+        notes.append(f"Best baseline, chosen on these runs: {named}.")
     if tested:
         notes.append(f"p: exact signed-rank test, Holm over {tested} comparisons.")
     least = tested * 2.0 ** (1 - most)

@@ -1,0 +1,110 @@
+"""The study of learning-rate policies: budgets, pairs and tables are what its plan says."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import grokkit as gk
+from grokkit import policies
+from grokkit.analysis.outcomes import outcomes
+from grokkit.analysis.tables import read_table
+from grokkit.registry import run_file
+
+FILE = Path(__file__).resolve().parents[1] / "experiments" / "lr_policies.py"
+
+
+@pytest.fixture(scope="module")
+def study():
+    return run_file(FILE)
+
+
+def _small(study):
+    """The digits task with 200 updates and a reading every 10."""
+    return study.digits().replace(
+        steps=200, signal={"every": 10}, probes={"train": 128, "test": 100, "random": 0},
+        data=gk.part("digits", size=8, train=128), batch_size=64,
+    )  # fmt: skip
+
+
+def test_every_arm_builds_its_policy_and_its_run_folder_says_task_decay_and_arm(study):
+    names = set()
+    for task in study.TASKS.values():
+        for arm in study.ARMS:
+            for decay in study.DECAYS:
+                config = study.config_of(task(), arm, decay, 3)
+                policies.create(config.policy.name, **config.policy.options)
+                assert f"/{task.__name__}-{decay}-{arm}-s3-" in config.run_name
+                assert ("fixed_decay" in config.optimizer.options) == (decay == "fixed")
+                assert len(config.records) == study.RECORDS and config.records[-1] == config.steps
+                names.add(config.run_name)
+    assert len(names) == 4 * 13 * 2
+
+
+def test_readings_are_charged_in_updates(study):
+    # digits: 128 points x 11 passes every 200 updates of 100 images at 3 passes: 1408 / 60000 of an update's worth
+    assert study.probe_share(study.digits(), "density") == pytest.approx(1408 / 60_000)
+    assert study.probe_share(study.digits(), "loss") == pytest.approx(128 / 60_000)
+    steps = {arm: study.config_of(study.digits(), arm, "coupled", 0).steps for arm in study.ARMS}
+    assert steps["wsd"] == steps["constant"] == 8000 and steps["lc_wsd"] == steps["lc_hold"] == 7817
+    assert steps["yoked_lc_hold"] == steps["lc_hold"] and steps["loss_wsd"] == 7983
+    assert all(study.probe_share(task(), "density") <= 0.025 for task in study.TASKS.values())
+
+
+def test_a_yoked_arm_has_no_signal_and_takes_its_donors_policy(study):
+    config = study.config_of(study.digits(), "yoked_lc_hold", "coupled", 0, [(1, {"log_density": 1.0})])
+    assert config.signal == {}
+    assert config.policy.options["policy"] == {"name": "lc_hold", **study.ARMS["lc_hold"].policy.options}
+    assert gk.RunConfig.from_toml(config.to_toml()).run_name == config.run_name
+
+
+def test_seeds_are_each_others_donors_two_by_two(study):
+    assert list(study.pairs_of([4, 5, 6, 7])) == [(4, 5), (6, 7)]
+    with pytest.raises(ValueError, match="pairs"):
+        list(study.pairs_of([1, 2, 3]))
+
+
+def test_the_shape_of_a_signal_is_told_in_changes_that_count(study, tmp_path):
+    run = gk.train(_small(study).replace(signal={"every": 10, "points": 20}), runs=tmp_path, device="cpu")
+    found = study.shape_of(run)
+    values = run.metrics.query("metric == 'log_density'").value.to_numpy()
+    rule = policies.create("lc_wsd")
+    state = rule.init()
+    for value, error in zip(values, run.metrics.query("metric == 'log_density_se'").value, strict=True):
+        news = {"log_density": value, "log_density_se": error}
+        state = rule.update(policies.Observation(1, 10**9, 1.0, news), state).state
+    assert found["rise"] == pytest.approx((state["peak"] - state["trough"]) / rule.delta(state))
+    assert found["fall"] == pytest.approx((state["peak"] - values[-1]) / rule.delta(state))
+    assert np.isnan(found["declared"]) or 0.2 <= found["declared"] <= 1
+
+
+@pytest.mark.slow
+def test_a_pair_of_seeds_runs_is_collected_once_and_reported(study, tmp_path, monkeypatch):
+    task, runs, out = _small(study), tmp_path / "runs", tmp_path / "artifacts"
+    done = list(study.run_pair(task, "coupled", (0, 1), runs))
+    assert len(done) == 26 and all(run.status["state"] == "done" for run in done)
+    by_name = {run.name.split("/")[1].rsplit("-", 1)[0]: run for run in done}
+    for arm in ("lc_wsd", "lc_hold", "lc_servo"):
+        donor, yoked = by_name[f"digits-coupled-{arm}-s1"], by_name[f"digits-coupled-yoked_{arm}-s0"]
+        rates = [run.metrics.query("metric == 'learning_rate'").value.tolist() for run in (donor, yoked)]
+        assert rates[0] == rates[1], arm
+    study.collect("digits", runs, out)
+    first = (out / "digits.csv.gz").read_bytes()
+    study.collect("digits", runs, out)
+    assert (out / "digits.csv.gz").read_bytes() == first
+    table = read_table(out / "digits.csv.gz")
+    whole = outcomes(gk.table(done), {"digits": 0.1})
+    thinned = outcomes(table, {"digits": 0.1})
+    keys = ["arm", "seed", "outcome"]
+    pd.testing.assert_frame_equal(
+        whole.sort_values(keys, ignore_index=True), thinned.sort_values(keys, ignore_index=True), rtol=1e-5
+    )
+    assert study._collected(out / "digits.csv.gz") == {
+        (f"digits-coupled-{arm}", s) for arm in study.ARMS for s in (0, 1)
+    }
+    monkeypatch.setattr(study, "THRESHOLDS", {"digits": 0.1})
+    study.report("digits", out, tmp_path / "figures")
+    verdicts = pd.read_csv(out / "digits_verdicts.csv")
+    assert len(verdicts) == 18 and set(verdicts.verdict) == {"not tested"}
+    assert (tmp_path / "figures" / "digits-coupled.png").stat().st_size > 50_000
