@@ -1,8 +1,10 @@
 """LC-hold and the LC-velocity servo as state machines: every learning rate below was listed by hand."""
 
 import math
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from grokkit import policies
@@ -147,3 +149,27 @@ def test_a_planted_rise_and_fall_is_declared_at_the_hand_computed_step(name):
 def test_a_parameter_out_of_range_is_named_with_what_is_allowed(name, wrong):
     with pytest.raises(UsageError, match=f"`{next(iter(wrong))}`.* must be .*got"):
         policies.create(name, **wrong)
+
+
+STANDARD_ERROR = 0.035
+"""Of the log density over the 128 points of the default signal, in a net of this size on these images."""
+BATCHNORM = Path(__file__).resolve().parents[1] / "artifacts" / "cifar10_small" / "table.csv"
+
+
+@pytest.mark.parametrize("name", ["lc_hold", "lc_servo", "lc_wsd"])
+def test_on_what_nets_with_batchnorm_were_seen_to_do_each_policy_is_its_deadline_schedule(name):
+    rows = pd.read_csv(BATCHNORM).query("measure == 'local_complexity' and layer == 'total' and probe_set == 'train'")
+    rows = rows[rows["run"].str.contains("/batchnorm-s") & (rows["radius"] == 0.05)].sort_values("step")
+    assert rows["run"].nunique() == 3
+    for _, run in rows.groupby("run"):
+        trend = np.gradient(np.log(run["value"]), np.log1p(run["step"]))
+        told = zip(run["step"], np.log(run["value"]), trend, strict=True)
+        news = [
+            (max(1, step), {"log_density": value, "log_density_se": STANDARD_ERROR, "log_density_slope": t,
+                            "log_density_slope_high": t + 0.05})
+            for step, value, t in told
+        ]  # fmt: skip
+        policy = policies.create("yoked", policy={"name": name, "shape": "linear"}, news=news)
+        rates, decisions = simulate(policy, [], 8000)
+        assert rates.tolist() == simulate(policies.create("wsd", shape="linear"), [], 8000).rates.tolist()
+        assert "without a peak in" in decisions[-1][1] and decisions[-1][0] == 6400
