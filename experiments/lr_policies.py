@@ -27,7 +27,13 @@ THE PLAN, written down after the pilot (seeds 100 to 104, which are not used aga
   the margin. Fewer than 10 pairs: intervals only.
 - Claim: LC feedback helps on a task if an LC arm is better than both its yoked twin and the best baseline in the same
   end point, under both decays. It is harmless if it is equivalent to its twin. Everything else is exploratory.
-- Margins and numbers of pairs, from the spread of paired differences in the pilot: see `MARGINS` and artifacts.
+- Margins and numbers of pairs follow from the spread of paired differences in the pilot (`MARGINS`): digits 20 pairs.
+- The pilot of `digits`: rise 2.05 to 2.77, fall 1.17 to 1.83 changes that count, peak declared at 42 to 62 % of the
+  budget in 5 of 5 seeds; spread of a pair at most 0.031 (robust accuracy), 0.0048 (test accuracy), 411 updates. At a
+  rate of 3e-3 it rose by 1.2 only, and with initial weights of 3 times the default, the first choice, by 1.8 at 3e-3
+  with a peak in 3 of 5 seeds: not admitted.
+- Not admitted either, on CIFAR-10 without BatchNorm at 1e-3: the `cnn` of `cifar10_small` with and without its hidden
+  layer, and with initial weights of 1.5 and 2 times the default; LC falls and then stands (one seed each).
 
 `python experiments/lr_policies.py pilot digits --seeds 100-104`, then `run digits --seeds 0-19` and the same with
 `--decay fixed`, `collect digits`, `report digits`. What came out stands in artifacts/lr_policies.
@@ -135,10 +141,13 @@ def _measures(epsilon: float) -> tuple[Part, ...]:
 
 
 TASKS = {task.__name__: task for task in (digits, mnist, cifar10, vgg_bn)}
-THRESHOLDS: dict[str, float] = {"digits": 0.5, "mnist": 0.2, "cifar10": 0.2}
+THRESHOLDS = {"digits": 0.55}
 """Robust accuracy whose first crossing is an end point."""
-MARGINS: dict[tuple[str, str], float] = {}
-"""Differences that do not matter, by task and end point."""
+MARGINS = {
+    ("digits", "test_accuracy"): 0.005, ("digits", "robust_accuracy"): 0.02, ("digits", "steps_to_robust"): 300.0,
+}  # fmt: skip
+"""Differences that do not matter, by task and end point. With a spread s of a pair, as in the pilot, and n pairs, two
+equal arms are found equivalent in 4 of 5 studies if the margin is 2.93 s / sqrt(n); rounded up."""
 DECAYS = ("coupled", "fixed")
 """Weight decay as AdamW has it, times the rate; or as it is at the base rate, whatever the policy does."""
 
@@ -262,7 +271,7 @@ def pilot(task: RunConfig, seeds: list[int], runs: Path) -> None:
         shapes.append({"seed": seed, **shape_of(done[-1])})
         done += [train(config_of(task, arm, "coupled", seed), runs) for arm in ("wsd", "lc_wsd", "lc_hold")]
     print(pd.DataFrame(shapes).round(2).to_string(index=False))
-    rows = outcomes(gk.table(done), {task.variant: THRESHOLDS.get(task.variant, 0.0)})
+    rows = outcomes(gk.table(done), {task.variant: THRESHOLDS.get(task.variant, 0.5)})
     wide = rows.pivot(index=["outcome", "seed"], columns="arm", values="value")
     print(wide.groupby("outcome").agg(["mean", "std"]).round(4).T.to_string())
     for arm, reference in (("wsd", "constant"), ("lc_wsd", "wsd"), ("lc_hold", "wsd"), ("lc_hold", "constant")):
