@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, RMSprop, lr_scheduler
+from torch.optim import ASGD, SGD, Adam, AdamW, RMSprop, lr_scheduler
 from torch.optim.swa_utils import SWALR
 
 import grokkit as gk
 from grokkit import policies
 from grokkit.errors import UsageError
-from grokkit.training import step
+from grokkit.training import decay, step
 from grokkit.training.build import build_optimizer
 from grokkit.training.config import RunConfig, part
 from grokkit.training.lr_scheduler import PolicyLR
@@ -208,11 +208,25 @@ def test_a_loss_scaler_that_skips_updates_skips_their_decay_only() -> None:
     assert parameter.item() == pytest.approx((1 - RATE * DECAY) ** (UPDATES * 3 // 4), rel=1e-12)
 
 
+def test_a_scheduler_that_overwrites_initial_lr_does_not_move_the_decay() -> None:
+    optimizer = optimizer_of(AdamW)
+    policy = PolicyLR(optimizer, "constant", 10)
+    cycle = lr_scheduler.OneCycleLR(optimizer, max_lr=10 * RATE, total_steps=10, cycle_momentum=False)
+    for _ in range(9):
+        optimizer.step()
+        policy.step()
+        cycle.step()
+        decay.hold_decay(optimizer)
+        (group,) = optimizer.param_groups
+        assert group["lr"] * group["weight_decay"] == pytest.approx(RATE * DECAY)
+
+
 @pytest.mark.parametrize(
     ("kind", "more", "words"),
     [
         (Adam, {}, "not what Adam takes away.*Take AdamW"),
         (RMSprop, {}, "not what RMSprop takes away"),
+        (ASGD, {}, "not what ASGD takes away"),
         (AdamW, {"fixed_decay": "yes"}, "group 0 must be True or False; got 'yes'"),
         (AdamW, {"fixed_weight_decay": True, "fixed_decay": False}, "'fixed_weight_decay', which nobody reads"),
         (AdamW, {"fix_decay": True, "fixed_decay": False}, "did you mean 'fixed_decay'"),

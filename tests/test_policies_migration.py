@@ -47,11 +47,19 @@ def test_lc_hold_halves_gives_back_once_and_anneals_from_where_it_is():
     assert [step for step, _ in decisions] == [7, 10, 13, 16, 32]
     assert "log_density peaked: it rose from 1 to 5" in decisions[0][1]
     assert decisions[1][1] == (
-        "the fall of log_density can't be told from 0 at 2 probes in a row (upper end of its slope 0.2 per unit of log "
-        "step): level 0.5, lowered 1 of at most 2 times"
+        "log_density was not surely falling at 2 probes in a row (upper end of its slope 0.2 per unit of log step): "
+        "level 0.5, lowered 1 of at most 2 times"
     )
     assert "rose from 3.4 to 3.9, by more than 0.2: one lowering is given back, level 1" in decisions[2][1]
     assert "the last fall starts at the deadline, 8 updates before the end at 40, at 0.5 of the base" in decisions[4][1]
+
+
+@pytest.mark.parametrize("name", ["lc_wsd", "lc_hold", "lc_servo"])
+def test_no_peak_is_declared_in_the_warmup_so_that_the_rate_never_jumps(name):
+    policy = policies.create(name, warmup=0.5, min_stable=0.0, patience=1)
+    rates, decisions = simulate(policy, _probes([(3.0, -1.0)] * 30, ""), 40)
+    np.testing.assert_allclose(rates[:20], (np.arange(20) + 1) / 20)
+    assert decisions[0][0] == 20 and "peaked" in decisions[0][1]
 
 
 def test_lc_hold_keeps_the_rate_while_the_fall_is_sure():
@@ -136,12 +144,13 @@ def test_a_planted_rise_and_fall_is_declared_at_the_hand_computed_step(name):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("lc_hold", {"flat": 0}), ("lc_hold", {"factor": 1.0}), ("lc_hold", {"most": -1}),
+        ("lc_hold", {"flat": 0}), ("lc_hold", {"factor": 1e-3}), ("lc_hold", {"most": 101}),
         ("lc_hold", {"cooldown": -1}),
         ("lc_hold", {"patience": 0}), ("lc_hold", {"decay_share": 2}), ("lc_servo", {"gain": 0.2}),
         ("lc_servo", {"deadband": -0.1}), ("lc_servo", {"aim": 0}), ("lc_servo", {"min_scale": 0.0}),
         ("lc_servo", {"max_scale": 0.5}), ("step", {"milestones": (0.5, 1.5)}), ("step", {"milestones": (0.5, 0.2)}),
-        ("step", {"milestones": 0.5}), ("step", {"factor": 0}), ("greedy", {"factor": 1.0}),
+        ("step", {"milestones": 0.5}), ("step", {"milestones": (0.1,) * 21}), ("step", {"factor": 0}),
+        ("greedy", {"factor": 1.0}),
         ("greedy", {"patience": -1}), ("greedy", {"window": 0}), ("greedy", {"max_scale": 0.1}),
         ("greedy", {"reading": ""}), ("greedy", {"threshold": -1}),
     ],

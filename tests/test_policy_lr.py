@@ -5,6 +5,7 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import SGD, lr_scheduler
@@ -190,6 +191,22 @@ def test_its_state_is_plain_and_loads_with_weights_only(rate):
     torch.save(state, file)
     file.seek(0)
     assert torch.load(file, weights_only=True) == state
+
+
+def test_the_same_policy_is_described_alike_whatever_its_numbers_are_made_of():
+    class Plain:
+        def init(self):
+            return {}
+
+        def update(self, observation, state):
+            return policies.Decision(1.0, state)
+
+    inside = [PolicyLR(_optimizer(), policies.create("clip", policy=Plain()), 5).state_dict() for _ in range(2)]
+    assert inside[0]["policy"] == inside[1]["policy"] == "Clip(policy=Plain(), low=0.0001, high=1.0)"
+    ours, theirs = (
+        PolicyLR(_optimizer(), policies.create("lc_wsd", hold=hold), 5).state_dict() for hold in (0.1, np.float64(0.1))
+    )
+    assert ours["policy"] == theirs["policy"]
 
 
 def test_a_saved_state_does_not_change_with_the_scheduler():

@@ -284,8 +284,10 @@ def test_what_a_run_heard_is_told_to_a_yoked_policy(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"every": 0}, "`every` of a signal"), ({"points": 0}, "`points`"), ({"directions": 0}, "`directions`"),
+        ({"every": 0}, "`every` of a signal"), ({"points": 1}, "`points`"), ({"radii": ()}, "`radii`"),
+        ({"radii": 0.05}, "`radii`"), ({"radii": (0.1, -1.0)}, "`radii`"), ({"directions": 0}, "`directions`"),
         ({"window": 1}, "`window`"), ({"quantities": ()}, "`quantities`"), ({"quantities": "loss"}, "`quantities`"),
+        ({"quantities": 3}, "`quantities`"),
         ({"quantities": ("los",)}, "Did you mean 'loss'"),
     ],
 )  # fmt: skip
@@ -295,7 +297,39 @@ def test_a_signal_says_what_it_takes(wrong, words):
 
 
 def test_a_signal_without_images_or_labels_is_refused(net, images):
-    with pytest.raises(UsageError, match="at least one image"):
-        gk.LocalComplexitySignal(net, images[:0])
-    with pytest.raises(UsageError, match="needs the `labels`"):
-        gk.LocalComplexitySignal(net, images, SMALL)
+    for wrong in (images[:1], images.numpy()):
+        with pytest.raises(UsageError, match="tensor of at least 2 images; got"):
+            gk.LocalComplexitySignal(net, wrong)
+    for wrong in (None, LABELS[:3]):
+        with pytest.raises(UsageError, match="a label for each of its 40 images; got"):
+            gk.LocalComplexitySignal(net, images, SMALL, labels=wrong)
+
+
+def test_its_points_stay_when_the_caller_shuffles_his_images(net, images):
+    signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS.clone())
+    before = signal.read(0)
+    images.copy_(images.flip(0))
+    assert _same(signal.read(0), before)
+
+
+def test_a_state_of_another_signal_is_refused_and_an_empty_one_is_a_fresh_start(net, images):
+    signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS)
+    signal.read(10)
+    state = signal.state_dict()
+    with pytest.raises(UsageError, match="the state is of density, loss, oui; this signal reads density"):
+        gk.LocalComplexitySignal(net, images).load_state_dict(state)
+    with pytest.raises(UsageError, match="of 30 points; this signal has 20"):
+        gk.LocalComplexitySignal(net, images[:20], SMALL, labels=LABELS[:20]).load_state_dict(state)
+    signal.load_state_dict({})
+    assert math.isnan(signal.read(20)["log_density_slope"])
+
+
+def test_an_infinite_loss_does_not_stay_in_the_window(net, images):
+    signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS)
+    signal.read(10)
+    kept = copy.deepcopy(net.state_dict())
+    with torch.no_grad():
+        net[5].bias[0] = math.inf
+    signal.read(20)
+    net.load_state_dict(kept)
+    assert math.isfinite(signal.read(30)["log_loss_slope_high"])

@@ -24,7 +24,7 @@ def test_a_wrapper_takes_a_policy_a_name_or_a_mapping():
     nested = policies.create("clip", policy={"name": "warmup", "policy": {"name": "wsd", "shape": "linear"}})
     assert nested.policy.policy.shape == "linear" and nested.reading is None
     assert policies.create("clip", policy="lc_hold").reading == "log_density"
-    for wrong in (3, policies.Policy, {"shape": "linear"}):
+    for wrong in (3, policies.Policy, {"shape": "linear"}, None):
         with pytest.raises(UsageError, match="`policy` must be"):
             policies.create("clip", policy=wrong)
     with pytest.raises(UnknownNameError, match="Did you mean 'rate_limit'"):
@@ -64,6 +64,12 @@ def test_guard_answers_a_loss_that_is_not_finite_at_once_and_has_a_floor():
     policy = policies.create("guard", policy="constant", freeze=0, min_scale=0.3)
     rates, decisions = simulate(policy, [{"train_loss": math.nan}, {"train_loss": math.inf}, {"other": 1.0}], 5)
     assert rates.tolist() == [1, 0.5, 0.3, 0.3, 0.3] and "train_loss is nan, not finite" in decisions[0][1]
+
+
+@pytest.mark.parametrize("losses", [[-2.0] * 6, [0.0, 0.0, 0.0, 1e-9, 1.0]])
+def test_guard_makes_nothing_of_a_median_that_is_not_positive(losses):
+    policy = policies.create("guard", policy="constant")
+    assert simulate(policy, [{"train_loss": loss} for loss in losses], 8).rates.tolist() == [1.0] * 8
 
 
 def test_guard_takes_no_median_of_fewer_than_three():
@@ -152,7 +158,7 @@ def test_greedy_moves_both_ways(options, losses, expected):
 
 
 def test_news_of_another_form_or_order_are_refused():
-    for wrong in ([1.0], [(1, 2.0)], [(1.5, {"a": 1.0})]):
+    for wrong in ([1.0], [(1, 2.0)], [(1.5, {"a": 1.0})], [(1, {"a": "b"})], None, 3):
         with pytest.raises(UsageError, match="`news` must hold pairs"):
             policies.create("yoked", policy="lc_wsd", news=wrong)
     with pytest.raises(UsageError, match="order of their steps"):

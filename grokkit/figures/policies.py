@@ -162,7 +162,7 @@ def _notes(told: pd.DataFrame, ends: pd.DataFrame, best: Mapping[str, str]) -> l
     steps = ends[ends["outcome"] == "steps_to_robust"]
     never = int(steps["censored"].sum())
     notes.append(
-        f"{never} of {len(steps)} runs never reached the robust accuracy asked for and count with their last step."
+        f"{never} of {len(steps)} runs never reached the robust accuracy asked for and count with the whole budget."
         if never
         else ""
     )

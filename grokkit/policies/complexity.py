@@ -49,7 +49,7 @@ class ComplexityWSD(PeakRule):
         if state["phase"] != "decay":
             probed = self.hear(observation, state)
             self._leave_warmup(observation, state, reasons)
-            if probed:
+            if probed and state["phase"] == "stable":
                 self.declare_peak(observation, state, reasons)
             self._start_decay(observation, state, reasons)
         return Decision(self._scale(observation, state), state, "; ".join(reasons) or None)

@@ -4,7 +4,7 @@ was never the feedback's."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,8 @@ class Sham(Wrapper):
 class Yoked(Wrapper):
     """The policy hears what another run heard, when it heard it: that run's learning rates, step by step, open loop.
 
-    A policy is a pure function of its news, so the rates are those of the other run exactly, if the budgets are equal.
+    A policy is a pure function of its news, so the rates are those of the other run exactly, if the budgets are equal
+    and `news` holds all that its policy listened to; `grokkit.heard` has the readings of the signal, not the losses.
 
     Args:
         news: pairs (step, readings) in the order of their steps, as `grokkit.heard(run)` gives them.
@@ -90,13 +91,16 @@ class Shuffled(Yoked):
         return tuple((step, self.news[place][1]) for (step, _), place in zip(self.news, order, strict=True))
 
 
-def _checked(news: Sequence[Any]) -> News:
+def _checked(news: Any) -> News:
     found = []
-    for item in news:
-        step, readings = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
-        if isinstance(step, bool) or not isinstance(step, int) or not isinstance(readings, Mapping):
-            raise UsageError(f"`news` must hold pairs (step, {{name: number}}), as gk.heard(run) gives; got {item!r}")
-        found.append((step, {str(name): float(value) for name, value in readings.items()}))
+    for item in news if isinstance(news, tuple | list) else (news,):
+        try:
+            step, readings = item
+            found.append((operator.index(step), {str(name): float(value) for name, value in readings.items()}))
+        except (TypeError, ValueError, AttributeError):
+            raise UsageError(
+                f"`news` must hold pairs (step, {{name: number}}), as gk.heard(run) gives; got {item!r}"
+            ) from None
     if [step for step, _ in found] != sorted(step for step, _ in found):
         raise UsageError("`news` must be in the order of their steps, as gk.heard(run) gives them")
     return tuple(found)

@@ -57,7 +57,7 @@ class Migration(PeakRule):
             self._leave_warmup(observation, state, reasons)
             if probed and state["phase"] == "migrate":
                 self.migrate(observation, state, reasons)
-            elif probed and self.declare_peak(observation, state, reasons):
+            elif probed and state["phase"] == "ascent" and self.declare_peak(observation, state, reasons):
                 state["phase"] = "migrate"
             self._start_anneal(observation, state, reasons)
         return Decision(self._scale(observation, state), state, "; ".join(reasons) or None)
@@ -109,8 +109,8 @@ class ComplexityHold(Migration):
 
     Args:
         flat: probes in a row whose slope may be 0 that it takes, 1..1000000.
-        factor: factor in 1e-6..0.999999 on the level.
-        most: times that the level may be lowered, 0..1000.
+        factor: factor in 0.01..0.999999 on the level.
+        most: times that the level may be lowered, 0..100.
         cooldown: probes after a move during which nothing is decided, 0..1000000.
     """
 
@@ -122,8 +122,8 @@ class ComplexityHold(Migration):
     def __post_init__(self) -> None:
         super().__post_init__()
         require("flat", self.flat, 1, 1_000_000, "probes", whole=True)
-        require("factor", self.factor, 1e-6, 0.999999, "factor on the level")
-        require("most", self.most, 0, 1000, "times", whole=True)
+        require("factor", self.factor, 0.01, 0.999999, "factor on the level")
+        require("most", self.most, 0, 100, "times", whole=True)
         require("cooldown", self.cooldown, 0, 1_000_000, "probes", whole=True)
 
     def unmigrated(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class ComplexityHold(Migration):
             probes = state["level_free"]
             self._move(state, self.factor, lowered=state["lowered"] + 1)
             reasons.append(
-                f"the fall of {self.reading} can't be told from 0 at {probes} probes in a row (upper end of its slope "
+                f"{self.reading} was not surely falling at {probes} probes in a row (upper end of its slope "
                 f"{high:.3g} per unit of log step): level {state['level']:.3g}, lowered {state['lowered']} of at most "
                 f"{self.most} times"
             )

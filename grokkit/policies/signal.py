@@ -57,8 +57,10 @@ def theil_sen(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def slope(steps: Sequence[int], values: np.ndarray, scales: Sequence[float] | None = None, seed: int = 0) -> Slope:
     """How fast the log of a mean over points changes with the log of the step.
 
-    The points are the same at every step, so a bootstrap sample takes the same ones at all of them: what the points
-    have in common cancels, as it should in a difference. What the steps have in common, the frames, is not in it.
+    The points are the same at every step, so a bootstrap sample takes the same ones at all of them: what the steps have
+    in common at a point cancels, as it should in a difference. The interval is for the choice of points, given these
+    weights: what moves all points together from one reading to the next, an update's own noise, is not in it, nor are
+    the frames. So a fall is sure at these points and for these readings, not sure to last.
 
     Args:
         steps: n updates >= 1, rising.
@@ -77,7 +79,7 @@ def slope(steps: Sequence[int], values: np.ndarray, scales: Sequence[float] | No
     offsets = np.zeros(len(x)) if scales is None else np.log(np.asarray(scales, dtype=np.float64))
     points = values.shape[1]
     chosen = np.random.default_rng(seed).multinomial(points, np.full(points, 1 / points), size=RESAMPLES)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         own = np.log(values.mean(axis=1)) - offsets
         resampled = np.log(chosen @ values.T / points) - offsets
     found = theil_sen(x, resampled[np.isfinite(resampled).all(axis=1)])

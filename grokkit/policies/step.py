@@ -16,7 +16,7 @@ class Step:
     """Multiply the rate by `factor` at each milestone, as `torch.optim.lr_scheduler.MultiStepLR` does.
 
     Args:
-        milestones: shares of the updates in 0..1, in rising order.
+        milestones: shares of the updates in 0..1, in rising order, 20 at most.
         factor: factor in 1e-6..0.999999 on the scale at each of them.
     """
 
@@ -24,8 +24,10 @@ class Step:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.milestones, tuple | list):
-            raise UsageError(f"`milestones` must be shares of the updates such as (0.5, 0.75); got {self.milestones!r}")
+        if not isinstance(self.milestones, tuple | list) or len(self.milestones) > 20:
+            raise UsageError(
+                f"`milestones` must be at most 20 shares of the updates, such as (0.5, 0.75); got {self.milestones!r}"
+            )
         object.__setattr__(self, "milestones", tuple(self.milestones))
         for share in self.milestones:
             require("milestones", share, 0, 1, "shares of the updates")

@@ -21,7 +21,7 @@ class Wrapper:
         policy: a policy, its name, or a mapping with its name and parameters.
     """
 
-    policy: Any
+    policy: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policy", as_policy(self.policy))
@@ -115,8 +115,9 @@ class Guard(Wrapper):
     """Lower the rate, and leave the policy in the dark for a while, where the loss is not finite or explodes.
 
     The loss explodes where it is more than `factor` times the median of its last `window` finite readings, of which
-    there must be 3 at least. Then the scale is multiplied by `shrink`, for good, and for the next `freeze` readings of
-    the loss nothing is decided and the inner policy hears nothing; its clock goes on.
+    there must be 3 at least; a median of 0 or less, as of a logarithm, says nothing. Then the scale is multiplied by
+    `shrink`, for good, and for the next `freeze` readings of the loss nothing is decided and the inner policy hears
+    nothing; its clock goes on.
 
     Args:
         loss: name of the reading that is watched.
@@ -163,12 +164,12 @@ class Guard(Wrapper):
         if self.loss not in observation.readings:
             return state, None
         value = float(observation.readings[self.loss])
-        middle = median(state["recent"]) if len(state["recent"]) >= 3 else math.inf
+        middle = median(state["recent"]) if len(state["recent"]) >= 3 else 0.0
         if math.isfinite(value):
             state = state | {"recent": [*state["recent"], value][-self.window :]}
         if state["frozen"]:
             return state | {"frozen": state["frozen"] - 1}, None
-        if math.isfinite(value) and value <= self.factor * middle:
+        if math.isfinite(value) and (middle <= 0 or value <= self.factor * middle):
             return state, None
         level = max(self.min_scale, state["level"] * self.shrink)
         found = f"more than {self.factor:g} times the median {middle:.4g}" if math.isfinite(value) else "not finite"

@@ -2,7 +2,7 @@
 
 An update takes away the share lr * weight_decay of a weight (AdamW, SGD's L2, Muon), so that a schedule of the rate is
 one of the decay too, and what it does to a net is the work of both. In a parameter group with `fixed_decay=True` that
-share stays what it was at the base rate, initial_lr * initial_weight_decay, whoever moves the rate.
+share stays what it was at the base rate, whoever moves the rate.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
-from torch.optim import Adadelta, Adagrad, Adamax, Optimizer, RMSprop
+from torch.optim import ASGD, Adadelta, Adagrad, Adamax, Optimizer, RMSprop
 
 from grokkit.errors import UsageError
 
 KEY = "fixed_decay"
 """In a parameter group: True keeps lr * weight_decay at its base value."""
 
-_NORMALISING = (Adadelta, Adagrad, Adamax, RMSprop)
-"""They divide the decay by the gradients' size, as do others of torch that say `decoupled_weight_decay=False`."""
+_BASE = "lr_of_initial_weight_decay"
+"""In a parameter group whose decay is kept: the rate at which it has its own weight decay."""
+
+_NORMALISING = (Adadelta, Adagrad, Adamax, RMSprop, ASGD)
+"""They divide the decay by the gradients' size, as do others of torch that say `decoupled_weight_decay=False`; ASGD has
+a rate of its own."""
 
 _ALIKE = 0.7
 """Likeness from which another key is taken for a slip of the pen; `no_decay`, a usual mark, has 0.63."""
@@ -70,8 +73,8 @@ def remember_decay(optimizer: Optimizer) -> None:
         if "initial_weight_decay" in group or not group.get(KEY):
             continue
         _check(optimizer, group, number)
-        rate = group["lr"]
-        group.setdefault("initial_lr", rate.clone() if isinstance(rate, Tensor) else rate)
+        # a key of its own: some schedulers write their own peak into initial_lr
+        group[_BASE] = float(group.get("initial_lr", group["lr"]))
         group["initial_weight_decay"] = group["weight_decay"]
 
 
@@ -86,7 +89,7 @@ def hold_decay(optimizer: Optimizer, *_: Any) -> None:
     remember_decay(optimizer)
     for group in optimizer.param_groups:
         if group.get(KEY):
-            rate, base = float(group["lr"]), float(group["initial_lr"])
+            rate, base = float(group["lr"]), group[_BASE]
             group["weight_decay"] = group["initial_weight_decay"] * (base / rate if rate else 1.0)
 
 
@@ -102,5 +105,5 @@ def _check(optimizer: Optimizer, group: dict[str, Any], number: int) -> None:
     if isinstance(optimizer, _NORMALISING) or group.get("decoupled_weight_decay") is False:
         raise UsageError(
             f"`{KEY}` of parameter group {number} keeps lr * weight_decay, which is not what {kind} takes away: it "
-            "divides the decay by the gradients' size. Take AdamW, or leave it out"
+            "scales the decay by other things too. Take AdamW, or leave it out"
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
+from numbers import Real
 from typing import Any
 
 from torch import Tensor, distributed
@@ -185,7 +186,19 @@ class PolicyLR(LRScheduler):
 
     def _description(self) -> str:
         """Class and parameters, those of the policies inside too."""
-        return repr(self.policy) if is_dataclass(self.policy) else f"{type(self.policy).__name__}()"
+        return _described(self.policy)
+
+
+def _described(value: Any) -> str:
+    """As `repr`, the same for NumPy's numbers as for Python's, and without the address of an object that has none."""
+    if is_dataclass(value) and not isinstance(value, type):
+        inside = ", ".join(f"{each.name}={_described(getattr(value, each.name))}" for each in fields(value))
+        return f"{type(value).__name__}({inside})"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_described, value))})"
+    if isinstance(value, Real):
+        return repr(value if isinstance(value, bool | int) else float(value))
+    return f"{type(value).__name__}()" if isinstance(value, Policy) else repr(value)
 
 
 def _set(group: dict[str, Any], rate: float) -> None:
@@ -199,7 +212,7 @@ def _set(group: dict[str, Any], rate: float) -> None:
 def _numbers(readings: Mapping[str, float] | None) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in ({} if readings is None else readings).items()}
-    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise UsageError(
             f'news must be numbers by name, such as {{"train_loss": 0.5}}, or None; got {readings!r}'
         ) from error

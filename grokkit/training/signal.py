@@ -40,8 +40,8 @@ class Signal:
 
     Args:
         every: steps between two readings; 0 is always read.
-        points: images of the probe set, the first ones.
-        directions: orthonormal directions of the frame.
+        points: images of the probe set, the first ones; 2 or more.
+        directions: orthonormal directions of the frame; of a smaller input as many as it has dimensions.
         radii: neighbourhood radii, in the input space of the net.
         probe_set: whose images.
         quantities: what is read, of `density`, `loss`, `oui`.
@@ -59,12 +59,14 @@ class Signal:
     window: int = 8
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("points", 1), ("directions", 1), ("window", 2)):
+        for name, least in (("every", 1), ("points", 2), ("directions", 1), ("window", 2)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"`{name}` of a signal must be an int of at least {least}; got {value!r}")
-        if isinstance(self.quantities, str) or not self.quantities:
+        if not isinstance(self.quantities, tuple | list) or not self.quantities:
             raise UsageError(f"`quantities` must be some of {', '.join(QUANTITIES)}; got {self.quantities!r}")
+        if not isinstance(self.radii, tuple | list) or not self.radii or not all(radius > 0 for radius in self.radii):
+            raise UsageError(f"`radii` of a signal must be one or more numbers above 0; got {self.radii!r}")
         for name in self.quantities:
             if name not in QUANTITIES:
                 raise UsageError(f"a signal reads {', '.join(QUANTITIES)}; got {name!r}.{nearest(name, [*QUANTITIES])}")
@@ -96,18 +98,18 @@ class LocalComplexitySignal:
     """A `Signal` of a model at given images, in any loop: `policy.observe(signal(step)); policy.step()`.
 
     It remembers the last `window` readings for the slope; `state_dict` and `load_state_dict` carry them over a stop.
-    The model is measured in eval mode and strict precision and is as it was afterwards.
+    The model is measured in eval mode and strict precision, on any device, and is as it was afterwards.
 
     Args:
         model: any module; a `Classifier` is measured behind its normalisation.
-        images: (N, ...) tensor as the model takes them, on its device; the first `signal.points` are used.
+        images: (N, ...) tensor as the model takes them, on its device; of the first `signal.points` a copy is kept.
         signal: what is read, and how often.
         labels: (N,) int64, for the quantity `loss`.
         loss: `cross_entropy` or `mse`, of the quantity `loss`.
         seed: root of the frames and of the resampling.
 
     Raises:
-        UsageError: no images, or `loss` without labels.
+        UsageError: fewer than 2 images, or `loss` without a label for each.
     """
 
     def __init__(
@@ -121,13 +123,16 @@ class LocalComplexitySignal:
         seed: int = 0,
     ) -> None:
         self.signal = signal or Signal()
-        if len(images) == 0:
-            raise UsageError("a signal needs at least one image; got none")
-        if "loss" in self.signal.quantities and labels is None:
-            raise UsageError("the quantity `loss` of a signal needs the `labels` of its images")
+        if not isinstance(images, Tensor) or len(images) < 2:
+            raise UsageError(f"a signal needs a tensor of at least 2 images; got {_sort_of(images)}")
+        if "loss" in self.signal.quantities and (labels is None or len(labels) != len(images)):
+            raise UsageError(
+                f"the quantity `loss` of a signal needs a label for each of its {len(images)} images; got "
+                f"{_sort_of(labels)}"
+            )
         self._model, self._seed, self._loss = model, seed, loss_function(loss)
-        self._images = images[: self.signal.points]
-        self._labels = None if labels is None else labels[: self.signal.points]
+        self._images = images[: self.signal.points].clone()
+        self._labels = None if labels is None else labels[: self.signal.points].clone()
         self._rows: dict[str, list[_Row]] = {name: [] for name in self.signal.quantities}
 
     @classmethod
@@ -155,7 +160,8 @@ class LocalComplexitySignal:
         for name, row in newest.items():
             # step 0 and a mean of 0 have no logarithm; a step that is read again, after a stop, takes its own place
             earlier = [each for each in self._rows[name] if 0 < each.step < step]
-            self._rows[name] = [*earlier, *([row] if row.values.mean() > 0 else [])][-self.signal.window :]
+            usable = [row] if 0 < row.values.mean() < math.inf else []
+            self._rows[name] = [*earlier, *usable][-self.signal.window :]
             readings |= self._told(name, row)
         return readings
 
@@ -171,7 +177,7 @@ class LocalComplexitySignal:
     def _density(self, net: nn.Module, inputs: Tensor) -> tuple[np.ndarray, float]:
         radii = self.signal.radii
         directions = min(self.signal.directions, inputs[0].numel())
-        spectrum = complexity_spectrum(net, inputs, radii, directions, seed=self._seed, quantiles=())
+        spectrum = complexity_spectrum(net, inputs, radii, directions, seed=self._seed, quantiles=(), tangents="exact")
         density = spectrum.counts.sum(2).double() / torch.tensor(radii, dtype=torch.float64)[:, None]
         return np.median(density.numpy(), axis=0), float(max(sum(spectrum.live_units.values()), 1))
 
@@ -200,11 +206,27 @@ class LocalComplexitySignal:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self._rows = {
-            name: [_Row(row["step"], np.asarray(row["values"]), row["scale"]) for row in state.get(name, [])]
+        """The inverse of `state_dict`; an empty one is a signal that has read nothing.
+
+        Raises:
+            UsageError: the state of a signal of other quantities, or at another number of points.
+        """
+        if state and set(state) != set(self.signal.quantities):
+            raise UsageError(
+                f"the state is of {', '.join(state)}; this signal reads {', '.join(self.signal.quantities)}"
+            )
+        rows = {
+            name: [_Row(row["step"], row["values"].cpu().numpy(), row["scale"]) for row in state.get(name, [])]
             for name in self.signal.quantities
         }
+        for row in (row for each in rows.values() for row in each):
+            if len(row.values) != len(self._images):
+                raise UsageError(f"the state is of {len(row.values)} points; this signal has {len(self._images)}")
+        self._rows = rows
+
+
+def _sort_of(given: Any) -> str:
+    return f"{type(given).__name__} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
 
 
 def heard(run: Run) -> list[tuple[int, dict[str, float]]]:
