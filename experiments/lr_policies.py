@@ -67,10 +67,11 @@ import pandas as pd
 
 import grokkit as gk
 from grokkit import RunConfig, part
-from grokkit.analysis.arms import usual_pairs, with_best
+from grokkit.analysis.arms import arms_of, usual_pairs, with_best
 from grokkit.analysis.comparison import comparisons
 from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes
 from grokkit.analysis.tables import read_table
+from grokkit.errors import UsageError
 from grokkit.names import FigureData
 from grokkit.policies import Observation
 from grokkit.policies.peak import PeakRule
@@ -303,8 +304,10 @@ def pilot(task: RunConfig, seeds: list[int], runs: Path) -> None:
 def collect(task: str, seeds: list[int], runs: Path, folder: Path) -> None:
     """Put the finished runs of a task and these seeds into its table, their decisions into another; those that are
     there stay. The pilot's seeds go into a folder of their own."""
-    folder.mkdir(parents=True, exist_ok=True)
     finished = [run for run in find_runs(runs) if _is_of(run, task, seeds) and run.status["state"] == "done"]
+    if not finished:
+        raise UsageError(f"there is no finished run of {task} with one of these seeds below {runs}")
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{task}.csv.gz"
     parts = [*([read_table(path)] if path.exists() else []), *(_thinned(gk.table([run])) for run in finished)]
     table = pd.concat(parts, ignore_index=True).drop_duplicates(["run", "measure", "probe_set", "attack", "step"])
@@ -342,6 +345,15 @@ def _thinned(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table[measured & whole], table[table["measure"] == "log_density"], rates[::5], rates[-1:]])
 
 
+def same_rates(table: pd.DataFrame, arm: str, reference: str) -> int:
+    """Seeds for which two arms of one task and decay had the same learning rates at every step of the table."""
+    rates = table[table["measure"] == "learning_rate"]
+    rates = rates.assign(arm=arms_of(rates["run"])["arm"])
+    traces = rates.sort_values("step").groupby(["arm", "seed"])[["step", "value"]].agg(tuple).agg(tuple, axis=1)
+    both = [traces.get((name, seed)) for seed in traces.index.unique("seed") for name in (arm, reference)]
+    return sum(ours is not None and ours == theirs for ours, theirs in zip(both[::2], both[1::2], strict=True))
+
+
 def report(task: str, folder: Path, figures: Path) -> None:
     """Draw the figure of each decay and write the verdicts."""
     path = folder / f"{task}.csv.gz"
@@ -355,10 +367,17 @@ def report(task: str, folder: Path, figures: Path) -> None:
         drawn = gk.figures.create("policies", chosen, margins=MARGINS, thresholds=THRESHOLDS)
         print(*gk.figures.save(drawn, figures / f"{task}-{decay}"), sep="\n")
         ends = with_best(outcomes(rows, THRESHOLDS), LARGER_IS_BETTER)
-        told.append(comparisons(ends, usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS))
+        compared = comparisons(ends, usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS)
+        same = [
+            same_rates(rows, arm, reference) for arm, reference in zip(compared.arm, compared.reference, strict=True)
+        ]
+        told.append(compared.assign(same_rates=same))
     verdicts = pd.concat(told, ignore_index=True)
     verdicts.to_csv(folder / f"{task}_verdicts.csv", index=False, float_format="%.6g")
-    columns = ["decay", "outcome", "arm", "reference", "n", "mean", "low", "high", "p_holm", "cliffs_delta", "verdict"]
+    columns = [
+        "decay", "outcome", "arm", "reference", "n", "same_rates", "mean", "low", "high", "p_holm", "cliffs_delta",
+        "within_margin", "verdict",
+    ]  # fmt: skip
     print(verdicts[columns].round(4).to_string(index=False))
 
 

@@ -9,6 +9,7 @@ import grokkit as gk
 from grokkit import policies
 from grokkit.analysis.outcomes import outcomes
 from grokkit.analysis.tables import read_table
+from grokkit.errors import UsageError
 from grokkit.registry import run_file
 
 FILE = Path(__file__).resolve().parents[1] / "experiments" / "lr_policies.py"
@@ -20,9 +21,11 @@ def study():
 
 
 def _small(study):
-    """The digits task with 200 updates and a reading every 10."""
+    """The digits task with 120 updates and a reading every 6, attacked a little."""
+    attack = gk.part("robust_accuracy", epsilons=(0.1,), points=40, steps=2)
     return study.digits().replace(
-        steps=200, signal={"every": 10}, probes={"train": 128, "test": 100, "random": 0},
+        measures=(gk.part("accuracy"), attack), steps=120, signal={"every": 6},
+        probes={"train": 128, "test": 60, "random": 0},
         data=gk.part("digits", size=8, train=128), batch_size=64,
     )  # fmt: skip
 
@@ -82,22 +85,29 @@ def test_a_pair_of_seeds_runs_is_collected_once_and_reported(study, tmp_path, mo
         donor, yoked = by_name[f"digits-coupled-{arm}-s1"], by_name[f"digits-coupled-yoked_{arm}-s0"]
         rates = [run.metrics.query("metric == 'learning_rate'").value.tolist() for run in (donor, yoked)]
         assert rates[0] == rates[1], arm
-    study.collect("digits", runs, out)
+    with pytest.raises(UsageError, match="no finished run of digits with one of these seeds"):
+        study.collect("digits", [100, 101], runs, out)
+    study.collect("digits", [0, 1], runs, out)
     first = (out / "digits.csv.gz").read_bytes()
-    study.collect("digits", runs, out)
+    study.collect("digits", [0, 1], runs, out)
     assert (out / "digits.csv.gz").read_bytes() == first
     table = read_table(out / "digits.csv.gz")
     whole = outcomes(gk.table(done), {"digits": 0.1})
     thinned = outcomes(table, {"digits": 0.1})
     keys = ["arm", "seed", "outcome"]
     pd.testing.assert_frame_equal(
-        whole.sort_values(keys, ignore_index=True), thinned.sort_values(keys, ignore_index=True), rtol=1e-5
+        whole.sort_values(keys, ignore_index=True), thinned.sort_values(keys, ignore_index=True), check_exact=True
     )
-    assert study._collected(out / "digits.csv.gz") == {
-        (f"digits-coupled-{arm}", s) for arm in study.ARMS for s in (0, 1)
-    }
+    names = set(table["run"])
+    assert study._is_collected(task, "coupled", (0, 1), names)
+    assert not study._is_collected(task, "fixed", (0, 1), names)
+    assert not study._is_collected(task.replace(steps=130), "coupled", (0, 1), names), "another config"
     monkeypatch.setattr(study, "THRESHOLDS", {"digits": 0.1})
     study.report("digits", out, tmp_path / "figures")
     verdicts = pd.read_csv(out / "digits_verdicts.csv")
     assert len(verdicts) == 18 and set(verdicts.verdict) == {"not tested"}
+    rates = {name: run.metrics.query("metric == 'learning_rate'").value.tolist() for name, run in by_name.items()}
+    for row in verdicts.itertuples():
+        pairs = [(f"digits-coupled-{row.arm}-s{seed}", f"digits-coupled-{row.reference}-s{seed}") for seed in (0, 1)]
+        assert row.same_rates == sum(rates[a] == rates.get(b) for a, b in pairs)
     assert (tmp_path / "figures" / "digits-coupled.png").stat().st_size > 50_000
