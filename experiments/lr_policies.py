@@ -302,24 +302,30 @@ def pilot(task: RunConfig, seeds: list[int], runs: Path) -> None:
 
 
 def collect(task: str, seeds: list[int], runs: Path, folder: Path) -> None:
-    """Put the finished runs of a task and these seeds into its table, their decisions into another; those that are
-    there stay. The pilot's seeds go into a folder of their own."""
+    """Add the finished runs of a task and these seeds to its table, their decisions to another; those that are there
+    stay. The pilot's seeds go into a folder of their own."""
     finished = [run for run in find_runs(runs) if _is_of(run, task, seeds) and run.status["state"] == "done"]
     if not finished:
         raise UsageError(f"there is no finished run of {task} with one of these seeds below {runs}")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{task}.csv.gz"
-    parts = [*([read_table(path)] if path.exists() else []), *(_thinned(gk.table([run])) for run in finished)]
-    table = pd.concat(parts, ignore_index=True).drop_duplicates(["run", "measure", "probe_set", "attack", "step"])
-    # unrounded, because ties between runs count; of a fixed time, so that the same rows are the same bytes
-    table.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
-    told = folder / f"{task}_decisions.csv.gz"
-    events = [{"run": run.name, "step": event["step"], "lr": event["lr"], "text": event["text"]}
-              for run in finished for event in run.events if event["kind"] == "policy"]  # fmt: skip
-    new = pd.DataFrame(events, columns=["run", "step", "lr", "text"])
-    rows = pd.concat([*([pd.read_csv(told)] if told.exists() else []), new], ignore_index=True)
-    rows.drop_duplicates(["run", "step"]).to_csv(told, index=False, compression={"method": "gzip", "mtime": 0})
-    print(f"{path}: {table['run'].nunique()} runs, {len(table)} rows")
+    tables, decided = (_collected(folder / f"{name}.csv.gz") for name in (task, f"{task}_decisions"))
+    known = {run for each in tables for run in each["run"]}
+    new = [run for run in finished if run.name not in known]
+    told = [
+        {"run": run.name, "step": event["step"], "lr": event["lr"], "text": event["text"]}
+        for run in new for event in run.events if event["kind"] == "policy"
+    ]  # fmt: skip
+    decisions = pd.concat([*decided, pd.DataFrame(told, columns=["run", "step", "lr", "text"])], ignore_index=True)
+    table = pd.concat([*tables, *(_thinned(gk.table([run])) for run in new)], ignore_index=True)
+    for rows, name in ((table, task), (decisions, f"{task}_decisions")):
+        # unrounded, because ties between runs count; of a fixed time, so that the same rows are the same bytes
+        rows.to_csv(folder / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+    print(f"{folder / task}.csv.gz: {table['run'].nunique()} runs, {len(table)} rows, {len(new)} runs are new")
+
+
+def _collected(path: Path) -> list[pd.DataFrame]:
+    """What was collected before: a frame, or none."""
+    return [pd.read_csv(path)] if path.exists() else []
 
 
 def _is_collected(task: RunConfig, decay: str, pair: tuple[int, int], names: set[str]) -> bool:
