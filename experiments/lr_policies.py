@@ -344,11 +344,12 @@ def _is_of(run: Run, task: str, seeds: list[int]) -> bool:
 
 
 def _thinned(table: pd.DataFrame) -> pd.DataFrame:
-    """What the figure and the end points need, and every fifth learning rate."""
-    rates = table[table["measure"] == "learning_rate"]
+    """What of a run's table the figure and the end points need, and every fifth learning rate and the last."""
+    rates = table[table["measure"] == "learning_rate"].sort_values("step")
+    rates = rates[[k % 5 == 0 or k == len(rates) - 1 for k in range(len(rates))]]
     measured = table["measure"].isin(("accuracy", "robust_accuracy", "weight_norm")) & (table["measure_id"] != "log")
     whole = table["layer"].isin(("", "total"))
-    return pd.concat([table[measured & whole], table[table["measure"] == "log_density"], rates[::5], rates[-1:]])
+    return pd.concat([table[measured & whole], table[table["measure"] == "log_density"], rates])
 
 
 def same_rates(table: pd.DataFrame, arm: str, reference: str) -> int:
