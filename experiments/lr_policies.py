@@ -129,7 +129,7 @@ def cifar10() -> RunConfig:
         batch_size=100,
         steps=6_000,
         probes={"train": 500, "test": 1000, "random": 0},
-        measures=_measures(epsilon=2 / 255),
+        measures=_measures(epsilon=1 / 255),
         signal={"every": 200},
     )
 
