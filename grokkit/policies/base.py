@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -36,6 +37,17 @@ class Decision(NamedTuple):
     scale: float
     state: dict[str, Any]
     reason: str | None = None
+
+
+def reading_of(observation: Observation, name: str, state: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
+    """The finite reading called `name` or None, and the state with one more `ignored` for a reading that is not finite
+    and one more `missing` for news of other things only."""
+    if not observation.readings:
+        return None, state
+    if name not in observation.readings:
+        return None, state | {"missing": state["missing"] + 1}
+    value = float(observation.readings[name])
+    return (value, state) if math.isfinite(value) else (None, state | {"ignored": state["ignored"] + 1})
 
 
 @runtime_checkable

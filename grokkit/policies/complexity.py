@@ -6,37 +6,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.peak import PeakRule
-from grokkit.policies.wsd import decay_scale, require, require_decay, share_of, warmup_scale
+from grokkit.policies.peak import PeakWithDeadline
+from grokkit.policies.wsd import decay_scale, require, share_of
 
 
 @register("lc_wsd")
 @dataclass(frozen=True)
-class ComplexityWSD(PeakRule):
+class ComplexityWSD(PeakWithDeadline):
     """WARMUP -> STABLE -> DECAY, one way; the decay starts at the signal's peak or, without one, at the deadline.
 
     DECAY starts `hold` of the budget after the peak (see `PeakRule`), or when only `decay_share` of the budget is
     left, whichever is first. It takes `decay_share` of the budget; after an early decay the rate stays at
     `final_scale` until the end (the run is not stopped). Without a peak the rates are those of `wsd`.
 
-    Args:
-        warmup: share of the updates in 0..1 of the linear rise.
+    Args (and those of `PeakRule` and `PeakWithDeadline`):
         hold: share of the updates in 0..1 between peak and decay.
-        decay_share: share of the updates in 0..1 that the decay takes; warmup + decay_share <= 1.
-        final_scale: scale > 0 at the end of the decay, as a factor on the base learning rate.
-        shape: shape of the decay, `1-sqrt` or `linear`.
     """
 
-    warmup: float = 0.01
     hold: float = 0.0
-    decay_share: float = 0.2
-    final_scale: float = 1e-4
-    shape: str = "1-sqrt"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require("hold", self.hold, 0, 1, "share of the updates")
-        require_decay(self.warmup, self.decay_share, self.final_scale, self.shape)
 
     def init(self) -> dict[str, Any]:
         """Phase `warmup`, nothing heard, and `decay_step`, where the decay began."""
@@ -48,7 +39,7 @@ class ComplexityWSD(PeakRule):
         state = dict(state)
         if state["phase"] != "decay":
             probed = self.hear(observation, state)
-            self._leave_warmup(observation, state, reasons)
+            self.leave_warmup(observation, state, "stable", reasons)
             if probed and state["phase"] == "stable":
                 self.declare_peak(observation, state, reasons)
             self._start_decay(observation, state, reasons)
@@ -59,14 +50,7 @@ class ComplexityWSD(PeakRule):
         if state["phase"] == "decay":
             since = observation.step - state["decay_step"]
             return decay_scale(since, share_of(total, self.decay_share), self.final_scale, self.shape)
-        return warmup_scale(observation.step, share_of(total, self.warmup))
-
-    def _leave_warmup(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
-        updates = share_of(observation.total_steps, self.warmup)
-        if state["phase"] == "warmup" and observation.step >= updates:
-            state["phase"] = "stable"
-            if updates:
-                reasons.append(f"warmup over after {updates} updates, the rate is held")
+        return self.rise(observation)
 
     def _start_decay(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
         step, total = observation.step, observation.total_steps

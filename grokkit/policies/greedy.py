@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from grokkit.errors import UsageError
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.wsd import require, require_floor
+from grokkit.policies.base import reading_of
+from grokkit.policies.wsd import require, require_floor, require_name
 
 
 @register("greedy")
@@ -44,8 +43,7 @@ class Greedy:
     max_scale: float = 10.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reading, str) or not self.reading:
-            raise UsageError(f"`reading` must be the name of a reading; got {self.reading!r}")
+        require_name("reading", self.reading)
         require("factor", self.factor, 1e-6, 0.999999, "factor on the scale")
         require("threshold", self.threshold, 0, 1e12, "difference")
         for name in ("patience", "cooldown", "warmup"):
@@ -63,14 +61,10 @@ class Greedy:
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale kept in the state, moved where this observation's reading asks for it."""
-        if not observation.readings:
+        value, state = reading_of(observation, self.reading, state)
+        if value is None:
             return Decision(state["scale"], state)
-        if self.reading not in observation.readings:
-            return Decision(state["scale"], state | {"missing": state["missing"] + 1})
-        value = observation.readings[self.reading]
-        if not math.isfinite(value):
-            return Decision(state["scale"], state | {"ignored": state["ignored"] + 1})
-        recent = [*state["recent"], float(value)][-self.window :]
+        recent = [*state["recent"], value][-self.window :]
         state = state | {"recent": recent}
         if state["resting"]:
             return Decision(state["scale"], state | {"resting": state["resting"] - 1, "good": 0, "bad": 0})

@@ -8,33 +8,20 @@ from statistics import median
 from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.peak import PeakRule
-from grokkit.policies.wsd import decay_scale, require, require_decay, require_floor, share_of, warmup_scale
+from grokkit.policies.peak import PeakWithDeadline
+from grokkit.policies.wsd import decay_scale, require, require_floor, share_of
 
 
 @dataclass(frozen=True)
-class Migration(PeakRule):
+class Migration(PeakWithDeadline):
     """WARMUP -> ASCENT -> MIGRATE -> ANNEAL, one way; what happens in MIGRATE is the subclass's.
 
     ASCENT keeps the base rate until the peak (see `PeakRule`). MIGRATE begins there and moves a level by which the
     base rate is multiplied. ANNEAL begins when `decay_share` of the budget is left, whatever was heard, and falls from
     the present level to `final_scale` of it. Without a peak the rates are those of `wsd` of the same shape.
-
-    Args:
-        warmup: share of the updates in 0..1 of the linear rise.
-        decay_share: share of the updates in 0..1 that the last fall takes; warmup + decay_share <= 1.
-        final_scale: scale > 0 at the end of the fall, as a factor on the level it began at.
-        shape: shape of the fall, `linear` or `1-sqrt`.
     """
 
-    warmup: float = 0.01
-    decay_share: float = 0.2
-    final_scale: float = 1e-4
     shape: str = "linear"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_decay(self.warmup, self.decay_share, self.final_scale, self.shape)
 
     def init(self) -> dict[str, Any]:
         """Phase `warmup`, nothing heard, level 1; `unsloped` counts probes in MIGRATE without a usable slope."""
@@ -54,7 +41,7 @@ class Migration(PeakRule):
         state = dict(state)
         if state["phase"] != "anneal":
             probed = self.hear(observation, state)
-            self._leave_warmup(observation, state, reasons)
+            self.leave_warmup(observation, state, "ascent", reasons)
             if probed and state["phase"] == "migrate":
                 self.migrate(observation, state, reasons)
             elif probed and state["phase"] == "ascent" and self.declare_peak(observation, state, reasons):
@@ -68,14 +55,7 @@ class Migration(PeakRule):
             length = share_of(total, self.decay_share)
             since = observation.step - (total - length)
             return float(state["level"] * decay_scale(since, length, self.final_scale, self.shape))
-        return float(state["level"] * warmup_scale(observation.step, share_of(total, self.warmup)))
-
-    def _leave_warmup(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
-        updates = share_of(observation.total_steps, self.warmup)
-        if state["phase"] == "warmup" and observation.step >= updates:
-            state["phase"] = "ascent"
-            if updates:
-                reasons.append(f"warmup over after {updates} updates, the rate is held")
+        return float(state["level"] * self.rise(observation))
 
     def _start_anneal(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
         total = observation.total_steps
@@ -107,7 +87,7 @@ class ComplexityHold(Migration):
     * else a slope whose interval lies below 0 keeps the rate;
     * else, after `flat` such probes in a row, the level is multiplied by `factor`, at most `most` times.
 
-    Args:
+    Args (and those of `PeakRule` and `PeakWithDeadline`, with `shape="linear"`):
         flat: probes in a row whose slope may be 0 that it takes, 1..1000000.
         factor: factor in 0.01..0.999999 on the level.
         most: times that the level may be lowered, 0..100.
@@ -173,7 +153,7 @@ class ComplexityServo(Migration):
     e = (target - v) / target kept in -1..1, the level is multiplied by exp(gain x e) unless |e| <= `deadband`: up
     where the fall is too slow, down where it is too fast. It integrates nothing.
 
-    Args:
+    Args (and those of `PeakRule` and `PeakWithDeadline`, with `shape="linear"`):
         gain: of the servo, 0..0.18: no probe moves the rate by more than 1.2 times.
         deadband: error in 0..1 that is left alone.
         aim: probes that set the target, 1..1000000.

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from grokkit.errors import UsageError
 from grokkit.policies import Observation
-from grokkit.policies.wsd import require, share_of
+from grokkit.policies.base import reading_of
+from grokkit.policies.wsd import require, require_decay, require_name, share_of, warmup_scale
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class PeakRule:
     errors: float = 3.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reading, str) or not self.reading:
-            raise UsageError(f"`reading` must be the name of a reading; got {self.reading!r}")
+        require_name("reading", self.reading)
         require("min_stable", self.min_stable, 0, 1, "share of the updates")
         require("patience", self.patience, 1, 1_000_000, "probes", whole=True)
         require("range_share", self.range_share, 0, 1, "part of the observed range")
@@ -64,19 +63,14 @@ class PeakRule:
 
     def hear(self, observation: Observation, state: dict[str, Any]) -> bool:
         """Take this observation's reading into `state`; False where there is none to take."""
-        if not observation.readings:
-            return False
-        if self.reading not in observation.readings:
-            state["missing"] += 1
-            return False
-        value = observation.readings[self.reading]
-        if not math.isfinite(value):
-            state["ignored"] += 1
+        value, counted = reading_of(observation, self.reading, state)
+        state.update(counted)
+        if value is None:
             return False
         error = observation.readings.get(f"{self.reading}_se", math.nan)
         if math.isfinite(error):
             state["error"] = float(error)
-        self._follow(float(value), state)
+        self._follow(value, state)
         return True
 
     def _follow(self, value: float, state: dict[str, Any]) -> None:
@@ -121,3 +115,37 @@ class PeakRule:
             f"without a peak in {state['probes']} probes of {self.reading} between {state['lowest']:.4g} and "
             f"{state['highest']:.4g} (delta {self.delta(state):.3g}, {state['ignored']} not finite)"
         )
+
+
+@dataclass(frozen=True)
+class PeakWithDeadline(PeakRule):
+    """A policy that waits for the peak: a linear warm-up, then the base rate, and in the end a fall that comes at the
+    latest when `decay_share` of the budget is left.
+
+    Args:
+        warmup: share of the updates in 0..1 of the linear rise.
+        decay_share: share of the updates in 0..1 that the last fall takes; warmup + decay_share <= 1.
+        final_scale: scale > 0 at the end of the fall, as a factor on the rate that it began at.
+        shape: shape of the fall, `1-sqrt` or `linear`.
+    """
+
+    warmup: float = 0.01
+    decay_share: float = 0.2
+    final_scale: float = 1e-4
+    shape: str = "1-sqrt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_decay(self.warmup, self.decay_share, self.final_scale, self.shape)
+
+    def leave_warmup(self, observation: Observation, state: dict[str, Any], phase: str, reasons: list[str]) -> None:
+        """From the phase `warmup` into `phase`, when the rise is over."""
+        updates = share_of(observation.total_steps, self.warmup)
+        if state["phase"] == "warmup" and observation.step >= updates:
+            state["phase"] = phase
+            if updates:
+                reasons.append(f"warmup over after {updates} updates, the rate is held")
+
+    def rise(self, observation: Observation) -> float:
+        """The scale of the warm-up, 1 after it."""
+        return warmup_scale(observation.step, share_of(observation.total_steps, self.warmup))

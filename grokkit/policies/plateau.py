@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from grokkit.errors import UsageError
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.wsd import require, require_floor
+from grokkit.policies.base import reading_of
+from grokkit.policies.wsd import require, require_floor, require_name
 
 
 @register("plateau")
@@ -37,8 +36,7 @@ class Plateau:
     min_scale: float = 1e-4
 
     def __post_init__(self) -> None:
-        if not isinstance(self.reading, str) or not self.reading:
-            raise UsageError(f"`reading` must be the name of a reading; got {self.reading!r}")
+        require_name("reading", self.reading)
         require("factor", self.factor, 1e-6, 0.999999, "factor on the scale")
         require("patience", self.patience, 0, 1_000_000, "readings", whole=True)
         require("threshold", self.threshold, 0, 1, "relative improvement")
@@ -52,14 +50,10 @@ class Plateau:
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale kept in the state, reduced where this observation's reading asks for it."""
-        if not observation.readings:
+        value, state = reading_of(observation, self.reading, state)
+        if value is None:
             return Decision(state["scale"], state)
-        if self.reading not in observation.readings:
-            return Decision(state["scale"], state | {"missing": state["missing"] + 1})
-        value = observation.readings[self.reading]
-        if not math.isfinite(value):
-            return Decision(state["scale"], state | {"ignored": state["ignored"] + 1})
-        state = self._count(float(value), state)
+        state = self._count(value, state)
         if state["bad"] <= self.patience:
             return Decision(state["scale"], state)
         bad, old = state["bad"], state["scale"]

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from grokkit.errors import UsageError
 from grokkit.policies import Decision, Observation, as_policy, register_wrapper
-from grokkit.policies.wsd import require, require_floor, share_of, warmup_scale
+from grokkit.policies.wsd import require, require_floor, require_name, share_of, warmup_scale
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,7 @@ class Guard(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.loss, str) or not self.loss:
-            raise UsageError(f"`loss` must be the name of a reading; got {self.loss!r}")
+        require_name("loss", self.loss)
         require("factor", self.factor, 1, 1e6, "of the median")
         require("window", self.window, 3, 1000, "readings", whole=True)
         require("shrink", self.shrink, 1e-6, 0.999999, "factor on the scale")

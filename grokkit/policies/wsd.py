@@ -25,6 +25,12 @@ def require(name: str, value: float, low: float, high: float, meaning: str, *, w
         raise UsageError(f"`{name}` must be {kind} in {low:g}..{high:g} ({meaning}); got {value!r}")
 
 
+def require_name(name: str, value: str) -> None:
+    """Raise a `UsageError` unless `value` can name a reading."""
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"`{name}` must be the name of a reading; got {value!r}")
+
+
 def require_decay(warmup: float, decay_share: float, final_scale: float, shape: str) -> None:
     """Raise a `UsageError` unless the shares fit into the budget, the floor is positive and the shape is known."""
     require("warmup", warmup, 0, 1, "share of the updates")
