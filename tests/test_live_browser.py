@@ -29,7 +29,18 @@ SWITCHES = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PANELS = {"loss", "accuracy", "complexity", "layers", "robust", "rate", "signal", "weight_norm", "logit_scale"}
+PANELS = {
+    "loss",
+    "accuracy",
+    "complexity",
+    "layers",
+    "robust",
+    "rate",
+    "signal",
+    "signal_slope",
+    "weight_norm",
+    "logit_scale",
+}
 
 
 @pytest.fixture(scope="module")
