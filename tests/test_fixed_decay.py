@@ -244,7 +244,9 @@ def test_an_optimizer_without_decay_has_none_to_keep() -> None:
 
 
 def test_a_mark_of_the_users_own_is_no_slip() -> None:
-    PolicyLR(optimizer_of(no_decay=True, lr_decay=1, name="norms"), "cosine", 10)
+    optimizer = optimizer_of(no_decay=True, lr_decay=1, name="norms")
+    PolicyLR(optimizer, "cosine", 10)
+    assert "initial_weight_decay" in optimizer.param_groups[0], "and the decay is kept as asked for"
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])

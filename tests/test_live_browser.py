@@ -29,18 +29,20 @@ SWITCHES = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PANELS = {
-    "loss",
-    "accuracy",
-    "complexity",
-    "layers",
-    "robust",
-    "rate",
-    "signal",
-    "signal_slope",
-    "weight_norm",
-    "logit_scale",
-}
+PANELS = set(
+    [
+        "loss",
+        "accuracy",
+        "complexity",
+        "layers",
+        "robust",
+        "rate",
+        "signal",
+        "signal_slope",
+        "weight_norm",
+        "logit_scale",
+    ]
+)
 
 
 @pytest.fixture(scope="module")

@@ -67,14 +67,6 @@ def test_seeds_are_each_others_donors_two_by_two(study):
         list(study.pairs_of([1, 2, 3]))
 
 
-def test_a_planted_signal_has_the_shape_that_was_planted(study, monkeypatch):
-    # trough 1 at the 2nd reading, peak 3 at the 4th; with an error of 0.1 a change is 0.3
-    heard = [(k, {"log_density": value, "log_density_se": 0.1}) for k, value in enumerate([2, 1, 2, 3, 2, 1.5, 0, 1])]
-    monkeypatch.setattr(study.gk, "heard", lambda run: heard)
-    run = type("Run", (), {"status": {"total_steps": 10}})()
-    assert study.shape_of(run) == {"rise": pytest.approx(2 / 0.3), "fall": pytest.approx(3 / 0.3), "declared": 0.6}
-
-
 @pytest.mark.slow
 def test_a_pair_of_seeds_runs_is_collected_once_and_reported(study, tmp_path, monkeypatch):
     task, runs, out = _small(study), tmp_path / "runs", tmp_path / "artifacts"

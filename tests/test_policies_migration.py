@@ -9,6 +9,7 @@ import pytest
 
 from grokkit import policies
 from grokkit.errors import UsageError
+from grokkit.policies.peak import PeakRule
 from grokkit.policies.simulate import simulate
 
 FLOOR = 1e-4
@@ -182,3 +183,12 @@ def test_on_what_nets_with_batchnorm_were_seen_to_do_each_policy_is_its_deadline
         rates, decisions = simulate(policy, [], 8000)
         assert rates.tolist() == simulate(policies.create("wsd", shape="linear"), [], 8000).rates.tolist()
         assert "without a peak in" in decisions[-1][1] and decisions[-1][0] == 6400
+
+
+def test_a_planted_signal_has_the_shape_that_was_planted():
+    # trough 1 at the 2nd reading, peak 3 at the 4th; with an error of 0.1 a change is 0.3
+    news = [(k, {"log_density": value, "log_density_se": 0.1}) for k, value in enumerate([2, 1, 2, 3, 2, 1.5, 0, 1])]
+    found = PeakRule().extent(news, 10)
+    assert found == {"rise": pytest.approx(2 / 0.3), "fall": pytest.approx(3 / 0.3), "declared": 0.6}
+    assert math.isnan(PeakRule().extent(news[:5], 10)["declared"])
+    assert PeakRule().extent([], 10)["rise"] == 0.0

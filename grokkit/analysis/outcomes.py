@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -56,6 +56,21 @@ def robust_rows(table: pd.DataFrame, epsilons: Mapping[str, float] | None = None
     """The rows of robust accuracy that outcomes are made of, with task, decay and arm; arguments as for `outcomes`."""
     rows = table[(table["probe_set"] == "test") & (table["measure"] == "robust_accuracy")]
     return _at_epsilon(_placed(rows[rows["attack"] == ATTACK]), epsilons or {})
+
+
+def same_rates(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[int]:
+    """For each pair of arms of one task and decay, the seeds for which both had the same learning rates at all the
+    logged steps: where that is every seed, nothing but the names of the two differs."""
+    rates = table[table["measure"] == "learning_rate"].sort_values("step")
+    rates = rates.assign(arm=arms_of(rates["run"])["arm"])
+    traces = {
+        place: tuple(zip(own["step"], own["value"], strict=True)) for place, own in rates.groupby(["arm", "seed"])
+    }
+    seeds = sorted(set(rates["seed"]))
+    return [
+        sum((arm, seed) in traces and traces[arm, seed] == traces.get((reference, seed)) for seed in seeds)
+        for arm, reference in pairs
+    ]
 
 
 def first_crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,7 +14,7 @@ from grokkit.policies.wsd import decay_scale, require, require_floor, share_of
 
 
 @dataclass(frozen=True)
-class Migration(PeakWithDeadline):
+class Migration(PeakWithDeadline, ABC):
     """WARMUP -> ASCENT -> MIGRATE -> ANNEAL, one way; what happens in MIGRATE is the subclass's.
 
     ASCENT keeps the base rate until the peak (see `PeakRule`). MIGRATE begins there and moves a level by which the
@@ -27,13 +28,13 @@ class Migration(PeakWithDeadline):
         """Phase `warmup`, nothing heard, level 1; `unsloped` counts probes in MIGRATE without a usable slope."""
         return {"phase": "warmup", **self.unheard(), "level": 1.0, "unsloped": 0, **self.unmigrated()}
 
+    @abstractmethod
     def unmigrated(self) -> dict[str, Any]:
         """What the subclass keeps besides."""
-        raise NotImplementedError
 
+    @abstractmethod
     def migrate(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
         """One probe in MIGRATE: move `state["level"]` and say why."""
-        raise NotImplementedError
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale at this step; a reason where a phase begins or the level moves."""

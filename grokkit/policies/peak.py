@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,30 @@ class PeakRule:
             f"without a peak in {state['probes']} probes of {self.reading} between {state['lowest']:.4g} and "
             f"{state['highest']:.4g} (delta {self.delta(state):.3g}, {state['ignored']} not finite)"
         )
+
+    def extent(self, news: Iterable[tuple[int, Mapping[str, float]]], total_steps: int) -> dict[str, float]:
+        """What this rule makes of a recorded signal.
+
+        Args:
+            news: (step, readings) in order, as of `grokkit.heard(run)`.
+            total_steps: updates of the run.
+
+        Returns: `rise`, the most that it rose from its trough, and `fall`, the most that it fell from its peak after
+            a rise, in units of `delta` at that probe; `declared`, the share of the budget at which the peak was
+            declared, NaN for never.
+        """
+        state, rise, fall = self.unheard(), 0.0, 0.0
+        for step, readings in news:
+            observation = Observation(step, total_steps, 1.0, readings)
+            if not self.hear(observation, state):
+                continue
+            self.declare_peak(observation, state, [])
+            delta = self.delta(state) or math.inf
+            rise = max(rise, (state["peak"] - state["trough"]) / delta)
+            if state["peak"] - state["trough"] > delta:
+                fall = max(fall, (state["peak"] - state["last"]) / delta)
+        declared = state["peak_step"]
+        return {"rise": rise, "fall": fall, "declared": math.nan if declared is None else declared / total_steps}
 
 
 @dataclass(frozen=True)
