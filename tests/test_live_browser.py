@@ -29,20 +29,10 @@ SWITCHES = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PANELS = set(
-    [
-        "loss",
-        "accuracy",
-        "complexity",
-        "layers",
-        "robust",
-        "rate",
-        "signal",
-        "signal_slope",
-        "weight_norm",
-        "logit_scale",
-    ]
-)
+PANELS = {
+    "loss", "accuracy", "complexity", "layers", "robust", "rate", "signal", "signal_slope", "weight_norm",
+    "logit_scale",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
