@@ -63,6 +63,36 @@ def test_no_peak_is_declared_in_the_warmup_so_that_the_rate_never_jumps(name):
     assert decisions[0][0] == 20 and "peaked" in decisions[0][1]
 
 
+HALVED = [(3.5, 0.1), (3.4, 0.1)]
+"""Steps 8 and 9 with `flat=2`: halved at 9, where the reading is 3.4; `delta` is 0.2 up to a reading of 1."""
+
+
+@pytest.mark.parametrize(
+    ("later", "given_back"),
+    [
+        ([(3.55, -0.1), (3.61, -0.1)], [11]),  # by 0.15, then by 0.21 from the lowest since the move
+        ([(3.0, -0.1), (3.15, -0.1), (3.25, -0.1)], [12]),  # the lowest is that after the move
+        ([(3.5, -0.1)] * 4, []),
+    ],
+)
+def test_lc_hold_gives_back_after_a_rise_above_the_lowest_since_the_move(later, given_back):
+    policy = policies.create("lc_hold", **FAST, flat=2, cooldown=0)
+    decisions = simulate(policy, _probes([*HALVED, *later], "_high"), 60).decisions
+    assert [step for step, text in decisions if "given back" in text] == given_back
+
+
+def test_lc_hold_forgets_the_lowest_before_a_move():
+    # a low of 3.0 at step 8, halved at 9 at a reading of 3.3: 3.45 is not yet a rise, 3.55 is
+    policy = policies.create("lc_hold", **FAST, flat=2, cooldown=0)
+    told = simulate(policy, _probes([(3.0, 0.1), (3.3, 0.1), (3.45, -0.1), (3.55, -0.1)], "_high"), 60).decisions
+    assert [step for step, text in told if "given back" in text] == [11]
+
+
+def test_lc_hold_gives_nothing_back_that_it_did_not_take():
+    rising = [(3.0, -0.1), (3.9, -0.1), (4.8, -0.1)]
+    assert simulate(policies.create("lc_hold", **FAST), _probes(rising, "_high"), 40).rates[:32].tolist() == [1.0] * 32
+
+
 def test_lc_hold_keeps_the_rate_while_the_fall_is_sure():
     falling = [(4 - k / 10, -0.01) for k in range(20)]
     rates = simulate(policies.create("lc_hold", **FAST, flat=1), _probes(falling, "_high"), 40).rates
@@ -88,7 +118,7 @@ def test_a_missing_slope_decides_nothing_and_is_counted(name, side):
 
 
 STEERED = [
-    (3.0, -1.0), (3.0, -2.0), (3.0, -3.0),  # steps 8 to 10: the target is the median speed, 2
+    (3.0, -1.0), (3.0, -2.0), (3.0, -9.0),  # steps 8 to 10: the target is the median speed, 2
     (3.0, -1.0),  # 11: half the speed, e = 1/2
     (3.0, -1.9),  # 12: e = 1/20, in the dead band
     (3.0, -10.0),  # 13: e = -4, taken as -1
@@ -140,6 +170,14 @@ def test_a_planted_rise_and_fall_is_declared_at_the_hand_computed_step(name):
     news = [1.0, 2.0, 3.0, 4.0, 5.0, 4.5, 4.0, 3.5]
     decisions = simulate(policies.create(name), news, 400, every=10).decisions
     assert [step for step, _ in decisions][:2] == [4, 80] and "peaked" in decisions[1][1]
+
+
+@pytest.mark.parametrize("name", ["lc_hold", "lc_servo", "lc_wsd"])
+def test_probes_below_the_peak_count_in_a_row(name):
+    # twice below the peak and back within delta of it, again and again: patience is 3
+    news = [1.0, 2.0, 3.0, 4.0, 5.0, *[4.0, 4.0, 4.9] * 5]
+    decisions = simulate(policies.create(name), news, 400, every=10).decisions
+    assert [step for step, _ in decisions] == [4, 320]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ def test_log_mean_is_the_log_of_the_mean_with_the_error_of_the_delta_method():
     assert value == pytest.approx(math.log(2)) and error == pytest.approx(1 / math.sqrt(3) / 2)
     assert log_mean(np.zeros(4)) == (-math.inf, math.inf)
     assert log_mean(np.array([2.0])) == (math.log(2), math.inf)
+    assert log_mean(np.array([2.0, math.inf])) == (math.inf, math.inf)
+    assert math.isnan(log_mean(np.array([2.0, math.nan]))[0])
 
 
 def test_the_error_is_the_spread_over_samples_of_points():
@@ -214,6 +216,15 @@ def test_the_slope_is_that_of_the_last_readings_alone(net, images):
     assert told[-1]["log_loss_slope"] == pytest.approx(stats.theilslopes(levels, np.log(steps))[0])
 
 
+def test_the_slope_is_of_the_density_per_unit_that_lives_at_its_reading(net, images):
+    signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS)
+    first = signal.read(10)["log_density"]
+    with torch.no_grad():
+        net[1].bias[0] = 0.0
+    second = signal.read(20)
+    assert second["log_density_slope"] == pytest.approx((second["log_density"] - first) / math.log(2))
+
+
 @pytest.mark.parametrize("stop", [1, 10, 11, 35, 60])
 def test_it_goes_on_from_its_state_exactly(net, images, stop):
     begin = copy.deepcopy(net.state_dict())
@@ -324,12 +335,14 @@ def test_a_state_of_another_signal_is_refused_and_an_empty_one_is_a_fresh_start(
     assert math.isnan(signal.read(20)["log_density_slope"])
 
 
-def test_an_infinite_loss_does_not_stay_in_the_window(net, images):
-    signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS)
-    signal.read(10)
+@pytest.mark.parametrize(("loss", "wrong"), [("cross_entropy", math.nan), ("mse", math.inf)])
+def test_a_loss_that_is_not_finite_does_not_stay_in_the_window(net, images, loss, wrong):
+    signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS, loss=loss)
+    signal.read(5), signal.read(10)
     kept = copy.deepcopy(net.state_dict())
     with torch.no_grad():
-        net[5].bias[0] = math.inf
-    signal.read(20)
+        net[5].bias[0] = wrong
+    found = signal.read(20)
+    assert not math.isfinite(found["log_loss"]) and math.isnan(found["log_loss_slope"])
     net.load_state_dict(kept)
     assert math.isfinite(signal.read(30)["log_loss_slope_high"])

@@ -72,6 +72,14 @@ def test_guard_makes_nothing_of_a_median_that_is_not_positive(losses):
     assert simulate(policy, [{"train_loss": loss} for loss in losses], 8).rates.tolist() == [1.0] * 8
 
 
+def test_guard_takes_the_median_of_its_window_alone():
+    # the last three have the median 2.5: 7.0 is no explosion, 8.0 is one; all nine would have the median 1
+    losses = [*[1.0] * 5, *[2.5] * 3, 7.0, 8.0]
+    policy = policies.create("guard", policy="constant", window=3, factor=3.0)
+    rates, decisions = simulate(policy, [{"train_loss": loss} for loss in losses], 12)
+    assert [step for step, _ in decisions] == [10] and rates.tolist() == [1.0] * 10 + [0.5] * 2
+
+
 def test_guard_takes_no_median_of_fewer_than_three():
     policy = policies.create("guard", policy="constant")
     assert simulate(policy, [{"train_loss": loss} for loss in (1.0, 9.0, 1.0)], 4).rates.tolist() == [1.0] * 4
@@ -94,10 +102,19 @@ def test_yoked_has_the_rates_of_the_run_whose_news_it_is_told():
         assert found.rates.tolist() == donor.rates.tolist() and found.decisions == donor.decisions
 
 
+def test_dry_run_keeps_the_state_of_the_policy_that_sets_the_rate():
+    plateau = {"name": "plateau", "patience": 1}
+    losses = [{"train_loss": 1.0}] * 8
+    policy = policies.create("dry_run", policy="constant", instead=plateau)
+    rates = simulate(policy, losses, 9).rates.tolist()
+    assert rates == simulate(policies.as_policy(plateau), losses, 9).rates.tolist() and rates[-1] < 1
+
+
 def test_yoked_tells_news_of_skipped_steps_at_the_next_one():
-    yoked = policies.create("yoked", policy=TRIGGER, news=[(1, {"log_density": 1.0}), (2, {"log_density": 2.0})])
-    state = yoked.update(Observation(5, 10, 1.0, {}), yoked.init()).state
-    assert state["told"] == 2 and state["inner"]["last"] == 2.0
+    news = [(1, {"log_density": 1.0, "log_density_se": 0.5}), (2, {"log_density": 2.0})]
+    state = policies.create("yoked", policy=TRIGGER, news=news).init()
+    state = policies.create("yoked", policy=TRIGGER, news=news).update(Observation(5, 10, 1.0, {}), state).state
+    assert state["told"] == 2 and state["inner"]["last"] == 2.0 and state["inner"]["error"] == 0.5
 
 
 def test_shuffled_tells_the_same_values_in_another_order_at_the_same_steps():
@@ -149,10 +166,12 @@ GREEDY = {"patience": 1, "factor": 0.5, "min_scale": 0.25, "max_scale": 4.0}
         ({"warmup": 2}, [5, 4, 3, 2, 1, 0], [1, 1, 2, 2, 2, 2, 4]),
         ({"window": 2}, [4, 4, 2, 4, 0, 0], [1, 1, 1, 1, 1, 1, 2]),
         ({"threshold": 1.5}, [5, 4, 3, 2], [1, 1, 1, 1, 1]),
+        ({}, [7, 6, 5, 4, 3, 2, 1, 0], [1, 1, 2, 2, 4, 4, 4, 4, 4]),
+        ({"cooldown": 1, "patience": 2}, [5, 6, 6, 6, 4, 3, 2, 1], [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 1]),
     ],
 )
 def test_greedy_moves_both_ways(options, losses, expected):
-    policy = policies.create("greedy", **GREEDY, **options)
+    policy = policies.create("greedy", **(GREEDY | options))
     rates = simulate(policy, [{"train_loss": float(loss)} for loss in losses], len(losses) + 1).rates
     assert rates.tolist() == expected
 

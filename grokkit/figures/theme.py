@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 COLUMN, FULL = 3.25, 6.75
 """Widths in inches of one column and of the page."""
@@ -60,9 +61,19 @@ def themed(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
             figure.draw_without_rendering()
             # The layout is done; saving would do it again.
             figure.set_layout_engine("none")
+            _settle(figure)
         return figure
 
     return wrapped
+
+
+def _settle(figure: Figure) -> None:
+    """Round the places of axes and subfigures: the last digits of a solved layout follow addresses in memory, and a
+    pixel on the edge of a line with them."""
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+    for axes in figure.axes:
+        axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
 
 
 def probe_colour(name: str, names: list[str]) -> str:

@@ -67,7 +67,7 @@ class Greedy:
         recent = [*state["recent"], value][-self.window :]
         state = state | {"recent": recent}
         if state["resting"]:
-            return Decision(state["scale"], state | {"resting": state["resting"] - 1, "good": 0, "bad": 0})
+            return Decision(state["scale"], state | {"resting": state["resting"] - 1})
         return self._moved(self._count(sum(recent) / len(recent), state))
 
     def _count(self, value: float, state: dict[str, Any]) -> dict[str, Any]:

@@ -32,11 +32,12 @@ def log_mean(values: np.ndarray) -> tuple[float, float]:
     """Logarithm of the mean over points, and its standard error by the delta method.
 
     Args:
-        values: (points,) numbers whose mean is positive; otherwise the answer is (-inf, inf), which policies ignore.
+        values: (points,) numbers whose mean is positive and finite. Otherwise the logarithm is -inf, inf or NaN, which
+            policies ignore, and the error inf.
     """
     mean = float(np.mean(values))
-    if not mean > 0:
-        return -math.inf, math.inf
+    if not 0 < mean < math.inf:
+        return (-math.inf if mean <= 0 else mean), math.inf
     error = float(np.std(values, ddof=1) / math.sqrt(len(values)) / mean) if len(values) > 1 else math.inf
     return math.log(mean), error
 

@@ -145,8 +145,8 @@ class Guard(Wrapper):
 
     def init(self) -> dict[str, Any]:
         """The inner state, `level` = the factor on the inner scale, `frozen` = readings left, `recent` = the last
-        finite ones, `alarms` = how often it lowered the rate."""
-        return {**super().init(), "level": 1.0, "frozen": 0, "recent": [], "alarms": 0}
+        finite ones."""
+        return {**super().init(), "level": 1.0, "frozen": 0, "recent": []}
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The inner scale times the guard's level."""
@@ -172,7 +172,7 @@ class Guard(Wrapper):
         level = max(self.min_scale, state["level"] * self.shrink)
         found = f"more than {self.factor:g} times the median {middle:.4g}" if math.isfinite(value) else "not finite"
         return (
-            state | {"level": level, "frozen": self.freeze, "alarms": state["alarms"] + 1},
+            state | {"level": level, "frozen": self.freeze},
             f"{self.loss} is {value:.4g}, {found}: the rate is taken at {level:.3g} of the policy's, which hears "
             f"nothing for {self.freeze} readings",
         )
