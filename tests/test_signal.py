@@ -160,6 +160,8 @@ def test_oui_is_0_for_a_linear_net_and_1_for_opposite_gates(images):
     assert gate_distances(linear, images).mean() == 0.0
     assert gate_distances(nn.ReLU(), torch.tensor([[-1.0, 1.0], [1.0, -1.0]])).mean() == 1.0
     assert gate_distances(nn.ReLU(), torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, -1.0]])).mean() == 0.5
+    # of the kinks at -1 and 1 all gates differ at the second alone
+    assert gate_distances(nn.Hardtanh(), torch.tensor([[0.0, 0.0], [2.0, 2.0]])).mean() == 0.5
 
 
 def test_the_error_of_oui_is_its_spread_over_samples_of_images(net):

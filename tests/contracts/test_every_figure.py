@@ -72,6 +72,14 @@ def test_it_saves_to_the_same_bytes_twice(name, tmp_path):
 
 
 @every_figure
+def test_its_places_are_free_of_the_last_digits_of_the_layout(name):
+    figure = drawn(name)
+    places = [part.bbox_relative.get_points() for part in figure.subfigs]
+    places += [axes.get_position(original=True).get_points() for axes in figure.axes]
+    assert all((points == points.round(6)).all() for points in places)
+
+
+@every_figure
 def test_an_empty_table_is_answered_with_a_grokkit_command(name):
     empty = FigureData(pd.DataFrame(columns=list(TABLE_COLUMNS)), {}, pd.DataFrame(columns=["run", "step", "kind"]))
     with pytest.raises(UsageError, match="grokkit"):
