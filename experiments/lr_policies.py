@@ -54,8 +54,7 @@ how the shape is counted, and with it the numbers of the pilots and "in every se
 third end point, which had been taken at another threshold, and its margin; the meaning of harmless; the count of
 equal rates.
 
-`python experiments/lr_policies.py pilot digits --seeds 100-104`, then `run digits --seeds 0-19` and the same with
-`--decay fixed`, `collect digits`, `report digits`. What came out stands in artifacts/lr_policies.
+The commands, and what came out, stand in artifacts/lr_policies/README.md.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def test_no_peak_is_declared_in_the_warmup_so_that_the_rate_never_jumps(name):
 
 
 HALVED = [(3.5, 0.1), (3.4, 0.1)]
-"""Steps 8 and 9 with `flat=2`: halved at 9, where the reading is 3.4; `delta` is 0.2 up to a reading of 1."""
+"""Steps 8 and 9 with `flat=2`: halved at 9, where the reading is 3.4; `delta` is 0.2, a twentieth of 1 to 5."""
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,8 @@ def test_dry_run_keeps_the_state_of_the_policy_that_sets_the_rate():
 
 def test_yoked_tells_news_of_skipped_steps_at_the_next_one():
     news = [(1, {"log_density": 1.0, "log_density_se": 0.5}), (2, {"log_density": 2.0})]
-    state = policies.create("yoked", policy=TRIGGER, news=news).init()
-    state = policies.create("yoked", policy=TRIGGER, news=news).update(Observation(5, 10, 1.0, {}), state).state
+    yoked = policies.create("yoked", policy=TRIGGER, news=news)
+    state = yoked.update(Observation(5, 10, 1.0, {}), yoked.init()).state
     assert state["told"] == 2 and state["inner"]["last"] == 2.0 and state["inner"]["error"] == 0.5
 
 
