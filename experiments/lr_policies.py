@@ -70,7 +70,7 @@ import pandas as pd
 
 import grokkit as gk
 from grokkit import RunConfig, part
-from grokkit.analysis.arms import usual_pairs, with_best
+from grokkit.analysis.arms import BEST, best_baselines, usual_pairs, with_best
 from grokkit.analysis.comparison import comparisons
 from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes, same_rates
 from grokkit.analysis.tables import read_table
@@ -349,14 +349,13 @@ def report(task: str, folder: Path, figures: Path) -> None:
         print(*gk.figures.save(drawn, figures / f"{task}-{decay}"), sep="\n")
         ends = with_best(outcomes(rows, THRESHOLDS), LARGER_IS_BETTER)
         compared = comparisons(ends, usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS)
-        told.append(compared.assign(same_rates=same_rates(rows, zip(compared.arm, compared.reference, strict=True))))
+        best = {outcome: arm for (_, _, outcome), arm in best_baselines(ends, LARGER_IS_BETTER).items()}
+        other = compared.reference.where(compared.reference != BEST, compared.outcome.map(best))
+        told.append(compared.assign(against=other, same_rates=same_rates(rows, zip(compared.arm, other, strict=True))))
     verdicts = pd.concat(told, ignore_index=True)
     verdicts.to_csv(folder / f"{task}_verdicts.csv", index=False, float_format="%.6g")
-    columns = [
-        "decay", "outcome", "arm", "reference", "n", "same_rates", "mean", "low", "high", "p_holm", "cliffs_delta",
-        "within_margin", "verdict",
-    ]  # fmt: skip
-    print(verdicts[columns].round(4).to_string(index=False))
+    columns = "decay outcome arm against n same_rates mean low high p_holm cliffs_delta within_margin verdict"
+    print(verdicts[columns.split()].round(4).to_string(index=False))
 
 
 def main() -> None:

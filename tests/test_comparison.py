@@ -268,6 +268,8 @@ def test_what_cannot_be_compared_is_refused() -> None:
         comparisons(rows, [("a", "b")], {})
     with pytest.raises(UsageError, match="margin must be a positive number"):
         comparisons(rows, [("a", "b")], {"accuracy": True}, {("digits", "accuracy"): 0.0})
+    with pytest.raises(UsageError, match=r"with an outcome among accuracy; got \('digits', 'acuracy'\)"):
+        comparisons(rows, [("a", "b")], {"accuracy": True}, {("digits", "acuracy"): 1.0})
     with pytest.raises(UsageError, match=r"seed 0 of a .* has two of accuracy"):
         paired_differences(pd.concat([rows, rows[:1]]), "a", "b")
     with pytest.raises(UsageError, match=r"missing: \['arm'\]"):

@@ -35,7 +35,7 @@ def test_every_arm_builds_its_policy_and_its_run_folder_says_task_decay_and_arm(
     for task in study.TASKS.values():
         for arm in study.ARMS:
             for decay in study.DECAYS:
-                config = study.config_of(task(), arm, decay, 3)
+                config = study.config_of(task(), arm, decay, 3, [(1, {"log_density": 1.0})])
                 policies.create(config.policy.name, **config.policy.options)
                 assert f"/{task.__name__}-{decay}-{arm}-s3-" in config.run_name
                 assert ("fixed_decay" in config.optimizer.options) == (decay == "fixed")
@@ -100,6 +100,6 @@ def test_a_pair_of_seeds_runs_is_collected_once_and_reported(study, tmp_path, mo
     assert len(verdicts) == 18 and set(verdicts.verdict) == {"not tested"}
     rates = {name: run.metrics.query("metric == 'learning_rate'").value.tolist() for name, run in by_name.items()}
     for row in verdicts.itertuples():
-        pairs = [(f"digits-coupled-{row.arm}-s{seed}", f"digits-coupled-{row.reference}-s{seed}") for seed in (0, 1)]
-        assert row.same_rates == sum(rates[a] == rates.get(b) for a, b in pairs)
+        pairs = [(f"digits-coupled-{row.arm}-s{seed}", f"digits-coupled-{row.against}-s{seed}") for seed in (0, 1)]
+        assert row.same_rates == sum(rates[a] == rates[b] for a, b in pairs)
     assert (tmp_path / "figures" / "digits-coupled.png").stat().st_size > 50_000

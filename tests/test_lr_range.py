@@ -24,7 +24,7 @@ from grokkit.seeding import seeded
 from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
 from grokkit.training.job import build
-from grokkit.training.lr_range import LRRange
+from grokkit.training.lr_range import LRRange, _guessing
 from grokkit.training.range_curve import RangeCurve, Watch, judged, smooth, sweep_rates
 
 RATES = sweep_rates(1e-6, 10.0, 200)
@@ -132,6 +132,20 @@ def test_a_divergence_without_a_fall_suggests_nothing() -> None:
     curve = judged(RATES, np.where(RATES < 1e-2, noisy(np.full(200, 2.3), 0.05), 1e6))
     assert curve.suggestion is None and curve.minimum is None
     assert curve.reason.startswith("the loss diverged at 0.01 without having fallen")
+
+
+def test_a_net_that_knows_its_images_by_heart_is_no_reason_for_a_rate() -> None:
+    losses = 2.3 * 10 ** (-4 * np.clip((X + 4) / 2, 0, 1)) + np.exp(12 * (X - 0.5))
+    guessing = 100 * judged(RATES, losses).lowest * 1.01
+    curve = judged(RATES, losses, guessing)
+    assert curve.suggestion is None and curve.minimum is not None
+    assert "below a hundredth of what guessing costs" in curve.reason and "sweep with fewer steps" in curve.reason
+    assert judged(RATES, losses, guessing * 0.98).suggestion is not None
+
+
+def test_guessing_costs_what_the_formula_says() -> None:
+    assert _guessing("cross_entropy", 7) == pytest.approx(np.log(7))
+    assert _guessing("mse", 10) == pytest.approx(0.09)
 
 
 def test_a_suggestion_below_the_sweep_is_not_made() -> None:

@@ -88,7 +88,24 @@ def run_blocks(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return space
 
 
-@pytest.mark.parametrize("name", ["plain", "lightning", "transformers"])
+def test_a_recorded_loop_keeps_every_rate_and_decision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {"__name__": "page"}
+    for block in ("plain", "recorder"):
+        exec(compile(BLOCKS[block], f"{PAGE.name}:{block}", "exec"), space)
+    run = gk.open_run("runs/mine")
+    news, decisions = gk.heard("runs/mine"), space["policy"].decisions
+    told = [(event["step"], event["text"], event["lr"]) for event in run.events if event["kind"] == "policy"]
+    assert told == [(each["step"], each["reason"], each["lr"]) for each in decisions] and len(told) >= 2
+    assert [step for step, _ in news] == [1, *range(10, 201, 10)]
+    by_step = dict(news)
+    twin = simulate(space["chosen"], [by_step.get(step, {}) for step in range(1, 200)], 200, base_lr=0.1)
+    rates = run.metrics.query("metric == 'learning_rate'")["value"].tolist()
+    assert rates == pytest.approx(twin.rates.tolist())
+    assert gk.figures.create("policy", gk.figure_data([run])) is not None
+
+
+@pytest.mark.parametrize("name", ["plain", "recorder", "lightning", "transformers"])
 def test_a_block_compiles_and_names_only_what_grokkit_has(name):
     tree = ast.parse(BLOCKS[name])
     for node in ast.walk(tree):

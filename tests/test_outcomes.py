@@ -52,12 +52,15 @@ def test_families_are_a_policy_and_its_controls() -> None:
         "yoked_long_hold",
         "sham",
         "cosine",
+        "step_wsd",
+        "deaf_lc_wsd",
     ]
     found = families(arms)
     assert found.controls == {
-        "lc_wsd": ["yoked_wsd"], "lc_hold": ["yoked_lc_hold"], "lc_long_hold": ["yoked_long_hold"],
+        "lc_wsd": ["yoked_wsd", "deaf_lc_wsd"], "lc_hold": ["yoked_lc_hold"], "lc_long_hold": ["yoked_long_hold"],
     }  # fmt: skip
-    assert found.others == ["wsd", "sham", "cosine"] and found.baselines == ["wsd", "cosine"]
+    assert found.others == ["wsd", "sham", "cosine", "step_wsd"]
+    assert found.baselines == ["wsd", "cosine", "step_wsd"], "a schedule that ends like a policy is no control of it"
 
 
 def test_usual_pairs_are_the_twin_and_the_best_baseline() -> None:

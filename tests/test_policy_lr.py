@@ -343,3 +343,43 @@ def test_a_run_whose_first_update_is_skipped_is_not_warned_of():
     job = build(SMALL.replace(measures=(), attributions=()), torch.device("cpu"))
     job.policy.step()
     assert job.policy.updates == 1
+
+
+def test_a_decision_tells_the_rate_that_the_group_really_has():
+    optimizer = _optimizer(0.1)
+    scheduler = PolicyLR(optimizer, policies.create("step", milestones=(0.5,)), total_steps=4)
+    optimizer.param_groups[0]["lr"] = 0.5
+    for _ in range(2):
+        _step(optimizer, scheduler)
+    assert [decision["lr"] for decision in scheduler.decisions] == [pytest.approx(0.05)]
+    later = PolicyLR(optimizer, policies.create("step", milestones=(0.0,)), total_steps=4)
+    assert later.base_lrs == [0.1], "torch's initial_lr"
+    assert later.decisions[0]["lr"] == pytest.approx(0.005) == optimizer.param_groups[0]["lr"]
+
+
+def test_a_name_that_was_never_heard_is_told_at_half_of_the_budget():
+    policy = policies.create("guard", policy="lc_hold")
+    scheduler = PolicyLR(_optimizer(), policy, total_steps=6)
+    with pytest.warns(UserWarning, match="Guard has not heard .*: train_loss. What came was log_density, loss$"):
+        _told(scheduler, {"loss": 1.0, "log_density": 2.0}, 3)
+    resumed = PolicyLR(_optimizer(), policy, total_steps=6)
+    _told(resumed, {"loss": 1.0, "log_density": 2.0}, 2)
+    state = json.loads(json.dumps(resumed.state_dict()))
+    again = PolicyLR(_optimizer(), policy, total_steps=6)
+    again.load_state_dict(state)
+    with pytest.warns(UserWarning, match="What came was log_density, loss$"):
+        _told(again, {}, 1)
+    for news in ({}, {"train_loss": 1.0, "log_density": 2.0}):  # silence is a choice
+        _told(PolicyLR(_optimizer(), policy, total_steps=6), news, 6)
+
+
+def _told(scheduler: PolicyLR, news: dict[str, float], updates: int) -> None:
+    for _ in range(updates):
+        scheduler.optimizer.step()
+        scheduler.observe(news)
+        scheduler.step()
+
+
+def test_the_description_is_the_same_for_ints_and_floats():
+    saved = PolicyLR(_optimizer(), policies.create("clip", policy="wsd", high=1), total_steps=np.int64(4)).state_dict()
+    PolicyLR(_optimizer(), policies.create("clip", policy="wsd", high=1.0), total_steps=4).load_state_dict(saved)

@@ -14,6 +14,8 @@ import grokkit as gk
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures.oui import gate_distances
 from grokkit.policies.signal import RESAMPLES, log_mean, slope, theil_sen
+from grokkit.training.job import build
+from grokkit.training.signal import check_listener
 from tests.reference.patterns import patterns
 
 
@@ -284,7 +286,8 @@ def test_what_a_run_heard_is_told_to_a_yoked_policy(tmp_path):
     assert [step for step, _ in news] == [1, *range(4, 41, 4)]
     assert news[3][1]["log_density"] == donor.metrics.query("metric == 'log_density' and step == 12").value.item()
     yoked = config.replace(seed=1, policy=gk.part("yoked", policy=config.policy, news=news), signal={})
-    assert gk.RunConfig.from_toml(yoked.to_toml()) is not None
+    assert gk.RunConfig.from_toml(yoked.to_toml()).run_name == yoked.run_name
+    assert _same(gk.heard(donor.path), news)
     twin = gk.train(yoked, runs=tmp_path, device="cpu")
     rates = [run.metrics.query("metric == 'learning_rate'").value.tolist() for run in (donor, twin)]
     assert rates[0] == rates[1]
@@ -300,8 +303,8 @@ def test_what_a_run_heard_is_told_to_a_yoked_policy(tmp_path):
         ({"every": 0}, "`every` of a signal"), ({"points": 1}, "`points`"), ({"radii": ()}, "`radii`"),
         ({"radii": 0.05}, "`radii`"), ({"radii": (0.1, -1.0)}, "`radii`"), ({"directions": 0}, "`directions`"),
         ({"window": 1}, "`window`"), ({"quantities": ()}, "`quantities`"), ({"quantities": "loss"}, "`quantities`"),
-        ({"quantities": 3}, "`quantities`"),
-        ({"quantities": ("los",)}, "Did you mean 'loss'"),
+        ({"quantities": 3}, "`quantities`"), ({"radii": ("a",)}, "`radii`"), ({"radii": (math.inf,)}, "`radii`"),
+        ({"quantities": ("los",)}, "Did you mean 'loss'"), ({"quantities": (3,)}, "got '3'"),
     ],
 )  # fmt: skip
 def test_a_signal_says_what_it_takes(wrong, words):
@@ -313,9 +316,74 @@ def test_a_signal_without_images_or_labels_is_refused(net, images):
     for wrong in (images[:1], images.numpy()):
         with pytest.raises(UsageError, match="tensor of at least 2 images; got"):
             gk.LocalComplexitySignal(net, wrong)
-    for wrong in (None, LABELS[:3]):
-        with pytest.raises(UsageError, match="a label for each of its 40 images; got"):
+    for wrong in (None, LABELS[:3], LABELS.float(), LABELS.tolist()):
+        with pytest.raises(UsageError, match="int64 tensor with a label for each of its 40 images; got"):
             gk.LocalComplexitySignal(net, images, SMALL, labels=wrong)
+    for wrong in (-1, "a", 1.5):
+        with pytest.raises(UsageError, match="`seed` of a signal must be an int of 0 or more; got"):
+            gk.LocalComplexitySignal(net, images, seed=wrong)
+    with pytest.raises(UsageError, match=r"must be a gk\.Signal or a mapping of its fields; got 20"):
+        gk.LocalComplexitySignal(net, images, 20)
+    assert gk.LocalComplexitySignal(net, images, {"every": 20}).signal == gk.Signal(every=20)
+
+
+def test_a_net_without_countable_units_is_refused_at_the_first_reading(images):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
+    with pytest.raises(ModelContractError, match="no units that local complexity could count"):
+        gk.LocalComplexitySignal(net, images).read(0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "told", "words"),
+    [
+        (
+            "lc_hold",
+            {},
+            r"'log_density', and what this run tells it is train_loss\. Add signal=.*\(\"density",
+        ),
+        ({"name": "clip", "policy": "lc_wsd"}, {"signal": gk.Signal(quantities=("oui",))}, "train_loss, log_oui. Add"),
+        ({"name": "lc_wsd", "reading": "log_los"}, {"signal": SMALL}, "Did you mean 'log_loss'"),
+        ({"name": "plateau", "reading": "validation_loss"}, {}, "Take images out for it"),
+        ({"name": "guard", "policy": "constant", "loss": "loss"}, {}, "Did you mean 'train_loss'"),
+        ({"name": "dry_run", "policy": "constant", "instead": "lc_hold"}, {}, "listens to 'log_density'"),
+    ],
+)
+def test_a_run_that_never_tells_a_policy_what_it_listens_to_is_refused(policy, told, words):
+    asked = {"signal": None, "validation": False} | told
+    with pytest.raises(UsageError, match=words):
+        check_listener(gk.policies.as_policy(policy), **asked)
+
+
+def test_what_a_run_tells_is_enough():
+    for policy in ("constant", "plateau", "greedy", {"name": "sham", "policy": "lc_hold"},
+                   {"name": "yoked", "policy": "lc_hold", "news": [(1, {"log_density": 1.0})]}):  # fmt: skip
+        check_listener(gk.policies.as_policy(policy), None, False)
+    check_listener(gk.policies.as_policy("lc_hold"), gk.Signal(), False)
+    check_listener(gk.policies.create("plateau", reading="validation_loss"), None, True)
+    with pytest.raises(UsageError, match="listens to 'log_density'"):
+        build(LONELY, torch.device("cpu"))
+
+
+LONELY = gk.RunConfig(
+    experiment="lonely", data=gk.part("digits", train=60), model=gk.part("mlp", widths=(16,)), steps=10, batch_size=30,
+    policy=gk.part("lc_hold"),
+)  # fmt: skip
+
+
+def test_a_recorder_tells_the_reading_of_step_0_once(tmp_path):
+    data = gk.load_data("digits", train=60)
+    probes = gk.probe_sets(data, train=20, test=0, random=0)
+    net = gk.models.create("mlp", data.input_shape, 10, widths=(16,))
+    asked = {"probes": probes, "measures": ("accuracy",), "schedule": [0, 3], "signal": {"every": 2, "points": 20}}
+    with gk.record(tmp_path / "a", net, **asked) as recorder:
+        told = [recorder.step(step) for step in range(1, 4)]
+    news = gk.heard(tmp_path / "a")
+    levels = [each["log_density"] for each in told[:2]]
+    assert levels == [each["log_density"] for _, each in news] and told[2] is None
+    assert [step for step, _ in news] == [1, 2]
+    with gk.record(tmp_path / "b", net, **asked) as recorder:
+        assert recorder.first_readings()["log_density"] == levels[0]
+        assert recorder.first_readings() is recorder.step(1) is None
 
 
 def test_its_points_stay_when_the_caller_shuffles_his_images(net, images):
@@ -329,10 +397,15 @@ def test_a_state_of_another_signal_is_refused_and_an_empty_one_is_a_fresh_start(
     signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS)
     signal.read(10)
     state = signal.state_dict()
-    with pytest.raises(UsageError, match="the state is of density, loss, oui; this signal reads density"):
+    with pytest.raises(
+        UsageError, match=r"with every 10, .*'loss', 'oui'\].*; this one has every 200, .*\['density'\]"
+    ):
         gk.LocalComplexitySignal(net, images).load_state_dict(state)
-    with pytest.raises(UsageError, match="of 30 points; this signal has 20"):
-        gk.LocalComplexitySignal(net, images[:20], SMALL, labels=LABELS[:20]).load_state_dict(state)
+    for others in (images[:20], images.flip(0)):
+        with pytest.raises(UsageError, match=r"a signal with images [0-9a-f]{8}; this one has images [0-9a-f]{8}$"):
+            gk.LocalComplexitySignal(net, others, SMALL, labels=LABELS[: len(others)]).load_state_dict(state)
+    with pytest.raises(UsageError, match=r"a signal with seed 0; this one has seed 1$"):
+        gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS, seed=1).load_state_dict(state)
     signal.load_state_dict({})
     assert math.isnan(signal.read(20)["log_density_slope"])
 

@@ -72,7 +72,6 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
             policy.observe({"train_loss": loss})
 
     whole_test(0)
-    policy.observe(rec.first_readings)
     for step in range(1, SMALL.steps + 1):
         x, y = job.batches.at(step)
         logits = model(x)

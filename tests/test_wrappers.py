@@ -189,9 +189,41 @@ def test_news_of_another_form_or_order_are_refused():
     [
         ("clip", {"low": 0.0}), ("clip", {"high": 0.0}), ("warmup", {"share": 2}), ("rate_limit", {"factor": 0.5}),
         ("guard", {"loss": ""}), ("guard", {"factor": 0.5}), ("guard", {"window": 2}), ("guard", {"shrink": 1.0}),
-        ("guard", {"freeze": -1}), ("guard", {"min_scale": 0.0}), ("shuffled", {"seed": -1}),
+        ("guard", {"freeze": -1}), ("guard", {"min_scale": 0.0}), ("shuffled", {"seed": -1, "news": [(1, {"a": 1.0})]}),
     ],
 )  # fmt: skip
 def test_a_parameter_out_of_range_is_named_with_what_is_allowed(name, wrong):
     with pytest.raises(UsageError, match=f"`{next(iter(wrong))}` must be .*got"):
         policies.create(name, policy="wsd", **wrong)
+
+
+def test_what_is_listened_to_is_known_through_wrappers():
+    news = [(1, {"log_density": 1.0})]
+    for policy, names in [
+        ("cosine", set()), ("plateau", {"train_loss"}), ({"name": "lc_wsd", "reading": "log_oui"}, {"log_oui"}),
+        ({"name": "clip", "policy": {"name": "warmup", "policy": "lc_hold"}}, {"log_density"}),
+        ({"name": "guard", "policy": "lc_hold"}, {"log_density", "train_loss"}),
+        ({"name": "dry_run", "policy": "lc_hold", "instead": "greedy"}, {"log_density", "train_loss"}),
+        ({"name": "sham", "policy": "lc_hold"}, set()), ({"name": "yoked", "policy": "lc_hold", "news": news}, set()),
+    ]:  # fmt: skip
+        assert policies.followed(policies.as_policy(policy)) == names
+
+
+@pytest.mark.parametrize("name", ["yoked", "shuffled"])
+def test_a_twin_that_is_told_nothing_is_refused(name):
+    with pytest.raises(UsageError, match=r"`news` is empty, .* is `sham`"):
+        policies.create(name, policy="lc_hold", news=[])
+
+
+@pytest.mark.parametrize("name", ["lc_wsd", "lc_hold", "lc_servo"])
+def test_nothing_is_decided_after_the_last_update(name):
+    policy = policies.create(name, warmup=0.0, decay_share=0.0)
+    state = policy.init()
+    for step in range(4):
+        scale, state, reason = policy.update(Observation(step, 3, 1.0), state)
+        assert (scale, reason) == (1.0, None)
+    later = policies.create("step", milestones=(1.0,))
+    assert later.update(Observation(3, 3, 1.0), {}).reason is None
+    assert simulate("wsd", [], 3).rates[0] == 1.0
+    with pytest.raises(UsageError, match=r"`total_steps` must be an int >= 1; got 10\.5"):
+        simulate("wsd", [], 10.5)

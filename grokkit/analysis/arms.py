@@ -18,7 +18,8 @@ class Families(NamedTuple):
     """Arms by what they are for, each in the order given.
 
     Args:
-        controls: of every arm `lc_X` the arms `<word>_X` and `<word>_lc_X`, such as its twin `yoked_X`.
+        controls: of every arm `lc_X` the arms `<word>_lc_X`, such as its twin `yoked_lc_X`, and, of the words in
+            `CONTROLS`, `<word>_X`.
         others: the arms of no family: baselines, and controls that belong to no single policy.
     """
 
@@ -57,8 +58,10 @@ def families(arms: Iterable[str]) -> Families:
     for arm in arms:
         if arm in controls:
             continue
+        word = arm.split("_")[0]
+        ends = {lc: (f"_{lc}", *([lc.removeprefix("lc")] if word in CONTROLS else [])) for lc in controls}
         # The longest: yoked_long_hold is of lc_long_hold, though it ends like one of lc_hold.
-        own = max((lc for lc in controls if arm.endswith(lc.removeprefix("lc"))), key=len, default=None)
+        own = max((lc for lc in controls if arm.endswith(ends[lc])), key=len, default=None)
         others.append(arm) if own is None else controls[own].append(arm)
     return Families(controls, others)
 

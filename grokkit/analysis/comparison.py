@@ -233,7 +233,7 @@ def comparisons(
         have n = 0.
 
     Raises:
-        UsageError: an arm is unknown, an outcome has no direction, a margin is not positive, or see
+        UsageError: an arm is unknown, an outcome has no direction, a margin is not positive or of no outcome, or see
             `paired_differences`.
     """
     rows, margins = _checked(rows), margins or {}
@@ -291,6 +291,10 @@ def _check_plan(
     for place, margin in margins.items():
         if not margin > 0:
             raise UsageError(f"a margin must be a positive number in its outcome's unit; got {margin} for {place}")
+        if place[1] not in larger_is_better:
+            raise UsageError(
+                f"a margin is of (task, outcome), with an outcome among {', '.join(larger_is_better)}; got {place}"
+            )
 
 
 def _levelled(differences: np.ndarray) -> np.ndarray:

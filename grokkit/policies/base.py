@@ -50,6 +50,14 @@ def reading_of(observation: Observation, name: str, state: dict[str, Any]) -> tu
     return (value, state) if math.isfinite(value) else (None, state | {"ignored": state["ignored"] + 1})
 
 
+def followed(policy: Any) -> frozenset[str]:
+    """Names of the readings that a policy listens to, those of the policies inside it too; its slopes and errors are
+    not named."""
+    if hasattr(policy, "readings"):
+        return frozenset(policy.readings)
+    return frozenset({policy.reading} if hasattr(policy, "reading") else ())
+
+
 @runtime_checkable
 class Policy(Protocol):
     """A frozen dataclass of parameters with two pure methods."""

@@ -57,7 +57,7 @@ class ComplexityWSD(PeakWithDeadline):
         length = share_of(total, self.decay_share)
         peaked = state["peak_step"] is not None
         due = peaked and step >= state["peak_step"] + share_of(total, self.hold)
-        if not due and step < total - length:
+        if step >= total or not (due or step >= total - length):
             return
         state.update(phase="decay", decay_step=step)
         if due:

@@ -24,6 +24,8 @@ News = tuple[tuple[int, dict[str, float]], ...]
 class Sham(Wrapper):
     """The signal is measured, and the policy hears nothing: its schedule without news, at the cost of the probe."""
 
+    readings = frozenset[str]()
+
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """What the policy does in silence."""
         silent = dataclasses.replace(observation, readings={})
@@ -40,8 +42,10 @@ class Yoked(Wrapper):
     and `news` holds all that its policy listened to; `grokkit.heard` has the readings of the signal, not the losses.
 
     Args:
-        news: pairs (step, readings) in the order of their steps, as `grokkit.heard(run)` gives them.
+        news: one or more pairs (step, readings) in the order of their steps, as `grokkit.heard(run)` gives them.
     """
+
+    readings = frozenset[str]()
 
     news: Any = ()
 
@@ -101,6 +105,10 @@ def _checked(news: Any) -> News:
             raise UsageError(
                 f"`news` must hold pairs (step, {{name: number}}), as gk.heard(run) gives; got {item!r}"
             ) from None
+    if not found:
+        raise UsageError(
+            "`news` is empty, and a policy that is told nothing is `sham`: give gk.heard(run) of a run with a signal"
+        )
     if [step for step, _ in found] != sorted(step for step, _ in found):
         raise UsageError("`news` must be in the order of their steps, as gk.heard(run) gives them")
     return tuple(found)

@@ -61,14 +61,14 @@ class Migration(PeakWithDeadline, ABC):
     def _start_anneal(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
         total = observation.total_steps
         length = share_of(total, self.decay_share)
-        if observation.step < total - length:
+        if not total - length <= observation.step < total:
             return
         found = f"at {state['level']:.3g} of the base rate" if state["peak_step"] is not None else self.unpeaked(state)
         state["phase"] = "anneal"
         reasons.append(f"the last fall starts at the deadline, {length} updates before the end at {total}, {found}")
 
     def slope(self, observation: Observation, state: dict[str, Any], side: str = "") -> float | None:
-        """This probe's slope per unit of log step, or with `side` `_low` or `_high` an end of its interval; None, and
+        """This probe's slope per unit of log step, or with `side` `_high` the upper end of its interval; None, and
         counted, where it is missing or not finite."""
         found = observation.readings.get(f"{self.reading}_slope{side}", math.nan)
         if not math.isfinite(found):

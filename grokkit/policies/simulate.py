@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.policies import Observation, Policy
+from grokkit.policies import Observation, Policy, as_policy
 
 
 class Simulation(NamedTuple):
@@ -24,7 +24,7 @@ class Simulation(NamedTuple):
 
 
 def simulate(
-    policy: Policy,
+    policy: str | Mapping[str, Any] | Policy,
     signal: Sequence[float | Mapping[str, float]],
     total_steps: int,
     every: int = 1,
@@ -33,7 +33,7 @@ def simulate(
     """Run `policy` for `total_steps` updates against a signal that is already known.
 
     Args:
-        policy: any policy.
+        policy: a policy, its name, or a mapping with its name and parameters.
         signal: news in order: item i (from 0) is delivered after (i + 1) * `every` updates, as a training loop would.
             A number stands for the reading that the policy follows; a mapping is handed over as it is. It may be
             empty or end early; no news follows then.
@@ -48,16 +48,17 @@ def simulate(
         UsageError: on a count below 1 or a base rate that is not positive.
     """
     for name, count in (("total_steps", total_steps), ("every", every)):
-        if count < 1:
-            raise UsageError(f"`{name}` must be an int >= 1; got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"`{name}` must be an int >= 1; got {count!r}")
     if not base_lr > 0:
         raise UsageError(f"`base_lr` must be a number > 0; got {base_lr}")
-    state, rates, decisions = policy.init(), np.empty(total_steps), []
+    asked: Policy = as_policy(policy)
+    state, rates, decisions = asked.init(), np.empty(total_steps), []
     for step in range(total_steps):
         item, offset = divmod(step, every)
         fresh = offset == 0 and 0 < item <= len(signal)
-        readings = _readings(signal[item - 1], policy) if fresh else {}
-        scale, state, reason = policy.update(Observation(step, total_steps, base_lr, readings), state)
+        readings = _readings(signal[item - 1], asked) if fresh else {}
+        scale, state, reason = asked.update(Observation(step, total_steps, base_lr, readings), state)
         rates[step] = base_lr * scale
         if reason:
             decisions.append((step, reason))

@@ -43,5 +43,6 @@ class Step:
         """The scale by the clock alone, with a reason at each milestone."""
         at = [share_of(observation.total_steps, share) for share in self.milestones]
         scale = self.factor ** sum(observation.step >= milestone for milestone in at)
-        reason = f"milestone at {observation.step} updates: scale {scale:.3g}" if observation.step in at else None
+        here = observation.step in at and observation.step < observation.total_steps
+        reason = f"milestone at {observation.step} updates: scale {scale:.3g}" if here else None
         return Decision(scale, state, reason)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from grokkit.policies import Decision, Observation, as_policy, register_wrapper
+from grokkit.policies import Decision, Observation, as_policy, followed, register_wrapper
 from grokkit.policies.wsd import require, require_floor, require_name, share_of, warmup_scale
 
 
@@ -29,6 +29,11 @@ class Wrapper:
     def reading(self) -> str | None:
         """The reading that the policy inside follows; None where it follows none."""
         return getattr(self.policy, "reading", None)
+
+    @property
+    def readings(self) -> frozenset[str]:
+        """All that is listened to, inside too."""
+        return followed(self.policy)
 
     def init(self) -> dict[str, Any]:
         """The inner policy's state."""
@@ -116,10 +121,11 @@ class Guard(Wrapper):
     The loss explodes where it is more than `factor` times the median of its last `window` finite readings, of which
     there must be 3 at least; a median of 0 or less, as of a logarithm, says nothing. Then the scale is multiplied by
     `shrink`, for good, and for the next `freeze` readings of the loss nothing is decided and the inner policy hears
-    nothing; its clock goes on.
+    nothing; its clock goes on. `grokkit.train` ends a run whose loss is not finite before a policy could hear of it.
 
     Args:
-        loss: name of the reading that is watched.
+        loss: name of the reading that is watched; a loop of one's own delivers it,
+            `policy.observe({"train_loss": loss.item()})`.
         factor: of the median that is too much, 1..1e6.
         window: readings of which the median is taken, 3..1000.
         shrink: factor in 1e-6..0.999999 on the scale.
@@ -142,6 +148,11 @@ class Guard(Wrapper):
         require("shrink", self.shrink, 1e-6, 0.999999, "factor on the scale")
         require("freeze", self.freeze, 0, 1_000_000, "readings", whole=True)
         require_floor("min_scale", self.min_scale)
+
+    @property
+    def readings(self) -> frozenset[str]:
+        """The loss, and what the policy inside listens to."""
+        return super().readings | {self.loss}
 
     def init(self) -> dict[str, Any]:
         """The inner state, `level` = the factor on the inner scale, `frozen` = readings left, `recent` = the last
@@ -192,6 +203,11 @@ class DryRun(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "instead", as_policy(self.instead))
+
+    @property
+    def readings(self) -> frozenset[str]:
+        """What the two listen to."""
+        return super().readings | followed(self.instead)
 
     def init(self) -> dict[str, Any]:
         """The states of both."""

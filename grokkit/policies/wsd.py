@@ -73,7 +73,7 @@ class WSD:
     Args:
         warmup: share of the updates in 0..1 that the linear rise takes.
         decay_share: share of the updates in 0..1 that the final fall takes; warmup + decay_share <= 1.
-        final_scale: scale > 0 that the fall ends at, as a factor on the base learning rate.
+        final_scale: scale > 0 at the end of the fall, after the last update, as a factor on the base learning rate.
         shape: `1-sqrt` or `linear`.
     """
 

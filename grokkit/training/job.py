@@ -35,7 +35,7 @@ from grokkit.training.meter import Meter
 from grokkit.training.pace import Pace
 from grokkit.training.precision import resolve_precision
 from grokkit.training.recorder import Recorder, record
-from grokkit.training.signal import Signal
+from grokkit.training.signal import Signal, check_listener
 from grokkit.training.step import TrainStep
 from grokkit.training.team import Absent, Team
 
@@ -71,8 +71,9 @@ def build(config: RunConfig, device: torch.device, beside: Job | None = None, te
     dataset = build_data(config) if beside is None else beside.dataset
     model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    # The team tells all ranks the same; where it is of one, other ranks of a process group train nets of their own.
     chosen = policies.create(config.policy.name, **config.policy.options)
+    check_listener(chosen, Signal.of(config.signal), dataset.x_val is not None)
+    # The team tells all ranks the same; where it is of one, other ranks of a process group train nets of their own.
     policy = PolicyLR(optimizer, chosen, config.steps, broadcast=False)
     optimizer.step()  # without gradients: says that updates come first, also where float16 skips the first one
     images = dataset.x_train if beside is None else beside.batches.images

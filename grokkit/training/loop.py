@@ -138,7 +138,7 @@ def _run(
             start = recorder.restore(**_parts(job)) if resumed else 0
             if start == 0:
                 job.policy.observe(team.told(partial(evaluate, job, recorder, 0)))
-                job.policy.observe(team.told(lambda: recorder.first_readings))
+                job.policy.observe(team.told(recorder.first_readings))
             observer.start(f"{path}  on {machine_of(job)}", start, config.steps)
             try:
                 _loop(job, recorder, observer, stop, start, purse.budget)

@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from grokkit.errors import Interrupted, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
+from grokkit.measures.loss import loss_function
 from grokkit.seeding import seeded
 from grokkit.training.build import OPTIMIZERS, macs_of
 from grokkit.training.config import Part, RunConfig, part
@@ -130,8 +132,9 @@ def lr_range_test(
     the minimum itself the loss has ceased to fall, and a decade below it is the field's margin for a run that stays
     there. The rate of steepest fall, which others take, is told beside it; it depends more on single batches.
 
-    What is low is partly that the net has been trained by then: another number of steps moves the minimum somewhat.
-    Compare arms with the same sweep, over several seeds.
+    What is low is partly that the net has been trained by then: another number of steps moves the minimum, on few
+    images by a factor of several. Compare arms with the same sweep, over several seeds. Where the net has memorised its
+    images nothing is suggested.
 
     Args:
         config: every choice of the run; its `steps` and `policy` do not matter here.
@@ -153,6 +156,8 @@ def lr_range_test(
     Source: Smith 2017, "Cyclical learning rates for training neural networks", arXiv 1506.01186, section 3.3; the
         geometric growth, the tenth of the minimum and the end at 4 times the best loss are fastai's (Gugger 2018).
     """
+    if not isinstance(config, RunConfig):
+        raise UsageError(f"`config` must be a gk.RunConfig; got {config!r}")
     rates = sweep_rates(low, high, steps)
     chosen = checked_seeds([config.seed] if seeds is None else seeds)
     place = resolve(device).torch_device
@@ -184,7 +189,14 @@ def _swept(job: Job, rates: np.ndarray, told: Callable[[int], None]) -> RangeCur
             told(step)
             if watch.diverged(losses[-1]):
                 break
-    return judged(rates, losses)
+    return judged(rates, losses, _guessing(job.config.loss, len(job.dataset.classes)))
+
+
+def _guessing(loss: str, classes: int) -> float:
+    """The loss of a net that gives each of the classes the same chance."""
+    uniform = torch.full((1, classes), 1 / classes, dtype=torch.float64)
+    logits = uniform.log() if loss == "cross_entropy" else uniform
+    return float(loss_function(loss)(logits, torch.zeros(1, dtype=torch.int64)))
 
 
 def _base_rates(job: Job) -> list[float]:

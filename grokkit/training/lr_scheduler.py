@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Real
@@ -29,7 +30,12 @@ class PolicyLR(LRScheduler):
     scaler skipped that update. Every parameter group keeps its own base rate; the policy sees the first group's. The
     rates change by factors on what they are, so that a rate set by hand or a group that comes later is scaled on, and
     the scheduler works inside `ChainedScheduler` and `SequentialLR`; there its clock starts at 0 at its milestone. In a
-    chain `LambdaLR`, `OneCycleLR` and `CyclicLR` overwrite what others did to the rate: take `MultiplicativeLR`.
+    chain `LambdaLR`, `OneCycleLR`, `CyclicLR` and `CosineAnnealingWarmRestarts` overwrite what others did to the rate:
+    take `MultiplicativeLR`.
+
+    Each decision in `decisions` is a dict of its `step`, the first group's `lr` that it led to, and the `reason`. Where
+    half of the budget is over, news have come, and something that the policy listens to was never among them, there is
+    a warning: a name may be misspelt.
 
     An update takes away the share lr * weight_decay of a weight: a schedule of the rate is one of the decay too. A
     group with the key `fixed_decay=True` keeps that share at its base value, whoever else moves its rate:
@@ -37,7 +43,9 @@ class PolicyLR(LRScheduler):
     without momentum; with momentum the decay of earlier updates still arrives at later rates.
 
     Args:
-        optimizer: its current rates are the base rates, for which a scale of 1 stands.
+        optimizer: its rates are the base rates, for which a scale of 1 stands; where an earlier scheduler left its
+            mark, `initial_lr`, in a group, that is, as for torch's own. A new stage with other base rates or another
+            decay takes a new optimizer.
         policy: a policy, its name, or a mapping with its name and parameters.
         total_steps: optimizer updates that the policy's budget holds, >= 1.
         last_epoch: only -1, a fresh start; to resume, build it afresh and call `load_state_dict`. Build all schedulers
@@ -61,7 +69,7 @@ class PolicyLR(LRScheduler):
         *,
         broadcast: bool = True,
     ) -> None:
-        if isinstance(total_steps, bool) or not isinstance(total_steps, int) or total_steps < 1:
+        if isinstance(total_steps, bool) or not hasattr(total_steps, "__index__") or total_steps < 1:
             raise UsageError(f"`total_steps` must be an int >= 1 (optimizer updates); got {total_steps!r}")
         if last_epoch != -1:
             raise UsageError(
@@ -70,9 +78,10 @@ class PolicyLR(LRScheduler):
             )
         # The base class's constructor calls step(), so everything that step() needs comes before it.
         self.policy: Policy = policies.as_policy(policy)
-        self.total_steps = total_steps
+        self.total_steps = int(total_steps)
         self.decisions: list[dict[str, Any]] = []
         self._news: dict[str, float] = {}
+        self._named: list[str] = []  # whatever was news, in order of names
         self._broadcast = broadcast
         found = [float(group["lr"]) for group in getattr(optimizer, "param_groups", ())]
         super().__init__(optimizer, last_epoch)
@@ -105,6 +114,7 @@ class PolicyLR(LRScheduler):
         """
         news = _numbers(readings)
         self._news.update(_of_rank_0(news) if self._broadcast else news)
+        self._named = sorted({*self._named, *self._news})
 
     def step(self, epoch: int | None = None) -> None:
         """Advance the clock by one update and set the rates for the next one; call it after `optimizer.step()`."""
@@ -116,10 +126,11 @@ class PolicyLR(LRScheduler):
         if self.last_epoch < 0:  # a start, or SequentialLR has put the rates back and begins again
             self._restart()
         decay.remember_decay(self.optimizer)
-        self._advance()
+        reason = self._advance()
         super().step()
         self._factor, self._first = 1.0, []
         decay.hold_decay(self.optimizer)
+        self._note(reason, self.optimizer.param_groups[0]["lr"])
 
     def get_lr(self) -> list[float | Tensor]:
         """The rates of all groups, from what they are now."""
@@ -157,9 +168,11 @@ class PolicyLR(LRScheduler):
     def _get_closed_form_lr(self) -> list[float | Tensor]:
         """The rates at a milestone of `SequentialLR`, where torch sets the epoch to 0 instead of stepping."""
         self._restart()
-        self._advance()
+        reason = self._advance()
         self._factor = 1.0
-        return [group.get("initial_lr", group["lr"]) * self._scale for group in self.optimizer.param_groups]
+        rates = [group.get("initial_lr", group["lr"]) * self._scale for group in self.optimizer.param_groups]
+        self._note(reason, rates[0])
+        return rates
 
     def _restart(self) -> None:
         """Back to before the first question; news that already came is kept for it."""
@@ -168,9 +181,11 @@ class PolicyLR(LRScheduler):
         self._policy_state = self.policy.init()
         self.decisions.clear()
 
-    def _advance(self) -> None:
-        """Ask the policy for the next update's scale."""
+    def _advance(self) -> str | None:
+        """Ask the policy for the next update's scale; the reason where it has one."""
         self._updates += 1
+        if self._updates == self.total_steps // 2:
+            self._warn_of_silence()
         base = float(self.base_lrs[0])
         observation = Observation(self._updates, self.total_steps, base, self._news)
         scale, state, reason = self.policy.update(observation, self._policy_state)
@@ -181,8 +196,20 @@ class PolicyLR(LRScheduler):
             )
         self._policy_state, self._news = state, {}
         self._factor, self._scale = scale / self._scale, scale
+        return reason
+
+    def _note(self, reason: str | None, rate: float | Tensor) -> None:
         if reason:
-            self.decisions.append({"step": self._updates, "lr": base * scale, "reason": reason})
+            self.decisions.append({"step": self._updates, "lr": float(rate), "reason": reason})
+
+    def _warn_of_silence(self) -> None:
+        missed = policies.followed(self.policy) - {*self._named}
+        if self._named and missed:
+            warnings.warn(
+                f"half of the budget is over, and {type(self.policy).__name__} has not heard what it listens to: "
+                f"{', '.join(sorted(missed))}. What came was {', '.join(self._named)}",
+                stacklevel=4,
+            )
 
     def _description(self) -> str:
         """Class and parameters, those of the policies inside too."""
@@ -197,7 +224,7 @@ def _described(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_described, value))})"
     if isinstance(value, Real):
-        return repr(value if isinstance(value, bool | int) else float(value))
+        return repr(value if isinstance(value, bool) else float(value))
     return f"{type(value).__name__}()" if isinstance(value, Policy) else repr(value)
 
 

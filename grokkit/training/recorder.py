@@ -51,7 +51,7 @@ def record(
     measures: Iterable[str | Part | Measure] = ("accuracy", "local_complexity", "weight_norm", "logit_scale"),
     attributions: Iterable[str | Part | AttributionPlan] = (),
     schedule: Iterable[int] | None = None,
-    signal: Signal | None = None,
+    signal: Signal | Mapping[str, Any] | None = None,
     seed: int = 0,
     loss: str = "cross_entropy",
     total_steps: int | None = None,
@@ -89,7 +89,7 @@ def record(
     """
     path, purse = Path(path), Purse.of(price)
     loss_function(loss)
-    taken, plans = as_measures(measures), as_plans(attributions)
+    taken, plans, signal = as_measures(measures), as_plans(attributions), Signal.of(signal)
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
         told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
@@ -139,6 +139,7 @@ class Recorder:
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._bill = Bill.going_on(earlier.status, price)
         self._step = -1
+        self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._slots = Writer(), resume.Slots(path / "resume")
         self._unrestored = self._slots.are_there()
@@ -151,7 +152,7 @@ class Recorder:
         """Record step 0. Where that fails the folder goes again: nothing was learned, and the mended run is to have
         its name. Where it is interrupted the folder stays, to be resumed."""
         try:
-            self.first_readings = self.step(0)
+            self._first = self.step(0)
             self._writer.wait()
         except (Stopped, KeyboardInterrupt):
             self.close("interrupted", "stopped while step 0 was recorded")
@@ -161,9 +162,6 @@ class Recorder:
                 self.close()
             shutil.rmtree(self.path)
             raise
-
-    first_readings: dict[str, float] | None = None
-    """The signal at step 0, for a policy that is made after the recorder."""
 
     listener: Callable[[int, str, str], None] | None = None
     """Hears of every event: step, kind, text."""
@@ -186,7 +184,7 @@ class Recorder:
             step: optimizer updates done so far; must grow from call to call.
 
         Returns:
-            The signal's readings where the signal was due, else None.
+            The signal's readings where it was due, else None; with the first ones come those of step 0.
 
         Raises:
             UsageError: `step` does not grow, or a saved state was not restored.
@@ -208,11 +206,16 @@ class Recorder:
         elif time.monotonic() - self._told > HEARTBEAT_SECONDS and not self._writer.busy:
             self._submit()
         if self._signal is None or not self.signal_due(step):
-            return None
+            return self.first_readings()
         with self.costs.of("signal"):
             readings = self._signal.read(step)
         self.log(step, "signal", **readings)
-        return readings
+        return {**(self.first_readings() or {}), **readings}
+
+    def first_readings(self) -> dict[str, float] | None:
+        """The signal at step 0 where `step` has not returned it yet; once, then None."""
+        first, self._first = self._first, None
+        return first
 
     def log(self, step: int, split: str, **values: float) -> None:
         """Append numbers to metrics.jsonl: one row per name, for example `log(step, "batch", loss=0.3)`."""
@@ -261,8 +264,7 @@ class Recorder:
         """Load the newest valid slot into model, optimizer and `parts`.
 
         Returns:
-            The step to go on from. 0 where no slot was ever saved: nothing is loaded then, step 0 is recorded again,
-            and `first_readings` are there as in a fresh run.
+            The step to go on from. 0 where no slot was ever saved: nothing is loaded, step 0 is recorded as at first.
 
         Raises:
             TrajectoryError: no slot, and the model's weights are not the ones the run began with.
@@ -271,7 +273,7 @@ class Recorder:
         found, self._unrestored = self._slots.load(), False
         if found is None:
             self.event(0, "restarted", f"attempt {self._attempt} finds no resume slot and starts again")
-            self.first_readings = self.step(0)
+            self._first = self.step(0)
             return 0
         step, state = found
         self.unfinished = state.get("unfinished", False)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.errors import UsageError
+from grokkit.errors import ModelContractError, UsageError
 from grokkit.interrupt import poll
 from grokkit.measures.base import Context, chosen, logits_of, net_and_inputs, tensor_of
 from grokkit.measures.loss import loss_function
 from grokkit.measures.oui import gate_distances
+from grokkit.policies import Policy, followed
 from grokkit.policies.signal import QUANTITIES, Slope, log_mean, slope
 from grokkit.registry import nearest
 from grokkit.spline import complexity_spectrum
 from grokkit.training.schedule import as_step
-from grokkit.trajectory import Run
+from grokkit.trajectory import Run, open_run
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Signal:
 
     Args:
         every: steps between two readings; 0 is always read.
-        points: images of the probe set, the first ones; 2 or more.
+        points: images of the probe set, the first ones, or all where there are fewer; 2 or more.
         directions: orthonormal directions of the frame; of a smaller input as many as it has dimensions.
         radii: neighbourhood radii, in the input space of the net.
         probe_set: whose images.
@@ -65,15 +69,29 @@ class Signal:
                 raise UsageError(f"`{name}` of a signal must be an int of at least {least}; got {value!r}")
         if not isinstance(self.quantities, tuple | list) or not self.quantities:
             raise UsageError(f"`quantities` must be some of {', '.join(QUANTITIES)}; got {self.quantities!r}")
-        if not isinstance(self.radii, tuple | list) or not self.radii or not all(radius > 0 for radius in self.radii):
-            raise UsageError(f"`radii` of a signal must be one or more numbers above 0; got {self.radii!r}")
-        for name in self.quantities:
+        if not isinstance(self.radii, tuple | list) or not self.radii or not all(map(_is_radius, self.radii)):
+            raise UsageError(f"`radii` of a signal must be one or more finite numbers above 0; got {self.radii!r}")
+        for name in map(str, self.quantities):
             if name not in QUANTITIES:
                 raise UsageError(f"a signal reads {', '.join(QUANTITIES)}; got {name!r}.{nearest(name, [*QUANTITIES])}")
+        for name in ("radii", "quantities"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    @property
+    def readings(self) -> list[str]:
+        """The names of all that is read."""
+        ends = ("", "_se", "_slope", "_slope_low", "_slope_high")
+        return [f"log_{name}{end}" for name in self.quantities for end in ends]
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Signal | None:
-        """The signal with these fields; None for none. Raises UsageError for an unknown one, naming the nearest."""
+    def of(cls, fields: Signal | Mapping[str, Any] | None) -> Signal | None:
+        """The signal with these fields, or itself; None for none. Raises UsageError for an unknown one, naming the
+        nearest."""
+        if isinstance(fields, Signal):
+            return fields
+        if fields is not None and not isinstance(fields, Mapping):
+            raise UsageError(f"`signal` must be a gk.Signal or a mapping of its fields; got {fields!r}")
+        fields = fields or {}
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
@@ -103,32 +121,36 @@ class LocalComplexitySignal:
     Args:
         model: any module; a `Classifier` is measured behind its normalisation.
         images: (N, ...) tensor as the model takes them, on its device; of the first `signal.points` a copy is kept.
-        signal: what is read, and how often.
-        labels: (N,) int64, for the quantity `loss`.
+        signal: what is read, and how often: a `Signal`, or a mapping of its fields as in a config. Its `probe_set` is
+            for recorded runs and does not matter here.
+        labels: (N,) int64 tensor, for the quantity `loss`.
         loss: `cross_entropy` or `mse`, of the quantity `loss`.
         seed: root of the frames and of the resampling.
 
     Raises:
-        UsageError: fewer than 2 images, or `loss` without a label for each.
+        UsageError: fewer than 2 images, `loss` without a label for each, or a seed that is no int of 0 or more.
+        ModelContractError: at a reading, of a net without a unit that could be counted.
     """
 
     def __init__(
         self,
         model: nn.Module,
         images: Tensor,
-        signal: Signal | None = None,
+        signal: Signal | Mapping[str, Any] | None = None,
         *,
         labels: Tensor | None = None,
         loss: str = "cross_entropy",
         seed: int = 0,
     ) -> None:
-        self.signal = signal or Signal()
+        self.signal = Signal.of(signal) or Signal()
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise UsageError(f"`seed` of a signal must be an int of 0 or more; got {seed!r}")
         if not isinstance(images, Tensor) or len(images) < 2:
             raise UsageError(f"a signal needs a tensor of at least 2 images; got {_sort_of(images)}")
-        if "loss" in self.signal.quantities and (labels is None or len(labels) != len(images)):
+        if "loss" in self.signal.quantities and not _are_labels(labels, len(images)):
             raise UsageError(
-                f"the quantity `loss` of a signal needs a label for each of its {len(images)} images; got "
-                f"{_sort_of(labels)}"
+                f"the quantity `loss` of a signal needs an int64 tensor with a label for each of its {len(images)} "
+                f"images; got {_sort_of(labels)}"
             )
         self._model, self._seed, self._loss = model, seed, loss_function(loss)
         self._images = images[: self.signal.points].clone()
@@ -178,6 +200,8 @@ class LocalComplexitySignal:
         radii = self.signal.radii
         directions = min(self.signal.directions, inputs[0].numel())
         spectrum = complexity_spectrum(net, inputs, radii, directions, seed=self._seed, quantiles=(), tangents="exact")
+        if not spectrum.live_units:
+            raise ModelContractError("the net has no units that local complexity could count: no counted activation")
         density = spectrum.counts.sum(2).double() / torch.tensor(radii, dtype=torch.float64)[:, None]
         return np.median(density.numpy(), axis=0), float(max(sum(spectrum.live_units.values()), 1))
 
@@ -199,41 +223,79 @@ class LocalComplexitySignal:
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        """The remembered readings: lists and tensors only."""
-        return {
+        """The remembered readings, and of what they are: numbers, strings, lists and tensors only."""
+        rows = {
             name: [{"step": row.step, "values": torch.from_numpy(row.values), "scale": row.scale} for row in rows]
             for name, rows in self._rows.items()
         }
+        return {"of": self._described, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a signal that has read nothing.
 
         Raises:
-            UsageError: the state of a signal of other quantities, or at another number of points.
+            UsageError: the state of a signal with other choices, or at other images.
         """
-        if state and set(state) != set(self.signal.quantities):
-            raise UsageError(
-                f"the state is of {', '.join(state)}; this signal reads {', '.join(self.signal.quantities)}"
-            )
-        rows = {
-            name: [_Row(row["step"], row["values"].cpu().numpy(), row["scale"]) for row in state.get(name, [])]
-            for name in self.signal.quantities
+        if state:
+            apart = [name for name, own in self._described.items() if state["of"].get(name) != own]
+            if apart:
+                then, now = (", ".join(f"{k} {of.get(k)}" for k in apart) for of in (state["of"], self._described))
+                raise UsageError(f"the state is of a signal with {then}; this one has {now}")
+        self._rows = {
+            name: [_Row(row["step"], row["values"].cpu().numpy(), row["scale"]) for row in rows]
+            for name, rows in (state["rows"] if state else dict.fromkeys(self.signal.quantities, ())).items()
         }
-        for row in (row for each in rows.values() for row in each):
-            if len(row.values) != len(self._images):
-                raise UsageError(f"the state is of {len(row.values)} points; this signal has {len(self._images)}")
-        self._rows = rows
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        """What must be equal for readings to follow each other: the choices, the seed, and a checksum of the images."""
+        of = {name: list(value) if isinstance(value, tuple) else value
+              for name, value in dataclasses.asdict(self.signal).items()}  # fmt: skip
+        pixels = self._images.detach().cpu().double().contiguous().numpy().tobytes()
+        return of | {"seed": self._seed, "loss": self._loss.__name__, "images": f"{zlib.crc32(pixels):08x}"}
+
+
+def check_listener(policy: Policy, signal: Signal | None, validation: bool) -> None:
+    """Raise UsageError where a policy listens to what a run never tells it: it would be a deadline schedule, and
+    nothing would say so before the end.
+
+    Args:
+        policy: of the run.
+        signal: of the run; None for none.
+        validation: whether the run has a validation split.
+    """
+    told = ["train_loss", *(["validation_loss"] if validation else []), *(signal.readings if signal else [])]
+    for name in sorted(followed(policy) - {*told}):
+        quantity = name.removeprefix("log_")
+        if name == "validation_loss":
+            remedy = " Take images out for it: data=part(..., validation=500)."
+        elif name.startswith("log_") and quantity in QUANTITIES:
+            remedy = f' Add signal={{"quantities": ("{quantity}",)}} to the config.'
+        else:
+            remedy = nearest(name, told)
+        heard = ", ".join(each for each in told if not each.endswith(("_se", "_slope", "_low", "_high")))
+        raise UsageError(f"the policy listens to {name!r}, and what this run tells it is {heard}.{remedy}")
+
+
+def _is_radius(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _are_labels(labels: Any, count: int) -> bool:
+    return isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (count,)
 
 
 def _sort_of(given: Any) -> str:
     return f"{type(given).__name__} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
 
 
-def heard(run: Run) -> list[tuple[int, dict[str, float]]]:
-    """What the policy of a run heard of its signal, and after how many updates: the `news` of a `yoked` policy.
+def heard(run: Run | str | Path) -> list[tuple[int, dict[str, float]]]:
+    """What the policy of a run, or of the run in a folder, heard of its signal, and after how many updates: the `news`
+    of a `yoked` policy. Empty for a run without a signal.
 
-    The reading of step 0 reaches a policy with the first update.
+    The reading of step 0 reaches a policy with the first update, in `grokkit.train` and by `Recorder.step`.
     """
+    run = run if isinstance(run, Run) else open_run(run)
     rows = run.metrics.query("split == 'signal'")
     news: dict[int, dict[str, float]] = {}
     for step, name, value in zip(rows["step"], rows["metric"], rows["value"], strict=True):

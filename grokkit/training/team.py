@@ -239,7 +239,6 @@ class Absent:
         schedule, signal: as of the recorder.
     """
 
-    first_readings: dict[str, float] | None = None
     unfinished = False
     save_seconds = 0.0
     spent: float | None = None
@@ -260,6 +259,8 @@ class Absent:
         return self._signal is not None and self._signal.due(step)
 
     def step(self, step: int) -> None: ...
+
+    def first_readings(self) -> None: ...
 
     def log(self, step: int, split: str, **values: float) -> None: ...
 

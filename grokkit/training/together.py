@@ -119,7 +119,7 @@ def _opened(
                 lanes.append(Lane(place, job, recorder))
                 open_runs.enter_context(lanes[-1].recorder)
                 job.policy.observe(loop.evaluate(job, lanes[-1].recorder, 0))
-            job.policy.observe(lanes[-1].recorder.first_readings)
+            job.policy.observe(lanes[-1].recorder.first_readings())
     except BaseException as error:
         for lane in lanes:
             lane.recorder.close()
