@@ -143,6 +143,12 @@ def test_a_net_that_knows_its_images_by_heart_is_no_reason_for_a_rate() -> None:
     assert judged(RATES, losses, guessing * 0.98).suggestion is not None
 
 
+def test_a_sweep_that_ends_with_memorised_images_suggests_nothing() -> None:
+    few = DIGITS.replace(data=part("digits", size=8, train=60, test=100), batch_size=30)
+    found = gk.lr_range_test(few, device="cpu")
+    assert found.suggestion is None and "the net knows its images by heart" in str(found)
+
+
 def test_guessing_costs_what_the_formula_says() -> None:
     assert _guessing("cross_entropy", 7) == pytest.approx(np.log(7))
     assert _guessing("mse", 10) == pytest.approx(0.09)

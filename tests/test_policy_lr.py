@@ -152,6 +152,18 @@ def test_a_decision_in_sequential_lr_is_listed_once():
     assert [d["step"] for d in scheduler.decisions] == [0]
 
 
+def test_a_decision_at_the_milestone_of_sequential_lr_tells_its_rate():
+    optimizer = _optimizer(0.1)
+    warmup = lr_scheduler.LinearLR(optimizer, start_factor=0.5, total_iters=3)
+    scheduler = PolicyLR(optimizer, policies.create("step", milestones=(0.0, 0.5)), total_steps=4)
+    sequence = lr_scheduler.SequentialLR(optimizer, [warmup, scheduler], milestones=[3])
+    for _ in range(6):
+        _step(optimizer, sequence)
+    assert [(each["step"], each["lr"]) for each in scheduler.decisions] == [
+        (0, pytest.approx(0.01)), (2, pytest.approx(0.001)),
+    ]  # fmt: skip
+
+
 def test_its_factors_multiply_in_chained_scheduler():
     optimizer = _optimizer(0.1)
     members = [PolicyLR(optimizer, "cosine", total_steps=10), lr_scheduler.ExponentialLR(optimizer, gamma=0.9)]

@@ -384,6 +384,8 @@ def test_a_recorder_tells_the_reading_of_step_0_once(tmp_path):
     with gk.record(tmp_path / "b", net, **asked) as recorder:
         assert recorder.first_readings()["log_density"] == levels[0]
         assert recorder.first_readings() is recorder.step(1) is None
+    with gk.record(tmp_path / "c", net, **{**asked, "signal": {"every": 1, "points": 20}}) as recorder:
+        assert recorder.step(1) is not None and recorder.first_readings() is None, "the newer ones stand for them"
 
 
 def test_its_points_stay_when_the_caller_shuffles_his_images(net, images):

@@ -138,12 +138,11 @@ class Recorder:
         put_aside = recover(path)
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._bill = Bill.going_on(earlier.status, price)
-        self._step = -1
+        self._step, self._open = -1, True
         self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._slots = Writer(), resume.Slots(path / "resume")
         self._unrestored = self._slots.are_there()
-        self._open = True
         for sentence in put_aside:
             self._put_aside(0, sentence)
         self._submit()
@@ -184,7 +183,7 @@ class Recorder:
             step: optimizer updates done so far; must grow from call to call.
 
         Returns:
-            The signal's readings where it was due, else None; with the first ones come those of step 0.
+            The signal's readings where it was due, else None; those of step 0 come with the first call after it.
 
         Raises:
             UsageError: `step` does not grow, or a saved state was not restored.
@@ -210,7 +209,8 @@ class Recorder:
         with self.costs.of("signal"):
             readings = self._signal.read(step)
         self.log(step, "signal", **readings)
-        return {**(self.first_readings() or {}), **readings}
+        self._first = None  # the newer ones stand for them
+        return readings
 
     def first_readings(self) -> dict[str, float] | None:
         """The signal at step 0 where `step` has not returned it yet; once, then None."""
