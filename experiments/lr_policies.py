@@ -53,9 +53,7 @@ before the first run of `mnist`: how the shape is counted, and with it the numbe
 "in the mean"; the margins of `digits`, of robust accuracy from 0.02 to 0.025 and of updates from 300 to 450, whose
 spread had been taken at another threshold; the threshold of `mnist` from 0.4 to 0.2, at which its pilot had been read;
 the meaning of harmless, which was "equivalent to its twin"; the count of equal rates. What would have come out without
-these changes stands with the verdicts.
-
-The commands, and what came out, stand in artifacts/lr_policies/README.md.
+these changes stands with the verdicts, and those with the commands in artifacts/lr_policies/README.md.
 """
 
 from __future__ import annotations
@@ -157,7 +155,14 @@ def _measures(epsilon: float) -> tuple[Part, ...]:
     )  # fmt: skip
 
 
+def _full(task: RunConfig) -> RunConfig:
+    """All training images of a task's data, for a GPU. Nothing is registered of it: a pilot has to come first."""
+    changes = {"data": part(task.data.name), "batch_size": 1_000, "steps": 3 * task.steps}
+    return task.replace(variant=f"{task.variant}_full", **changes)
+
+
 TASKS = {task.__name__: task for task in (digits, mnist, cifar10, vgg_bn)}
+TASKS |= {"mnist_full": lambda: _full(mnist()), "cifar10_full": lambda: _full(cifar10())}
 THRESHOLDS = {"digits": 0.55, "mnist": 0.2, "cifar10": 0.08}
 """Robust accuracy whose first crossing is an end point."""
 MARGINS = {
@@ -245,7 +250,7 @@ def _signal(task: RunConfig, *quantities: str) -> dict[str, Any]:
 def train(config: RunConfig, runs: Path) -> Run:
     """The finished run: trained, gone on with, or as it is there."""
     path = runs / config.run_name
-    return gk.resume(path, device="cpu") if path.exists() else gk.train(config, runs=runs, device="cpu")
+    return gk.resume(path) if path.exists() else gk.train(config, runs=runs)
 
 
 def pairs_of(seeds: list[int]) -> Iterator[tuple[int, int]]:
@@ -291,7 +296,8 @@ def collect(task: str, seeds: list[int], runs: Path, folder: Path) -> None:
     if not finished:
         raise UsageError(f"there is no finished run of {task} with one of these seeds below {runs}")
     folder.mkdir(parents=True, exist_ok=True)
-    tables, decided = (_collected(folder / f"{name}.csv.gz") for name in (task, f"{task}_decisions"))
+    paths = [folder / f"{name}.csv.gz" for name in (task, f"{task}_decisions")]
+    tables, decided = ([pd.read_csv(path)] if path.exists() else [] for path in paths)
     known = {run for each in tables for run in each["run"]}
     new = [run for run in finished if run.name not in known]
     told = [
@@ -300,15 +306,10 @@ def collect(task: str, seeds: list[int], runs: Path, folder: Path) -> None:
     ]  # fmt: skip
     decisions = pd.concat([*decided, pd.DataFrame(told, columns=["run", "step", "lr", "text"])], ignore_index=True)
     table = pd.concat([*tables, *(_thinned(gk.table([run])) for run in new)], ignore_index=True)
-    for rows, name in ((table, task), (decisions, f"{task}_decisions")):
+    for rows, path in zip((table, decisions), paths, strict=True):
         # unrounded, because ties between runs count; of a fixed time, so that the same rows are the same bytes
-        rows.to_csv(folder / f"{name}.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
-    print(f"{folder / task}.csv.gz: {table['run'].nunique()} runs, {len(table)} rows, {len(new)} runs are new")
-
-
-def _collected(path: Path) -> list[pd.DataFrame]:
-    """What was collected before: a frame, or none."""
-    return [pd.read_csv(path)] if path.exists() else []
+        rows.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+    print(f"{paths[0]}: {table['run'].nunique()} runs, {len(table)} rows, {len(new)} runs are new")
 
 
 def _is_collected(task: RunConfig, decay: str, pair: tuple[int, int], names: set[str]) -> bool:

@@ -32,16 +32,22 @@ def _small(study):
 
 def test_every_arm_builds_its_policy_and_its_run_folder_says_task_decay_and_arm(study):
     names = set()
-    for task in study.TASKS.values():
+    for name, task in study.TASKS.items():
         for arm in study.ARMS:
             for decay in study.DECAYS:
                 config = study.config_of(task(), arm, decay, 3, [(1, {"log_density": 1.0})])
                 policies.create(config.policy.name, **config.policy.options)
-                assert f"/{task.__name__}-{decay}-{arm}-s3-" in config.run_name
+                assert f"/{name}-{decay}-{arm}-s3-" in config.run_name
                 assert ("fixed_decay" in config.optimizer.options) == (decay == "fixed")
                 assert len(config.records) == study.RECORDS and config.records[-1] == config.steps
                 names.add(config.run_name)
-    assert len(names) == 4 * 13 * 2
+    assert len(names) == 6 * 13 * 2
+
+
+def test_the_full_tasks_train_on_all_images(study):
+    for name in ("mnist", "cifar10"):
+        task = study.TASKS[f"{name}_full"]()
+        assert task.data == gk.part(name) and task.model == study.TASKS[name]().model
 
 
 def test_readings_are_charged_in_updates(study):
