@@ -192,13 +192,14 @@ def test_probe_images_become_colours():
     assert photographs(np.zeros((2, 4, 3, 3), np.uint8)).shape == (2, 3, 3, 3)
 
 
-def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run):
+def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run, tmp_path):
     root = Path(__file__).resolve().parents[1]
-    words = [sys.executable, "-m", "grokkit", "serve", str(run)]
+    words = [sys.executable, "-m", "grokkit", "serve", str(run), str(tmp_path / "later")]
     env = {**os.environ, "SSH_CONNECTION": "10.0.0.1 5000 10.0.0.2 22", "LOGNAME": "me"}
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env=env
     ) as server:
+        assert server.stdout.readline().startswith(f"{tmp_path / 'later'} is not there yet")
         url = server.stdout.readline().split()[1]
         port = urlsplit(url).port
         with urlopen(f"{url}data", timeout=10) as answer:

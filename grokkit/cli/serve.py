@@ -38,6 +38,9 @@ def serve(
     from grokkit.live.study import Study
 
     server = Server(Study(runs), port)
+    for path in runs:
+        if not path.exists():
+            print(f"{path} is not there yet; its runs will be shown when they appear")
     print(f"open     {server.url}")
     print(f"from elsewhere, first: {forward_line(server.port)}")
     print("Ctrl-C ends the page, not the runs", flush=True)
