@@ -351,7 +351,7 @@ def report(task: str, folder: Path, figures: Path) -> None:
         ends = with_best(outcomes(rows, THRESHOLDS), LARGER_IS_BETTER)
         compared = comparisons(ends, usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS)
         best = {outcome: arm for (_, _, outcome), arm in best_baselines(ends, LARGER_IS_BETTER).items()}
-        other = compared.reference.where(compared.reference != BEST, compared.outcome.map(best))
+        other = compared.reference.where(compared.reference != BEST, compared.outcome.map(best).fillna(BEST))
         told.append(compared.assign(against=other, same_rates=same_rates(rows, zip(compared.arm, other, strict=True))))
     verdicts = pd.concat(told, ignore_index=True)
     verdicts.to_csv(folder / f"{task}_verdicts.csv", index=False, float_format="%.6g")

@@ -24,7 +24,7 @@ from grokkit.seeding import seeded
 from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
 from grokkit.training.job import build
-from grokkit.training.lr_range import LRRange, _guessing
+from grokkit.training.lr_range import LRRange, _learnt
 from grokkit.training.range_curve import RangeCurve, Watch, judged, smooth, sweep_rates
 
 RATES = sweep_rates(1e-6, 10.0, 200)
@@ -134,24 +134,28 @@ def test_a_divergence_without_a_fall_suggests_nothing() -> None:
     assert curve.reason.startswith("the loss diverged at 0.01 without having fallen")
 
 
-def test_a_net_that_knows_its_images_by_heart_is_no_reason_for_a_rate() -> None:
+def test_where_hardly_any_loss_is_left_nothing_is_suggested() -> None:
     losses = 2.3 * 10 ** (-4 * np.clip((X + 4) / 2, 0, 1)) + np.exp(12 * (X - 0.5))
-    guessing = 100 * judged(RATES, losses).lowest * 1.01
-    curve = judged(RATES, losses, guessing)
+    lowest = judged(RATES, losses).lowest
+    curve = judged(RATES, losses, 1.01 * lowest)
     assert curve.suggestion is None and curve.minimum is not None
-    assert "below a hundredth of what guessing costs" in curve.reason and "sweep with fewer steps" in curve.reason
-    assert judged(RATES, losses, guessing * 0.98).suggestion is not None
+    assert "so little is left to learn that any rate looks good: sweep with fewer steps" in curve.reason
+    assert judged(RATES, losses, 0.99 * lowest).suggestion is not None
 
 
-def test_a_sweep_that_ends_with_memorised_images_suggests_nothing() -> None:
+def test_memorised_images_suggest_nothing() -> None:
     few = DIGITS.replace(data=part("digits", size=8, train=60, test=100), batch_size=30)
-    found = gk.lr_range_test(few, device="cpu")
-    assert found.suggestion is None and "the net knows its images by heart" in str(found)
+    found = gk.lr_range_test(few.replace(policy=part("lc_hold")), device="cpu")
+    assert found.suggestion is None and "so little is left to learn" in str(found)
 
 
-def test_guessing_costs_what_the_formula_says() -> None:
-    assert _guessing("cross_entropy", 7) == pytest.approx(np.log(7))
-    assert _guessing("mse", 10) == pytest.approx(0.09)
+def test_what_is_left_to_learn_is_what_the_formula_says() -> None:
+    smooth = [0.9 + 0.1 / 7] + 6 * [0.1 / 7]
+    entropy = -sum(p * np.log(p) for p in smooth)
+    assert _learnt(DIGITS, 7) == pytest.approx(0.01 * np.log(7))
+    assert _learnt(DIGITS.replace(label_smoothing=0.1), 7) == pytest.approx(entropy + 0.01 * (np.log(7) - entropy))
+    assert _learnt(DIGITS.replace(loss="mse"), 10) == pytest.approx(0.01 * 0.09)
+    assert _learnt(DIGITS.replace(loss="mse", label_smoothing=0.1), 10) == pytest.approx(0.01 * 0.09 * 0.81)
 
 
 def test_a_suggestion_below_the_sweep_is_not_made() -> None:

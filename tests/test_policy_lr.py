@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -371,18 +372,18 @@ def test_a_decision_tells_the_rate_that_the_group_really_has():
 
 def test_a_name_that_was_never_heard_is_told_at_half_of_the_budget():
     policy = policies.create("guard", policy="lc_hold")
-    scheduler = PolicyLR(_optimizer(), policy, total_steps=6)
+    scheduler = PolicyLR(_optimizer(), policy, total_steps=24)
     with pytest.warns(UserWarning, match="Guard has not heard .*: train_loss. What came was log_density, loss$"):
-        _told(scheduler, {"loss": 1.0, "log_density": 2.0}, 3)
-    resumed = PolicyLR(_optimizer(), policy, total_steps=6)
-    _told(resumed, {"loss": 1.0, "log_density": 2.0}, 2)
+        _told(scheduler, {"loss": 1.0, "log_density": 2.0}, 12)
+    resumed = PolicyLR(_optimizer(), policy, total_steps=24)
+    _told(resumed, {"loss": 1.0, "log_density": 2.0}, 11)
     state = json.loads(json.dumps(resumed.state_dict()))
-    again = PolicyLR(_optimizer(), policy, total_steps=6)
+    again = PolicyLR(_optimizer(), policy, total_steps=24)
     again.load_state_dict(state)
     with pytest.warns(UserWarning, match="What came was log_density, loss$"):
         _told(again, {}, 1)
-    for news in ({}, {"train_loss": 1.0, "log_density": 2.0}):  # silence is a choice
-        _told(PolicyLR(_optimizer(), policy, total_steps=6), news, 6)
+    for news, total in (({}, 24), ({"train_loss": 1.0, "log_density": 2.0}, 24), ({"loss": 1.0}, 9)):
+        _told(PolicyLR(_optimizer(), policy, total_steps=total), news, total)  # silence is a choice, and 9 are few
 
 
 def _told(scheduler: PolicyLR, news: dict[str, float], updates: int) -> None:
@@ -392,6 +393,21 @@ def _told(scheduler: PolicyLR, news: dict[str, float], updates: int) -> None:
         scheduler.step()
 
 
-def test_the_description_is_the_same_for_ints_and_floats():
-    saved = PolicyLR(_optimizer(), policies.create("clip", policy="wsd", high=1), total_steps=np.int64(4)).state_dict()
-    PolicyLR(_optimizer(), policies.create("clip", policy="wsd", high=1.0), total_steps=4).load_state_dict(saved)
+def test_the_description_is_the_same_for_numbers_of_numpy():
+    def made(one: float, two: int) -> PolicyLR:
+        return PolicyLR(_optimizer(), _Described(one, two), total_steps=np.int64(4))
+
+    made(0.5, 3).load_state_dict(made(np.float64(0.5), np.int64(3)).state_dict())
+    assert "one=0.5, two=3)" in made(0.5, 3).state_dict()["policy"]
+
+
+@dataclass(frozen=True)
+class _Described:
+    one: float
+    two: int
+
+    def init(self):
+        return {}
+
+    def update(self, observation, state):
+        return policies.Decision(1.0, state)

@@ -14,7 +14,6 @@ import grokkit as gk
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures.oui import gate_distances
 from grokkit.policies.signal import RESAMPLES, log_mean, slope, theil_sen
-from grokkit.training.job import build
 from grokkit.training.signal import check_listener
 from tests.reference.patterns import patterns
 
@@ -333,19 +332,22 @@ def test_a_net_without_countable_units_is_refused_at_the_first_reading(images):
         gk.LocalComplexitySignal(net, images).read(0)
 
 
+BOTH = {"name": "dry_run", "policy": {"name": "lc_wsd", "reading": "log_oui"}, "instead": "lc_hold"}
+
+
 @pytest.mark.parametrize(
     ("policy", "told", "words"),
     [
-        (
-            "lc_hold",
-            {},
-            r"'log_density', and what this run tells it is train_loss\. Add signal=.*\(\"density",
-        ),
-        ({"name": "clip", "policy": "lc_wsd"}, {"signal": gk.Signal(quantities=("oui",))}, "train_loss, log_oui. Add"),
-        ({"name": "lc_wsd", "reading": "log_los"}, {"signal": SMALL}, "Did you mean 'log_loss'"),
+        ("lc_hold", {}, r"to log_density, and this run tells it train_loss\. .*'quantities': \('density',\)"),
+        (BOTH, {"signal": gk.Signal(quantities=("oui",))}, r"it train_loss, log_oui\. .*: \('oui', 'density'\)"),
+        ({"name": "lc_wsd", "reading": "log_los"}, {"signal": SMALL}, "A run can tell .*Did you mean 'log_loss'"),
+        ({"name": "plateau", "reading": "validation_los"}, {}, "Did you mean 'validation_loss'"),
         ({"name": "plateau", "reading": "validation_loss"}, {}, "Take images out for it"),
-        ({"name": "guard", "policy": "constant", "loss": "loss"}, {}, "Did you mean 'train_loss'"),
-        ({"name": "dry_run", "policy": "constant", "instead": "lc_hold"}, {}, "listens to 'log_density'"),
+        (
+            {"name": "guard", "policy": "constant", "loss": "loss"},
+            {},
+            "A run can tell train_loss, validation_loss, log_density",
+        ),
     ],
 )
 def test_a_run_that_never_tells_a_policy_what_it_listens_to_is_refused(policy, told, words):
@@ -360,8 +362,12 @@ def test_what_a_run_tells_is_enough():
         check_listener(gk.policies.as_policy(policy), None, False)
     check_listener(gk.policies.as_policy("lc_hold"), gk.Signal(), False)
     check_listener(gk.policies.create("plateau", reading="validation_loss"), None, True)
-    with pytest.raises(UsageError, match="listens to 'log_density'"):
-        build(LONELY, torch.device("cpu"))
+
+
+def test_such_a_run_leaves_no_folder(tmp_path):
+    with pytest.raises(UsageError, match="listens to log_density"):
+        gk.train(LONELY, runs=tmp_path, device="cpu")
+    assert not list(tmp_path.iterdir())
 
 
 LONELY = gk.RunConfig(
@@ -404,12 +410,26 @@ def test_a_state_of_another_signal_is_refused_and_an_empty_one_is_a_fresh_start(
     ):
         gk.LocalComplexitySignal(net, images).load_state_dict(state)
     for others in (images[:20], images.flip(0)):
-        with pytest.raises(UsageError, match=r"a signal with images [0-9a-f]{8}; this one has images [0-9a-f]{8}$"):
+        with pytest.raises(UsageError, match=r"other images than the [23]0 of this signal"):
             gk.LocalComplexitySignal(net, others, SMALL, labels=LABELS[: len(others)]).load_state_dict(state)
     with pytest.raises(UsageError, match=r"a signal with seed 0; this one has seed 1$"):
         gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS, seed=1).load_state_dict(state)
+    with pytest.raises(UsageError, match="of a signal with every None"):
+        signal.load_state_dict({"density": []})
+    nearly = gk.LocalComplexitySignal(net, images * (1 + 1e-6), SMALL, labels=LABELS)
+    nearly.load_state_dict(state)  # as pixels of another device are
     signal.load_state_dict({})
     assert math.isnan(signal.read(20)["log_density_slope"])
+
+
+def test_a_state_is_of_plain_numbers_whatever_the_choices_came_as(net, images):
+    radii = tuple(np.geomspace(0.02, 0.1, 3))
+    signal = gk.LocalComplexitySignal(net, images, {"every": 1, "radii": list(radii), "quantities": ["density"]})
+    signal.read(1)
+    file = io.BytesIO()
+    torch.save(signal.state_dict(), file)
+    file.seek(0)
+    gk.LocalComplexitySignal(net, images, gk.Signal(every=1, radii=radii)).load_state_dict(torch.load(file))
 
 
 @pytest.mark.parametrize(("loss", "wrong"), [("cross_entropy", math.nan), ("mse", math.inf)])

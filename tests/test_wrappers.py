@@ -1,6 +1,7 @@
 """Policies around policies, and the controls: rates listed by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,6 +210,34 @@ def test_what_is_listened_to_is_known_through_wrappers():
         assert policies.followed(policies.as_policy(policy)) == names
 
 
+@pytest.mark.parametrize(
+    ("has", "names"),
+    [
+        ({"readings": ("a", "b")}, {"a", "b"}), ({"readings": {"a"}, "reading": "b"}, {"a"}), ({"readings": 8}, set()),
+        ({"readings": "ab"}, {"ab"}), ({"reading": None}, set()), ({}, set()),
+    ],
+)  # fmt: skip
+def test_attributes_of_another_meaning_are_no_readings(has, names):
+    assert policies.followed(SimpleNamespace(**has)) == names
+
+
+def test_numbers_alone_stand_for_the_one_reading_that_is_followed():
+    guard = {"name": "guard", "policy": "constant", "freeze": 0}
+    assert simulate(guard, [1.0, 1.0, 1.0, 9.0], np.int64(6)).rates.tolist() == [1, 1, 1, 1, 0.5, 0.5]
+    assert simulate("cosine", [1.0], 4).rates.tolist() == simulate("cosine", [], 4).rates.tolist()
+    with pytest.raises(UsageError, match=r"follows log_density, train_loss: hand over mappings by name; got 1\.0"):
+        simulate(SimpleNamespace(**vars_of("guard", "lc_hold")), [1.0], 4)
+    for wrong in (True, 0, "4"):
+        with pytest.raises(UsageError, match="`total_steps` must be an int >= 1"):
+            simulate("wsd", [], wrong)
+
+
+def vars_of(wrapper: str, policy: str) -> dict:
+    """A wrapper's methods and readings without the one name that it follows first."""
+    made = policies.create(wrapper, policy=policy)
+    return {"init": made.init, "update": made.update, "readings": made.readings}
+
+
 @pytest.mark.parametrize("name", ["yoked", "shuffled"])
 def test_a_twin_that_is_told_nothing_is_refused(name):
     with pytest.raises(UsageError, match=r"`news` is empty, .* is `sham`"):
@@ -225,5 +254,5 @@ def test_nothing_is_decided_after_the_last_update(name):
     later = policies.create("step", milestones=(1.0,))
     assert later.update(Observation(3, 3, 1.0), {}).reason is None
     assert simulate("wsd", [], 3).rates[0] == 1.0
-    with pytest.raises(UsageError, match=r"`total_steps` must be an int >= 1; got 10\.5"):
+    with pytest.raises(UsageError, match=r"`total_steps` must be an int >= 1 \(optimizer updates\); got 10\.5"):
         simulate("wsd", [], 10.5)

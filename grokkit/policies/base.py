@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from grokkit.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,22 @@ def reading_of(observation: Observation, name: str, state: dict[str, Any]) -> tu
 
 
 def followed(policy: Any) -> frozenset[str]:
-    """Names of the readings that a policy listens to, those of the policies inside it too; its slopes and errors are
-    not named."""
-    if hasattr(policy, "readings"):
-        return frozenset(policy.readings)
-    return frozenset({policy.reading} if hasattr(policy, "reading") else ())
+    """Names of the readings that a policy listens to: its `readings` where it has some, else its `reading`. A wrapper's
+    are those of the policies inside too; slopes and errors that belong to a reading are not named."""
+    names = getattr(policy, "readings", getattr(policy, "reading", ()))
+    names = names if isinstance(names, frozenset | set | tuple | list) else (names,)
+    return frozenset(name for name in names if isinstance(name, str))
+
+
+def counted(name: str, value: Any) -> int:
+    """`value` as an int. Raises UsageError where it is none of 1 or more; NumPy's are some."""
+    try:
+        count = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise UsageError(f"`{name}` must be an int >= 1 (optimizer updates); got {value!r}")
+    return count
 
 
 @runtime_checkable

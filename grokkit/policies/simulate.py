@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.policies import Observation, Policy, as_policy
+from grokkit.policies import Observation, Policy, as_policy, counted, followed
 
 
 class Simulation(NamedTuple):
@@ -35,8 +35,8 @@ def simulate(
     Args:
         policy: a policy, its name, or a mapping with its name and parameters.
         signal: news in order: item i (from 0) is delivered after (i + 1) * `every` updates, as a training loop would.
-            A number stands for the reading that the policy follows; a mapping is handed over as it is. It may be
-            empty or end early; no news follows then.
+            A number stands for the reading that the policy follows, if it follows any; a mapping is handed over as it
+            is. It may be empty or end early; no news follows then.
         total_steps: updates, >= 1.
         every: updates between two items, >= 1.
         base_lr: the rate that a scale of 1 stands for, > 0.
@@ -45,11 +45,10 @@ def simulate(
         The `Simulation`.
 
     Raises:
-        UsageError: on a count below 1 or a base rate that is not positive.
+        UsageError: on a count below 1, a base rate that is not positive, or a number for a policy that follows several
+            readings.
     """
-    for name, count in (("total_steps", total_steps), ("every", every)):
-        if not isinstance(count, int) or count < 1:
-            raise UsageError(f"`{name}` must be an int >= 1; got {count!r}")
+    total_steps, every = counted("total_steps", total_steps), counted("every", every)
     if not base_lr > 0:
         raise UsageError(f"`base_lr` must be a number > 0; got {base_lr}")
     asked: Policy = as_policy(policy)
@@ -69,5 +68,8 @@ def _readings(item: float | Mapping[str, float], policy: Policy) -> Mapping[str,
     """News as a mapping; a bare number is named after the reading that the policy follows."""
     if isinstance(item, Mapping):
         return item
-    name = getattr(policy, "reading", None)
+    names = followed(policy)
+    name = getattr(policy, "reading", None) or (next(iter(names)) if len(names) == 1 else None)
+    if name is None and names:
+        raise UsageError(f"the policy follows {', '.join(sorted(names))}: hand over mappings by name; got {item!r}")
     return {name: float(item)} if name else {}

@@ -72,7 +72,6 @@ def build(config: RunConfig, device: torch.device, beside: Job | None = None, te
     model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     chosen = policies.create(config.policy.name, **config.policy.options)
-    check_listener(chosen, Signal.of(config.signal), dataset.x_val is not None)
     # The team tells all ranks the same; where it is of one, other ranks of a process group train nets of their own.
     policy = PolicyLR(optimizer, chosen, config.steps, broadcast=False)
     optimizer.step()  # without gradients: says that updates come first, also where float16 skips the first one
@@ -118,6 +117,7 @@ def open_recorder(
     the first process has it."""
     config = job.config
     schedule, signal = config.schedule, Signal.of(config.signal)
+    check_listener(job.policy.policy, signal, job.validation is not None)
     if job.team.rank:
         job.team.barrier()
         return Absent(path, job.model, job.optimizer, schedule, signal)

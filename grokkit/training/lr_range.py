@@ -26,6 +26,9 @@ from grokkit.training.seeds import checked_seeds
 STEPS = 200
 """Updates of a sweep: from 1e-6 to 10 a rate is 1.08 times the one before."""
 
+LEFT = 0.01
+"""Share of the loss of guessing below which a net on few images has memorised them."""
+
 OnUpdate = Callable[[int, int], None]
 
 
@@ -133,8 +136,8 @@ def lr_range_test(
     there. The rate of steepest fall, which others take, is told beside it; it depends more on single batches.
 
     What is low is partly that the net has been trained by then: another number of steps moves the minimum, on few
-    images by a factor of several. Compare arms with the same sweep, over several seeds. Where the net has memorised its
-    images nothing is suggested.
+    images by a factor of several. Compare arms with the same sweep, over several seeds. Where hardly any loss is left,
+    as of images that the net has memorised, nothing is suggested.
 
     Args:
         config: every choice of the run; its `steps` and `policy` do not matter here.
@@ -189,14 +192,18 @@ def _swept(job: Job, rates: np.ndarray, told: Callable[[int], None]) -> RangeCur
             told(step)
             if watch.diverged(losses[-1]):
                 break
-    return judged(rates, losses, _guessing(job.config.loss, len(job.dataset.classes)))
+    return judged(rates, losses, _learnt(job.config, len(job.dataset.classes)))
 
 
-def _guessing(loss: str, classes: int) -> float:
-    """The loss of a net that gives each of the classes the same chance."""
-    uniform = torch.full((1, classes), 1 / classes, dtype=torch.float64)
-    logits = uniform.log() if loss == "cross_entropy" else uniform
-    return float(loss_function(loss)(logits, torch.zeros(1, dtype=torch.int64)))
+def _learnt(config: RunConfig, classes: int) -> float:
+    """The loss at which all but `LEFT` is learnt of what there is between guessing and knowing every label."""
+    known = torch.full((1, classes), config.label_smoothing / classes, dtype=torch.float64)
+    known[0, 0] += 1 - config.label_smoothing
+    answers = known, torch.full_like(known, 1 / classes)
+    cost = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
+    logits = [each.log() if config.loss == "cross_entropy" else each for each in answers]
+    least, guessing = (float(cost(each, torch.zeros(1, dtype=torch.int64))) for each in logits)
+    return least + LEFT * (guessing - least)
 
 
 def _base_rates(job: Job) -> list[float]:

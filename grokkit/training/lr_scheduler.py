@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor, distributed
@@ -23,6 +23,10 @@ _NO_STATE = frozenset({"policy", "_broadcast", "_first"})
 """Of a scheduler's own, built afresh and not loaded."""
 
 
+LEAST_NEWS = 10
+"""Updates by which something may be expected to have been told, in the shortest of runs."""
+
+
 class PolicyLR(LRScheduler):
     """Drive an optimizer's learning rates by a policy.
 
@@ -33,9 +37,9 @@ class PolicyLR(LRScheduler):
     chain `LambdaLR`, `OneCycleLR`, `CyclicLR` and `CosineAnnealingWarmRestarts` overwrite what others did to the rate:
     take `MultiplicativeLR`.
 
-    Each decision in `decisions` is a dict of its `step`, the first group's `lr` that it led to, and the `reason`. Where
-    half of the budget is over, news have come, and something that the policy listens to was never among them, there is
-    a warning: a name may be misspelt.
+    Each decision in `decisions` is a dict of its `step`, the first group's `lr` that it led to (before what later
+    schedulers of a chain do), and the `reason`. Where half of the budget is over, news have come, and something that
+    the policy listens to was never among them, there is a warning: a name may be misspelt.
 
     An update takes away the share lr * weight_decay of a weight: a schedule of the rate is one of the decay too. A
     group with the key `fixed_decay=True` keeps that share at its base value, whoever else moves its rate:
@@ -69,8 +73,6 @@ class PolicyLR(LRScheduler):
         *,
         broadcast: bool = True,
     ) -> None:
-        if isinstance(total_steps, bool) or not hasattr(total_steps, "__index__") or total_steps < 1:
-            raise UsageError(f"`total_steps` must be an int >= 1 (optimizer updates); got {total_steps!r}")
         if last_epoch != -1:
             raise UsageError(
                 f"`last_epoch` must be -1, because a policy has a state of its own; got {last_epoch}. "
@@ -78,7 +80,7 @@ class PolicyLR(LRScheduler):
             )
         # The base class's constructor calls step(), so everything that step() needs comes before it.
         self.policy: Policy = policies.as_policy(policy)
-        self.total_steps = int(total_steps)
+        self.total_steps = policies.counted("total_steps", total_steps)
         self.decisions: list[dict[str, Any]] = []
         self._news: dict[str, float] = {}
         self._named: list[str] = []  # whatever was news, in order of names
@@ -184,7 +186,7 @@ class PolicyLR(LRScheduler):
     def _advance(self) -> str | None:
         """Ask the policy for the next update's scale; the reason where it has one."""
         self._updates += 1
-        if self._updates == self.total_steps // 2:
+        if self._updates == max(LEAST_NEWS, self.total_steps // 2):
             self._warn_of_silence()
         base = float(self.base_lrs[0])
         observation = Observation(self._updates, self.total_steps, base, self._news)
@@ -224,7 +226,7 @@ def _described(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"({', '.join(map(_described, value))})"
     if isinstance(value, Real):
-        return repr(value if isinstance(value, bool) else float(value))
+        return repr(value if isinstance(value, bool) else int(value) if isinstance(value, Integral) else float(value))
     return f"{type(value).__name__}()" if isinstance(value, Policy) else repr(value)
 
 

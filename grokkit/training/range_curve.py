@@ -22,10 +22,6 @@ DIVERGED = 4.0
 BELOW_MINIMUM = 10.0
 """The suggestion is the rate of the lowest loss over this."""
 
-MEMORISED = 0.01
-"""Share of what guessing costs: a smoothed loss below it is that of a net which knows its images by heart, and the rate
-it has by then, whichever, looks good."""
-
 NOISE, LEAST = 8.0, 0.01
 """A fall or rise counts that is above this many standard errors of the smoothed loss, and above this share of its
 highest value: noise alone hardly falls that far."""
@@ -125,13 +121,13 @@ def smooth(values: Sequence[float] | np.ndarray, length: float) -> np.ndarray:
     return np.array([average.add(float(value)) for value in values])
 
 
-def judged(rates: np.ndarray, losses: Sequence[float] | np.ndarray, guessing: float = 0.0) -> RangeCurve:
+def judged(rates: np.ndarray, losses: Sequence[float] | np.ndarray, learnt: float = 0.0) -> RangeCurve:
     """The curve of a sweep and what it suggests.
 
     Args:
         rates: (N,) the rates that were planned, ascending.
         losses: (n,) the losses seen, n <= N; those after a divergence are left out.
-        guessing: the loss of a net that gives every class the same chance; 0 where that is not known.
+        learnt: the loss below which so little is left to learn that any rate looks good.
     """
     steps, watch = len(rates), Watch(len(rates))
     end = next((place for place, loss in enumerate(losses) if watch.diverged(float(loss))), None)
@@ -141,10 +137,10 @@ def judged(rates: np.ndarray, losses: Sequence[float] | np.ndarray, guessing: fl
         used, seen, np.exp(smooth(np.log(used), length)), smooth(seen, length),
         None if end is None else float(used[-1]), reason="",
     )  # fmt: skip
-    return _with_marks(curve, length, guessing)
+    return _with_marks(curve, length, learnt)
 
 
-def _with_marks(curve: RangeCurve, length: float, guessing: float) -> RangeCurve:
+def _with_marks(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
     """The curve with its marks and its reason."""
     parts = curve.rates, curve.losses, curve.centres, curve.smoothed, curve.diverged_at
     finite = int(np.isfinite(curve.smoothed).sum())
@@ -163,10 +159,9 @@ def _with_marks(curve: RangeCurve, length: float, guessing: float) -> RangeCurve
     if curve.diverged_at is None and smoothed[at:].max() - smoothed[at] <= least:
         return RangeCurve(*marks, reason=f"the loss did not rise again up to a rate of {curve.rates[-1]:.2g}, so where "
                           "it is lowest is not known: sweep to a higher one")  # fmt: skip
-    if smoothed[at] < MEMORISED * guessing:
-        return RangeCurve(*marks, reason=f"the loss fell to {smoothed[at]:.2g}, below a hundredth of what guessing "
-                          "costs: the net knows its images by heart, and then any rate looks good; sweep with fewer "
-                          "steps, or train on more images")  # fmt: skip
+    if smoothed[at] < learnt:
+        return RangeCurve(*marks, reason=f"the loss fell to {smoothed[at]:.2g}, where so little is left to learn that "
+                          "any rate looks good: sweep with fewer steps, or on more images")  # fmt: skip
     suggestion = minimum / BELOW_MINIMUM
     if suggestion < curve.rates[0]:
         return RangeCurve(*marks, reason=f"a tenth of the rate of the lowest loss, {suggestion:.2g}, is below the "

@@ -177,7 +177,7 @@ class Recorder:
         return self._signal is not None and self._signal.due(step)
 
     def step(self, step: int) -> dict[str, float] | None:
-        """Write what is due after `step` updates.
+        """Write what is due after `step` updates; called after every update, whether something is due or not.
 
         Args:
             step: optimizer updates done so far; must grow from call to call.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,8 +73,8 @@ class Signal:
         for name in map(str, self.quantities):
             if name not in QUANTITIES:
                 raise UsageError(f"a signal reads {', '.join(QUANTITIES)}; got {name!r}.{nearest(name, [*QUANTITIES])}")
-        for name in ("radii", "quantities"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "radii", tuple(map(float, self.radii)))
+        object.__setattr__(self, "quantities", tuple(map(str, self.quantities)))
 
     @property
     def readings(self) -> list[str]:
@@ -228,7 +227,7 @@ class LocalComplexitySignal:
             name: [{"step": row.step, "values": torch.from_numpy(row.values), "scale": row.scale} for row in rows]
             for name, rows in self._rows.items()
         }
-        return {"of": self._described, "rows": rows}
+        return {"of": self._described, "images": self._brightness, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a signal that has read nothing.
@@ -237,22 +236,36 @@ class LocalComplexitySignal:
             UsageError: the state of a signal with other choices, or at other images.
         """
         if state:
-            apart = [name for name, own in self._described.items() if state["of"].get(name) != own]
-            if apart:
-                then, now = (", ".join(f"{k} {of.get(k)}" for k in apart) for of in (state["of"], self._described))
-                raise UsageError(f"the state is of a signal with {then}; this one has {now}")
+            self._check(state)
         self._rows = {
             name: [_Row(row["step"], row["values"].cpu().numpy(), row["scale"]) for row in rows]
             for name, rows in (state["rows"] if state else dict.fromkeys(self.signal.quantities, ())).items()
         }
 
+    def _check(self, state: dict[str, Any]) -> None:
+        of, images = state.get("of", {}), state.get("images", torch.zeros(0))
+        apart = [name for name, own in self._described.items() if of.get(name) != own]
+        if apart:
+            then, now = (", ".join(f"{name} {each.get(name)}" for name in apart) for each in (of, self._described))
+            raise UsageError(f"the state is of a signal with {then}; this one has {now}")
+        own = self._brightness
+        if images.shape != own.shape or not torch.allclose(images.cpu(), own, rtol=1e-3, atol=1e-6):
+            raise UsageError(
+                f"the state is of other images than the {len(own)} of this signal: give it the same, in the same order"
+            )
+
     @cached_property
     def _described(self) -> dict[str, Any]:
-        """What must be equal for readings to follow each other: the choices, the seed, and a checksum of the images."""
+        """The choices that must be equal for readings to follow each other."""
         of = {name: list(value) if isinstance(value, tuple) else value
               for name, value in dataclasses.asdict(self.signal).items()}  # fmt: skip
-        pixels = self._images.detach().cpu().double().contiguous().numpy().tobytes()
-        return of | {"seed": self._seed, "loss": self._loss.__name__, "images": f"{zlib.crc32(pixels):08x}"}
+        return of | {"seed": self._seed, "loss": self._loss.__name__}
+
+    @cached_property
+    def _brightness(self) -> Tensor:
+        """float64 (points,): the root mean square of each image, which tells images apart and is the same on every
+        device but for rounding."""
+        return self._images.detach().cpu().double().flatten(1).square().mean(1).sqrt()
 
 
 def check_listener(policy: Policy, signal: Signal | None, validation: bool) -> None:
@@ -264,17 +277,24 @@ def check_listener(policy: Policy, signal: Signal | None, validation: bool) -> N
         signal: of the run; None for none.
         validation: whether the run has a validation split.
     """
-    told = ["train_loss", *(["validation_loss"] if validation else []), *(signal.readings if signal else [])]
-    for name in sorted(followed(policy) - {*told}):
-        quantity = name.removeprefix("log_")
-        if name == "validation_loss":
-            remedy = " Take images out for it: data=part(..., validation=500)."
-        elif name.startswith("log_") and quantity in QUANTITIES:
-            remedy = f' Add signal={{"quantities": ("{quantity}",)}} to the config.'
-        else:
-            remedy = nearest(name, told)
-        heard = ", ".join(each for each in told if not each.endswith(("_se", "_slope", "_low", "_high")))
-        raise UsageError(f"the policy listens to {name!r}, and what this run tells it is {heard}.{remedy}")
+    read = signal.quantities if signal else ()
+    told = ["train_loss", *(["validation_loss"] if validation else []), *(f"log_{name}" for name in read)]
+    missing = sorted(followed(policy) - {*told, *(signal.readings if signal else [])})
+    if not missing:
+        return
+    unread = tuple(name for name in QUANTITIES if f"log_{name}" in missing)
+    remedies = []
+    if unread:
+        remedies.append(f"Let the signal read it: signal={{..., 'quantities': {(*read, *unread)}}}.")
+    if "validation_loss" in missing:
+        remedies.append("Take images out for it: data=part(..., validation=500).")
+    for name in missing:
+        if name not in ("validation_loss", *(f"log_{each}" for each in unread)):
+            known = ["train_loss", "validation_loss", *(f"log_{each}" for each in QUANTITIES)]
+            remedies.append(f"A run can tell {', '.join(known)}.{nearest(name, known)}")
+    raise UsageError(
+        f"the policy listens to {', '.join(missing)}, and this run tells it {', '.join(told)}. {' '.join(remedies)}"
+    )
 
 
 def _is_radius(value: Any) -> bool:
