@@ -88,8 +88,10 @@ def test_ranks_that_observe_different_numbers_follow_rank_0(ranks, case: str) ->
     assert first["rates"] == second["rates"] and first["decisions"] == second["decisions"]
     assert first["state"] == second["state"]
     alone = ranks[0]["before"]
-    assert first["decisions"] == alone["decisions"] and len(first["decisions"]) > 2
-    assert (first["rates"] == alone["rates"]) == (case != "chained")
+    why, why_alone = ([(each["step"], each["reason"]) for each in told["decisions"]] for told in (first, alone))
+    assert why == why_alone and len(why) > 2
+    for told in ("rates", "decisions"):
+        assert (first[told] == alone[told]) == (case != "chained"), "the chain lowers the rate besides"
     assert alone["rates"] != ranks[1]["before"]["rates"], "on its own the other would have decided otherwise"
 
 
