@@ -38,9 +38,9 @@ def as_policy(wanted: Any) -> Any:
     raise UsageError(f"`policy` must be a policy or one of {', '.join([*names(), *wrapper_names()])}; got {wanted!r}")
 
 
-from grokkit.policies.base import Decision, Observation, Policy, counted, followed  # noqa: E402
+from grokkit.policies.base import Decision, Observation, Policy, as_count, followed  # noqa: E402
 
 __all__ = [
-    "Decision", "Observation", "Policy", "as_policy", "counted", "create", "followed", "names", "register",
+    "Decision", "Observation", "Policy", "as_count", "as_policy", "create", "followed", "names", "register",
     "register_wrapper", "wrapper_names",
 ]  # fmt: skip

@@ -61,7 +61,7 @@ def followed(policy: Any) -> frozenset[str]:
     return frozenset(name for name in names if isinstance(name, str))
 
 
-def counted(name: str, value: Any) -> int:
+def as_count(name: str, value: Any) -> int:
     """`value` as an int. Raises UsageError where it is none of 1 or more; NumPy's are some."""
     try:
         count = 0 if isinstance(value, bool) else operator.index(value)

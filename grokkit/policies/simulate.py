@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.policies import Observation, Policy, as_policy, counted, followed
+from grokkit.policies import Observation, Policy, as_count, as_policy, followed
 
 
 class Simulation(NamedTuple):
@@ -48,7 +48,7 @@ def simulate(
         UsageError: on a count below 1, a base rate that is not positive, or a number for a policy that follows several
             readings.
     """
-    total_steps, every = counted("total_steps", total_steps), counted("every", every)
+    total_steps, every = as_count("total_steps", total_steps), as_count("every", every)
     if not base_lr > 0:
         raise UsageError(f"`base_lr` must be a number > 0; got {base_lr}")
     asked: Policy = as_policy(policy)

@@ -27,7 +27,7 @@ STEPS = 200
 """Updates of a sweep: from 1e-6 to 10 a rate is 1.08 times the one before."""
 
 LEFT = 0.01
-"""Share of the loss of guessing below which a net on few images has memorised them."""
+"""Share of what there is to learn: where less than that is left, any rate looks good."""
 
 OnUpdate = Callable[[int, int], None]
 

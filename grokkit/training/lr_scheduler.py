@@ -80,7 +80,7 @@ class PolicyLR(LRScheduler):
             )
         # The base class's constructor calls step(), so everything that step() needs comes before it.
         self.policy: Policy = policies.as_policy(policy)
-        self.total_steps = policies.counted("total_steps", total_steps)
+        self.total_steps = policies.as_count("total_steps", total_steps)
         self.decisions: list[dict[str, Any]] = []
         self._news: dict[str, float] = {}
         self._named: list[str] = []  # whatever was news, in order of names
@@ -115,8 +115,9 @@ class PolicyLR(LRScheduler):
             UsageError: news that are no numbers by name.
         """
         news = _numbers(readings)
-        self._news.update(_of_rank_0(news) if self._broadcast else news)
-        self._named = sorted({*self._named, *self._news})
+        if fresh := _of_rank_0(news) if self._broadcast else news:
+            self._news.update(fresh)
+            self._named = sorted({*self._named, *fresh})
 
     def step(self, epoch: int | None = None) -> None:
         """Advance the clock by one update and set the rates for the next one; call it after `optimizer.step()`."""
