@@ -98,6 +98,7 @@ def test_a_recorded_loop_keeps_every_rate_and_decision(tmp_path, monkeypatch):
     told = [(event["step"], event["text"], event["lr"]) for event in run.events if event["kind"] == "policy"]
     assert told == [(each["step"], each["reason"], each["lr"]) for each in decisions] and len(told) >= 2
     assert [step for step, _ in news] == [1, *range(10, 201, 10)]
+    assert space["policy"].state_dict()["_policy_state"]["probes"] >= 10, "the policy was told"
     by_step = dict(news)
     twin = simulate(space["chosen"], [by_step.get(step, {}) for step in range(1, 200)], 200, base_lr=0.1)
     rates = run.metrics.query("metric == 'learning_rate'")["value"].tolist()

@@ -386,6 +386,16 @@ def test_a_name_that_was_never_heard_is_told_at_half_of_the_budget():
         _told(PolicyLR(_optimizer(), policy, total_steps=total), news, total)  # silence is a choice, and 9 are few
 
 
+def test_what_is_observed_before_a_step_is_heard_together():
+    scheduler = PolicyLR(_optimizer(), policies.create("guard", policy="lc_hold"), total_steps=6)
+    for news in ({"train_loss": 3.0}, {"log_density": 2.0}, None, {"train_loss": 1.0}):
+        scheduler.observe(news)
+    scheduler.optimizer.step()
+    scheduler.step()
+    state = scheduler.state_dict()["_policy_state"]
+    assert state["recent"] == [1.0] and state["inner"]["probes"] == 1
+
+
 def _told(scheduler: PolicyLR, news: dict[str, float], updates: int) -> None:
     for _ in range(updates):
         scheduler.optimizer.step()
