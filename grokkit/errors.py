@@ -7,7 +7,8 @@ GrokkitError                 1
 ├── PlacementError           3   a tensor on another device than the run's
 ├── DataError                4   data missing or of the wrong form
 ├── TrajectoryError          4   a run folder missing, damaged, locked or of another version
-│   └── DamagedError         4   a file that does not match its digest
+│   ├── DamagedError         4   a file that does not match its digest
+│   └── MisplacedError       4   a whole file under the name of another
 ├── ModelContractError       4   a model that a measure cannot take
 ├── NumericsError            5   a loss or a reading that is not finite
 └── Interrupted             75   stopped on request, state saved, can be resumed
@@ -57,6 +58,10 @@ class TrajectoryError(GrokkitError):
 
 class DamagedError(TrajectoryError):
     """A file whose content does not parse or does not match its digest; not one that cannot be read just now."""
+
+
+class MisplacedError(TrajectoryError):
+    """A file that is whole and not what its name says: of another step, measure, kind or run."""
 
 
 class ModelContractError(GrokkitError):

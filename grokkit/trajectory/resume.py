@@ -101,8 +101,8 @@ class Slots:
         _, newest = max(self._valid(), default=(0, None))
         if newest is None:
             return None
-        arrays, meta = sealed.read(self._folder / newest, "resume")
-        return meta["step"], decode(meta["tree"], snapshot.unpack(arrays, snapshot.layout_of(arrays, meta)))
+        arrays, layout, meta = snapshot.whole(self._folder / newest, "resume")
+        return meta["step"], decode(meta["tree"], snapshot.unpack(arrays, layout))
 
     def _valid(self) -> list[tuple[int, str]]:
         """Ordinal of the save and name of every slot whose digest holds; a step may be saved twice, an ordinal may

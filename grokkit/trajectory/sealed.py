@@ -27,7 +27,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from grokkit.errors import DamagedError, TrajectoryError
+from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
+from grokkit.trajectory import hdf5
+from grokkit.trajectory.hdf5 import Opened
 
 FORMAT, VERSION = "grokkit", 2
 
@@ -42,9 +44,6 @@ _AT_ONCE = 1000
 
 _proven: set[tuple[Any, ...]] = set()
 """Forms of which one file was read back before it was published."""
-
-_DAMAGE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError)
-"""What h5py, json and torch raise on a damaged file."""
 
 Form = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of every array, in the order in which they lie in the file."""
@@ -245,70 +244,92 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, kind: str) -> Iterator[h5py.File]:
-    """A sealed file of this kind, open for reading; whatever HDF5 says of a damaged one becomes one sentence."""
-    if not path.exists():
-        raise TrajectoryError(f"{path} is missing")
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            found = file.attrs.get("format"), file.attrs.get("kind")
-            if found != (FORMAT.encode(), kind.encode()):
-                raise DamagedError(f"{path} is not a grokkit {kind} file (it says {found})")
-            if file.attrs["version"] > VERSION:
-                raise TrajectoryError(
-                    f"{path} has format version {file.attrs['version']}, newer than {VERSION}: update grokkit"
-                )
-            yield file
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno:  # no right to it, too many files, a disk that fails
-            raise TrajectoryError(f"{path} cannot be read: {os.strerror(error.errno)}") from error
-        raise DamagedError(f"{path} is damaged: {error}") from error
+def opened(path: Path, kind: str) -> Iterator[Opened]:
+    """A sealed file of this kind, open for reading; whatever is wrong with it becomes one sentence.
+
+    Raises:
+        DamagedError: its bytes are not those that were written.
+        MisplacedError: it is of another kind.
+        TrajectoryError: missing, in use, unreadable or of a newer version.
+    """
+    with hdf5.opened(path) as file:
+        found = file.attributes.get("format"), file.attributes.get("kind")
+        if found != (FORMAT, kind):
+            raise MisplacedError(f"{path} is not a grokkit {kind} file (it says {found})")
+        version = file.attributes.get("version")
+        if not isinstance(version, int):
+            raise DamagedError(f"{path} is damaged: it has no format version")
+        if version > VERSION:
+            raise TrajectoryError(f"{path} has format version {version}, newer than {VERSION}: update grokkit")
+        yield file
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the note of a file, after its digest was checked.
+    """The arrays and the note of a file, after its digest was checked, and its note against its name.
 
     Raises:
-        TrajectoryError: missing, damaged, of another kind or of a newer version.
+        TrajectoryError: as `opened` and `check_note`.
     """
     with opened(path, kind) as file:
-        note = file["meta"][()].tobytes()
-        digest = file["digest"][()].tobytes().decode()
-        arrays: dict[str, np.ndarray] = {}
-        if "data" in file:
-            file["data"].visititems(
-                lambda name, item: arrays.update({name: np.asarray(item[()])}) if hasattr(item, "dtype") else None
-            )
-        if digest_of(kind, note, arrays) != digest:
+        note = file.note()
+        arrays = {name[5:]: file.array(name) for name in file.places if name.startswith("data/")}
+        if digest_of(kind, note, arrays) != file.digest():
             raise DamagedError(f"{path} is damaged: its content does not match its digest")
-        return arrays, json.loads(note)
+        parsed = hdf5.parsed(note)
+        check_note(path, kind, parsed)
+        return arrays, parsed
 
 
-def note_of(file: h5py.File) -> dict[str, Any]:
-    """The note of an open file."""
-    note: dict[str, Any] = json.loads(file["meta"][()].tobytes())
-    return note
+def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
+    """Hold what a file says of itself against its name.
+
+    Raises:
+        MisplacedError: the file is another one's, copied or renamed.
+    """
+    for key, told in _of_name(path, kind).items():
+        if note.get(key, told) != told:
+            raise MisplacedError(
+                f"{path} holds {key} {note[key]!r}, and its name says {told!r}: another file was copied or renamed to it"
+            )
+
+
+def _of_name(path: Path, kind: str) -> dict[str, Any]:
+    """What the note of a file must say by the file's name; a name that grokkit does not give says nothing."""
+    told: dict[str, Any] = {}
+    if kind in ("snapshot", "reading", "attribution") and path.stem.isdecimal():
+        told["step"] = int(path.stem)
+    if kind in ("reading", "attribution"):
+        told["identity"] = path.parent.name
+        name, _, number = path.parent.name.rpartition("-")
+        if len(number) == 8:  # older files say no more than this
+            told["measure" if kind == "reading" else "method"] = name
+    if kind == "probes":
+        told["name"] = path.stem
+    return told
+
+
+def fault_of(path: Path, kind: str) -> str | None:
+    """What is wrong with a file that is there, in a sentence: its content or its place; None where nothing is.
+
+    Raises:
+        TrajectoryError: it is missing, cannot be read, which says nothing of its content, or is of a newer version.
+    """
+    try:
+        read(path, kind)
+    except (DamagedError, MisplacedError) as error:
+        return str(error)
+    return None
 
 
 def is_whole(path: Path, kind: str) -> bool:
-    """Whether the file is there and matches its digest.
-
-    Raises:
-        TrajectoryError: it cannot be read, which says nothing of its content, or is of a newer version.
-    """
-    if not path.exists():
-        return False
-    try:
-        read(path, kind)
-    except DamagedError:
-        return False
-    return True
+    """Whether the file is there, matches its digest and is what its name says; see `fault_of` for errors."""
+    return path.exists() and fault_of(path, kind) is None
 
 
 def read_digest(path: Path) -> str | None:
     """The digest that a file claims; None where it cannot be read."""
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            return file["digest"][()].tobytes().decode()
-    except _DAMAGE:
+        with hdf5.opened(path) as file:
+            return file.digest()
+    except TrajectoryError:
         return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.trajectory import sealed, snapshot
+from grokkit.trajectory import hdf5, sealed, snapshot
 
 
 class _Place(NamedTuple):
@@ -21,6 +21,7 @@ class _Place(NamedTuple):
 
     Args:
         head: first bytes of such a file. The layout's hash is among them and so are the addresses of the datasets.
+        length: of head and note together; the note begins with the step.
         size: of such a file.
         entry: of the tensor in the layout.
         start: of the tensor.
@@ -28,6 +29,7 @@ class _Place(NamedTuple):
     """
 
     head: bytes
+    length: int
     size: int
     entry: Mapping[str, Any]
     start: int
@@ -97,16 +99,16 @@ def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | N
     except OSError as error:
         raise TrajectoryError(f"{file} cannot be read: {error.strerror}") from error
     try:
-        if os.fstat(handle).st_size != place.size or os.pread(handle, len(place.head), 0) != place.head:
+        if os.fstat(handle).st_size != place.size or not _is_of(os.pread(handle, place.length, 0), place, file):
             known, place = place, _place(file, name)
             if any(known.entry[key] != place.entry[key] for key in ("shape", "dtype")):
                 raise TrajectoryError(f"{name!r} of {file} is {_form(place)}, that of the first one {_form(known)}")
         row = raw.size // max(1, len(rows)) if rows is not None else raw.size
         if rows is None or rows.step == 1:
-            _fill(handle, raw, place.start + (rows.start * row if rows else 0), file)
+            hdf5.fill(handle, raw, place.start + (rows.start * row if rows else 0), file)
         else:
             for number, wanted in enumerate(rows):
-                _fill(handle, raw[number * row : (number + 1) * row], place.start + wanted * row, file)
+                hdf5.fill(handle, raw[number * row : (number + 1) * row], place.start + wanted * row, file)
         if verify and rows is None:
             expected = int.from_bytes(os.pread(handle, 4, place.crc), "little")
             if snapshot.checksum(place.entry, raw) != expected:
@@ -116,34 +118,30 @@ def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | N
     return place
 
 
+def _is_of(begin: bytes, place: _Place, file: Path) -> bool:
+    """Whether a file that begins so is of this form and says the step that its name says."""
+    told = b'{"step":%d}' % int(file.stem) if file.stem.isdecimal() else b""
+    return begin.startswith(place.head) and begin.startswith(told, len(place.head))
+
+
 def _form(place: _Place) -> str:
     return f"{place.entry['dtype']} {place.entry['shape']}"
-
-
-def _fill(handle: int, raw: np.ndarray, start: int, file: Path) -> None:
-    done = 0
-    while done < raw.size:
-        count = os.preadv(handle, [raw[done:].data], start + done)
-        if count == 0:
-            raise TrajectoryError(f"{file} is damaged: it ends too early")
-        done += count
 
 
 def _place(file: Path, name: str) -> _Place:
     """Ask HDF5 where the tensor lies in one file."""
     with sealed.opened(file, "snapshot") as opened:
-        entries = snapshot.layout_in(opened, file)
+        sealed.check_note(file, "snapshot", hdf5.parsed(opened.note()))
+        entries = snapshot.layout_in(opened)
         entry = snapshot.entry_of(entries, name, file)
-        first, array = opened["meta"].id.get_offset(), opened["data"][entry["array"]]
-        if "crc" not in opened["data"]:
+        meta, array = opened.places["meta"], opened.places[f"data/{entry['array']}"]
+        if "data/crc" not in opened.places:
             raise TrajectoryError(
                 f"{file} has format version 1, whose tensors are read one by one: `load(step, [name])`"
             )
-        start = (array.id.get_offset() or 0) + entry["offset"] * array.dtype.itemsize
-        crc = opened["data/crc"].id.get_offset() + 4 * [each["name"] for each in entries].index(name)
-    with open(file, "rb") as raw:
-        head = raw.read(first)
-        return _Place(head, os.fstat(raw.fileno()).st_size, entry, start, crc)
+        start = array.offset + entry["offset"] * array.dtype.itemsize
+        crc = opened.places["data/crc"].offset + 4 * [each["name"] for each in entries].index(name)
+        return _Place(opened.head(meta.offset), meta.offset + meta.nbytes, opened.size, entry, start, crc)
 
 
 def _rows(shape: Sequence[int], index: int | slice | None) -> range | None:

@@ -14,17 +14,18 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
 from grokkit.registry import nearest
-from grokkit.trajectory import sealed
+from grokkit.trajectory import hdf5, sealed
+from grokkit.trajectory.hdf5 import Opened
 
 CARRIED_AS = {torch.bfloat16: torch.int16} | dict.fromkeys(
     (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz), torch.uint8
@@ -35,6 +36,8 @@ _ALIGNED = 64
 """Bytes; where each array of a staging buffer begins."""
 
 Layout = list[dict[str, Any]]
+Sizes = Mapping[str, tuple[np.dtype, int]]
+"""Dtype and length of every array."""
 
 
 class Packed(NamedTuple):
@@ -132,9 +135,8 @@ def hash_of(text: bytes) -> str:
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _part(arrays: Mapping[str, Any], entry: Mapping[str, Any]) -> np.ndarray:
-    count = math.prod(entry["shape"])
-    return np.asarray(arrays[entry["array"]][entry["offset"] : entry["offset"] + count])
+def _part(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> np.ndarray:
+    return arrays[entry["array"]][entry["offset"] : entry["offset"] + math.prod(entry["shape"])]
 
 
 def checksum(entry: Mapping[str, Any], array: np.ndarray) -> int:
@@ -142,9 +144,8 @@ def checksum(entry: Mapping[str, Any], array: np.ndarray) -> int:
     return zlib.crc32(array.data, zlib.crc32(f"{entry['name']} {entry['dtype']} {entry['shape']}".encode()))
 
 
-def unpack(arrays: Mapping[str, Any], layout: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The tensors that `layout` lists, in the memory of `arrays`; of open HDF5 datasets only the wanted parts are
-    read."""
+def unpack(arrays: Mapping[str, np.ndarray], layout: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """The tensors that `layout` lists, in the memory of `arrays`."""
     return {entry["name"]: as_tensor(_part(arrays, entry), entry) for entry in layout}
 
 
@@ -153,20 +154,59 @@ def as_tensor(array: np.ndarray, entry: Mapping[str, Any]) -> Tensor:
     return torch.from_numpy(array).view(getattr(torch, entry["dtype"])).reshape(entry["shape"])
 
 
-def layout_of(arrays: Mapping[str, Any], note: Mapping[str, Any]) -> Layout:
-    """The entries of a file, each with its `crc`; version 1 had them in the note."""
+def layout_of(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> Layout:
+    """The entries of a file, each with its `crc`; version 1 had them in the note.
+
+    Raises:
+        ValueError: an entry that is none, or that reaches out of its array.
+    """
+    return _laid_out(arrays, note, {name: (array.dtype, array.size) for name, array in arrays.items()})
+
+
+def _laid_out(texts: Mapping[str, np.ndarray], note: Mapping[str, Any], sizes: Sizes) -> Layout:
     if "layout" in note:
-        return list(note["layout"])
-    columns = json.loads(arrays["layout"][()].tobytes()) | {"crc": arrays["crc"][()].tolist()}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        return _within([dict(entry) for entry in note["layout"]], sizes)
+    columns = json.loads(texts["layout"].tobytes()) | {"crc": texts["crc"].tolist()}
+    return _within([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], sizes)
 
 
-def layout_in(file: h5py.File, path: Path) -> Layout:
+def _within(layout: Layout, sizes: Sizes) -> Layout:
+    """The entries, none of which is believed: each is a known dtype, in its array and under a name of its own."""
+    for entry in layout:
+        key, shape, offset = _array_for(entry["dtype"]), entry["shape"], entry["offset"]
+        stored, size = sizes.get(key, (None, 0))
+        if stored is None or entry["array"] != key or stored.str[1:] != key or not stored.isnative:
+            raise ValueError(f"its layout has a tensor of {entry['dtype']!r} in {entry['array']!r}")
+        if not (type(offset) is int and type(entry["name"]) is str and all(type(n) is int and n >= 0 for n in shape)):
+            raise ValueError("its layout has an entry that is none")
+        if not 0 <= offset <= size - math.prod(shape):
+            raise ValueError(f"its layout has a tensor, {entry['name']!r}, that reaches out of {key!r}")
+    if len({entry["name"] for entry in layout}) != len(layout):
+        raise ValueError("its layout has two tensors of one name")
+    return layout
+
+
+@cache
+def _array_for(dtype: str) -> str:
+    """The array that tensors of a dtype travel in. Raises ValueError for a word that is no dtype, or one that cannot be
+    kept."""
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype):
+        raise ValueError(f"its layout has a tensor of {dtype!r}")
+    try:
+        return _array_of("", torch.empty(0, dtype=kind))
+    except UsageError as error:
+        raise ValueError(f"its layout has a tensor of {dtype!r}") from error
+
+
+def layout_in(file: Opened) -> Layout:
     """The entries of an open file, of which nothing else has been checked. Raises DamagedError where they do not match
     their hash."""
-    if "layout" in file.attrs and hash_of(file["data/layout"][()].tobytes()) != file.attrs["layout"].decode():
-        raise DamagedError(f"{path} is damaged: its layout does not match its hash")
-    return layout_of(file["data"], sealed.note_of(file))
+    texts = {name: file.array(f"data/{name}") for name in ("layout", "crc") if f"data/{name}" in file.places}
+    if "layout" in file.attributes and hash_of(texts["layout"].tobytes()) != file.attributes["layout"]:
+        raise DamagedError(f"{file.path} is damaged: its layout does not match its hash")
+    sizes = {name[5:]: (place.dtype, math.prod(place.shape)) for name, place in file.places.items()}
+    return _laid_out(texts, hdf5.parsed(file.note()), sizes)
 
 
 def write(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
@@ -188,26 +228,30 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
         TrajectoryError: missing or damaged file, or a name that is not in it.
     """
     if names is None and verify:
-        arrays, note = sealed.read(path, "snapshot")
-        return unpack(arrays, layout_of(arrays, note))
+        return unpack(*whole(path, "snapshot")[:2])
     with sealed.opened(path, "snapshot") as file:
-        entries = layout_in(file, path)
+        sealed.check_note(path, "snapshot", hdf5.parsed(file.note()))
+        entries = layout_in(file)
         if names is None:
-            return unpack({key: _mapped(path, file["data"][key]) for key in {e["array"] for e in entries}}, entries)
+            return unpack({key: file.mapped(f"data/{key}") for key in {e["array"] for e in entries}}, entries)
         wanted = [entry_of(entries, name, path) for name in names]
-        found = {entry["name"]: _part(file["data"], entry) for entry in wanted}
+        found = {
+            each["name"]: file.part(f"data/{each['array']}", each["offset"], math.prod(each["shape"]))
+            for each in wanted
+        }
         for entry in wanted if verify else ():
             if checksum(entry, found[entry["name"]]) != entry["crc"]:
                 raise TrajectoryError(f"{path} is damaged: tensor {entry['name']!r} does not match its checksum")
         return {entry["name"]: as_tensor(found[entry["name"]], entry) for entry in wanted}
 
 
-def _mapped(path: Path, array: h5py.Dataset) -> np.ndarray:
-    """The array in memory that the file is read into page by page when it is used; writes to it stay in memory."""
-    offset = array.id.get_offset()
-    if offset is None or offset % array.dtype.itemsize:
-        return np.asarray(array[()])
-    return np.memmap(path, array.dtype, "c", offset, array.shape).view(np.ndarray)
+def whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any]]:
+    """Arrays, layout and note of a file of packed tensors, checked by its digest; see `sealed.read` for errors."""
+    arrays, note = sealed.read(path, kind)
+    try:
+        return arrays, layout_of(arrays, note), note
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise DamagedError(f"{path} is damaged: {error}") from error
 
 
 def holds(path: Path, state: Mapping[str, Tensor]) -> bool:
