@@ -7,7 +7,7 @@ import subprocess
 import time
 
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.trajectory import log
+from grokkit.trajectory import documents, log
 from grokkit.trajectory.run import Run
 
 FILE = "diary.md"
@@ -25,7 +25,7 @@ def add_note(run: Run, text: str) -> str:
 
     Raises:
         UsageError: an empty text.
-        TrajectoryError: the folder cannot be written.
+        TrajectoryError: the folder cannot be written, or the status of the run not be read.
     """
     if not text.strip():
         raise UsageError('a note needs words, such as: grokkit note RUN "accuracy jumped"')
@@ -33,11 +33,12 @@ def add_note(run: Run, text: str) -> str:
     facts = [time.strftime("%Y-%m-%d %H:%M:%S"), f"step {newest_step(run)}", numbers, _commit()]
     body = "\n".join(f"  {line}".rstrip() for line in text.strip().splitlines())
     entry = f"- {', '.join(filter(None, facts))}\n{body}\n"
+    documents.refuse_irregular(run.path / FILE)
     try:
         # One write to a file opened for appending: two people's notes never mix.
-        handle = os.open(run.path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = os.open(run.path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
         try:
-            os.write(handle, entry.encode())
+            os.write(handle, entry.encode(errors="backslashreplace"))
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -47,14 +48,14 @@ def add_note(run: Run, text: str) -> str:
 
 
 def read_diary(run: Run) -> str:
-    """The whole diary; empty where nobody has written."""
-    path = run.path / FILE
-    return path.read_text(encoding="utf-8") if path.exists() else ""
+    """The whole diary; empty if nobody has written. Raises TrajectoryError if something else than a file is there."""
+    return documents.read_text(run.path / FILE)
 
 
 def newest_step(run: Run) -> int:
     """The last step of which status.json or a metric tells: a live run's status may be some steps old."""
-    return max([run.status["step"], *(record["step"] for record in log.read(run.path / "metrics.jsonl"))])
+    logged = (record["step"] for record in log.read(run.path / "metrics.jsonl", documents.as_metric))
+    return max([run.status.get("step", 0), *logged])
 
 
 def _commit() -> str:

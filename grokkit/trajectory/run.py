@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-import tomllib
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from grokkit.errors import TrajectoryError
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import log, store
+from grokkit.trajectory import documents, log, store
 from grokkit.trajectory.lock import is_held
 from grokkit.trajectory.sealed import make_folder, publish, sync_folder
 
@@ -82,16 +83,21 @@ class Run:
     """A run folder, read only. Everything is read when asked for, so a live run can be followed by asking again.
 
     Args:
-        path: a folder with a status.json.
+        path: a folder with a status.json. What stands in it is checked when it is asked for: an odd run can be opened,
+            named and verified.
     """
 
     def __init__(self, path: Path) -> None:
-        if not (path / "status.json").is_file():
+        if not os.path.lexists(path / "status.json"):
             raise TrajectoryError(f"{path} is not a run folder: it holds no status.json. `grokkit ls` lists runs")
         self.path = path
 
     def __repr__(self) -> str:
-        return f"Run({self.name!r}, {self.status.get('state')}, {len(self.steps())} snapshots)"
+        try:
+            state = self.status["state"]
+        except TrajectoryError:
+            state = "unreadable"
+        return f"Run({self.name!r}, {state}, {len(self.steps())} snapshots)"
 
     @property
     def name(self) -> str:
@@ -100,32 +106,29 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The stored choices; `seed` is always among them."""
-        return self._parsed("config.toml", tomllib.loads)
+        """The stored choices, checked (`documents.read_config`); `seed` is always among them."""
+        return documents.read_config(self.path / "config.toml")
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions, device and precision of the machine that made the run."""
-        return self._parsed("environment.json", json.loads)
+        """Versions, device and precision of the machine that made the run, checked (`documents.read_environment`)."""
+        return documents.read_environment(self.path / "environment.json")
 
     @property
     def status(self) -> dict[str, Any]:
         """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`; `costs`: seconds of
-        training and of each instrument, `seconds`: their sum, `price`: dollars an hour, `spent`: dollars."""
-        return self._parsed("status.json", json.loads)
-
-    def _parsed(self, file: str, parse: Any) -> dict[str, Any]:
-        try:
-            parsed: dict[str, Any] = parse((self.path / file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise TrajectoryError(f"{self.path / file} cannot be read: {error}") from error
-        return parsed
+        training and of each instrument, `seconds`: their sum, `price`: dollars an hour, `spent`: dollars; checked, see
+        `documents.read_status`."""
+        return documents.read_status(self.path / "status.json")
 
     @property
     def state(self) -> str:
         """The state in status.json, or `killed` where that says `running` and no process holds the run."""
         state = str(self.status["state"])
-        return "killed" if state in ("starting", "running") and not is_held(self.path) else state
+        if state not in ("starting", "running"):
+            return state
+        documents.refuse_irregular(self.path / "LOCK")
+        return state if is_held(self.path) else "killed"
 
     def steps(self) -> list[int]:
         """Steps that have a snapshot, ascending; 0 holds the initial weights."""
@@ -234,7 +237,7 @@ class Run:
 
         columns = ["run", "seed", "step", "split", "metric", "value"]
         latest: dict[tuple[int, str, str], tuple[int, float]] = {}
-        for record in log.read(self.path / "metrics.jsonl"):
+        for record in log.read(self.path / "metrics.jsonl", documents.as_metric):
             key = record["step"], record["split"], record["metric"]
             if key not in latest or record["attempt"] >= latest[key][0]:
                 latest[key] = record["attempt"], record["value"]
@@ -245,7 +248,7 @@ class Run:
     def newest_metrics(self) -> dict[str, float]:
         """The last value of every metric, by `<split>.<metric>`; needs no pandas."""
         newest: dict[str, float] = {}
-        for record in log.read(self.path / "metrics.jsonl"):
+        for record in log.read(self.path / "metrics.jsonl", documents.as_metric):
             newest[f"{record['split']}.{record['metric']}"] = record["value"]
         return newest
 
@@ -255,7 +258,7 @@ class Run:
 
         A resumed run takes the steps after its slot again: policy decisions of an older attempt beyond it are left out.
         """
-        return in_force(log.read(self.path / "events.jsonl"))
+        return in_force(log.read(self.path / "events.jsonl", documents.as_event))
 
     def measures(self) -> dict[str, list[int]]:
         """Measure identity -> steps that have a reading."""
@@ -301,9 +304,12 @@ class Run:
         for room, kind in (("measures", "reading"), ("attributions", "attribution")):
             for name in self._results(room):
                 found += store.problems_in(self.path / room / name, kind)
-        for name in ("metrics.jsonl", "events.jsonl"):
-            damaged = log.damaged_lines(self.path / name)
-            found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
+        for name, check in (("metrics.jsonl", documents.as_metric), ("events.jsonl", documents.as_event)):
+            try:
+                damaged = log.damaged_lines(self.path / name, check)
+                found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
+            except TrajectoryError as error:
+                found.append(str(error))
         return found
 
 
@@ -319,9 +325,26 @@ def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def find_runs(root: str | Path) -> list[Run]:
-    """Every run below `root`, or `root` itself where it is one, sorted by name."""
+    """Every run below `root`, or `root` itself if it is one, sorted by name; also those that cannot be read."""
     root = Path(root)
-    if (root / "status.json").is_file():
+    near = _folders(root)
+    found = {path for folder in near for path in (folder, *_folders(folder)) if _is_run(path)}
+    found = {path for path in found if not path.name.startswith(".")}  # drafts
+    if _is_run(root) and (os.path.lexists(root / "config.toml") or not found):
         return [Run(root)]
-    found = {path.parent for pattern in ("*/status.json", "*/*/status.json") for path in root.glob(pattern)}
-    return [Run(path) for path in sorted(found) if not path.name.startswith(".")]
+    runs = []
+    for path in sorted(found):
+        with suppress(TrajectoryError):  # removed between two looks
+            runs.append(Run(path))
+    return runs
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return [folder for folder in path.iterdir() if os.path.isdir(folder)]
+    except OSError:
+        return []
+
+
+def _is_run(path: Path) -> bool:
+    return os.path.lexists(path / "status.json")
