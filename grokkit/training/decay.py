@@ -21,6 +21,9 @@ KEY = "fixed_decay"
 _BASE = "lr_of_initial_weight_decay"
 """In a parameter group whose decay is kept: the rate at which it has its own weight decay."""
 
+MARKS = frozenset({"initial_weight_decay", _BASE})
+"""What is left in a parameter group whose decay is kept."""
+
 _NORMALISING = (Adadelta, Adagrad, Adamax, RMSprop, ASGD)
 """They divide the decay by the gradients' size, as do others of torch that say `decoupled_weight_decay=False`; ASGD has
 a rate of its own."""

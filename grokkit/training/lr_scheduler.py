@@ -19,7 +19,7 @@ from grokkit.errors import UsageError
 from grokkit.policies import Observation, Policy
 from grokkit.training import decay
 
-_NO_STATE = frozenset({"policy", "_broadcast", "_first"})
+_NO_STATE = frozenset({"policy", "_broadcast", "_first", "_unloaded", "_moved"})
 """Of a scheduler's own, built afresh and not loaded."""
 
 
@@ -85,9 +85,12 @@ class PolicyLR(LRScheduler):
         self._news: dict[str, float] = {}
         self._named: list[str] = []  # whatever was news, in order of names
         self._broadcast = broadcast
+        self._unloaded: list[tuple[dict[str, Any], float]] = []
+        self._moved, moved = "", _moved_before(optimizer)
         found = [float(group["lr"]) for group in getattr(optimizer, "param_groups", ())]
         super().__init__(optimizer, last_epoch)
         self._first = list(zip(optimizer.param_groups, found, self._last_lr, strict=True))
+        self._moved = moved
         decay.check_keys(optimizer.param_groups)
         # Before every update once more: in a chain others move the rate after this scheduler.
         optimizer.register_step_pre_hook(decay.hold_decay)
@@ -126,6 +129,8 @@ class PolicyLR(LRScheduler):
                 f"PolicyLR cannot jump to epoch {epoch}; a policy sees every update: call step() without arguments, "
                 "and give what the policy is to hear to observe()"
             )
+        if self._unloaded or self._moved:
+            self._warn_at_the_first_step()
         if self.last_epoch < 0:  # a start, or SequentialLR has put the rates back and begins again
             self._restart()
         decay.remember_decay(self.optimizer)
@@ -147,16 +152,49 @@ class PolicyLR(LRScheduler):
         return copy.deepcopy(kept) | {"policy": self._description()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; the optimizer's own state, with the rates, is loaded separately."""
-        ours = {"policy": self._description(), "total_steps": self.total_steps}
-        for key, own in ours.items():
-            if state_dict.get(key) != own:
-                raise UsageError(f"the state was saved with {key} {state_dict.get(key)}; this scheduler has {own}")
+        """Continue where `state_dict` was taken; the optimizer's own state, with the rates, is loaded separately.
+
+        In either order; where it is not loaded at all, the first step warns.
+        """
+        self.check_state_dict(state_dict)
+        self._unloaded = [(group, found) for group, found, _ in self._first if _is_alike(group["initial_lr"], found)]
+        self._moved = ""
         kept = {key: value for key, value in state_dict.items() if key not in _NO_STATE}
         self._take_back()
         super().load_state_dict(copy.deepcopy(kept))
         # The updates before count; torch would otherwise warn where the first thing that a resumed run does is `step`.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
+
+    def check_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Raise UsageError where `load_state_dict` would refuse this state; nothing is loaded."""
+        ours = {"policy": self._description(), "total_steps": self.total_steps}
+        for key, own in ours.items():
+            if state_dict.get(key) != own:
+                raise UsageError(f"the state was saved with {key} {state_dict.get(key)}; this scheduler has {own}")
+
+    def warn_of_unloaded_rates(self) -> None:
+        """Warn, once, where a state was loaded and the rates are still those of a new optimizer, and not its own."""
+        now = {id(group) for group in self.optimizer.param_groups}  # loading makes new ones
+        told = [
+            (found, float(saved))
+            for (group, found), saved in zip(self._unloaded, self._last_lr, strict=False)
+            if id(group) in now and _is_alike(group["lr"], found) and not _is_alike(saved, found)
+        ]
+        self._unloaded = []
+        if told:
+            found, saved = told[0]
+            warnings.warn(
+                f"PolicyLR goes on where the rate was {saved:g}, and the optimizer has {found:g}, as it was built: "
+                "load the optimizer's state too; with a recorder, give the optimizer to `gk.record`, or to `save` and "
+                "`restore` as a part",
+                stacklevel=3,
+            )
+
+    def _warn_at_the_first_step(self) -> None:
+        self.warn_of_unloaded_rates()
+        if self._moved:
+            warnings.warn(self._moved, stacklevel=4)
+            self._moved = ""
 
     def _take_back(self) -> None:
         """Undo what the constructor did to the rates, for an optimizer that had been loaded before it.
@@ -229,6 +267,50 @@ def _described(value: Any) -> str:
     if isinstance(value, Real):
         return repr(value if isinstance(value, bool) else int(value) if isinstance(value, Integral) else float(value))
     return f"{type(value).__name__}()" if isinstance(value, Policy) else repr(value)
+
+
+def _moved_before(optimizer: Optimizer) -> str:
+    """What is to be told where an earlier scheduler has moved the rates in the course of a training; else empty.
+
+    Schedulers that are built one after another for the same training move them too, before the first update; torch's
+    mark on `step` tells such a scheduler from one whose `initial_lr` came with a loaded state.
+    """
+    started = getattr(optimizer, "_opt_called", False) or not hasattr(
+        getattr(optimizer, "step", None), "_wrapped_by_lr_sched"
+    )
+    for group in getattr(optimizer, "param_groups", ()) if started else ():
+        if "initial_lr" in group and not _is_alike(group["lr"], group["initial_lr"]):
+            return (
+                f"PolicyLR was built on an optimizer whose rate an earlier scheduler had moved from "
+                f"{float(group['initial_lr']):g} to {float(group['lr']):g}, and scales it from there: to resume, call "
+                "load_state_dict before the first step; to begin a new stage, take a new optimizer"
+            )
+    return ""
+
+
+def _is_alike(one: float | Tensor, other: float | Tensor) -> bool:
+    return math.isclose(float(one), float(other), rel_tol=1e-6)
+
+
+def _inner(part: Any) -> list[Any]:
+    """The schedulers of which one is made."""
+    return list(getattr(part, "_schedulers", ())) if isinstance(part, LRScheduler) else []
+
+
+def check_state(part: Any, state: Any) -> None:
+    """Raise what `check_state_dict` of `part`, or of a scheduler in it, raises."""
+    if (check := getattr(part, "check_state_dict", None)) is not None:
+        check(state)
+    for inner, its in zip(_inner(part), state.get("_schedulers", ()) if _inner(part) else (), strict=False):
+        check_state(inner, its)
+
+
+def warn_of_unloaded_rates(part: Any) -> None:
+    """`PolicyLR.warn_of_unloaded_rates` of every PolicyLR in `part`."""
+    if isinstance(part, PolicyLR):
+        part.warn_of_unloaded_rates()
+    for inner in _inner(part):
+        warn_of_unloaded_rates(inner)
 
 
 def _set(group: dict[str, Any], rate: float) -> None:

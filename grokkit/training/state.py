@@ -13,10 +13,15 @@ from torch.optim import Optimizer
 
 from grokkit.borrow import device_of, unwrap
 from grokkit.errors import UsageError
+from grokkit.training import identity
+from grokkit.training.lr_scheduler import check_state, warn_of_unloaded_rates
 
 
 class Stateful(Protocol):
-    """Whatever can be saved in a resume slot: an optimizer, a `PolicyLR`."""
+    """Whatever can be saved in a resume slot: an optimizer, a `PolicyLR`.
+
+    One that refuses some states may have `check_state_dict(state_dict)` too, which raises without loading anything.
+    """
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -32,6 +37,7 @@ def full_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str
         "optimizer": optimizer.state_dict() if optimizer is not None else None,
         "parts": {name: each.state_dict() for name, each in parts.items()},
         "rng": random_state(device_of(model)),
+        "identity": identity.describe(model, optimizer, parts),
     }
 
 
@@ -40,20 +46,55 @@ def load_state(
 ) -> None:
     """Put the state of a slot into the things that it is of, and into the random generators.
 
+    Before anything is loaded these are compared: names of the parts, classes, the model's names, shapes and dtypes, the
+    optimizers' groups with their hyper-parameters, names and shapes, and whatever `check_state_dict` of a part looks
+    at. A slot of grokkit 1.0 or older says less; of it names of parts, shapes and numbers of parameters are compared.
+
+    Parts are loaded first, then the model and the optimizers, which cannot fail any more. What a part refuses only
+    while it loads cannot be known before: model, optimizers and random state are untouched then, but parts before it
+    are loaded. Frozen parameters, hooks, and what is in no `state_dict` are not compared.
+
+    Warns: an optimizer was built with other values of hyper-parameters than the saved ones, which replace them; or the
+        rates that a `PolicyLR` goes on with were not restored.
+
     Raises:
         UsageError: the slot holds the states of other things; nothing is loaded then.
+        Exception: whatever a part raises while it loads.
     """
     _must_match(state, optimizer, parts)
-    _must_fit(state, unwrap(model), optimizer)
+    given, saved = identity.describe(model, optimizer, parts), state.get("identity")
+    if saved is not None:
+        identity.check_classes(saved, given)
+    _must_fit(state, unwrap(model), with_dtypes=saved is not None)
+    states = {**state["parts"], "optimizer": state["optimizer"]}
+    things: dict[str, Stateful] = {**parts, **({} if optimizer is None else {"optimizer": optimizer})}
+    optimizers = {name: each for name, each in things.items() if isinstance(each, Optimizer)}
+    for name, each in optimizers.items():
+        _must_have_as_many(name, states[name], each)
+    if saved is not None:
+        identity.check_groups(saved, given)
+    _must_be_accepted(state["parts"], parts)
+    identity.warn_of_other_values(states, saved, optimizers)
+    _load(state, model, {name: each for name, each in parts.items() if name not in optimizers})
+    for name, each in optimizers.items():
+        each.load_state_dict(states[name])
+        _lay_out_as_parameters(each)
+    for part in parts.values():
+        warn_of_unloaded_rates(part)
+
+
+def _load(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stateful]) -> None:
+    """Load what may fail, then the model."""
+    device = device_of(model)
+    before = random_state(device)
+    set_random_state(state["rng"], device)
+    try:
+        for name, each in parts.items():
+            each.load_state_dict(state["parts"][name])
+    except BaseException:
+        set_random_state(before, device)
+        raise
     unwrap(model).load_state_dict(state["model"])
-    if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        _lay_out_as_parameters(optimizer)
-    set_random_state(state["rng"], device_of(model))
-    for name, each in parts.items():
-        each.load_state_dict(state["parts"][name])
-        if isinstance(each, Optimizer):
-            _lay_out_as_parameters(each)
 
 
 def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> None:
@@ -68,16 +109,35 @@ def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Ma
         )
 
 
-def _must_fit(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer | None) -> None:
-    saved, now = ({name: list(each.shape) for name, each in of.items()} for of in (state["model"], model.state_dict()))
-    for name in sorted({**saved, **now}):
-        if saved.get(name) != now.get(name):
-            found, wanted = (of.get(name, "not there") for of in (saved, now))
-            raise UsageError(f"the slot is of another model: {name!r} is {found} in it and {wanted} in this one")
-    if optimizer is not None:
-        then, groups = state["optimizer"]["param_groups"], optimizer.param_groups
-        if [len(group["params"]) for group in then] != [len(group["params"]) for group in groups]:
-            raise UsageError("the slot is of another optimizer: its groups hold other numbers of parameters")
+def _must_fit(state: Mapping[str, Any], model: nn.Module, *, with_dtypes: bool) -> None:
+    _compare_tensors("another model", state["model"], model.state_dict(), with_dtypes)
+
+
+def _compare_tensors(whose: str, then: Mapping[str, Any], this: Mapping[str, Any], with_dtypes: bool) -> None:
+    """Raise UsageError where the states of two modules have other names or shapes, or else other dtypes."""
+    for dtypes in (False, True) if with_dtypes else (False,):
+        saved, now = (identity.shapes_of(each, dtypes) for each in (then, this))
+        for name in sorted({**saved, **now}):
+            if saved.get(name) != now.get(name):
+                found, wanted = (of.get(name, "not there") for of in (saved, now))
+                raise UsageError(f"the slot is of {whose}: {name!r} is {found} in it and {wanted} in this one")
+
+
+def _must_have_as_many(name: str, state: Mapping[str, Any], optimizer: Optimizer) -> None:
+    then, now = ([len(group["params"]) for group in of] for of in (state["param_groups"], optimizer.param_groups))
+    if then != now:
+        raise UsageError(
+            f"the slot is of another optimizer: its groups hold other numbers of parameters, `{name}` has {then} in it "
+            f"and {now} in this one"
+        )
+
+
+def _must_be_accepted(states: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
+    """Ask the parts that can tell before whether they would take their states."""
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            _compare_tensors(f"another module as `{name}`", states[name], part.state_dict(), True)
+        check_state(part, states[name])
 
 
 def _lay_out_as_parameters(optimizer: Optimizer) -> None:

@@ -222,11 +222,14 @@ class _RandomStates:
         torch.distributed.all_gather_object(states, random_state(self._device))
         return {"random": states}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def check_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["random"]) != self._size:
             raise UsageError(
                 f"the run was saved by {len(state['random'])} processes and these are {self._size}; take as many"
             )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.check_state_dict(state)
         set_random_state(state["random"][self._rank], self._device)
 
 
