@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -50,7 +51,9 @@ def test_an_update_reads_the_new_bytes_of_the_logs_only(run, follower, monkeypat
     monkeypatch.setattr(
         log_room,
         "read_from",
-        lambda path, offset, real=log_room.read_from: asked.append((path.name, offset)) or real(path, offset),
+        lambda path, offset, check, real=log_room.read_from: (
+            asked.append((path.name, offset)) or real(path, offset, check)
+        ),
     )
     follower.refresh(2)
     assert asked == [], "nothing new: no log is opened"
@@ -335,8 +338,12 @@ def test_an_event_with_a_number_that_json_does_not_know_is_told_without_it(run):
         {"step": 3, "kind": "eval", "text": "validation", "time": 0.0, "loss": float("nan"), "of": [math.inf]}
     )
     written.close()
+    body = b'{"attempt":1,"kind":"eval","loss":NaN,"of":[Infinity],"step":4,"text":"of an older version"}'
+    with open(run / "events.jsonl", "ab") as file:
+        file.write(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
     (events,) = Study([run.parent]).update()["events"].values()
-    assert events[-1]["loss"] is None and events[-1]["of"] == [None] and events[-1]["step"] == 3
+    assert events[0]["loss"] == "nan" and events[0]["of"] == ["inf"] and events[0]["step"] == 3
+    assert events[1]["loss"] is None and events[1]["of"] == [None] and events[1]["step"] == 4
 
 
 def test_numbers_keep_seven_digits_and_what_is_not_finite_becomes_none():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,22 @@ import numpy as np
 
 from grokkit.errors import GrokkitError, TrajectoryError
 from grokkit.live.maps import MapSet
-from grokkit.live.panels import ENDS, SIGNALS, STANDARD_ERROR, Trace, of_metric, of_reading
+from grokkit.live.panels import ENDS, SIGNALS, STANDARD_ERROR, Row, Trace, of_metric, of_reading
 from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
-from grokkit.trajectory import Run, log, store
+from grokkit.trajectory import Run, documents, log, store
 from grokkit.trajectory.run import in_force
 
 PACE_SECONDS = 900.0
 """How far back the present speed is measured."""
 ENDED = ("done", "failed", "interrupted", "killed", "unreadable")
+CHECKS = {"metrics": documents.as_metric, "events": documents.as_event}
 
 
 class Follower:
     """What is known of a run so far; `refresh` reads what is new. Nothing is ever read twice.
+
+    What cannot be read is a sentence in `problems`, by what it is about; a run whose status cannot be read has the
+    state `unreadable`.
 
     Args:
         run: the run, opened for reading.
@@ -32,7 +37,7 @@ class Follower:
 
     def __init__(self, run: Run, maps: bool = True) -> None:
         self.run, self._rooms = run, ("measures", "attributions") if maps else ("measures",)
-        self.id = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:10]
+        self.id = hashlib.sha256(os.fsencode(run.path.resolve())).hexdigest()[:10]
         self._begin()
 
     def _begin(self) -> None:
@@ -46,7 +51,7 @@ class Follower:
         self._offsets = {"metrics": 0, "events": 0}
         self._stamps: dict[str, Any] = {}
         self._seen: dict[tuple[str, str, int], int] = {}
-        self._damaged: dict[str, int] = {}
+        self._damaged = {"metrics": 0, "events": 0}
         self._newest = (0, 0)
         self._every_event: list[dict[str, Any]] = []
         self._pace: deque[tuple[float, int]] = deque()
@@ -71,6 +76,16 @@ class Follower:
         Returns:
             False where another run lies in the folder now, and all is read afresh.
         """
+        try:
+            same = self._read(tick, deep)
+        except Exception as error:  # whatever nobody foresaw in this folder, the other runs go on
+            self._tell("run", f"{self.run.path} cannot be followed: {type(error).__name__}: {error}", tick)
+            self.state, self.changed = "unreadable", tick
+            return True
+        self._tell("run", None, tick)
+        return same
+
+    def _read(self, tick: int, deep: bool) -> bool:
         same = _stamp(self.run.path / "config.toml") == self._birth and not self._shrunk()
         if not same:
             self._begin()
@@ -86,6 +101,16 @@ class Follower:
     def _shrunk(self) -> bool:
         return any(_size(self._log(name)) < offset for name, offset in self._offsets.items())
 
+    def _tell(self, about: str, problem: str | None, tick: int) -> None:
+        """Note what is wrong, or that nothing is any more."""
+        if self.problems.get(about) == problem:
+            return
+        self.changed = tick
+        if problem is None:
+            del self.problems[about]
+        else:
+            self.problems[about] = problem
+
     def _log(self, name: str) -> Path:
         return self.run.path / f"{name}.jsonl"
 
@@ -97,22 +122,27 @@ class Follower:
                 self._stamps["status"] = stamp
                 self.changed = tick
             state = self.run.state if self.status.get("state") in ("starting", "running") else self.status["state"]
-        except (GrokkitError, KeyError, OSError) as error:
-            state, self.problems["status"] = "unreadable", str(error)
+        except (GrokkitError, OSError) as error:
+            state = "unreadable"
+            self._tell("status", str(error), tick)
         else:
-            self.problems.pop("status", None)
+            self._tell("status", None, tick)
         if state != self.state:
             self.state, self.changed = state, tick
 
     def _new_records(self, name: str, tick: int) -> list[dict[str, Any]]:
         path, offset = self._log(name), self._offsets[name]
-        if _size(path) <= offset:
+        records: list[dict[str, Any]] = []
+        try:
+            documents.refuse_irregular(path)
+            if _size(path) > offset:
+                records, self._offsets[name], damaged = log.read_from(path, offset, CHECKS[name])
+                self._damaged[name] += damaged
+        except TrajectoryError as error:
+            self._tell(path.name, str(error), tick)
             return []
-        records, self._offsets[name], damaged = log.read_from(path, offset)
-        if damaged:
-            self._damaged[name] = self._damaged.get(name, 0) + damaged
-            self.problems[path.name] = f"damaged lines of {path} that are left out: {self._damaged[name]}"
-            self.changed = tick
+        lost = self._damaged[name]
+        self._tell(path.name, f"damaged lines of {path} that are left out: {lost}" if lost else None, tick)
         return records
 
     def _read_metrics(self, tick: int) -> None:
@@ -147,10 +177,12 @@ class Follower:
                 try:
                     self._take(room, identity, step, tick)
                     self._seen[key] = -1
-                    self.problems.pop(str(path), None)
-                except (TrajectoryError, KeyError, ValueError) as error:
+                    self._tell(str(path), None, tick)
+                except Exception as error:  # a file can be whole and hold anything
                     # Said once, and tried again when the file has changed: a replay makes damaged ones good.
-                    self._seen[key], self.problems[str(path)], self.changed = _stamp(path)[1], str(error), tick
+                    self._seen[key] = _stamp(path)[1]
+                    why = str(error) if isinstance(error, TrajectoryError) else f"{type(error).__name__}: {error}"
+                    self._tell(str(path), why if str(path) in why else f"{path} cannot be shown: {why}", tick)
 
     def _changed_folders(self, room: str) -> Iterator[tuple[str, list[int]]]:
         """Identities whose folder has other files than at the last look, with the steps in it."""
@@ -162,12 +194,13 @@ class Follower:
 
     def _take(self, room: str, identity: str, step: int, tick: int) -> None:
         if room == "measures":
-            for trace, *numbers in of_reading(self.run.reading(identity, step)):
+            for trace, *numbers in _checked(list(of_reading(self.run.reading(identity, step)))):
                 self._extend(trace, [step], np.array([[*numbers, 1.0]]), tick)
         else:
             values, labels, note = self.run.attribution(identity, step)
-            self.maps.setdefault(identity, MapSet(identity, note, labels)).add(step, values)
-            self.maps_changed = tick
+            maps = self.maps.get(identity) or MapSet(identity, note, labels)
+            maps.add(step, values)
+            self.maps[identity], self.maps_changed = maps, tick
 
     def _observe(self, tick: int) -> None:
         """Note where the run is by now, for its pace."""
@@ -215,7 +248,7 @@ class Follower:
             return steps, values, low, high
         error, below, above = (self._beside(trace, ending, steps, start) for ending in (STANDARD_ERROR, *ENDS))
         if error is not None:
-            with np.errstate(invalid="ignore"):  # a signal of -inf has an error of inf
+            with np.errstate(invalid="ignore", over="ignore"):  # a signal of -inf has an error of inf
                 low, high = values - error, values + error
         elif below is not None and above is not None:
             low, high = below, above
@@ -230,6 +263,17 @@ class Follower:
         at, values, _, _ = self.series[of].since(start)
         places = np.minimum(np.searchsorted(at, steps), max(len(at) - 1, 0))
         return np.where(at[places] == steps, values[places], np.nan) if len(at) else np.full(len(steps), np.nan)
+
+
+def _checked(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows of a reading, whose labels are to be text: pages sort them and write them as JSON."""
+    for trace, *_ in rows:
+        odd = [
+            value for name, value in trace._asdict().items() if not isinstance(value, int if name == "order" else str)
+        ]
+        if odd:
+            raise TrajectoryError(f"a label or unit is {odd[0]!r}; expected text")
+    return rows
 
 
 def is_error(trace: Trace) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from grokkit.errors import TrajectoryError
 from grokkit.names import SIGNED, SLOPES
 
 DIVERGING = ("#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7",
@@ -25,10 +26,18 @@ class MapSet:
         identity: the recording.
         note: the note of any of its files.
         labels: (image,) target classes.
+
+    Raises:
+        TrajectoryError: the note names no method or no probe set, or the labels are something else.
     """
 
     def __init__(self, identity: str, note: dict[str, Any], labels: np.ndarray) -> None:
-        self.identity, self.method, self.probe_set = identity, str(note["method"]), str(note["probe_set"])
+        named = [note.get(name) for name in ("method", "probe_set")]
+        if not all(isinstance(name, str) for name in named):
+            raise TrajectoryError(f"maps name their method and their probe set as text; got {named}")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise TrajectoryError(f"labels must be (image,) integers; got {labels.shape} of {labels.dtype}")
+        self.identity, (self.method, self.probe_set) = identity, map(str, named)
         self.labels = [int(label) for label in labels]
         self.steps: list[int] = []
         self.limit, self.signed = 0.0, self.method in SIGNED
@@ -36,11 +45,16 @@ class MapSet:
     def add(self, step: int, values: np.ndarray) -> None:
         """Take the maps (image, channel, height, width) of one step into account.
 
-        The scale reaches to the largest of the snapshots' 99.5 % quantiles of absolute relevance, summed over channels.
+        The scale reaches to the largest of the snapshots' 99.5 % quantiles of absolute relevance, summed over channels;
+        numbers that are not finite are left out of it.
+
+        Raises:
+            TrajectoryError: the maps have another form, or are of another number of images than the labels.
         """
-        maps = values.sum(axis=1)
+        maps = self._summed(values)
+        finite = np.abs(maps[np.isfinite(maps)])
         self.steps = sorted({*self.steps, step})
-        self.limit = max(self.limit, float(np.quantile(np.abs(maps), QUANTILE)))
+        self.limit = max(self.limit, float(np.quantile(finite, QUANTILE)) if len(finite) else 0.0)
         self.signed = self.signed or bool((maps < 0).any())
 
     def described(self) -> dict[str, Any]:
@@ -53,11 +67,23 @@ class MapSet:
         }  # fmt: skip
 
     def picture(self, values: np.ndarray) -> bytes:
-        """PNG of all maps (image, channel, height, width) side by side."""
+        """PNG of all maps (image, channel, height, width) side by side. Raises as `add`."""
         limit = self.limit or 1.0
-        maps = values.sum(axis=1)
-        share = (maps / limit + 1) / 2 if self.signed else maps / limit
+        maps = self._summed(values)
+        with np.errstate(over="ignore"):  # beside a scale of next to nothing
+            share = (maps / limit + 1) / 2 if self.signed else maps / limit
         return png(side_by_side(coloured(share, DIVERGING if self.signed else SEQUENTIAL)))
+
+    def _summed(self, values: np.ndarray) -> np.ndarray:
+        """(image, height, width): relevance summed over channels."""
+        if values.ndim != 4 or not values.size or values.dtype.kind not in "fiu" or len(values) != len(self.labels):
+            raise TrajectoryError(
+                f"maps must be (image, channel, height, width) numbers of {len(self.labels)} images; "
+                f"got {values.shape} of {values.dtype}"
+            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            maps: np.ndarray = values.sum(axis=1)
+        return maps
 
 
 def coloured(share: np.ndarray, colours: tuple[str, ...]) -> np.ndarray:
@@ -71,10 +97,16 @@ def coloured(share: np.ndarray, colours: tuple[str, ...]) -> np.ndarray:
 
 def photographs(images: np.ndarray) -> np.ndarray:
     """Probe images (image, channel, height, width) as uint8 colours (image, height, width, 3); floats outside 0..1 are
-    stretched to it."""
+    stretched to it, what is not finite is black. Raises TrajectoryError if they have another form."""
+    if images.ndim != 4 or not images.size or images.dtype.kind not in "fiub":
+        raise TrajectoryError(
+            f"images must be (image, channel, height, width) numbers; got {images.shape} of {images.dtype}"
+        )
     pixels = images.astype(float) / (255 if images.dtype == np.uint8 else 1)
+    pixels = np.where(np.isfinite(pixels), pixels, 0.0)
     if pixels.min() < 0 or pixels.max() > 1:
-        pixels = (pixels - pixels.min()) / (pixels.max() - pixels.min())
+        half = pixels / 2 - pixels.min() / 2  # the difference of two large numbers is not finite
+        pixels = half / (half.max() or 1.0)
     if pixels.shape[1] not in (1, 3):
         pixels = pixels.mean(axis=1, keepdims=True)
     pixels = np.moveaxis(np.repeat(pixels, 3 // pixels.shape[1], axis=1), 1, -1)

@@ -36,9 +36,11 @@ def picture(follower: Follower, identity: str, which: str) -> bytes:
     if maps is None:
         raise TrajectoryError(f"{follower.run.path} holds no attribution {identity!r}")
     if which == "images":
-        probe = follower.run.probes[maps.probe_set]
+        probe = follower.run.probes.get(maps.probe_set)
+        if probe is None:
+            raise TrajectoryError(f"{follower.run.path} holds no probe set {maps.probe_set!r}")
         return png(side_by_side(photographs(np.asarray(probe.images)[: len(maps.labels)])))
-    if not which.isdecimal():
+    if which not in map(str, maps.steps):
         raise TrajectoryError(f"{follower.run.path} holds no maps of {identity} at step {which!r}")
     return maps.picture(follower.run.attribution(identity, int(which))[0])
 
@@ -53,16 +55,24 @@ def one_file(study: Study) -> str:
     data["roots"] = []  # a file that is handed on names no folder of this machine
     told = {run for group in data["groups"] for run in [r for r in group["runs"] if data["maps"].get(r)][:1]}
     data["maps"] = {run: maps for run, maps in data["maps"].items() if run in told}
-    data["pictures"] = {name: _uri(body) for run in sorted(told) for name, body in _pictures(study.followers[run])}
+    data["pictures"] = {}
+    for run in sorted(told):
+        for identity in [maps["identity"] for maps in data["maps"][run]]:
+            try:
+                drawn = _pictures(study.followers[run], identity)
+            except Exception as error:  # as of any file of a run: it is named, and the page goes on
+                data["maps"][run] = [maps for maps in data["maps"][run] if maps["identity"] != identity]
+                data["runs"][run]["problems"].append(f"maps of {identity} cannot be drawn: {error}")
+                continue
+            data["pictures"] |= {name: _uri(body) for name, body in drawn}
     return assembled(data)
 
 
-def _pictures(follower: Follower) -> list[tuple[str, bytes]]:
-    found = []
-    for identity, maps in follower.maps.items():
-        for which in ("images", *map(str, maps.steps)):
-            found.append((f"maps/{follower.id}/{identity}/{which}.png", picture(follower, identity, which)))
-    return found
+def _pictures(follower: Follower, identity: str) -> list[tuple[str, bytes]]:
+    """Address and PNG of everything that is shown of one recording."""
+    steps = map(str, follower.maps[identity].steps)
+    address = f"maps/{follower.id}/{identity}"
+    return [(f"{address}/{which}.png", picture(follower, identity, which)) for which in ("images", *steps)]
 
 
 def _uri(body: bytes) -> str:

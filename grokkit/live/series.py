@@ -106,7 +106,7 @@ def band(members: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
     starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
     finite = np.isfinite(values)
     count = np.add.reduceat(finite.astype(np.int64), starts)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         mean = np.add.reduceat(np.where(finite, values, 0.0), starts) / np.where(count, count, np.nan)
     low = np.minimum.reduceat(np.where(finite, values, np.inf), starts)
     high = np.maximum.reduceat(np.where(finite, values, -np.inf), starts)

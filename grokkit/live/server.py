@@ -6,14 +6,18 @@ import gzip
 import hmac
 import json
 import secrets
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import SHUT_WR
 from socketserver import TCPServer
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote
 
 from grokkit.errors import TrajectoryError, UsageError
+from grokkit.escape import escape_controls
 from grokkit.live.page import STATIC, TYPES, picture, static
 from grokkit.live.study import Study
 
@@ -26,6 +30,8 @@ HEADERS = {
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
 }  # fmt: skip
+MOST_UNREAD, UNREAD_SECONDS = 16 * 2**20, 2.0
+"""Bytes of a refused request that are still taken, and the longest time to wait for more of them."""
 WORTH_PACKING = 4096
 """Bytes of an answer from which on it is compressed: it may have to pass a slow line."""
 
@@ -65,6 +71,11 @@ class Server(ThreadingHTTPServer):
             self.server_activate()
             return
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of a browser that went away amid a request; anything else is printed, as by default."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
     @property
     def port(self) -> int:
         """Where it listens."""
@@ -82,10 +93,16 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = 60
+    _query, _unread = "", False
 
     def do_GET(self) -> None:
+        if "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self._leave_unread()  # what follows must not be taken for the next request
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
-        _, token, *rest = [*urlsplit(self.path).path.split("/"), ""][:8]
+        address, _, self._query = self.path.partition("#")[0].partition("?")
+        if address.startswith("http://"):  # as proxies are asked
+            address = "/" + address.removeprefix("http://").partition("/")[2]
+        _, token, *rest = [*address.split("/"), ""][:8]
         if host not in NAMES or not hmac.compare_digest(token.encode(), self.server.token.encode()):
             self._refuse(HTTPStatus.FORBIDDEN, "the address needs the token that `grokkit serve` printed")
             return
@@ -97,6 +114,9 @@ class Handler(BaseHTTPRequestHandler):
             kind, body = answer()
         except TrajectoryError as error:
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
+        except Exception as error:  # the page asks again; a connection that dies without an answer tells nobody why
+            said = f"the page cannot be made: {type(error).__name__}: {error}"
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, said)
         else:
             self._send(HTTPStatus.OK, kind, body)
 
@@ -115,7 +135,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _data(self) -> tuple[str, bytes]:
-        asked = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
+        asked = parse_qs(self._query, keep_blank_values=True)
         groups = asked["groups"][0].split(",") if "groups" in asked else None
         return _json(self.server.study.update(asked.get("cursor", [""])[0], groups))
 
@@ -129,11 +149,43 @@ class Handler(BaseHTTPRequestHandler):
         return "image/png", picture(follower, identity, which)
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
-        self._send(status, "text/plain", f"{sentence}\n".encode())
+        self._send(status, "text/plain", f"{escape_controls(sentence)}\n".encode())
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what the standard library refuses (another method, a line that is too long or no request) with the
+        headers of every answer, and close the connection: what follows may belong to the refused request."""
+        self._leave_unread()
+        status = HTTPStatus(code)
+        self._refuse(status, message or status.phrase)
+
+    def parse_request(self) -> bool:
+        """Read the first line and the headers; also a blank line is answered."""
+        if self.raw_requestline.strip():
+            return super().parse_request()
+        self.requestline, self.command = "", None  # type: ignore[assignment]
+        self.send_error(HTTPStatus.BAD_REQUEST, "the request is empty")
+        return False
+
+    def _leave_unread(self) -> None:
+        self.close_connection = self._unread = True
+
+    def finish(self) -> None:
+        """End the connection. What was not read is taken off it first: a socket that is closed over unread bytes is
+        reset, and then the answer may never arrive."""
+        super().finish()
+        left = MOST_UNREAD if self._unread else 0
+        with suppress(OSError):
+            self.connection.shutdown(SHUT_WR)
+            self.connection.settimeout(UNREAD_SECONDS)
+            while left > 0 and (read := self.connection.recv(1 << 16)):
+                left -= len(read)
 
     def _send(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-        packed = len(body) > WORTH_PACKING and kind != "image/png" and "gzip" in self.headers.get("Accept-Encoding", "")
+        # There are no headers yet where the request's first line is refused.
+        accepted = self.headers.get("Accept-Encoding", "") if getattr(self, "headers", None) else ""
+        packed = len(body) > WORTH_PACKING and kind != "image/png" and "gzip" in accepted
         body = gzip.compress(body, 1) if packed else body
+        self.request_version = self.protocol_version  # also of a line that names none: an answer has headers
         self.send_response(status)
         self.send_header("Content-Type", kind if kind == "image/png" else f"{kind}; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
@@ -141,9 +193,11 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", "gzip")
         for name, value in HEADERS.items():
             self.send_header(name, value)
-        self.end_headers()
+        if self.close_connection:
+            self.send_header("Connection", "close")
         try:
-            self.wfile.write(body)
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
         except OSError:
             self.close_connection = True  # the reader has gone
 

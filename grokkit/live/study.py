@@ -22,12 +22,15 @@ from grokkit.live.panels import Trace, described
 from grokkit.live.series import Curve, band
 from grokkit.training.choices import dotted
 from grokkit.trajectory import find_runs
+from grokkit.trajectory.documents import is_count
 
 SHOWN = 4
 """Groups that are drawn when nobody has chosen."""
 DISCOVERY_SECONDS = 2.0
 EVENTS = 200
 """Newest events of a run that are told."""
+LABEL = 80
+"""Characters of a choice in a group's label."""
 
 
 class Group:
@@ -47,10 +50,11 @@ class Group:
     @property
     def steps_per_epoch(self) -> float | None:
         """Updates in which every training image is seen once; None where the run does not say."""
-        config, facts = self.members[0].config, self.members[0].environment.get("data", {})
-        if "batch_size" not in config or "train" not in facts:
+        size = self.members[0].config.get("batch_size")
+        images = self.members[0].environment.get("data", {}).get("train")
+        if not (is_count(size) and is_count(images) and size and images):
             return None
-        return float(-(-facts["train"] // min(config["batch_size"], facts["train"])))
+        return float(-(-images // min(size, images)))
 
 
 class Study:
@@ -110,8 +114,9 @@ class Study:
 
     def _since(self, cursor: str) -> int:
         boot, _, tick = cursor.partition("-")
-        known = boot == self._boot and tick.isdecimal() and self._reset <= int(tick) <= self._tick
-        return int(tick) if known else -1
+        # No number is read that is longer than the one it is compared with: int() refuses thousands of digits.
+        known = boot == self._boot and tick.isdecimal() and len(tick) <= len(str(self._tick))
+        return int(tick) if known and self._reset <= int(tick) <= self._tick else -1
 
     def _discover(self) -> None:
         if time.monotonic() - self._looked < DISCOVERY_SECONDS:
@@ -130,7 +135,7 @@ class Study:
             try:
                 for run in find_runs(root):
                     yield known[run.path] if run.path in known else Follower(run)
-            except (GrokkitError, OSError):
+            except (GrokkitError, OSError, ValueError):
                 continue  # removed between two looks
 
     def _group(self) -> None:
@@ -147,7 +152,7 @@ class Study:
 
     def _shown(self, wanted: Sequence[str] | None) -> list[str]:
         if wanted is not None:
-            return [key for key in wanted if key in self.groups]
+            return [key for key in dict.fromkeys(wanted) if key in self.groups]
         self._chosen = [key for key in self._chosen if key in self.groups]
         others = [key for key in self.groups if key not in self._chosen]
         for key in others:
@@ -177,7 +182,7 @@ class Study:
         }
         traces = {trace: None for each in drawn for trace in each.series if not is_error(trace)}
         return {
-            "runs": {each.id: told_run(each) for each in self.followers.values() if each.changed > since},
+            "runs": {each.id: finite(told_run(each)) for each in self.followers.values() if each.changed > since},
             "events": {each.id: finite(each.events[-EVENTS:]) for each in drawn if each.events_changed > since},
             "maps": maps,
             "panels": described(traces),
@@ -262,7 +267,7 @@ def told_run(follower: Follower) -> dict[str, Any]:
     status = follower.status
     return {
         "id": follower.id, "name": follower.run.name,
-        "seed": follower.config.get("seed", 0), "state": follower.state, "reason": status.get("reason", ""),
+        "seed": follower.config.get("seed", 0), "state": follower.state, "reason": status.get("reason") or "",
         "step": follower.step, "total_steps": follower.total_steps, "attempt": status.get("attempt"),
         "updated": follower.updated, "ends_at": follower.ends_at(), "seconds": follower.seconds,
         "price": status.get("price"), "spent": status.get("spent"), "costs": dict(follower.costs),
@@ -276,7 +281,7 @@ def group_of(follower: Follower) -> tuple[str, str]:
     label = re.sub(r"-s\d+(-[0-9a-f]+)?$", "", follower.run.name)
     rest = {name: value for name, value in follower.config.items() if name != "seed"}
     content = f"{label} {json.dumps(rest, sort_keys=True, default=str)}"
-    return label, hashlib.sha256(content.encode()).hexdigest()[:10]
+    return label, hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()[:10]
 
 
 def tell_apart(groups: Sequence[Group]) -> None:
@@ -288,5 +293,5 @@ def tell_apart(groups: Sequence[Group]) -> None:
         name for name in set().union(*flats) if name != "seed" and len({repr(flat.get(name)) for flat in flats}) > 1
     )
     for group, flat in zip(groups, flats, strict=True):
-        told = ", ".join(f"{name} {flat[name]}" for name in differing[:3] if name in flat)
+        told = ", ".join(f"{name} {flat[name]}"[:LABEL] for name in differing[:3] if name in flat)
         group.label = f"{group.label} ({told or 'others'})"

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from grokkit.escape import escape_controls
 from grokkit.live.follow import ENDED, Follower, is_error
 from grokkit.live.panels import PANELS, Trace
 from grokkit.trajectory import Run
@@ -56,11 +57,12 @@ def _follow(follower: Follower, console: Console, look: float, line: float) -> N
 
 def view(follower: Follower, width: int) -> Group:
     """Everything at a glance, in so many columns."""
-    head = Text.assemble((follower.run.name, "bold"), "  ", (follower.state, COLOURS.get(follower.state, "yellow")))
-    device = Text(str(follower.environment.get("device", "")), style="dim")
+    name = escape_controls(follower.run.name)
+    head = Text.assemble((name, "bold"), "  ", (follower.state, COLOURS.get(follower.state, "yellow")))
+    device = Text(escape_controls(follower.environment.get("device", "")), style="dim")
     reason = follower.status.get("reason")
-    notes = [Text(str(reason), style="yellow")] if reason else []
-    notes += [Text(problem, style="red") for problem in follower.problems.values()]
+    notes = [Text(escape_controls(reason, keep="\n"), style="yellow")] if reason else []
+    notes += [Text(escape_controls(problem, keep="\n"), style="red") for problem in follower.problems.values()]
     return Group(head, device, _bar(follower), Text(), _numbers(follower, width), *notes, *_events(follower))
 
 
@@ -108,8 +110,8 @@ def _numbers(follower: Follower, width: int) -> Table:
     table = Table.grid(padding=(0, 2))
     for trace in headline(follower):
         _, values, _, _ = follower.series[trace].since(0)
-        unit = [Text(trace.unit, style="dim")] if width >= UNITS_FROM else []
-        table.add_row(_name(trace), Text(f"{values[-1]:.4g}", justify="right"), sparkline(values), *unit)
+        unit = [Text(escape_controls(trace.unit), style="dim")] if width >= UNITS_FROM else []
+        table.add_row(Text(_name(trace)), Text(f"{values[-1]:.4g}", justify="right"), sparkline(values), *unit)
     if not table.row_count:
         table.add_row("waiting for the first number")
     return table
@@ -117,14 +119,15 @@ def _numbers(follower: Follower, width: int) -> Table:
 
 def _name(trace: Trace) -> str:
     titles = {"complexity": f"LC at {trace.choice.split(',')[0]}", "rate": "", "robust": "robust accuracy"}
-    return ", ".join(word for word in (titles.get(trace.panel, trace.panel), trace.label) if word)
+    return escape_controls(", ".join(word for word in (titles.get(trace.panel, trace.panel), trace.label) if word))
 
 
 def sparkline(values: np.ndarray, width: int = WIDTH) -> str:
     """Some numbers in at most `width` characters, each the mean of its part; a dot where nothing is finite."""
     parts = np.array_split(np.asarray(values, dtype=float), min(width, len(values)))
     finite = [part[np.isfinite(part)] for part in parts]
-    means = np.array([part.mean() if len(part) else np.nan for part in finite])
+    # Halves of halves: the sum or difference of two large numbers is not finite.
+    means = np.array([(part / len(part)).sum() / 2 if len(part) else np.nan for part in finite])
     if np.isnan(means).all():
         return "·" * len(means)
     low, high = np.nanmin(means), np.nanmax(means)
@@ -136,7 +139,7 @@ def _events(follower: Follower) -> Iterable[Text]:
     if follower.events:
         yield Text()
     for event in follower.events[-EVENTS:]:
-        yield Text.assemble((f"step {event['step']:>8,}  ", "dim"), event["text"])
+        yield Text.assemble((f"step {event['step']:>8,}  ", "dim"), escape_controls(event["text"], keep="\n"))
 
 
 def duration(seconds: float) -> str:
