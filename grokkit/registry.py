@@ -19,6 +19,9 @@ from grokkit.errors import UnknownNameError, UsageError
 
 Member = TypeVar("Member", bound=Callable[..., Any])
 
+STUDY_PREFIX = "grokkit_study_"
+"""How the modules are called that studies become."""
+
 
 def nearest(word: str, allowed: list[str]) -> str:
     """The part of an error that names the closest allowed word, or nothing."""
@@ -109,14 +112,27 @@ class Registry:
             raise
 
 
+def study_name(source: bytes) -> str:
+    """The name of the module that a study with this source text becomes."""
+    return f"{STUDY_PREFIX}{hashlib.sha256(source).hexdigest()[:16]}"
+
+
 def run_file(path: Path) -> ModuleType:
     """Run a study's own file, so that what it registers has a name; a file with the same text is run once.
 
     Raises:
         UsageError: the file cannot be imported.
     """
-    source = path.read_bytes()
-    name = f"grokkit_study_{hashlib.sha256(source).hexdigest()[:16]}"
+    return run_source(path.read_bytes(), path)
+
+
+def run_source(source: bytes, path: Path) -> ModuleType:
+    """`run_file` of a text that was read from `path` before; nothing is read again.
+
+    Raises:
+        UsageError: the text cannot be imported.
+    """
+    name = study_name(source)
     if name in sys.modules:
         sys.modules[name].__file__ = str(path)  # the same text may lie elsewhere by now, as a run's copy
         return sys.modules[name]

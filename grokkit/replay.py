@@ -15,10 +15,12 @@ from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, is_taken, take_any
 from grokkit.names import ProbeSet
+from grokkit.stored_code import import_unknown
 from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
 from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
-from grokkit.training.instruments import as_measures, as_plans
+from grokkit.training.instruments import as_list, as_measures, as_plans
+from grokkit.training.lookup import names_asked, names_to_replay
 from grokkit.training.recorder import record
 from grokkit.training.schedule import as_step
 from grokkit.trajectory import Run, open_run, snapshot, store
@@ -34,6 +36,7 @@ def replay_run(
     steps: Iterable[int] | None = None,
     device: str | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    trust: bool = False,
 ) -> int:
     """Take measures and attributions at stored snapshots, on the run's own probe sets.
 
@@ -49,6 +52,8 @@ def replay_run(
         steps: only these; by default all that have a snapshot.
         device: `cpu`, `cuda` or None for the best usable one; ignored where `model` is given, whose own decides.
         on_step: called with (done, all) after each snapshot.
+        trust: execute the run's experiment.py for a name that is unknown without it, also where it is not on the user's
+            list of trusted code; in this call only.
 
     Returns:
         How many readings and attributions were added.
@@ -56,14 +61,16 @@ def replay_run(
     Raises:
         TrajectoryError: a missing or damaged snapshot, or weights that do not fit the model.
         UsageError: an unknown name, or a run whose model has to be given.
+        UntrustedCodeError: a name is unknown, and the run's experiment.py, which may register it, is not on that list.
         Interrupted: it was asked to stop.
     """
     run = run if isinstance(run, Run) else open_run(run)
     work = SMALL_MACS
+    measures, attributions = as_list(measures), as_list(attributions)
+    of_model = names_to_replay(config_of(run)) if model is None else []
+    import_unknown([run.path], [*of_model, *names_asked(measures, attributions)], trust=trust)
     if model is None:
-        config, facts = config_of(run), run.environment["data"]
-        model = placed(build_model(config, facts), resolve(device).torch_device)
-        work = macs_of(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
+        model, work = _built(run, device)
     subjects: list[Measure | AttributionPlan] = [*as_measures(measures), *as_plans(attributions)]
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
     chosen = list(run.steps() if steps is None else steps)
@@ -82,6 +89,13 @@ def replay_run(
                 f"stopped at snapshot {done} of {len(chosen)} with {added} results added; the same command goes on"
             ) from None
     return added
+
+
+def _built(run: Run, device: str | None) -> tuple[nn.Module, int]:
+    """The model of a run that `grokkit.train` made, and the multiply-adds of its forward pass over one batch."""
+    config, facts = config_of(run), run.environment["data"]
+    model = placed(build_model(config, facts), resolve(device).torch_device)
+    return model, macs_of(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
 
 
 def _missing(

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,15 @@ def _real(file: str) -> dict[str, np.ndarray]:
         pytest.skip(f"needs {file} in ../shared/data or in the folder that GROKKIT_DATA names")
     with np.load(path) as archive:
         return {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_settings(tmp_path_factory) -> Iterator[None]:
+    """What a test or its subprocesses train goes on a list of trusted code of the tests, not on the user's."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("settings")))
+        patched.delenv("GROKKIT_TRUSTED", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session")

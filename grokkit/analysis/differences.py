@@ -9,6 +9,7 @@ from typing import Any
 
 from grokkit.training.choices import dotted
 from grokkit.trajectory import Run, log, sealed, store
+from grokkit.trust import read_regular
 
 SOURCE_LINES = 60
 """Lines of the difference between two experiments, at most."""
@@ -66,8 +67,10 @@ def _source_difference(a: Run, b: Run) -> str:
 
 
 def _source(run: Run) -> list[str]:
-    path = run.path / "experiment.py"
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    try:
+        return read_regular(run.path / "experiment.py").decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _curves(run: Run) -> dict[tuple[int, str], Any]:

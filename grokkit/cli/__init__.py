@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import sys
 import warnings
 
@@ -11,6 +12,7 @@ from grokkit import __version__
 from grokkit.errors import GrokkitError
 from grokkit.interrupt import keep_early_saves_harmless
 from grokkit.registry import nearest
+from grokkit.trust import UntrustedCodeError
 
 VERBS = {
     "demo": "train on digits, measure, explain, draw; no download",
@@ -46,6 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     keep_early_saves_harmless()
     try:
         return _run(words)
+    except UntrustedCodeError as error:
+        allowed = shlex.join(["grokkit", *words, "--trust"])
+        print(f"grokkit {words[0]}: {error.reason} Read it, then: {allowed}", file=sys.stderr)
+        return error.exit_code
     except GrokkitError as error:
         print(f"grokkit {words[0]}: {error}", file=sys.stderr)
         return error.exit_code

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def analyse(
-    run: Path, measures: Sequence[Part], attributions: Sequence[Part], device: str | None, last: int | None
+    run: Path,
+    measures: Sequence[Part],
+    attributions: Sequence[Part],
+    device: str | None,
+    last: int | None,
+    trust: bool = False,
 ) -> None:
     """Replay over the stored snapshots (or only the `last` ones) and print what was added; an interrupted replay is
     gone on with by the same command."""
@@ -25,11 +30,17 @@ def analyse(
     opened = open_run(run)
     if last is not None and last < 1:
         raise UsageError(f"`last` must be at least 1 snapshot; got {last}")
-    replayed(opened, measures, attributions, device, opened.steps() if last is None else opened.steps()[-last:])
+    steps = opened.steps() if last is None else opened.steps()[-last:]
+    replayed(opened, measures, attributions, device, steps, trust)
 
 
 def replayed(
-    run: Run, measures: Sequence[Part | Measure], attributions: Sequence[Part], device: str | None, steps: list[int]
+    run: Run,
+    measures: Sequence[Part | Measure],
+    attributions: Sequence[Part],
+    device: str | None,
+    steps: list[int],
+    trust: bool = False,
 ) -> None:
     """Replay over these snapshots with a progress bar and print what was added."""
     from rich.console import Console
@@ -41,7 +52,7 @@ def replayed(
         task = bar.add_task("snapshots", total=len(steps))
         added = replay_run(
             run, measures, attributions, steps=steps, device=device,
-            on_step=lambda done, _: bar.update(task, completed=done),
+            on_step=lambda done, _: bar.update(task, completed=done), trust=trust,
         )  # fmt: skip
     subjects = len(measures) + len(attributions)
     print(f"{added} added, {len(steps) * subjects - added} were there: {subjects} x {len(steps)} snapshots")

@@ -24,6 +24,7 @@ def attack(
     points: int = 256,
     last: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    trust: bool = False,
 ) -> None:
     """Attack test images at the stored snapshots by projected gradient descent, with cross-entropy and margin loss.
 
@@ -38,7 +39,9 @@ def attack(
         points: images that are attacked.
         last: only the newest snapshots, this many.
         device: cpu or cuda; by default a GPU where there is one.
+        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+            trusted code; read it first.
     """
     wanted = part("robust_accuracy", epsilons=epsilon, steps=steps, points=points)
-    analyse(run, [wanted], [], device, last)
+    analyse(run, [wanted], [], device, last, trust)
     print_measure(run, wanted)

@@ -23,6 +23,7 @@ def attribute(
     images: int = 8,
     last: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    trust: bool = False,
 ) -> None:
     """Attribute the true class's logit to the pixels of the same test images at the stored snapshots.
 
@@ -36,6 +37,8 @@ def attribute(
         images: how many, the first ones of the test probe set.
         last: only the newest snapshots, this many.
         device: cpu or cuda; by default a GPU where there is one.
+        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+            trusted code; read it first.
     """
-    analyse(run, [], [part(name, images=images) for name in method], device, last)
+    analyse(run, [], [part(name, images=images) for name in method], device, last, trust)
     print(f"draw them with: grokkit figure attributions {run}")

@@ -34,6 +34,7 @@ def calibrate(
     snapshots: int = 5,
     device: Literal["cpu", "cuda"] | None = None,
     out: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Say with which radius and how many directions a run's local complexity can be measured, and draw why.
 
@@ -56,13 +57,15 @@ def calibrate(
         snapshots: how many of the stored ones, the first and the last among them.
         device: cpu or cuda; by default a GPU where there is one.
         out: folder for the figure and the numbers behind it, calibration.csv; by default `figures` in the run.
+        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+            trusted code; read it first.
     """
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
     wanted = part("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
     steps = spread(opened.steps(), snapshots)
-    replayed(opened, [wanted], [], device, steps)
+    replayed(opened, [wanted], [], device, steps, trust)
     print("\n".join(_reported(opened, wanted, steps, out or opened.path / "figures")))
 
 

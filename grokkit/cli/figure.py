@@ -20,6 +20,7 @@ def figure(
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")],
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")],
     out: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Draw a figure from stored tables only, as PDF and PNG, and write the numbers beside it as table.csv.
 
@@ -33,22 +34,25 @@ def figure(
         name: a name from `grokkit.figures.names()`.
         runs: folders of runs, a folder that holds runs, or a table.csv or .csv.gz.
         out: folder to write to; by default `figures` in the run, or in the folder above several runs.
+        trust: where the runs' experiment.py are needed to know the figure, execute them although they are not on your
+            list of trusted code; read them first.
     """
-    for path in draw([name], runs, out):
+    for path in draw([name], runs, out, trust):
         print(path)
 
 
-def draw(names: list[str], runs: tuple[Path, ...], out: Path | None) -> list[Path]:
+def draw(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool = False) -> list[Path]:
     """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
     from grokkit import figures
     from grokkit.analysis.tables import figure_data, is_table
+    from grokkit.stored_code import Wanted, import_unknown
     from grokkit.trajectory import find_runs
 
     found = [source for root in runs for source in ([root] if is_table(root) else find_runs(root))]
     if not found:
         raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
-    for name in names:
-        figures.registry.get(name)
+    folders = [source.path for source in found if not isinstance(source, Path)]
+    import_unknown(folders, [Wanted(name, figures.registry.get) for name in names], trust=trust)
     first = found[0] if isinstance(found[0], Path) else found[0].path
     folder = out or (first if len(found) == 1 and first.is_dir() else first.parent) / "figures"
     data = figure_data(found)

@@ -26,6 +26,7 @@ def lc(
     preset: str | None = None,
     last: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    trust: bool = False,
 ) -> None:
     """Measure local complexity at the stored snapshots, on the run's own probe sets.
 
@@ -43,11 +44,13 @@ def lc(
         preset: a published setting, humayun2024 or humayun2024_mnist; what is given beside it goes first.
         last: only the newest snapshots, this many.
         device: cpu or cuda; by default a GPU where there is one.
+        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+            trusted code; read it first.
     """
     given = {"radii": radius, "directions": directions, "points": points, "method": method}
     chosen = {name: value for name, value in given.items() if value is not None}
     wanted = part("local_complexity", **(_published(preset) | chosen))
-    analyse(run, [wanted], [], device, last)
+    analyse(run, [wanted], [], device, last, trust)
     print_measure(run, wanted)
 
 

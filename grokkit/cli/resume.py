@@ -24,6 +24,7 @@ def resume(
     price: float | None = None,
     budget: float | None = None,
     notify: str | None = None,
+    trust: bool = False,
 ) -> None:
     """Go on with interrupted runs, one after the other, from their newest resume slots; all else comes from the runs.
 
@@ -39,6 +40,8 @@ def resume(
             stop, with exit code 6.
         notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
             default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
+        trust: execute a run's experiment.py for a name that is unknown without it, although it is not on your list of
+            trusted code; read it first.
     """
     from grokkit.training import loop
     from grokkit.training.team import is_first
@@ -49,7 +52,9 @@ def resume(
     opened, found, messages = [open_run(run) for run in runs], machine(device), webhook(notify)
     for run in opened:
         left = left_for(budget, [other for other in opened if other is not run])
-        finished = loop.resume(run.path, device=device, observer=company(found, messages), price=price, budget=left)
+        finished = loop.resume(
+            run.path, device=device, observer=company(found, messages), price=price, budget=left, trust=trust
+        )
         if not is_first():
             continue
         status = finished.status

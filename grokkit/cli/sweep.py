@@ -65,7 +65,7 @@ def sweep(
     """
     from grokkit.sweep.plan import check, read_plan
     from grokkit.sweep.queue import Queue
-    from grokkit.sweep.standing import Place, standings
+    from grokkit.sweep.standing import Place, accepted, standings
 
     plan = read_plan(file)
     place = Place(runs, plan.name)
@@ -76,7 +76,8 @@ def sweep(
     if dry_run:
         _list(plan, place, standings(plan, place), as_json)
         return
-    with _launched(plan, launcher, runs_per_gpu, at_once, gpus_per_run, address) as place_of_work:
+    trusted = accepted(plan, place)
+    with _launched(plan, trusted, launcher, runs_per_gpu, at_once, gpus_per_run, address) as place_of_work:
         try:
             stands = Queue(plan, place, place_of_work, retry_failed=retry_failed, say=_say).work()
         except Interrupted:
@@ -86,8 +87,9 @@ def sweep(
 
 
 def _launched(
-    plan: Plan, launcher: str, runs_per_gpu: int, at_once: int, gpus_per_run: float | None, address: str | None
-) -> AbstractContextManager[Launcher]:
+    plan: Plan, trusted: set[str], launcher: str, runs_per_gpu: int, at_once: int, gpus_per_run: float | None,
+    address: str | None,
+) -> AbstractContextManager[Launcher]:  # fmt: skip
     """The launcher; an option of the other one is refused."""
     from grokkit.sweep.cluster import connected
     from grokkit.sweep.local import Local, visible_gpus
@@ -95,11 +97,11 @@ def _launched(
     if launcher == "ray":
         if (runs_per_gpu, at_once) != (1, 1):
             raise UsageError("--runs-per-gpu and --at-once are the local queue's; with ray, say --gpus-per-run 0.5")
-        return connected(address, gpus_per_run, plan.device)
+        return connected(address, gpus_per_run, plan.device, trusted)
     if gpus_per_run is not None or address is not None:
         raise UsageError("--gpus-per-run and --address need --launcher ray")
     gpus = [] if plan.device == "cpu" else visible_gpus()
-    return nullcontext(Local(gpus, per_gpu=runs_per_gpu, at_once=at_once))
+    return nullcontext(Local(gpus, per_gpu=runs_per_gpu, at_once=at_once, trusted=trusted))
 
 
 def _say(text: str) -> None:

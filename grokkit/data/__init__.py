@@ -60,6 +60,12 @@ def check(
         raise DataError(f"there are no data at {path}")
 
 
+def find(source: str) -> Any:
+    """The loader that is registered as `source`, or the path that it is. Raises UnknownNameError with the nearest."""
+    path = _checked(source, {})
+    return registry.get(source) if path is None else path
+
+
 def _load(text: str, options: dict[str, Any]) -> Dataset:
     path = _checked(text, options)
     return create(text, **options) if path is None else read_path(path).subset(**options)

@@ -17,9 +17,18 @@ register_wrapper, wrapper_names = wrapper_registry.register, wrapper_registry.na
 
 def create(name: str, **parameters: Any) -> Any:
     """The policy or wrapper called `name`. Raises UnknownNameError with the nearest, UsageError for a parameter."""
+    return _registry_of(name).create(name, **parameters)
+
+
+def find(name: str) -> Any:
+    """The class of the policy or wrapper called `name`. Raises UnknownNameError with the nearest."""
+    return _registry_of(name).get(name)
+
+
+def _registry_of(name: str) -> Registry:
     for known in (registry, wrapper_registry):
         if name in known.names():
-            return known.create(name, **parameters)
+            return known
     near = nearest(name, [*names(), *wrapper_names()])
     raise UnknownNameError(
         f"no policy is called {name!r}.{near} Known: {', '.join(names())}; to be put around one of these: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from grokkit.errors import DeviceRefusedError, UsageError
 from grokkit.sweep.local import inherited
 from grokkit.sweep.standing import MARK
+from grokkit.trust import environment_with
 
 WHERE = "Ray, as soon as it has room"
 KILLED = -9
@@ -27,17 +28,19 @@ class Cluster:
     Args:
         ray: the module, connected.
         gpus: of each run; 0.5 lets two share one, 0 takes none.
+        trusted: digests of the study sources that the runs may execute from their folders; the list of the user who
+            runs this queue need not be on the other nodes.
     """
 
-    def __init__(self, ray: Any, gpus: float) -> None:
+    def __init__(self, ray: Any, gpus: float, trusted: Iterable[str] = ()) -> None:
         self._ray = ray
-        self._hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+        self._told = environment_with(trusted) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
         # The queue itself decides about another attempt.
         self._task = ray.remote(_task()).options(num_cpus=1, num_gpus=gpus, max_retries=0)
 
     def start(self, words: Sequence[str], log: Path) -> Remote:
         """Hand `grokkit WORDS...` to Ray, its output appended to `log`."""
-        told = {"PYTHONPATH": inherited()["PYTHONPATH"], **self._hidden}
+        told = {"PYTHONPATH": inherited()["PYTHONPATH"], **self._told}
         return Remote(self._ray, self._task.remote(list(words), str(log.absolute()), os.getcwd(), told, MARK), log)
 
 
@@ -106,13 +109,16 @@ def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
 
 
 @contextmanager
-def connected(address: str | None, gpus: float | None, device: str | None) -> Iterator[Cluster]:
+def connected(
+    address: str | None, gpus: float | None, device: str | None, trusted: Iterable[str] = ()
+) -> Iterator[Cluster]:
     """A cluster for the time of the block: the one at `address` or RAY_ADDRESS, else one on this machine alone.
 
     Args:
         address: of the cluster's head, such as `10.0.0.5:6379`, or `auto`.
         gpus: of each run; None: 1, and none where the runs train on the processor.
         device: that the sweep file asks for.
+        trusted: as of `Cluster`.
 
     Raises:
         UsageError: Ray is not installed, or no cluster answers.
@@ -135,7 +141,7 @@ def connected(address: str | None, gpus: float | None, device: str | None) -> It
         finally:
             signal.signal(signal.SIGTERM, heard)  # Ray's own handler would end this process without a report
     try:
-        yield Cluster(ray, _share(gpus, device, ray.cluster_resources().get("GPU", 0.0)))
+        yield Cluster(ray, _share(gpus, device, ray.cluster_resources().get("GPU", 0.0)), trusted)
     finally:
         if own:
             ray.shutdown()

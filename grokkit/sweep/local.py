@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from grokkit.errors import UsageError
+from grokkit.trust import environment_with
 
 
 class Local:
@@ -25,14 +26,19 @@ class Local:
         per_gpu: processes at a time on each.
         at_once: processes at a time where there are no GPUs.
         locks: folder of the locks; by default one for this user on this machine.
+        trusted: digests of the study sources that the processes may execute from run folders.
     """
 
-    def __init__(self, gpus: Sequence[str], *, per_gpu: int = 1, at_once: int = 1, locks: Path | None = None) -> None:
+    def __init__(
+        self, gpus: Sequence[str], *, per_gpu: int = 1, at_once: int = 1, locks: Path | None = None,
+        trusted: Iterable[str] = (),
+    ) -> None:  # fmt: skip
         for name, value in (("--runs-per-gpu", per_gpu), ("--at-once", at_once)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1; got {value}")
         self._locks = locks or Path(tempfile.gettempdir()) / f"grokkit-gpus-{os.getuid()}"
         self._slots = [(gpu, place) for place in range(per_gpu) for gpu in gpus] or [("", n) for n in range(at_once)]
+        self._trusted = environment_with(trusted)
         self._taken: dict[tuple[str, int], Process] = {}
 
     def start(self, words: Sequence[str], log: Path) -> Process | None:
@@ -67,7 +73,7 @@ class Local:
         """That of this process, with the GPU that the run may see and its share of the cores."""
         from grokkit.training.device import cores
 
-        told = inherited()
+        told = inherited() | self._trusted
         if gpu:
             told["CUDA_VISIBLE_DEVICES"] = gpu
         if len(self._slots) > 1:

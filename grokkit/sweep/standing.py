@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from grokkit.errors import GrokkitError, Interrupted
 from grokkit.interrupt import EXIT_AT_ONCE
+from grokkit.stored_code import FILE
 from grokkit.sweep.plan import Plan, Planned
 from grokkit.trajectory import Run
 from grokkit.trajectory.sealed import publish
+from grokkit.trust import digest_of, is_trusted, read_regular
 
 MARK = "== "
 """Lines of a log that the queue wrote, not the run."""
@@ -117,6 +120,17 @@ def last_words(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     said = [line.strip() for line in lines if line.strip() and not line.startswith(MARK)]
     return said[-1] if said else ""
+
+
+def accepted(plan: Plan, place: Place) -> set[str]:
+    """Digests of the study sources that the runs' processes may execute: the plan's own, which the sweep file names,
+    and those in the folders of its runs that are on this user's list, such as an earlier text of an edited study."""
+    found = {digest_of(run.study.source.encode()) for run in plan.runs}
+    for run in plan.runs:
+        with suppress(OSError):
+            source = read_regular(place.run(run) / FILE)
+            found |= {digest_of(source)} if is_trusted(source) else set()
+    return found
 
 
 def standings(plan: Plan, place: Place) -> dict[Planned, Standing]:

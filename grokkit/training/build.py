@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from grokkit.data.resident import pixels
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
 from grokkit.models.profile import profile
-from grokkit.registry import nearest, run_file
+from grokkit.registry import nearest
 from grokkit.seeding import seeded, stream
 from grokkit.training import decay
 from grokkit.training.config import Part, RunConfig
@@ -72,7 +71,8 @@ def macs_of(model: Classifier, input_shape: Sequence[int]) -> int:
 
 
 def config_of(run: Run) -> RunConfig:
-    """The config of a run that `grokkit.train` made; names that only its own experiment.py registers are learned.
+    """The config of a run that `grokkit.train` made. Its names are not looked up, and no code of the run is executed;
+    `stored_code.import_unknown` does that.
 
     Raises:
         UsageError: another loop made the run.
@@ -80,12 +80,6 @@ def config_of(run: Run) -> RunConfig:
     if not {"experiment", "model", "data"} <= run.config.keys():
         raise UsageError(f"{run.path} was not made by grokkit.train: pass its architecture as `model`, or go on with "
                          "gk.record(..., resume=True) in the loop that made it")  # fmt: skip
-    study = run.path / "experiment.py"
-    if study.exists():
-        try:
-            run_file(study)
-        except UsageError as error:
-            warnings.warn(f"{error}; what it registers stays unknown", stacklevel=2)
     return RunConfig.from_dict(run.config)
 
 
@@ -97,6 +91,15 @@ def placed(model: Classifier, device: torch.device) -> Classifier:
     return model.to(device)
 
 
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The optimizer called `name`; a UsageError with the nearest match otherwise."""
+    if name not in OPTIMIZERS:
+        raise UsageError(
+            f"no optimizer is called {name!r}.{nearest(name, list(OPTIMIZERS))} Known: {', '.join(OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name]
+
+
 def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
     """The optimizer; torch's own ones are `fused` unless the options say otherwise. The option `fixed_decay`, which all
     of them take, goes into the parameter groups: `PolicyLR` then keeps lr * weight_decay as it is at the base rate.
@@ -104,12 +107,8 @@ def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
     Raises:
         UsageError: an unknown name or option, or a decay to keep where there is none.
     """
-    if chosen.name not in OPTIMIZERS:
-        raise UsageError(
-            f"no optimizer is called {chosen.name!r}.{nearest(chosen.name, list(OPTIMIZERS))} "
-            f"Known: {', '.join(OPTIMIZERS)}"
-        )
-    taken = [*list(inspect.signature(OPTIMIZERS[chosen.name]).parameters)[1:], decay.KEY]
+    kind = optimizer_class(chosen.name)
+    taken = [*list(inspect.signature(kind).parameters)[1:], decay.KEY]
     for name in chosen.options:
         if name not in taken:
             raise UsageError(f"optimizer {chosen.name!r} has no option {name!r}.{nearest(name, taken)} "
@@ -119,7 +118,7 @@ def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     try:
-        optimizer = OPTIMIZERS[chosen.name](list(parameters), **options)
+        optimizer = kind(list(parameters), **options)
     except (TypeError, ValueError) as error:
         raise UsageError(f"optimizer {chosen.name!r} with {dict(chosen.options)}: {error}") from error
     decay.keep(optimizer, kept, said="weight_decay" in options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from grokkit import attribution, measures
 from grokkit.measures import Measure
@@ -12,6 +12,8 @@ from grokkit.measures.base import settings_of
 from grokkit.measures.take import AttributionPlan, name_of
 from grokkit.training.config import Part
 from grokkit.training.signal import Signal
+
+Wanted = TypeVar("Wanted")
 
 
 def as_measure(wanted: str | Part | Measure) -> Measure:
@@ -33,14 +35,19 @@ def as_plan(wanted: str | Part | AttributionPlan) -> AttributionPlan:
     return AttributionPlan(name, **own, parameters=options)
 
 
+def as_list(wanted: str | Iterable[Wanted]) -> list[str | Wanted]:
+    """What is asked for as a list; a single name stands for itself."""
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
 def as_measures(wanted: str | Iterable[str | Part | Measure]) -> list[Measure]:
     """`as_measure` of each; a single name stands for itself."""
-    return [as_measure(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
+    return [as_measure(each) for each in as_list(wanted)]
 
 
 def as_plans(wanted: str | Iterable[str | Part | AttributionPlan]) -> list[AttributionPlan]:
     """`as_plan` of each; a single name stands for itself."""
-    return [as_plan(each) for each in ([wanted] if isinstance(wanted, str) else wanted)]
+    return [as_plan(each) for each in as_list(wanted)]
 
 
 def asked_for(

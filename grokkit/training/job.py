@@ -38,6 +38,7 @@ from grokkit.training.recorder import Recorder, record
 from grokkit.training.signal import Signal, check_listener
 from grokkit.training.step import TrainStep
 from grokkit.training.team import Absent, Team
+from grokkit.trust import remember
 
 Recording = Recorder | Absent
 """What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
@@ -119,6 +120,8 @@ def open_recorder(
     schedule, signal = config.schedule, Signal.of(config.signal)
     check_listener(job.policy.policy, signal, job.validation is not None)
     if job.team.rank:
+        if experiment is not None and not resumed:
+            remember(experiment)  # this process may be on a machine whose user has a list of its own
         job.team.barrier()
         return Absent(path, job.model, job.optimizer, schedule, signal)
     recorder = record(

@@ -14,6 +14,7 @@ from torch import Tensor
 from grokkit.errors import BudgetReached, DataError, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
 from grokkit.seeding import seeded
+from grokkit.stored_code import import_unknown
 from grokkit.training import placement
 from grokkit.training.build import config_of, macs_of
 from grokkit.training.config import RunConfig
@@ -21,6 +22,7 @@ from grokkit.training.costs import in_words
 from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.evaluation import evaluated
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
+from grokkit.training.lookup import names_to_train
 from grokkit.training.money import Bill, Purse, amount, dollars, spent_by
 from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.placement import check_placement, placed_update
@@ -58,7 +60,7 @@ def train(
         runs: root; the folder is `<runs>/<experiment>/<variant>-s<seed>-<config hash>`.
         device: `cpu`, `cuda`, or None for the best usable one.
         observer: company, silent by default.
-        experiment: source text of the study, kept in the folder.
+        experiment: source text of the study, kept in the folder and put on the user's list of trusted code.
         price: dollars an hour of this machine; by default that of the environment variable GROKKIT_PRICE.
         budget: dollars after which the run is saved and stopped; needs a price.
 
@@ -88,6 +90,7 @@ def resume(
     observer: Observer | None = None,
     price: float | None = None,
     budget: float | None = None,
+    trust: bool = False,
 ) -> Run:
     """Go on with an interrupted run from its newest slot; the config comes from the folder. A finished run is returned.
 
@@ -97,8 +100,11 @@ def resume(
         price: dollars an hour from here on; by default that of the environment variable GROKKIT_PRICE, or of the last
             attempt.
         budget: dollars that the run may cost, earlier attempts included.
+        trust: execute the run's experiment.py for a name that is unknown without it, also where it is not on the user's
+            list of trusted code; in this call only.
 
-    Raises: as `train`.
+    Raises: as `train`, and
+        UntrustedCodeError: a name is unknown, and the run's experiment.py is not on that list.
     """
     found = open_run(path)
     if found.status["state"] == "done":
@@ -107,6 +113,7 @@ def resume(
     purse = Purse(Bill.going_on(found.status, asked.price).price, budget)
     purse.needs_price()
     config, company = config_of(found), guarded(observer)
+    import_unknown([found.path], names_to_train(config), trust=trust)
     with company.told_of_the_end(config.steps):
         if budget is not None and spent_by(found.status) >= budget:
             raise BudgetReached(beyond_budget(found.status["step"], config, spent_by(found.status), budget, found.path))

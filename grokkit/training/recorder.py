@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +18,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from grokkit.borrow import device_of, unwrap
-from grokkit.errors import Interrupted, TrajectoryError, UsageError
+from grokkit.errors import DamagedError, Interrupted, MisplacedError, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
 from grokkit.names import ProbeSet
+from grokkit.training.attempt import looked_through, make_room, this_attempt
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.costs import Costs
 from grokkit.training.device import described, environment
@@ -32,11 +33,12 @@ from grokkit.training.money import Bill, Purse
 from grokkit.training.schedule import as_step, checked, log_spaced
 from grokkit.training.signal import LocalComplexitySignal, Signal
 from grokkit.training.state import Stateful, full_state, load_state
-from grokkit.trajectory import Run, resume, run, sealed, snapshot, store
+from grokkit.trajectory import Run, as_path, manifest, resume, run, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
-from grokkit.trajectory.recover import recover, set_aside
+from grokkit.trajectory.recover import set_aside, states_put_aside
 from grokkit.trajectory.writer import Writer
+from grokkit.trust import remember
 
 HEARTBEAT_SECONDS = 20.0
 """Longest time between two states in status.json while steps are taken."""
@@ -60,6 +62,7 @@ def record(
     facts: Mapping[str, Any] | None = None,
     price: float | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     initial: bool = True,
 ) -> Recorder:
     """Start a run folder at `path` and record step 0, or go on with the one that is there.
@@ -74,10 +77,12 @@ def record(
         schedule: steps to record, by default `log_spaced()`; 0 is always among them.
         signal: what a policy listens to; None: nothing. `seed`: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`; `total_steps`: how long the run is meant to be.
-        config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py.
+        config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py
+            and put on the user's list of trusted code.
         facts: kept in environment.json, of the data and the arithmetic.
         price: dollars an hour of this machine; by default GROKKIT_PRICE, or that of the attempt before.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
+        overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
 
     Returns:
@@ -87,7 +92,7 @@ def record(
         TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
         UsageError: an unknown measure, attribution, loss or probe set.
     """
-    path, purse = Path(path), Purse.of(price)
+    path, purse = as_path(path), Purse.of(price)
     loss_function(loss)
     taken, plans, signal = as_measures(measures), as_plans(attributions), Signal.of(signal)
     steps = checked(log_spaced() if schedule is None else schedule)
@@ -96,9 +101,18 @@ def record(
         machine = environment(described(device_of(model))) | dict(facts or {})
         text = told.to_toml() if isinstance(told, RunConfig) else tomli_w.dumps(dict(told))
         status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
+        make_room(path, overwrite)
         run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
-    context = Context(model, run.open_run(path).probes, loss, seed)
-    recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price)
+        if experiment is not None:
+            remember(experiment)
+    Run(path)  # that there is one, before anything is locked
+    lock = RunLock(path)
+    try:
+        context = Context(model, Run(path).probes, loss, seed)
+        recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
+    except BaseException:
+        lock.close() if resume else lock.remove_folder()
+        raise
     if initial and not resume:
         recorder.begin()
     return recorder
@@ -111,6 +125,9 @@ class Recorder:
 
     Snapshots and slots are copied at once and written by a thread; an error of the disk is raised by the next call
     that writes, and by `close`. What status.json says of a running run is on the disk.
+
+    It belongs to the process that opened it: in a forked one every call that writes raises UsageError, and `close`
+    only forgets. One that nobody holds any more closes itself, as interrupted.
     """
 
     def __init__(
@@ -124,32 +141,33 @@ class Recorder:
         signal: Signal | None,
         total_steps: int | None,
         price: float | None,
+        lock: RunLock,
     ) -> None:
-        self.path = path
+        self.path, self._lock, self._process = path, lock, os.getpid()
         self.schedule = schedule
         self._due = frozenset(schedule)
         self._context, self._optimizer = context, optimizer
         self._measures, self._attributions = measures, attributions
         self._signal = None if signal is None else LocalComplexitySignal.of_run(signal, context)
         self._total_steps = total_steps
-        self._lock = RunLock(path)
         earlier = Run(path)
         self._attempt = earlier.status["attempt"] + 1
-        put_aside = recover(path)
+        found = looked_through(path, earlier.status)
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._bill = Bill.going_on(earlier.status, price)
-        self._step, self._open = -1, True
+        self._step = -1
         self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._slots = Writer(), resume.Slots(path / "resume")
-        self._unrestored = self._slots.are_there()
-        for sentence in put_aside:
-            self._put_aside(0, sentence)
+        self._unrestored = self._slots.are_there() or bool(states_put_aside(path))
+        self._open = True
+        for kind, sentence in found:
+            self._tell(0, kind, sentence)
         self._submit()
 
     def begin(self) -> None:
-        """Record step 0. Where that fails the folder goes again: nothing was learned, and the mended run is to have
-        its name. Where it is interrupted the folder stays, to be resumed."""
+        """Record step 0. Where that fails the folder goes again, if it is still this recorder's: nothing was learned,
+        and the mended run is to have its name. Where it is interrupted the folder stays, to be resumed."""
         try:
             self._first = self.step(0)
             self._writer.wait()
@@ -157,10 +175,32 @@ class Recorder:
             self.close("interrupted", "stopped while step 0 was recorded")
             raise
         except BaseException:
-            with suppress(TrajectoryError):  # of the disk; what failed first is raised
-                self.close()
-            shutil.rmtree(self.path)
+            self.withdraw()
             raise
+
+    def withdraw(self) -> None:
+        """Stop writing and remove the run, unless another writer has it by now."""
+        self._check_process()
+        self._open = False
+        for finish in (self._writer.close, self._metrics.close, self._events.close):
+            with suppress(Exception):  # of the disk; what failed first is raised by whoever withdraws
+                finish()
+        self._lock.remove_folder()
+
+    _open = False
+    """Whether it writes; not before all of it is there."""
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise UsageError(
+                f"the recorder of {self.path} belongs to process {self._process}, and this is a fork of it, process "
+                f"{os.getpid()}: record in the one that opened it, or open a run of its own"
+            )
+
+    def __del__(self) -> None:
+        if self._open:
+            with suppress(Exception):
+                self.close("interrupted", "its recorder was dropped without being closed")
 
     listener: Callable[[int, str, str], None] | None = None
     """Hears of every event: step, kind, text."""
@@ -193,6 +233,7 @@ class Recorder:
                 run goes on.
         """
         step = as_step(step)
+        self._check_process()
         if not self._open:
             raise UsageError("the recorder is closed; open the run again with gk.record(..., resume=True)")
         if self._unrestored:
@@ -220,12 +261,14 @@ class Recorder:
     def log(self, step: int, split: str, **values: float) -> None:
         """Append numbers to metrics.jsonl: one row per name, for example `log(step, "batch", loss=0.3)`."""
         step = as_step(step)
+        self._check_process()
         for metric, value in values.items():
             self._metrics.append({"step": step, "split": split, "metric": metric, "value": float(value)})
 
     def event(self, step: int, kind: str, text: str, **fields: Any) -> None:
         """Append a decision or an incident to events.jsonl."""
         step = as_step(step)
+        self._check_process()
         self._events.append({"step": step, "kind": kind, "text": text, "time": time.time(), **fields})
         if self.listener is not None:
             self.listener(step, kind, text)
@@ -245,6 +288,7 @@ class Recorder:
             unfinished: not all that is due at this step is recorded yet; `restore` tells.
             parts: whatever else has a state.
         """
+        self._check_process()
         with self.costs.of("resume slots"):
             state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             if self._signal is not None:
@@ -270,9 +314,17 @@ class Recorder:
             TrajectoryError: no slot, and the model's weights are not the ones the run began with.
             UsageError: the slot is of another model or optimizer, or of other parts; nothing is loaded then.
         """
-        found, self._unrestored = self._slots.load(), False
+        self._check_process()
+        found = self._slots.load()
+        if found is None and (lost := states_put_aside(self.path)):
+            raise TrajectoryError(
+                f"{self.path} has no resume state that is whole: {', '.join(map(str, lost))} were put aside. It is not "
+                "begun again over them; remove them to start at step 0"
+            )
+        self._unrestored, now = False, this_attempt(self._context.model)
         if found is None:
-            self.event(0, "restarted", f"attempt {self._attempt} finds no resume slot and starts again")
+            text = f"attempt {self._attempt} finds no resume slot and starts again"
+            self.event(0, "restarted", text, **now)
             self._first = self.step(0)
             return 0
         step, state = found
@@ -281,7 +333,7 @@ class Recorder:
         load_state(state, self._context.model, self._optimizer, parts)
         if self._signal is not None:
             self._signal.load_state_dict(state.get("signal", {}))
-        self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}")
+        self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}", **now)
         self._submit()
         return step
 
@@ -289,19 +341,29 @@ class Recorder:
         path = self.path / "snapshots" / store.file_name(step)
         with self.costs.of("snapshots"):
             state = unwrap(self._context.model).state_dict()
-            if path.exists() and not sealed.is_whole(path, "snapshot"):
-                self._put_aside(step, set_aside(self.path, path))
+            if path.exists():
+                self._put_aside_if_wrong(step, path)
             if path.exists():
                 if not self._is_repeated(path, step, state):
                     return
             else:
                 packed = self._writer.staging.hold(state)
-                self._submit(partial(snapshot.write_packed, path, step, packed, check=self._lock.check))
+                self._submit(partial(self._write_snapshot, path, step, packed))
             if not self._measures and not self._attributions:
                 return
             self._writer.wait()  # no reading is there before the weights that it was taken of
         self._take_all(step)
         self._submit()
+
+    def _write_snapshot(self, path: Path, step: int, packed: snapshot.Packed) -> None:
+        digest = snapshot.write_packed(path, step, packed, check=self._lock.check)
+        manifest.add(self.path, path, "snapshot", step, digest)
+
+    def _put_aside_if_wrong(self, step: int, path: Path) -> None:
+        try:
+            sealed.read(path, "snapshot")
+        except (DamagedError, MisplacedError) as error:
+            self._put_aside(step, set_aside(self.path, path, error))
 
     def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether the snapshot that is there holds this state; one of a resumed run may differ in the last bits, where
@@ -331,8 +393,11 @@ class Recorder:
                 self.event(step, "measure_failed", f"{name_of(subject)} failed: {type(error).__name__}: {error}")
 
     def _put_aside(self, step: int, sentence: str) -> None:
-        warnings.warn(sentence, stacklevel=2)
-        self.event(step, "quarantined", sentence)
+        self._tell(step, "quarantined", sentence)
+
+    def _tell(self, step: int, kind: str, sentence: str) -> None:
+        warnings.warn(sentence, stacklevel=3)
+        self.event(step, kind, sentence)
 
     def _submit(self, write: Callable[[], object] = lambda: None) -> None:
         """Have the thread `write`, make the logs durable and say in status.json how the run stands."""
@@ -343,7 +408,7 @@ class Recorder:
             write()
             self._metrics.sync()
             self._events.sync()
-            run.write_status(self.path, **fields)
+            run.write_status(self.path, **fields, manifest=manifest.sync(self.path))
 
         self._writer.submit(job)
 
@@ -367,6 +432,9 @@ class Recorder:
         if not self._open:
             return
         self._open = False
+        if os.getpid() != self._process:  # a fork: the run goes on without it
+            self._lock.close()
+            return
         failure: BaseException | None = None
         try:
             try:
@@ -378,10 +446,15 @@ class Recorder:
             if failure is not None:
                 before = f"; before: {reason}" if reason else ""
                 state, reason = "failed", f"{type(failure).__name__}: {failure}{before}"
-            self._metrics.close()
-            self._events.close()
+            for log in (self._metrics, self._events):
+                try:
+                    log.close()
+                except TrajectoryError as error:  # the reason is to stand in the status all the same
+                    failure = failure or error
+                    state, reason = "failed", f"{type(failure).__name__}: {failure}"
             self._lock.check()
-            run.write_status(self.path, **self._fields(state, reason))
+            manifest.end(self.path, state)
+            run.write_status(self.path, **self._fields(state, reason), manifest=manifest.sync(self.path))
         finally:
             self._lock.close()
         if failure is not None:
