@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grokkit.training.choices import dotted
-from grokkit.trajectory import Run, log, sealed, store
+from grokkit.trajectory import Run, documents, log, sealed, store
 from grokkit.trust import read_regular
 
 SOURCE_LINES = 60
@@ -56,7 +56,7 @@ def _machine(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _results(run: Run) -> dict[str, Any]:
     """Where the run is, and its newest numbers."""
-    return {"state": run.state, "step": run.status["step"], **run.newest_metrics()}
+    return {"state": run.state, "step": run.status.get("step", 0), **run.newest_metrics()}
 
 
 def _source_difference(a: Run, b: Run) -> str:
@@ -76,7 +76,7 @@ def _source(run: Run) -> list[str]:
 def _curves(run: Run) -> dict[tuple[int, str], Any]:
     """Value at (step, metric); of a repeated step the newest attempt counts."""
     latest: dict[tuple[int, str], tuple[int, Any]] = {}
-    for record in log.read(run.path / "metrics.jsonl"):
+    for record in log.read(run.path / "metrics.jsonl", documents.as_metric):
         key = record["step"], f"{record['split']}.{record['metric']}"
         if key not in latest or record["attempt"] >= latest[key][0]:
             latest[key] = record["attempt"], record["value"]

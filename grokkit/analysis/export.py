@@ -14,15 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from grokkit.analysis.tables import table
+from grokkit.analysis.tables import read_each, table
+from grokkit.analysis.text_cells import csv_bytes
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
 from grokkit.trajectory.sealed import publish
 
 
 def csv(runs: Sequence[Run], out: Path) -> None:
-    """The tidy table of all readings and metrics (see `table`), as comma-separated text."""
-    write_new(out, table(runs).to_csv(index=False).encode())
+    """The tidy table of all readings and metrics (see `table`), as comma-separated text (see `csv_bytes`)."""
+    write_new(out, csv_bytes(table(runs)))
 
 
 def parquet(runs: Sequence[Run], out: Path) -> None:
@@ -94,11 +95,20 @@ def write_new(out: Path, content: bytes) -> None:
 
 
 def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None]) -> None:
-    """Fill a folder beside `out` and rename it when it is whole: one of its own for each of several runs."""
+    """Fill a folder beside `out` and rename it when it is whole: one of its own for each of several runs. A run that
+    cannot be read leaves nothing there but a warning."""
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+    def fill(run: Run) -> None:
+        folder = draft if len(runs) == 1 else draft / run.name
+        try:
+            write(run, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
     try:
-        for run in runs:
-            write(run, draft if len(runs) == 1 else draft / run.name)
+        read_each(runs, fill)
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

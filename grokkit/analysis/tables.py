@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from grokkit.analysis.companions import companions
-from grokkit.errors import DataError
+from grokkit.analysis.text_cells import without_quotes
+from grokkit.errors import DataError, GrokkitError, TrajectoryError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.policies.signal import UNITS
 from grokkit.trajectory import Run, open_run
 
 _TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
 _UNITS = {"accuracy": "share of images", "learning_rate": "1", **UNITS}
+_NOTHING = ["", "nan", "NaN"]
+Read = TypeVar("Read")
 
 
 def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
@@ -27,9 +31,44 @@ def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     radius (`local_complexity_ratio`, Fieller's interval); its density is value / radius. Metrics come in with their
     split as `probe_set` (`batch`, `test_set`, `validation`, `signal`) and measure_id `log`. Text columns are empty
     where they do not apply, numeric ones NaN.
+
+    Of several runs those that cannot be read are left out, each with a warning.
+
+    Raises:
+        TrajectoryError: none of the runs can be read, or a path is of no run.
     """
     runs = [runs] if isinstance(runs, Run | str | Path) else runs
-    frames = [_of(run if isinstance(run, Run) else open_run(run)) for run in runs]
+    return _joined(read_each([run if isinstance(run, Run) else open_run(run) for run in runs], _of))
+
+
+def read_each(runs: Sequence[Run], read: Callable[[Run], Read]) -> list[Read]:
+    """Call `read` with every run; one in which that fails is left out with a warning that names it and says why.
+
+    Raises:
+        TrajectoryError: it fails in all of them.
+    """
+    found: list[Read] = []
+    problems: list[str] = []
+    for run in runs:
+        try:
+            found.append(read(run))
+        except Exception as error:  # whatever nobody foresaw in this folder, the other runs go on
+            if len(runs) == 1 and isinstance(error, GrokkitError):
+                raise
+            problems.append(f"{run.path} is left out: {reason_of(error)}")
+    if problems and not found:
+        raise TrajectoryError("no run can be read:\n" + "\n".join(problems))
+    for problem in problems:
+        warnings.warn(problem, stacklevel=3)
+    return found
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says; the type of one that is not ours, whose text may mean nothing without it."""
+    return str(error) if isinstance(error, GrokkitError) else f"{type(error).__name__}: {error}"
+
+
+def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(TABLE_COLUMNS))
     return rows.sort_values(["run", "measure", "step"], kind="stable", ignore_index=True)
 
@@ -57,21 +96,26 @@ def is_table(path: str | Path) -> bool:
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A table that was written as .csv or .csv.gz. Raises DataError where it is none."""
+    """A table that was written as .csv or .csv.gz, as it was before. Raises DataError where it is none."""
+    numbers = {column: _NOTHING for column in TABLE_COLUMNS if column not in _TEXT}
     try:
-        frame = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        # A layer may be called `007` or `NA`: text columns are taken as they stand.
+        frame = pd.read_csv(
+            path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=numbers,
+            float_precision="round_trip",
+        )  # fmt: skip
+        if list(frame.columns) != list(TABLE_COLUMNS):
+            raise DataError(f"{path} is not a table: its columns must be {', '.join(TABLE_COLUMNS)}")
+        return _typed(without_quotes(frame))
+    except (OSError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
-    if list(frame.columns) != list(TABLE_COLUMNS):
-        raise DataError(f"{path} is not a table: its columns must be {', '.join(TABLE_COLUMNS)}")
-    return _typed(frame)
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Text columns empty and counts 0 where nothing applies, the rest floats."""
     for column in TABLE_COLUMNS:
         if column in _TEXT:
-            frame[column] = [text if isinstance(text, str) else "" for text in frame[column]]
+            frame[column] = [_encodable(text) if isinstance(text, str) else "" for text in frame[column]]
         elif column in ("seed", "step", "n"):
             frame[column] = frame[column].fillna(0).astype("int64")
         else:
@@ -79,11 +123,22 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
+def _encodable(text: str) -> str:
+    """The text with halves of surrogate pairs, such as names of files may hold, written as escapes."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureData:
     """The table, the stored images and maps of the first run that has any, and all events.
 
     Args:
         runs: runs, their folders, or tables written as .csv or .csv.gz (which bring neither maps nor events).
+
+    Of several runs those that cannot be read are left out, each with a warning; so are maps that cannot be.
+
+    Raises:
+        TrajectoryError: none of the runs can be read, or a path is of no run.
+        DataError: a table is none.
     """
     written: list[pd.DataFrame] = []
     opened: list[Run] = []
@@ -94,14 +149,25 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
             written.append(read_table(source))
         else:
             opened.append(open_run(source))
+    parts = read_each(opened, lambda run: (run, _of(run), _events(run)))
     arrays: dict[str, np.ndarray] = {}
-    for run in opened:
-        arrays = arrays or _attribution_arrays(run)
-    events = [{"run": run.name, "seed": run.config.get("seed", 0), **event} for run in opened for event in run.events]
+    for run, *_ in parts:
+        try:
+            arrays = arrays or _attribution_arrays(run)
+        except Exception as error:  # as in `read_each`
+            warnings.warn(f"the maps of {run.path} are left out: {reason_of(error)}", stacklevel=2)
+    events = [event for _, _, own in parts for event in own]
     columns = ["run", "seed", "step", "kind", "text"]
-    frames = [*written, table(opened)] if opened or not written else written
+    rows = _joined([frame for _, frame, _ in parts])
+    frames = [*written, rows] if opened or not written else written
     rows = pd.concat(frames, ignore_index=True)
     return FigureData(rows, arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))
+
+
+def _events(run: Run) -> list[dict[str, object]]:
+    """The run's events with its name and seed, whatever fields of their own they have."""
+    own = {"run": run.name, "seed": run.config.get("seed", 0)}
+    return [{**own, **event, **own} for event in run.events]
 
 
 def _attribution_arrays(run: Run) -> dict[str, np.ndarray]:

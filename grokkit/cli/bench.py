@@ -59,6 +59,7 @@ def bench(
 
     from grokkit import data as datasets
     from grokkit import figures
+    from grokkit.analysis.text_cells import write_csv
     from grokkit.analysis.throughput import verdicts
     from grokkit.names import TABLE_COLUMNS, FigureData
     from grokkit.training import throughput
@@ -75,7 +76,7 @@ def bench(
         raise KeyboardInterrupt("stopped before the first speed was measured; nothing is written")
     table = pd.concat(tables, ignore_index=True).reindex(columns=list(TABLE_COLUMNS))
     out.mkdir(parents=True, exist_ok=True)
-    table.to_csv(out / "throughput.csv", index=False)
+    write_csv(table, out / "throughput.csv")
     told = {"machines": {each.name: environment(each.device) for each in subjects[: len(tables)]},
             "points": [vars(each) for each in verdicts(table)]}  # fmt: skip
     (out / "throughput.json").write_text(json.dumps(told, indent=1) + "\n")

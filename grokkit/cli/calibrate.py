@@ -74,6 +74,7 @@ def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[st
     from grokkit import figures
     from grokkit.analysis.calibration import verdict
     from grokkit.analysis.tables import figure_data
+    from grokkit.analysis.text_cells import write_csv
     from grokkit.measures.take import measure_id
     from grokkit.names import FigureData
     from grokkit.training.instruments import as_measure
@@ -83,7 +84,7 @@ def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[st
     own = (data.table["measure_id"] == identity) & data.table["step"].isin(steps)
     rows = data.table[own].reset_index(drop=True)
     paths = figures.save(figures.create("calibration", FigureData(rows, {}, data.events)), folder / "calibration")
-    rows.to_csv(folder / "calibration.csv", index=False)
+    write_csv(rows, folder / "calibration.csv")
     return [told(rows, verdict(rows)), *map(str, [*paths, folder / "calibration.csv"])]
 
 

@@ -11,6 +11,8 @@ import tyro
 
 from grokkit.cli.parse import parse
 from grokkit.cli.text import aligned
+from grokkit.cli.text import as_json as in_json
+from grokkit.escape import escape_controls
 
 
 def main(words: list[str]) -> None:
@@ -39,12 +41,13 @@ def diff(
     runs = open_run(a), open_run(b)
     told = differences(*runs)
     if as_json:
-        print(json.dumps({"a": str(a), "b": str(b), **told}, indent=1))
+        print(in_json({"a": str(a), "b": str(b), **told}))
         return
     print(f"a  {a}\nb  {b}")
     for part in ("config", "environment", "data"):
         print(_table(part, told[part]))
-    print(f"\nexperiment\n{told['experiment']}" if told["experiment"] else "\nexperiment: the same source")
+    source = escape_controls(told["experiment"], keep="\n\t")
+    print(f"\nexperiment\n{source}" if source else "\nexperiment: the same source")
     print(_table("results", told["results"]))
     print(f"\nmetrics    {_agreement(told['metrics'], 'value')}")
     print(f"snapshots  {_agreement(told['snapshots'], 'snapshot')}")
@@ -59,7 +62,13 @@ def _table(part: str, unequal: Mapping[str, list[Any]]) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value) if isinstance(value, str) else json.dumps(value)
+    return (
+        f"{value:.6g}"
+        if isinstance(value, float)
+        else str(value)
+        if isinstance(value, str)
+        else json.dumps(value, default=str)
+    )
 
 
 def _agreement(told: Mapping[str, Any], noun: str) -> str:

@@ -45,6 +45,7 @@ def draw(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool
     """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
     from grokkit import figures
     from grokkit.analysis.tables import figure_data, is_table
+    from grokkit.analysis.text_cells import write_csv
     from grokkit.stored_code import Wanted, import_unknown
     from grokkit.trajectory import find_runs
 
@@ -57,5 +58,5 @@ def draw(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool
     folder = out or (first if len(found) == 1 and first.is_dir() else first.parent) / "figures"
     data = figure_data(found)
     files = [path for name in names for path in figures.save(figures.create(name, data), folder / name)]
-    data.table.to_csv(folder / "table.csv", index=False)
+    write_csv(data.table, folder / "table.csv")
     return [*files, folder / "table.csv"]

@@ -128,9 +128,10 @@ def _written(found: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
     import pandas as pd
 
     from grokkit import figures
+    from grokkit.analysis.text_cells import write_csv
     from grokkit.names import TABLE_COLUMNS, FigureData
 
     table = pd.DataFrame([row for each in found for row in each.rows()]).reindex(columns=list(TABLE_COLUMNS))
     paths = figures.save(figures.create("lr_range", FigureData(table, {}, pd.DataFrame())), folder / name)
-    table.to_csv(folder / f"{name}.csv", index=False)
+    write_csv(table, folder / f"{name}.csv")
     return [*paths, folder / f"{name}.csv"]

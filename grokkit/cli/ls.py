@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +9,7 @@ import tyro
 
 from grokkit.cli.parse import parse
 from grokkit.cli.text import aligned
+from grokkit.cli.text import as_json as in_json
 from grokkit.errors import GrokkitError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def ls(
 
     rows = [_row(run) for run in find_runs(runs)]
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(in_json(rows))
         return
     if not rows:
         print(f"no runs below {runs}; make one with: grokkit demo")
@@ -51,12 +51,12 @@ def _words(row: dict[str, Any]) -> list[str]:
 
     spent = row.get("spent")
     steps = f"{row.get('step', '?')}/{row.get('total_steps') or '?'}"
-    return [row["path"], row["state"], steps, "" if spent is None else dollars(spent), row.get("reason", "")]
+    return [row["path"], row["state"], steps, "" if spent is None else dollars(spent), row.get("reason") or ""]
 
 
 def _row(run: Run) -> dict[str, Any]:
     """One run's line; a run that cannot be read is a line, too."""
     try:
         return {"path": str(run.path), **run.status, "state": run.state}
-    except (GrokkitError, KeyError, TypeError, OSError) as error:
+    except (GrokkitError, OSError) as error:
         return {"path": str(run.path), "state": "unreadable", "reason": str(error)}

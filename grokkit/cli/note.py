@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.escape import escape_controls
 
 
 def main(words: list[str]) -> None:
@@ -35,7 +36,6 @@ def note(
     from grokkit.trajectory.diary import add_note, read_diary
 
     opened = open_run(run)
-    if text is not None:
-        print(add_note(opened, text), end="")
-        return
-    print(read_diary(opened) or f'nothing is written yet; begin with: grokkit note {run} "..."\n', end="")
+    said = add_note(opened, text) if text is not None else read_diary(opened)
+    said = said or f'nothing is written yet; begin with: grokkit note {run} "..."\n'
+    print(escape_controls(said, keep="\n\t"), end="")

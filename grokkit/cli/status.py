@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from grokkit.cli.parse import parse
+from grokkit.cli.text import as_json as in_json
 from grokkit.errors import TrajectoryError
+from grokkit.escape import escape_controls
+
+if TYPE_CHECKING:
+    from grokkit.trajectory import Run
 
 
 def main(words: list[str]) -> None:
@@ -37,17 +41,11 @@ def status(
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
-    told = {
-        **opened.status,
-        "state": opened.state,
-        "updated": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(opened.status["updated"])),
-        "device": opened.environment["device"],
-        "snapshots": len(opened.steps()),
-        "measures": {name: len(steps) for name, steps in opened.measures().items()},
-        "attributions": {name: len(steps) for name, steps in opened.attributions().items()},
-        "newest": opened.newest_metrics(),
-    }
-    print(json.dumps(told, indent=1) if as_json else "\n".join(_line(key, value) for key, value in told.items()))
+    try:
+        described = _describe(opened)
+    except TrajectoryError as error:
+        raise TrajectoryError("\n".join(opened.verify() or [str(error)]) if verify else str(error)) from error
+    print(in_json(described) if as_json else "\n".join(_line(key, value) for key, value in described.items()))
     if verify:
         problems = opened.verify()
         if problems:
@@ -55,10 +53,26 @@ def status(
         print("every file matches its digest")
 
 
+def _describe(opened: Run) -> dict[str, Any]:
+    status = opened.status
+    updated = status.get("updated")
+    return {
+        **status,
+        "state": opened.state,
+        "updated": None if updated is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(updated)),
+        "device": opened.environment.get("device"),
+        "snapshots": len(opened.steps()),
+        "measures": {name: len(steps) for name, steps in opened.measures().items()},
+        "attributions": {name: len(steps) for name, steps in opened.attributions().items()},
+        "newest": opened.newest_metrics(),
+    }
+
+
 def _line(key: str, value: object) -> str:
+    said = _short(value)
     if isinstance(value, dict):
-        return f"{key:12} " + (", ".join(f"{name} {_short(item)}" for name, item in value.items()) or "none")
-    return f"{key:12} {_short(value)}"
+        said = ", ".join(f"{name} {_short(item)}" for name, item in value.items()) or "none"
+    return escape_controls(f"{key:12} {said}", keep="\n")
 
 
 def _short(value: object) -> str:

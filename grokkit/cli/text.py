@@ -1,17 +1,27 @@
-"""Tables as plain aligned text: whole numbers and paths, in a terminal as in a pipe."""
+"""Tables as plain aligned text: whole numbers and paths, in a terminal as in a pipe; nothing in them moves a cursor."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from grokkit.escape import escape_controls
+
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their header, columns two spaces apart."""
-    lines = [list(header), *(list(row) for row in rows)]
+    """The rows under their header, columns two spaces apart; control characters are written as escapes."""
+    lines = [list(header), *([escape_controls(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join("  ".join(cells).rstrip() for cells in padded)
+
+
+def as_json(value: Any) -> str:
+    """JSON in lines, null for numbers that are not finite, and text for what JSON does not know, such as dates."""
+    from grokkit.trajectory.documents import finite
+
+    return json.dumps(finite(value), indent=1, default=str, allow_nan=False)
 
 
 def final_accuracy(newest: Mapping[str, float]) -> str:

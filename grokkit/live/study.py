@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import threading
 import time
@@ -22,7 +21,7 @@ from grokkit.live.panels import Trace, described
 from grokkit.live.series import Curve, band
 from grokkit.training.choices import dotted
 from grokkit.trajectory import find_runs
-from grokkit.trajectory.documents import is_count
+from grokkit.trajectory.documents import finite, is_count
 
 SHOWN = 4
 """Groups that are drawn when nobody has chosen."""
@@ -241,15 +240,6 @@ def _told(curve: Curve, count: np.ndarray, rows: np.ndarray, seeds: int) -> dict
         "low": as_json(low) if bounded else None, "high": as_json(high) if bounded else None,
     }  # fmt: skip
     return told | ({"count": count[rows].tolist()} if seeds > 1 else {})
-
-
-def finite(value: Any) -> Any:
-    """The same JSON value with None in the place of numbers that JSON does not know."""
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_json(values: np.ndarray) -> list[float | None]:

@@ -284,6 +284,15 @@ def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+def finite(value: Any) -> Any:
+    """The same JSON value with None in the place of numbers that JSON does not know."""
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def is_count(value: Any) -> bool:
     """Whether a value is an integer from 0 to `MAX_COUNT`; a bool is none."""
     return type(value) is int and 0 <= value <= MAX_COUNT
