@@ -2,7 +2,10 @@
 
 import sys
 
-from grokkit.cli import main
+from grokkit.sweep.attempt import end_with_parent
 
 if __name__ == "__main__":
+    end_with_parent()
+    from grokkit.cli import main
+
     sys.exit(main())

@@ -454,22 +454,27 @@ def impostor(folder) -> Path:
 
 
 def through(launcher: Launcher, count: int, log: Path) -> list[int]:
-    """Exit codes of so many processes, started as soon as there is room."""
+    """Exit codes of so many processes, each with a log of its own beside `log`, started as soon as there is room."""
     attempts: list = []
     most = 0
     while len(attempts) < count or any(each.code() is None for each in attempts):
-        if len(attempts) < count and (new := launcher.start(["short"], log)):
+        if len(attempts) < count and (new := launcher.start(["short"], Path(f"{log}.{len(attempts)}"))):
             attempts.append(new)
         most = max(most, sum(each.code() is None for each in attempts))
         time.sleep(0.01)
     return [each.code() for each in attempts] + [most]
 
 
+def printed(log: Path) -> str:
+    """What the processes of `through` have printed."""
+    return "".join(each.read_text() for each in sorted(log.parent.glob(f"{log.name}.*")))
+
+
 def test_never_two_on_one_gpu_and_all_gpus_at_once(impostor, monkeypatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     codes = through(Local(["7", "9"], locks=impostor / "locks"), 6, impostor / "log")
     assert codes == [0] * 6 + [2]
-    saw = (impostor / "log").read_text().split("\n")
+    saw = printed(impostor / "log").split("\n")
     assert sum(line.startswith("saw 7") for line in saw) >= 2 and sum(line.startswith("saw 9") for line in saw) >= 2
     assert not any(line.endswith("None") for line in saw), "each has its share of the cores"
 
@@ -595,11 +600,11 @@ def ray_with_gpus(impostor):
 def test_ray_gives_each_run_its_share_of_a_gpu(ray_with_gpus, monkeypatch) -> None:
     with connected(None, None, None) as cluster:
         assert through(cluster, 5, ray_with_gpus / "log")[:5] == [0] * 5
-    said = (ray_with_gpus / "log").read_text()
+    said = printed(ray_with_gpus / "log")
     assert {line.split()[1] for line in said.splitlines() if line.startswith("saw")} == {"0", "1"}
     with connected(None, 0.0, None) as cluster:
         assert through(cluster, 1, ray_with_gpus / "none")[:1] == [0]
-    assert "saw  " in (ray_with_gpus / "none").read_text(), "a run without a share sees no GPU"
+    assert "saw  " in printed(ray_with_gpus / "none"), "a run without a share sees no GPU"
     refused = pytest.raises(
         DeviceRefusedError, match=r"has 2 GPUs and each run asks for 3; say --gpus-per-run with less"
     )

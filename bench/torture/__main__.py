@@ -18,7 +18,7 @@ import h5py
 import torch
 
 from bench.harness import cpu_name
-from bench.torture import calls, disks, kills, stops
+from bench.torture import calls, disks, kills, stops, sweeps
 
 
 class Found(NamedTuple):
@@ -90,6 +90,21 @@ def killed_runs(share: float, folder: Path) -> Found:
     return _of(stops.killed_runs(max(3, round(100 * share)), folder))
 
 
+def killed_sweeps(share: float, folder: Path) -> Found:
+    """SIGKILL to sweeps on this machine: runs and queues"""
+    return _of_sweeps(sweeps.killed_sweeps(max(6, round(60 * share)), folder, "local"))
+
+
+def killed_sweeps_on_ray(share: float, folder: Path) -> Found:
+    """SIGKILL to sweeps on Ray: runs, workers and queues"""
+    return _of_sweeps(sweeps.killed_sweeps(max(6, round(60 * share)), folder, "ray"))
+
+
+def _of_sweeps(tally: sweeps.Tally) -> Found:
+    told = {"killed": dict(tally.kills), "commands": tally.commands, "given up for a while": tally.given_up}
+    return Found(tally.kills.total(), tally.faults, told)
+
+
 def _of(tally: stops.Tally) -> Found:
     told = {"measures taken twice": tally.twice, "longest from the signal to the end, s": round(max(tally.seconds), 3)}
     return Found(tally.stops, tally.faults, told)
@@ -100,6 +115,7 @@ PARTS: dict[str, Callable[[float, Path], Found]] = {
     for part in (
         killed_writers, every_call, lost_machines, full_disks, damaged_files, second_writers,
         stopped_runs, stopped_replays, killed_runs,
+        killed_sweeps, killed_sweeps_on_ray,
     )
 }  # fmt: skip
 

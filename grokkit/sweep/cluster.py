@@ -22,8 +22,9 @@ KILLED = -9
 class Cluster:
     """Hands every run to Ray at once, which waits for room by itself.
 
-    A run that Ray loses with its node counts as killed and is handed over again. The folders of runs and this working
-    folder must lie at the same path on every node.
+    A run that Ray loses with its worker or its node counts as killed and is handed over again; its process ends with
+    the worker, because Ray gives the worker's share of a GPU to the next run at once. The folders of runs and this
+    working folder must lie at the same path on every node.
 
     Args:
         ray: the module, connected.
@@ -81,28 +82,37 @@ def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
     """What a worker does. A nested function travels as a value: no worker needs to find this module."""
 
     def run(words: list[str], log: str, folder: str, environment: dict[str, str], mark: str) -> int:
+        import fcntl
         import os
         import signal
         import socket
         import subprocess
         import sys
         import time
+        from contextlib import suppress
 
-        # `ray.cancel` comes as an interrupt, which a worker ignores where the shell that started Ray ignores it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        with open(log, "ab") as output:
-            gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "no"
-            output.write(f"{mark}on {socket.gethostname()}, {gpus} GPU\n".encode())
-            output.flush()
-            process = subprocess.Popen(
-                [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                cwd=folder, env={**os.environ, **environment},
-            )  # fmt: skip
-        while process.poll() is None:
-            try:
+        asked: list[int] = []
+        # `ray.cancel` comes as an interrupt, which a worker ignores where the shell that started Ray ignores it. A
+        # handler that only takes note leaves no moment in which it could part this function from its process.
+        before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+        try:
+            with open(log, "ab") as output:
+                with suppress(OSError):  # held while the process goes on: see grokkit.sweep.attempt
+                    fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "no"
+                output.write(f"{mark}on {socket.gethostname()}, {gpus} GPU\n".encode())
+                output.flush()
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                    cwd=folder, env={**os.environ, **environment, "GROKKIT_PARENT": str(os.getpid())},
+                )  # fmt: skip
+            while process.poll() is None:
+                if asked:
+                    asked.clear()
+                    process.send_signal(signal.SIGTERM)
                 time.sleep(0.2)
-            except KeyboardInterrupt:  # what `ray.cancel` raises here
-                process.send_signal(signal.SIGTERM)
+        finally:
+            signal.signal(signal.SIGINT, before)
         return process.returncode
 
     return run
@@ -126,6 +136,8 @@ def connected(
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers are to use this environment, not build one
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's own 15 leaves a run next to nothing of a core that anything else uses. Heard where Ray is started here.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError:

@@ -10,16 +10,19 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from grokkit.errors import UsageError
+from grokkit.sweep.attempt import written
 from grokkit.trust import environment_with
 
 
 class Local:
     """Starts processes in slots.
 
-    A slot of a GPU is held by a lock that the process inherits, so it is free when the process is gone and not before:
-    a queue that was killed, or another sweep on this machine, never gets a GPU that is still computing.
+    A slot is held by a lock that the process inherits, so it is free when the process is gone and not before: a queue
+    that was killed, or another sweep on this machine, never gets a GPU that is still computing. Slots of the processor
+    are those of one sweep, and their locks lie beside its logs.
 
     Args:
         gpus: their numbers, as CUDA_VISIBLE_DEVICES takes them; none: this machine's processor.
@@ -42,32 +45,28 @@ class Local:
         self._taken: dict[tuple[str, int], Process] = {}
 
     def start(self, words: Sequence[str], log: Path) -> Process | None:
-        """Start `grokkit WORDS...` in a free slot, its output appended to `log`; None where no slot is free."""
+        """Start `grokkit WORDS...` in a free slot, its output appended to `log`; None where no slot is free, or
+        another process still appends to it."""
         for slot in self._slots:
             if slot in self._taken and self._taken[slot].code() is None:
                 continue
-            lock = self._lock(*slot)
+            lock = _lock(*self._lock_of(*slot, log))
             if lock is None:
                 continue
             try:
-                self._taken[slot] = Process(words, log, self._environment(slot[0]), _named(slot[0]), lock)
+                with written(log) as output:
+                    if output is None:
+                        return None
+                    environment = self._environment(slot[0])
+                    self._taken[slot] = Process(words, output, environment, _named(slot[0]), lock)
             finally:
                 os.close(lock)  # the process has its own
             return self._taken[slot]
         return None
 
-    def _lock(self, gpu: str, place: int) -> int | None:
-        """An open, locked file; None where another process has the slot. The processor needs none."""
-        if not gpu:
-            return os.open(os.devnull, os.O_RDONLY)
-        self._locks.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._locks / f"{gpu.replace(os.sep, '-')}.{place}", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            return None
-        return handle
+    def _lock_of(self, gpu: str, place: int, log: Path) -> tuple[Path, str]:
+        """Folder and name of the lock of a slot."""
+        return (self._locks, f"{gpu.replace(os.sep, '-')}.{place}") if gpu else (log.parent, f".processor.{place}")
 
     def _environment(self, gpu: str) -> dict[str, str]:
         """That of this process, with the GPU that the run may see and its share of the cores."""
@@ -81,16 +80,30 @@ class Local:
         return told
 
 
-class Process:
-    """One run's process, in a session of its own: Ctrl-C is for the queue, which asks its processes once."""
+def _lock(folder: Path, name: str) -> int | None:
+    """An open, locked file; None where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
 
-    def __init__(self, words: Sequence[str], log: Path, environment: Mapping[str, str], where: str, lock: int) -> None:
+
+class Process:
+    """One run's process, in a session of its own: Ctrl-C is for the queue, which asks its processes once. It outlives a
+    queue that is killed."""
+
+    def __init__(
+        self, words: Sequence[str], output: BinaryIO, environment: Mapping[str, str], where: str, lock: int
+    ) -> None:
         self.where = where
-        with open(log, "ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env=dict(environment), start_new_session=True, pass_fds=(lock,),
-            )  # fmt: skip
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            env=dict(environment), start_new_session=True, pass_fds=(lock,),
+        )  # fmt: skip
 
     def code(self) -> int | None:
         """The exit code, negative for a signal; None while it goes on."""

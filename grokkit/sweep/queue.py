@@ -84,8 +84,9 @@ class Queue:
             self._say(f"{len(self._plan.runs)} runs: {self._counts()}")
             while not signals.asked:
                 self._settle()
+                elsewhere = self._held_elsewhere()
                 started = self._start_all()
-                if not self._running and not started and not self._held_elsewhere():
+                if not self._running and not started and not elsewhere:
                     break
                 self._tell()
                 time.sleep(POLL_SECONDS)

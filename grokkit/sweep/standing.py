@@ -6,12 +6,13 @@ import hashlib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from grokkit.errors import GrokkitError, Interrupted
 from grokkit.interrupt import EXIT_AT_ONCE
 from grokkit.stored_code import FILE
+from grokkit.sweep.attempt import is_written
 from grokkit.sweep.plan import Plan, Planned
 from grokkit.trajectory import Run
 from grokkit.trajectory.sealed import publish
@@ -19,6 +20,9 @@ from grokkit.trust import digest_of, is_trusted, read_regular
 
 MARK = "== "
 """Lines of a log that the queue wrote, not the run."""
+
+UNFINISHED = ("waiting", "interrupted")
+"""States of a run that may be started or resumed, unless a process is at it."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,18 @@ class Place:
             publish(self.study(planned), planned.study.source.encode())
 
     def standing(self, planned: Planned) -> Standing:
-        """How the run stands by its own folder; where there is none, by the log of what tried to make it."""
+        """How the run stands by its own folder; where there is none, by the log of what tried to make it.
+
+        A run whose process goes on is `running`, also before it has a folder and while it gets ready to resume.
+        """
+        found = self._by_folder(planned)
+        if found.state not in UNFINISHED:
+            return found
+        goes_on = is_written(self.log(planned))
+        found = self._by_folder(planned)  # once more: it may have ended just before
+        return replace(found, state="running") if goes_on and found.state in UNFINISHED else found
+
+    def _by_folder(self, planned: Planned) -> Standing:
         path = self.run(planned)
         if not (path / "status.json").is_file():
             return self._not_begun(planned)
