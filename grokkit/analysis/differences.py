@@ -98,7 +98,7 @@ def _digest(run: Run, step: int) -> tuple[int, str]:
     """Format version and digest of a snapshot."""
     path = run.path / "snapshots" / store.file_name(step)
     with sealed.opened(path, "snapshot") as file:
-        return int(file.attrs["version"]), file["digest"][()].tobytes().decode()
+        return int(file.attributes["version"]), file.digest()
 
 
 def _agreement(a: Mapping[tuple[int, str], Any], b: Mapping[tuple[int, str], Any]) -> dict[str, Any]:

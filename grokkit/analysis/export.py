@@ -18,6 +18,7 @@ from grokkit.analysis.tables import read_each, table
 from grokkit.analysis.text_cells import csv_bytes
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
+from grokkit.trajectory.lock import being_filled
 from grokkit.trajectory.sealed import publish
 
 

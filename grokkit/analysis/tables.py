@@ -16,6 +16,7 @@ from grokkit.errors import DataError, GrokkitError, TrajectoryError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.policies.signal import UNITS
 from grokkit.trajectory import Run, open_run
+from grokkit.trajectory.documents import encodable
 
 _TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
 _UNITS = {"accuracy": "share of images", "learning_rate": "1", **UNITS}
@@ -100,10 +101,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     numbers = {column: _NOTHING for column in TABLE_COLUMNS if column not in _TEXT}
     try:
         # A layer may be called `007` or `NA`: text columns are taken as they stand.
-        frame = pd.read_csv(
-            path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=numbers,
-            float_precision="round_trip",
-        )  # fmt: skip
+        frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=numbers)
         if list(frame.columns) != list(TABLE_COLUMNS):
             raise DataError(f"{path} is not a table: its columns must be {', '.join(TABLE_COLUMNS)}")
         return _typed(without_quotes(frame))
@@ -115,17 +113,12 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     """Text columns empty and counts 0 where nothing applies, the rest floats."""
     for column in TABLE_COLUMNS:
         if column in _TEXT:
-            frame[column] = [_encodable(text) if isinstance(text, str) else "" for text in frame[column]]
+            frame[column] = [encodable(text) if isinstance(text, str) else "" for text in frame[column]]
         elif column in ("seed", "step", "n"):
             frame[column] = frame[column].fillna(0).astype("int64")
         else:
             frame[column] = frame[column].astype("float64")
     return frame
-
-
-def _encodable(text: str) -> str:
-    """The text with halves of surrogate pairs, such as names of files may hold, written as escapes."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureData:

@@ -10,6 +10,7 @@ import warnings
 
 from grokkit import __version__
 from grokkit.errors import GrokkitError
+from grokkit.escape import escape_controls
 from grokkit.interrupt import keep_early_saves_harmless
 from grokkit.registry import nearest
 from grokkit.trust import UntrustedCodeError
@@ -37,6 +38,8 @@ VERBS = {
     "bench": "measure how fast a model trains here, and what binds it",
     "doctor": "check the machine: device, versions, data, disk",
 }
+LINES = "\n\t"
+"""Control characters that an error may print."""
 EXIT_FILES, EXIT_INTERRUPTED = 4, 130
 
 
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
     6 budget spent, 75 stopped and resumable, 130 left at once)."""
     words = sys.argv[1:] if arguments is None else arguments
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {escape_controls(str(message), keep=LINES)}\n"
     keep_early_saves_harmless()
     try:
         return _run(words)
@@ -53,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"grokkit {words[0]}: {error.reason} Read it, then: {allowed}", file=sys.stderr)
         return error.exit_code
     except GrokkitError as error:
-        print(f"grokkit {words[0]}: {error}", file=sys.stderr)
+        print(f"grokkit {words[0]}: {escape_controls(str(error), keep=LINES)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print(*(stop.args or ("stopped; the same command goes on where it was",)), file=sys.stderr)

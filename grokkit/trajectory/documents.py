@@ -261,6 +261,7 @@ def as_metric(parsed: Any) -> dict[str, Any] | None:
     record = as_record(parsed)
     if record is None or not _is_logged(record, "split", "metric"):
         return None
+    record["split"], record["metric"] = encodable(record["split"]), encodable(record["metric"])
     value = record.get("value")
     if type(value) is not float:
         if not _is_number(value):
@@ -273,7 +274,9 @@ def as_event(parsed: Any) -> dict[str, Any] | None:
     """A line of events.jsonl: `step` and `attempt` counts, `kind` and `text` text, and the event's own fields; None if
     it is no such record."""
     record = as_record(parsed)
-    return record if record is not None and _is_logged(record, "kind", "text") else None
+    if record is None or not _is_logged(record, "kind", "text"):
+        return None
+    return {encodable(name): encodable(told) if isinstance(told, str) else told for name, told in record.items()}
 
 
 def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
@@ -282,6 +285,11 @@ def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
+
+
+def encodable(text: str) -> str:
+    """The text with halves of surrogate pairs, which names of files and JSON may hold, written as escapes."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def finite(value: Any) -> Any:

@@ -1,0 +1,474 @@
+"""One odd run takes nothing down: whatever lies in a run folder, it is named as odd and all the others go on.
+
+The oddities are generated: every field of every document with every kind of value, every kind of thing in the place of
+a file, whole files that hold nonsense. Each is a copy of one good run; all of them lie in one folder beside it.
+"""
+
+import functools
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import grokkit as gk
+from grokkit.analysis import tables
+from grokkit.cli import main
+from grokkit.errors import GrokkitError, TrajectoryError
+from grokkit.escape import escape_controls
+from grokkit.live import page, terminal
+from grokkit.live.follow import Follower
+from grokkit.live.study import Study
+from grokkit.names import Reading
+from grokkit.trajectory import diary, documents, store
+from grokkit.trajectory.run import write_status
+from tests import live_runs
+
+GOOD = "good-s0"
+SURE = ("text", "[1]", "{", "pipe", "folder", "deep", "digits", "latin", "huge")
+"""Parts of names of documents that nobody can take for good ones."""
+
+# --- what is odd ------------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "null": "null", "true": "true", "minus": "-1", "half": "1.5", "int64": str(2**63), "word": '"abc"', "empty": '""',
+    "list": "[1]", "table": '{"a": 1}', "nan": "NaN", "inf": "Infinity", "exponent": "1e999", "large": "1e300",
+    "hundreds": "9" * 300, "lists": "[[[]]]", "escape": json.dumps("\x1b[2J\x07\u202e"), "half_pair": '"\\ud800"',
+    "zero": "0",
+}  # fmt: skip
+CONTENTS = {
+    "nothing": b"", "[1]": b"[1]", "null": b"null", "number": b"1", "text": b'"a"', "{": b"{", "two": b"{}{}",
+    "latin": b'{"state": "\xff"}', "zeros": b"\x00" * 40, "bom": b"\xef\xbb\xbf{}", "digits": b"1" * 5000,
+    "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000, "deep_lists": b"[" * 100_000, "below_limit": b"[" * 500 + b"]" * 500,
+    "wide_chars": '{"state": "done"}'.encode("utf-16"),
+}  # fmt: skip
+STATUS = ("state", "step", "attempt", "total_steps", "reason", "costs", "seconds", "price", "spent", "updated", "more")
+ENVIRONMENT = ("device", "data", "precision")
+DATA = ("classes", "train", "input_shape", "mean", "std", "name", "hash")
+METRIC = ("step", "split", "metric", "value", "attempt", "not_finite")
+EVENT = ("step", "kind", "text", "attempt", "lr", "run")
+
+
+def odd_status(path: Path, field: str, value: str) -> None:
+    fields = {"state": "done", "step": 3, "attempt": 1, "total_steps": 1000, "updated": 1.7e9}
+    rewrite(path / "status.json", {name: json.dumps(told) for name, told in fields.items()} | {field: value})
+
+
+def odd_environment(path: Path, field: str, value: str) -> None:
+    rewrite(path / "environment.json", {"device": '"cpu"', field: value})
+
+
+def odd_data(path: Path, field: str, value: str) -> None:
+    rewrite(path / "environment.json", {"data": f'{{"train": 120, "{field}": {value}}}'})
+
+
+def rewrite(path: Path, fields: dict[str, str]) -> None:
+    path.write_text("{" + ",".join(f'"{name}": {value}' for name, value in fields.items()) + "}")
+
+
+def odd_config(path: Path, text: str) -> None:
+    (path / "config.toml").write_text(text)
+
+
+def odd_line(path: Path, name: str, fields: dict[str, str], field: str, value: str) -> None:
+    line(path / name, ("{" + ",".join(f'"{key}":{told}' for key, told in (fields | {field: value}).items()) + "}"))
+
+
+def line(path: Path, body: str | bytes) -> None:
+    """Append a line whose checksum is right."""
+    body = body.encode() if isinstance(body, str) else body
+    with open(path, "ab") as file:
+        file.write(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
+
+
+def in_place(path: Path, name: str, make) -> None:
+    """Put something else where a file or folder is."""
+    shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink(missing_ok=True)
+    make(path / name)
+
+
+def make_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket must be short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def make_huge(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+
+
+THINGS = {
+    "pipe": os.mkfifo, "folder": Path.mkdir, "socket": make_socket, "huge": make_huge,
+    "dangling": lambda path: path.symlink_to("nowhere"), "loop": lambda path: path.symlink_to(path.name),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}  # fmt: skip
+PLACES = ("status.json", "config.toml", "environment.json", "metrics.jsonl", "events.jsonl", "LOCK", "diary.md",
+          "experiment.py", "snapshots", "measures", "attributions", "probes")  # fmt: skip
+
+
+def odd_lock(path: Path, make) -> None:
+    write_status(path, state="running", step=1, total_steps=10, attempt=1)
+    in_place(path, "LOCK", make)
+
+
+def odd_reading(path: Path, changes: dict) -> None:
+    coords = {"probe_set": ("test",), "layer": ("a", "total")}
+    fields = {"measure": "odd", "values": np.ones((1, 2)), "dims": tuple(coords), "coords": coords, "unit": "1", "n": 2}
+    reading = Reading(**fields)
+    for name, value in changes.items():
+        object.__setattr__(reading, name, value)
+    store.write_reading(path / "measures" / "odd-00000000", 5, reading)
+
+
+READINGS = {
+    "unit": {"unit": float("nan")}, "unit_list": {"unit": ["a"]},
+    "layers": {"coords": {"probe_set": ["t"], "layer": [1, None]}},
+    "lists": {"coords": {"probe_set": [["t"]], "layer": [["a"], {}]}}, "shape": {"values": np.ones((3, 2))},
+    "dims": {"dims": ("probe_set",)}, "no_coords": {"coords": {}}, "complex": {"values": np.ones((1, 2), complex)},
+    "count": {"n": [1, 2, 3]}, "settings": {"settings": {"parameters": 3, "live_units": [1], "units": 7}},
+    "measure": {"measure": "local_complexity"}, "robust": {"measure": "robust_accuracy"},
+    "companions": {"settings": {"companions": [1]}}, "nan": {"values": np.full((1, 2), np.nan)},
+    "large": {"values": np.array([[1.7e308, -1.7e308]]), "low": np.full((1, 2), -np.inf), "high": np.ones((1, 2))},
+}  # fmt: skip
+
+
+def odd_maps(path: Path, values: np.ndarray, labels: np.ndarray, note: dict) -> None:
+    store.write_attribution(path / "attributions" / "saliency-00000000", 5, values, labels, note)
+
+
+NOTE = {"method": "saliency", "probe_set": "test"}
+MAPS = {
+    "flat": (np.ones(3), np.array([1]), NOTE), "numbers": (np.ones((3, 1, 3, 3)), np.array([1, 0]), NOTE),
+    "nothing": (np.ones((0, 1, 3, 3)), np.array([], int), NOTE),
+    "labels": (np.ones((2, 1, 3, 3)), np.ones((2, 2)), NOTE),
+    "note": (np.ones((2, 1, 3, 3)), np.array([1, 0]), {}),
+    "method": (np.ones((2, 1, 3, 3)), np.array([1, 0]), {"method": 3}),
+    "infinite": (np.full((2, 1, 3, 3), np.inf), np.array([1, 0]), NOTE),
+    "nan": (np.full((2, 1, 3, 3), np.nan), np.array([1, 0]), NOTE),
+    "complex": (np.ones((2, 1, 3, 3), complex), np.array([1, 0]), NOTE),
+    "probes": (np.ones((2, 1, 3, 3)), np.array([1, 0]), {"method": "saliency", "probe_set": "none"}),
+    "small": (np.full((2, 1, 3, 3), 5e-324), np.array([1, 0]), NOTE),
+    "large": (np.full((2, 2, 3, 3), 1.7e308), np.array([1, 0]), NOTE),
+}  # fmt: skip
+CONFIGS = {
+    "seed_text": 'seed = "0"', "seed_half": "seed = 0.5", "seed_list": "seed = [1]", "seed_large": f"seed = {10**300}",
+    "seed_true": "seed = true", "variant": "variant = 3", "experiment": "experiment = [1]", "date": "day = 1979-05-27",
+    "batch_zero": "batch_size = 0", "batch_text": 'batch_size = "a"', "batch_huge": f"batch_size = {10**30}",
+    "loss": "loss = [1]", "nan": "lr = nan", "dotted": ".".join("a" * 3000) + " = 1", "lists": "a = " + "[" * 5000,
+    "bare": "a", "twice": "a = 1\na = 2",
+}  # fmt: skip
+NAMES = {"step": "000000000003", "large": "9" * 40, "digits": "9" * 240, "other": "٣٣"}
+LOGGED = {"step": "9", "split": '"batch"', "metric": '"loss"', "value": "0.5", "attempt": "1"}
+HAPPENED = {"step": "9", "kind": '"slow"', "text": '"it is slow"', "attempt": "1"}
+
+
+def oddities() -> dict[str, functools.partial]:
+    """Every oddity by its name, as a function of the run's folder."""
+    found = {}
+    each = itertools.product
+    for field, (kind, value) in each(STATUS, VALUES.items()):
+        found[f"status-{field}-{kind}"] = functools.partial(odd_status, field=field, value=value)
+    for field, (kind, value) in each(ENVIRONMENT, VALUES.items()):
+        found[f"environment-{field}-{kind}"] = functools.partial(odd_environment, field=field, value=value)
+    for field, (kind, value) in each(DATA, VALUES.items()):
+        found[f"data-{field}-{kind}"] = functools.partial(odd_data, field=field, value=value)
+    for name, fields, own in (("metrics", LOGGED, METRIC), ("events", HAPPENED, EVENT)):
+        log = f"{name}.jsonl"
+        for field, (kind, value) in each(own, VALUES.items()):
+            found[f"{name}-{field}-{kind}"] = functools.partial(
+                odd_line, name=log, fields=fields, field=field, value=value
+            )
+        for kind, content in CONTENTS.items():
+            found[f"{name}-line-{kind}"] = lambda path, log=log, content=content: line(path / log, content + b"}")
+            found[f"{name}-bare-{kind}"] = lambda path, log=log, content=content: append(path / log, content)
+        found[f"{name}-two-records"] = lambda path, log=log: line(path / log, '{"a":1},{"b":1}')
+    for name, (kind, content) in each(("status.json", "environment.json", "config.toml"), CONTENTS.items()):
+        found[f"{name}-is-{kind}"] = lambda path, name=name, content=content: (path / name).write_bytes(content)
+    for name, (kind, make) in each(PLACES, THINGS.items()):
+        found[f"{name}-is-{kind}"] = functools.partial(in_place, name=name, make=make)
+    found |= {f"live-LOCK-is-{kind}": functools.partial(odd_lock, make=make) for kind, make in THINGS.items()}
+    found |= {f"config-{kind}": functools.partial(odd_config, text=text) for kind, text in CONFIGS.items()}
+    found |= {f"reading-{kind}": functools.partial(odd_reading, changes=changes) for kind, changes in READINGS.items()}
+    found |= {f"maps-{kind}": lambda path, given=given: odd_maps(path, *given) for kind, given in MAPS.items()}
+    for folder, (kind, stem) in each(("measures/a", "attributions/a", "snapshots"), NAMES.items()):
+        found[f"{folder.replace('/', '-')}-named-{kind}"] = functools.partial(odd_name, folder=folder, stem=stem)
+    return found
+
+
+def append(path: Path, content: bytes) -> None:
+    with open(path, "ab") as file:
+        file.write(content + b"\n")
+
+
+def odd_name(path: Path, folder: str, stem: str) -> None:
+    (path / folder).mkdir(parents=True, exist_ok=True)
+    (path / folder / f"{stem}.h5").write_bytes(b"no HDF5")
+
+
+ODDITIES = oddities()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "study"
+    good = live_runs.make(root / GOOD, batch_size=50, loss="mse")
+    live_runs.log(good, (1, 3.0), (2, 2.0))
+    live_runs.event(good, 2, "slow", "it is slow")
+    live_runs.complexity(good, 1, 2.0, 3.0)
+    live_runs.maps(good, 1, np.ones((2, 1, 3, 3)))
+    write_status(good, state="done", step=2, total_steps=1000, attempt=1, costs={"training": 1.0}, seconds=1.0)
+    for name, make_odd in ODDITIES.items():
+        shutil.copytree(good, root / name)
+        make_odd(root / name)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    """Lines that are left out are warned of; every other warning is an error still. No git is asked."""
+    monkeypatch.setattr(diary, "_commit", lambda: "")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning)
+        yield
+
+
+def failures(folder: Path, read) -> list[str]:
+    """The oddities in which a reader raised something that is no error of ours, with what it raised."""
+    found = []
+    for name in ODDITIES:
+        try:
+            read(folder / name)
+        except GrokkitError:
+            continue
+        except Exception as error:
+            found.append(f"{name}: {type(error).__name__}: {str(error)[:80]}")
+    return found
+
+
+# --- one run at a time ------------------------------------------------------------------------------------------------
+
+
+def test_what_stands_in_a_document_is_good_or_an_error_that_names_the_file(folder) -> None:
+    for name in ODDITIES:
+        run = gk.open_run(folder / name)
+        for document in ("status", "config", "environment"):
+            try:
+                told = getattr(run, document)
+            except TrajectoryError as error:
+                assert str(folder / name / document) in str(error) and len(str(error)) < 600
+                continue
+            assert isinstance(told, dict), name
+            sure = name.startswith(f"{document}.") and name.rpartition("-is-")[2] in SURE
+            sure = sure and name != "config.toml-is-[1]"  # an empty table with the name 1
+            assert not sure, f"{name} was taken for a good {document}"
+
+
+def test_no_reader_of_one_run_raises_anything_but_a_sentence(folder) -> None:
+    for read in (
+        repr,
+        lambda run: run.state,
+        lambda run: run.metrics,
+        lambda run: run.events,
+        lambda run: run.newest_metrics(),
+        diary.read_diary,
+    ):
+        assert failures(folder, lambda path, read=read: read(gk.open_run(path))) == []
+
+
+def test_verify_returns_sentences(folder) -> None:
+    found = {name: gk.open_run(folder / name).verify() for name in ODDITIES}
+    assert all(isinstance(problem, str) for problems in found.values() for problem in problems)
+    for name in ("status-step-word", "status-price-nan", "metrics-step-word", "events-line-deep",
+                 "metrics.jsonl-is-pipe", "environment-device-list", "config-seed_text",
+                 "status.json-is-[1]"):  # fmt: skip
+        assert found[name], name
+
+
+@pytest.mark.parametrize("words", [["status"], ["status", "--verify"], ["status", "--as-json"], ["note"], ["diff"]])
+def test_a_verb_of_one_run_ends_with_a_sentence(folder, words, capsys) -> None:
+    verb, *flags = words
+
+    def call(path: Path) -> None:
+        more = ["kept"] if verb == "note" else [str(folder / GOOD)] if verb == "diff" else []
+        code = main([verb, str(path), *more, *flags])
+        said = capsys.readouterr()
+        assert code in (0, 4) and (code == 0 or said.err.startswith(f"grokkit {verb}: ")), (code, said.err)
+        assert not set("\x1b\x07\u202e") & set(said.out + said.err)
+        if flags == ["--as-json"] and code == 0:
+            json.loads(said.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    assert failures(folder, call) == []
+
+
+def test_the_terminal_view_draws_every_run(folder) -> None:
+    def draw(path: Path) -> None:
+        follower = Follower(gk.open_run(path), maps=False)
+        follower.refresh(1)
+        console = Console(file=io.StringIO(), width=140)
+        console.print(terminal.view(follower, 140))
+        console.print(terminal.plain_line(follower))
+        assert not set("\x1b\x07\u202e") & set(console.file.getvalue())
+
+    assert failures(folder, draw) == []
+
+
+# --- many runs at once ------------------------------------------------------------------------------------------------
+
+
+def test_ls_shows_every_run_and_why_one_cannot_be_read(folder, capsys) -> None:
+    assert main(["ls", str(folder)]) == 0
+    lines = {line.split()[0].rpartition("/")[2]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() >= {GOOD, *ODDITIES} and " done " in lines[GOOD]
+    for name in ODDITIES:
+        try:
+            state = gk.open_run(folder / name).state
+        except TrajectoryError:
+            state = "unreadable"
+        assert f" {state} " in lines[name]
+        assert (state != "unreadable") or "cannot be read" in lines[name]
+    assert main(["ls", str(folder), "--as-json"]) == 0
+    rows = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert len(rows) == len(ODDITIES) + 1
+
+
+def test_the_page_shows_every_run_and_what_is_wrong(folder) -> None:
+    study = Study([folder])
+    told = study.update()
+    told = study.update(groups=[group["key"] for group in told["groups"]])
+    json.dumps(told, allow_nan=False)
+    runs = {run["name"].rpartition("/")[2]: run for run in told["runs"].values()}
+    assert runs.keys() == {GOOD, *ODDITIES} and runs[GOOD]["problems"] == [] and runs[GOOD]["state"] == "done"
+    drawn = {group["key"] for group in told["groups"] if runs[GOOD]["id"] in group["runs"]}
+    assert any(curve["group"] in drawn for curve in told["curves"])
+    for name, run in runs.items():
+        try:
+            state = gk.open_run(folder / name).state
+        except TrajectoryError as error:
+            state = "unreadable"
+            assert str(error) in run["problems"]
+        assert run["state"] == state, f"{name}: {run['problems']}"
+        assert not any("cannot be followed" in problem for problem in run["problems"]), run["problems"]
+    for name in ("reading-unit", "reading-lists", "maps-flat", "maps-labels", "metrics-step-word", "config-seed_text",
+                 "events.jsonl-is-pipe", "data-classes-half", "measures-a-named-large"):  # fmt: skip
+        assert runs[name]["problems"], name
+    for group in told["groups"]:
+        for low, high in ((0, 10), (10, 0), (0, 10**15)):
+            json.dumps(study.window(group["key"], low, high), allow_nan=False)
+    for run, maps in told["maps"].items():
+        for each in maps:
+            try:
+                page.picture(study.followers[run], each["identity"], str(each["steps"][0]))
+            except TrajectoryError:
+                pytest.fail(f"{study.followers[run].run.name} tells of maps that cannot be drawn")
+    again = study.update(told["cursor"])
+    assert again["runs"] == {}, "nothing has changed, and nothing is told again"
+
+
+def test_what_nobody_foresaw_is_the_problem_of_one_run(folder, monkeypatch) -> None:
+    def burst(self, tick, deep, real=Follower._read):
+        return 1 / 0 if self.run.path.name == GOOD else real(self, tick, deep)
+
+    monkeypatch.setattr(Follower, "_read", burst)
+    runs = Study([folder]).update()["runs"].values()
+    (good,) = (run for run in runs if run["name"].endswith(GOOD))
+    assert good["state"] == "unreadable" and good["problems"][0].endswith("ZeroDivisionError: division by zero")
+    assert len(runs) == len(ODDITIES) + 1
+
+
+def test_the_page_as_one_file_holds_every_run(folder, tmp_path) -> None:
+    assert main(["export", str(folder), "--html", "--out", str(tmp_path / "page.html")]) == 0
+    text = (tmp_path / "page.html").read_text()
+    assert all(f"study/{name}" in text for name in (GOOD, *ODDITIES))
+
+
+def test_a_table_of_all_holds_the_good_one_and_names_the_others(folder) -> None:
+    runs = [folder / name for name in (GOOD, *ODDITIES)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        frame = gk.table(runs)
+    own = frame[frame.run == f"study/{GOOD}"].reset_index(drop=True)
+    assert own.equals(gk.table(folder / GOOD))
+    lost = [str(each.message) for each in said if "is left out: " in str(each.message)]
+    for name in ("config-seed_text", "config.toml-is-pipe", "metrics.jsonl-is-pipe"):
+        assert any(told.startswith(f"{folder / name} is left out: ") for told in lost), name
+        with pytest.raises(TrajectoryError, match=r"cannot be read"):
+            gk.table(folder / name)
+    with pytest.raises(TrajectoryError, match="no run can be read"):
+        gk.table([folder / "config-seed_text", folder / "config-seed_list"])
+
+
+def test_figures_and_exports_of_all_hold_the_good_one(folder, tmp_path) -> None:
+    data = gk.figure_data([folder / name for name in (*ODDITIES, GOOD)])
+    assert f"study/{GOOD}" in set(data.table.run) and f"study/{GOOD}" in set(data.events.run)
+    assert all(isinstance(name, str) for name in data.events.run)
+    assert main(["export", str(folder), "--csv", "--out", str(tmp_path / "all.csv")]) == 0
+    assert f"study/{GOOD}" in set(tables.read_table(tmp_path / "all.csv").run)
+
+
+# --- the folder itself ------------------------------------------------------------------------------------------------
+
+
+def test_a_stray_status_hides_no_run(tmp_path) -> None:
+    live_runs.make(tmp_path / "study" / "a-s0")
+    (tmp_path / "status.json").write_text("{}")
+    (tmp_path / "study" / "status.json").mkdir()
+    assert [run.path.name for run in gk.trajectory.find_runs(tmp_path)] == ["study", "a-s0"]
+
+
+def test_a_name_that_is_no_text_is_shown(tmp_path, capsys) -> None:
+    path = live_runs.make(Path(os.fsdecode(os.fsencode(tmp_path) + b"/study/\xff\x1b[2J-s0")))
+    live_runs.log(path, (1, 1.0))
+    assert main(["ls", str(tmp_path)]) == 0 and "\\udcff\\x1b[2J-s0" in capsys.readouterr().out
+    told = Study([tmp_path]).update()
+    assert len(told["curves"]) == 1 and json.dumps(told, allow_nan=False)
+    assert main(["export", str(tmp_path), "--csv", "--out", str(tmp_path / "table.csv")]) == 0
+    assert set(tables.read_table(tmp_path / "table.csv").run) == {"study/\\udcff\x1b[2J-s0"}
+
+
+def test_a_run_of_an_older_version_is_read(tmp_path) -> None:
+    path = live_runs.make(tmp_path / "old-s0")
+    (path / "status.json").write_text('{"state": "done", "step": 4, "total_steps": null, "attempt": 1, "updated": 1.0}')
+    (path / "environment.json").write_text('{"device": "cpu"}')
+    line(path / "metrics.jsonl", '{"attempt":1,"metric":"loss","split":"batch","step":4,"value":NaN}')
+    run = gk.open_run(path)
+    assert run.state == "done" and np.isnan(run.newest_metrics()["batch.loss"])
+    assert main(["status", str(path)]) == 0 and np.isnan(run.metrics.value.item())
+
+
+@pytest.mark.parametrize("limit", [documents.MAX_DEPTH, documents.MAX_DEPTH + 1])
+def test_the_deepest_document_that_is_read(tmp_path, limit) -> None:
+    path = live_runs.make(tmp_path / "deep-s0")
+    (path / "environment.json").write_text('{"a":' * limit + "1" + "}" * limit)
+    if limit == documents.MAX_DEPTH:
+        assert Study([tmp_path]).update()["runs"]
+        assert gk.open_run(path).environment.keys() == {"a"}
+    else:
+        with pytest.raises(TrajectoryError, match=r"environment\.json cannot be read: it is nested deeper than 64"):
+            _ = gk.open_run(path).environment
+
+
+def test_an_error_says_field_value_and_what_was_expected(tmp_path) -> None:
+    path = live_runs.make(tmp_path / "a-s0")
+    odd_status(path, "costs", '{"training": NaN}')
+    with pytest.raises(TrajectoryError) as raised:
+        _ = gk.open_run(path).status
+    said = "cannot be read: `costs.training` must be a finite number from 0 to 1e+15; got nan"
+    assert str(raised.value) == f"{path / 'status.json'} {said}"
+
+
+def test_control_characters_are_written_as_escapes() -> None:
+    assert escape_controls("a\x1b[31m\r\n\t\x9b\u202e\ud800é") == "a\\x1b[31m\\r\\n\\t\\x9b\\u202e\\ud800é"
+    assert escape_controls("a\nb\x07", keep="\n") == "a\nb\\x07" and escape_controls("plain é 日本") == "plain é 日本"
