@@ -152,6 +152,23 @@ def test_a_run_elsewhere_that_ends_early_is_gone_on_with_while_others_still_run(
     assert {each.state for each in stands.values()} == {"done"}
 
 
+def test_a_run_that_is_killed_again_and_again_is_given_up_also_if_its_process_lingers(folder) -> None:  # noqa: F811
+    """As where a worker is killed, and the process below it is seen for a moment more."""
+    plan = planned('experiment = "study.py:plain"\n')
+    lingering = []
+
+    class Lingering(Stage):
+        def play(self, run, step, code):
+            lingering.append(hold(run, "import time; time.sleep(0.2)"))
+            assert len(lingering) < 9, "it is started for ever"
+
+    stands, said = work(plan, Lingering(plan, {"plain-0": [(-1, -9)]}))
+    for process in lingering:
+        process.communicate()
+    assert any(line.startswith("elsewhere") for line in said)
+    assert stands["plain-0"].state == "failed" and "given up after 3 attempts" in stands["plain-0"].reason
+
+
 def test_the_processor_stays_taken_while_the_process_of_a_queue_that_died_goes_on(impostor, monkeypatch) -> None:  # noqa: F811
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     dead, heir = Local([]), Local([])

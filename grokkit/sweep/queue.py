@@ -15,7 +15,7 @@ from typing import Protocol
 from grokkit.errors import Interrupted
 from grokkit.interrupt import StopRequest
 from grokkit.sweep.plan import Plan, Planned
-from grokkit.sweep.standing import MARK, Place, Standing, is_preempted, last_words, with_skips
+from grokkit.sweep.standing import MARK, UNFINISHED, Place, Standing, is_preempted, last_words, with_skips
 from grokkit.trajectory.lock import RunLock
 
 FRUITLESS = 3
@@ -111,6 +111,8 @@ class Queue:
         if now.state == "done":
             self._say(f"done       {_told(run, now)}")
             return now
+        if is_preempted(code):
+            self._fruitless[run] = 0 if now.step > before.step else self._fruitless[run] + 1
         if now.state == "running":  # another process brings it on, such as one that outlived its queue
             self._say(f"elsewhere  {_told(run, now)}")
             return now
@@ -119,13 +121,15 @@ class Queue:
         if not is_preempted(code) or now.state == "failed":
             self._say(f"failed     {_told(run, now)}  {reason}")
             return replace(now, state="failed", reason=reason)
-        self._fruitless[run] = 0 if now.step > before.step else self._fruitless[run] + 1
-        if self._fruitless[run] == FRUITLESS:
-            reason = f"given up after {FRUITLESS} attempts without one more step saved: {reason}"
-            self._say(f"failed     {_told(run, now)}  {reason}")
-            return replace(now, state="failed", reason=reason)
+        if self._fruitless[run] >= FRUITLESS:
+            return self._given_up(run, now, reason)
         self._say(f"preempted  {_told(run, now)}  {reason}")
         return now
+
+    def _given_up(self, run: Planned, now: Standing, reason: str) -> Standing:
+        reason = f"given up after {FRUITLESS} attempts without one more step saved: {reason}"
+        self._say(f"failed     {_told(run, now)}  {reason}")
+        return replace(now, state="failed", reason=reason)
 
     def _start_all(self) -> bool:
         """Start everything that may start and has room; whether anything was."""
@@ -144,7 +148,7 @@ class Queue:
 
     def _may_start(self, run: Planned) -> bool:
         stands = self._stand(run)
-        if stands.state not in ("waiting", "interrupted"):
+        if stands.state not in UNFINISHED:
             return False
         return all(self._stands[other].state == "done" for group in run.after for other in self._plan.of_group(group))
 
@@ -152,7 +156,12 @@ class Queue:
         """Whether a run is trained by a process that this queue did not start; looks again how it stands."""
         held = [run for run, stands in self._stands.items() if stands.state == "running"]
         for run in held:
-            self._stands[run] = self._place.standing(run)
+            before, now = self._stands[run], self._place.standing(run)
+            if now.step > before.step:
+                self._fruitless[run] = 0
+            if now.state in UNFINISHED and self._fruitless[run] >= FRUITLESS:
+                now = self._given_up(run, now, last_words(self._place.log(run)) or "its process was killed")
+            self._stands[run] = now
         return bool(held)
 
     def _words(self, run: Planned) -> list[str]:
