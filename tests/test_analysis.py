@@ -1,12 +1,15 @@
 """From runs to one table and back from its written form."""
 
+import csv
+
 import numpy as np
 import pandas as pd
 import pytest
 
 import grokkit as gk
 from grokkit.analysis.companions import ratio
-from grokkit.analysis.tables import read_table
+from grokkit.analysis.tables import _typed, read_table
+from grokkit.analysis.text_cells import write_csv
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS
 from tests.runs import SMALL
@@ -95,13 +98,36 @@ def test_the_interval_of_a_quotient_covers_as_often_as_it_says() -> None:
 
 def test_a_written_table_reads_back_as_it_was(runs, tmp_path) -> None:
     frame = gk.table(runs)
-    frame.to_csv(tmp_path / "table.csv", index=False)
+    write_csv(frame, tmp_path / "table.csv")
     pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), frame, check_dtype=True)
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="is not a table: its columns must be run, seed"):
         read_table(tmp_path / "other.csv")
     with pytest.raises(DataError, match="cannot be read as a table"):
         gk.figure_data([tmp_path / "none.csv"])
+
+
+CELLS = ["=1+1", "+a", "-5", "@x", "\ta", "\rb", "'=x", "''-", "'abc", "NA", "nan", "", "007", "1e5", "None", "True",
+         " =1", "a\nb", "a\r\nb", 'q"q', "a,b", "ü", "a=1", "'"]  # fmt: skip
+"""Text that a spreadsheet, or whoever reads a table, could take for something else."""
+
+
+@pytest.mark.parametrize("cells", [CELLS, [cell for cell in CELLS if "\r" not in cell]])
+def test_text_that_a_spreadsheet_would_run_is_quoted_and_comes_back_as_it_was(tmp_path, cells) -> None:
+    rows = [{"run": text, "layer": text, "measure": text, "step": n, "value": -n / 7} for n, text in enumerate(cells)]
+    frame = gk.table([]).reindex(range(len(cells))).assign(**pd.DataFrame(rows)).pipe(_typed)
+    write_csv(frame, tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert not [row["layer"] for row in written if row["layer"][:1] in ("=", "+", "-", "@", "\t", "\r")]
+    assert [float(row["value"]) for row in written] == frame["value"].tolist(), "numbers stay as they are"
+    assert [row["layer"] for row in written if row["run"].startswith("'=")] == ["'=1+1"]
+    pd.testing.assert_frame_equal(read_table(tmp_path / "table.csv"), frame, check_dtype=True, check_exact=True)
+
+
+def test_names_of_columns_are_quoted_too(tmp_path) -> None:
+    write_csv(pd.DataFrame({"=a": [-1.5], "b": ["é"]}), tmp_path / "other.csv")
+    assert (tmp_path / "other.csv").read_text() == "'=a,b\n-1.5,é\n"
 
 
 def test_figure_data_brings_maps_images_and_events(runs) -> None:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -105,9 +106,82 @@ def test_what_is_not_known_by_name_is_not_there(served, path):
     assert answer.status == 404 and b"root:" not in body and b"def " not in body
 
 
-def test_only_reading_is_possible(served):
-    for method in ("POST", "PUT", "DELETE", "OPTIONS"):
-        assert get(served, "/data", method)[0].status == 501
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE", "get", "__class__"])
+def test_only_reading_is_possible(served, method):
+    answer, body = get(served, "/data", method)
+    assert answer.status == 501 and (body == b"" if method == "HEAD" else b"Unsupported method" in body)
+    assert_headers(answer)
+
+
+def assert_headers(answer):
+    assert {name: answer.headers[name] for name in server_module.HEADERS} == server_module.HEADERS
+    assert int(answer.headers["Content-Length"]) < 10_000 and answer.headers["Content-Type"].startswith("text/plain")
+
+
+def raw(served, request: bytes) -> http.client.HTTPResponse:
+    """What comes back for these bytes."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as connection:
+        connection.sendall(request)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        answer.body = answer.read()
+        assert answer.will_close and connection.recv(1) == b"", "nothing of a refused request is read as another one"
+    return answer
+
+
+REFUSED = {
+    "blank": (b"\r\n", 400), "no request": (b"nonsense\r\n\r\n", 400), "four words": (b"GET / a HTTP/1.1\r\n\r\n", 400),
+    "no version": (b"GET / HTTP/x\r\n\r\n", 400), "next version": (b"GET / HTTP/2.0\r\n\r\n", 505),
+    "long version": (b"GET / HTTP/1." + b"1" * 300 + b"\r\n\r\n", 400), "old POST": (b"POST /\r\n\r\n", 400),
+    "no text": (b"\xff\x00\x1b[2J\r\n\r\n", 400), "long line": (b"GET /" + b"a" * 1_000_000, 414),
+    "long header": (b"GET / HTTP/1.1\r\nA: " + b"a" * 1_000_000, 431),
+    "many headers": (b"GET / HTTP/1.1\r\n" + b"A: 1\r\n" * 2000 + b"\r\n", 431),
+    "body": (b"POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /data HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
+    "body of GET": (b"GET / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /data HTTP/1.1\r\nHost: localhost\r\n\r\n", 403),
+    "old GET": (b"GET /data\r\n\r\n", 403), "no host": (b"GET //[x HTTP/1.1\r\n\r\n", 403),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_answered_with_the_headers_of_all_answers(served, name):
+    request, status = REFUSED[name]
+    if b"Host" not in request and b" HTTP/1.1\r\n\r\n" in request:
+        request = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    answer = raw(served, request)
+    assert answer.status == status and answer.body.endswith(b"\n") and b"\x1b" not in answer.body
+    assert_headers(answer)
+
+
+NUMBERS = ("9" * 300, "9" * 5000, "1" * 15, "-1", "1.5", "NaN", "%D9%A3" * 5, "%00", "[", "%ff", "")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize(
+    "path",
+    ["/data?cursor={boot}-{}", "/data?cursor={}", "/data?groups={}", "/data?groups={key},{},{key}", "/data?{}={}",
+     "/window/{key}/{}/5", "/window/{key}/0/{}", "/window/{}/0/5", "/maps/{run}/{maps}/{}.png", "/maps/{run}/{}/10.png",
+     "/maps/{}/{maps}/10.png", "/static/{}", "/{}", "/data#{}"],
+)  # fmt: skip
+def test_every_number_in_an_address_gets_an_answer(served, path, number):
+    told = data(served)
+    ((run, (maps,)),) = told["maps"].items()
+    (key,) = told["shown"]
+    boot = told["cursor"].partition("-")[0]
+    address = path.replace("{}", number).format(key=key, run=run, maps=maps["identity"], boot=boot)
+    answer, body = get(served, address)
+    assert answer.status in (200, 404), body
+    if answer.status == 200 and path.startswith("/data"):
+        found = json.loads(body)
+        assert found["reset"] and len(found["shown"]) <= 1
+    if answer.status == 404:
+        assert_headers(answer)
+
+
+def test_what_nobody_foresaw_is_answered(served, monkeypatch):
+    monkeypatch.setattr(Study, "update", lambda *_: 1 / 0)
+    answer, body = get(served, "/data")
+    assert answer.status == 500 and body == b"the page cannot be made: ZeroDivisionError: division by zero\n"
+    assert_headers(answer)
 
 
 def test_the_page_comes_with_a_policy_that_lets_it_reach_nobody_else(served):

@@ -1,6 +1,7 @@
 """Logs: whole records only, the torn end cut, damage said, and each attempt known."""
 
 import json
+import os
 import warnings
 import zlib
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import log
+from grokkit.trajectory import documents, log
 
 
 @pytest.fixture
@@ -41,6 +42,56 @@ def test_records_come_back_in_order_with_their_attempt(path):
 def read_after(path, record):
     write(path, record)
     return read(path)[-1]
+
+
+@pytest.mark.parametrize(("value", "flag"), [(np.nan, "nan"), (np.inf, "inf"), (np.float32("-inf"), "-inf")])
+def test_a_number_that_json_cannot_write_is_null_beside_a_flag_and_comes_back(path, value, flag):
+    record = {"step": 1, "split": "batch", "metric": "loss", "value": value}
+    write(path, record)
+    told = json.loads(path.read_bytes(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["value"] is None and told["not_finite"] == flag
+    [back] = log.read(path, documents.as_metric)
+    assert np.array_equal(back["value"], float(value), equal_nan=True) and back.keys() == {*record, "attempt"}
+
+
+def test_such_a_number_in_any_other_field_is_its_name(path):
+    write(path, {"step": 1, "lr": np.nan, "of": (np.float64(np.inf), {"a": [-np.inf]}), "text": "NaN", "value": "nan"})
+    told = json.loads(path.read_bytes(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert (told["lr"], told["of"], told["text"], told["value"]) == ("nan", ["inf", {"a": ["-inf"]}], "NaN", "nan")
+
+
+def test_a_line_of_an_older_version_with_a_bare_nan_is_read(path):
+    body = b'{"attempt":1,"metric":"loss","split":"batch","step":4,"value":-Infinity}'
+    path.write_bytes(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
+    assert [record["value"] for record in log.read(path, documents.as_metric)] == [-np.inf]
+    assert log.read_from(path, 0, documents.as_metric)[0][0]["value"] == -np.inf
+
+
+@pytest.mark.parametrize("body", [b'{"step":"1"}', b'{"a":1},{"b":2}', b'{"step":' + b"9" * 5000 + b"}", b'{"\xff":1}'])
+def test_a_line_whose_checksum_is_right_over_nonsense_costs_no_other(path, body):
+    good = {"step": 1, "split": "batch", "metric": "loss", "value": 0.5}
+    write(path, good)
+    with open(path, "ab") as file:
+        file.write(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
+    write(path, good | {"step": 2})
+    records, offset, damaged = log.read_from(path, 0, documents.as_metric)
+    assert [record["step"] for record in records] == [1, 2] and damaged == 1 and offset == path.stat().st_size
+    assert log.damaged_lines(path, documents.as_metric) == [2]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_log_that_is_no_file_is_an_error_and_nothing_waits_for_it(path, make):
+    make(path)
+    for use in (
+        lambda: read(path),
+        lambda: log.read_from(path, 0),
+        lambda: log.damaged_lines(path),
+        lambda: write(path),
+    ):
+        with pytest.raises(
+            TrajectoryError, match=r"metrics\.jsonl cannot be read: it is a .*; expected a regular file"
+        ):
+            use()
 
 
 def test_keys_that_are_numbers_do_not_look_like_damage(path):
