@@ -40,10 +40,10 @@ def without_quotes(frame: pd.DataFrame) -> pd.DataFrame:
 def _each_text(frame: pd.DataFrame, change: Any) -> pd.DataFrame:
     """The frame with every text cell and column name changed."""
     changed = frame.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
-    for place, column in enumerate(frame.columns):
+    for place in range(len(frame.columns)):
         cells = frame.iloc[:, place]
         if not (pd.api.types.is_object_dtype(cells.dtype) or pd.api.types.is_string_dtype(cells.dtype)):
             continue
         texts = [change(cell) if isinstance(cell, str) else cell for cell in cells]
-        changed.isetitem(place, pd.Series(texts, index=frame.index, dtype=cells.dtype, name=column))
+        changed.isetitem(place, pd.Series(texts, dtype=cells.dtype).array)
     return changed

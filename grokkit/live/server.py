@@ -93,6 +93,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     timeout = 60
+    raw_requestline: bytes
     _query, _unread = "", False
 
     def do_GET(self) -> None:

@@ -262,7 +262,7 @@ def as_metric(parsed: Any) -> dict[str, Any] | None:
     if record is None or not _is_logged(record, "split", "metric"):
         return None
     record["split"], record["metric"] = encodable(record["split"]), encodable(record["metric"])
-    value = record.get("value")
+    value: Any = record.get("value")
     if type(value) is not float:
         if not _is_number(value):
             return None
