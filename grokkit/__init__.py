@@ -36,7 +36,7 @@ _HOME = {
     "preset": "grokkit.spline",
     "probe_sets": "grokkit.data.probes",
     "profile": "grokkit.models.profile",
-    "record": "grokkit.training.recorder",
+    "record": "grokkit.training.recording",
     "replay_run": "grokkit.replay",
     "resume": "grokkit.training.loop",
     "table": "grokkit.analysis.tables",
@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     from grokkit.training.loop import train as train
     from grokkit.training.lr_range import lr_range_test as lr_range_test
     from grokkit.training.lr_scheduler import PolicyLR as PolicyLR
-    from grokkit.training.recorder import record as record
+    from grokkit.training.recording import record as record
     from grokkit.training.schedule import log_spaced as log_spaced
     from grokkit.training.seeds import train_seeds as train_seeds
     from grokkit.training.signal import LocalComplexitySignal as LocalComplexitySignal

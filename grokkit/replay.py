@@ -16,14 +16,15 @@ from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, is_taken, take_any
 from grokkit.names import ProbeSet
 from grokkit.stored_code import import_unknown
+from grokkit.training.attempt import must_be_as_begun
 from grokkit.training.build import build_model, config_of, macs_of, placed
 from grokkit.training.config import Part
 from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
 from grokkit.training.instruments import as_list, as_measures, as_plans
 from grokkit.training.lookup import names_asked, names_to_replay
-from grokkit.training.recorder import record
+from grokkit.training.recording import record
 from grokkit.training.schedule import as_step
-from grokkit.trajectory import Run, open_run, snapshot, store
+from grokkit.trajectory import Run, as_path, manifest, open_run
 from grokkit.trajectory.lock import RunLock
 
 
@@ -59,12 +60,14 @@ def replay_run(
         How many readings and attributions were added.
 
     Raises:
-        TrajectoryError: a missing or damaged snapshot, or weights that do not fit the model.
+        TrajectoryError: a missing or damaged snapshot, weights that do not fit the model, or choices and probe images
+            that are others than at the run's start.
         UsageError: an unknown name, or a run whose model has to be given.
         UntrustedCodeError: a name is unknown, and the run's experiment.py, which may register it, is not on that list.
         Interrupted: it was asked to stop.
     """
     run = run if isinstance(run, Run) else open_run(run)
+    must_be_as_begun(run.path)
     work = SMALL_MACS
     measures, attributions = as_list(measures), as_list(attributions)
     of_model = names_to_replay(config_of(run)) if model is None else []
@@ -82,6 +85,7 @@ def replay_run(
                     poll(grace=0)
                     take_any(run.path, step, each, context)
                     added += 1
+                manifest.sync(run.path)
                 if on_step is not None:
                     on_step(done, len(chosen))
         except Stopped:
@@ -145,14 +149,14 @@ def import_checkpoints(
     by_step = {as_step(k): v for k, v in files.items()} if isinstance(files, Mapping) else _by_step(files)
     if not by_step or min(by_step) < 0:
         raise UsageError(f"`files` needs one checkpoint or more, at steps of at least 0; got {sorted(by_step)}")
-    states = {step: _checkpoint(Path(by_step[step]), model) for step in sorted(by_step)}
+    states = {step: _checkpoint(as_path(by_step[step]), model) for step in sorted(by_step)}
     recorder = record(
         path, model, probes=probes, measures=(), schedule=(), seed=seed, loss=loss, initial=False,
         total_steps=max(states, default=0),
     )  # fmt: skip
     with recorder:
         for step, state in states.items():
-            snapshot.write(Path(path) / "snapshots" / store.file_name(step), step, state)
+            recorder.add_snapshot(step, state)
             recorder.event(step, "imported", str(by_step[step]))
     return open_run(path)
 

@@ -75,7 +75,7 @@ def killed(tmp_path_factory) -> Path:
 
 
 def damage_newest(slots: Path) -> None:
-    newest = max(slots.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = max(slots.glob("?.h5"), key=lambda path: path.stat().st_mtime_ns)
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 8
     newest.write_bytes(content)

@@ -49,7 +49,8 @@ def append(path, attempt, *records):
 
 def test_a_new_run_holds_what_it_was_given(tmp_path):
     made = new_run(tmp_path / "runs" / "exp" / "a-s3", experiment="def study(): ...  # Grüße\n")
-    assert names_in(made.path) == ["config.toml", "environment.json", "experiment.py", "probes", "status.json"]
+    texts = ["MANIFEST", "config.toml", "environment.json", "experiment.py", "probes", "status.json"]
+    assert names_in(made.path) == texts
     assert made.name == "exp/a-s3"
     assert made.config == {"seed": 3, "name": "Grüße"} and made.environment == {"torch": "2"}
     status = made.status
@@ -315,10 +316,12 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_run(tmp_path):
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         with pytest.raises(TrajectoryError) as refused:
             RunLock(tmp_path)
-        assert str(refused.value) == f"{tmp_path} is being written by {holder}; wait for it or stop it"
+        own = "a recorder of this process: close it, such as by `recorder.close()`"
+        assert str(refused.value) == f"{tmp_path} is being written by {own}"
         assert json.loads((tmp_path / "LOCK").read_text())["pid"] == os.getpid(), "the refused one changed the note"
         other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-        assert other.returncode != 0 and f"is being written by {holder}" in other.stderr
+        told = f"{tmp_path} is being written by {holder}; wait for it or stop it"
+        assert other.returncode != 0 and told in other.stderr
     RunLock(tmp_path).close()
 
 

@@ -109,7 +109,8 @@ def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None])
             raise
 
     try:
-        read_each(runs, fill)
-        draft.rename(out)
+        with being_filled(draft):
+            read_each(runs, fill)
+            draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -75,7 +75,7 @@ def _checked(text: str, options: dict[str, Any]) -> Path | None:
     """The path that `text` is, or None where it is a registered name; either is known to take the options."""
     if text not in names() and _is_path(text):
         _check_path_options(options)
-        return Path(text)
+        return Path(text).expanduser()
     try:
         registry.check(text, options)
     except UnknownNameError as error:

@@ -20,7 +20,7 @@ from grokkit.live.follow import Follower, is_error
 from grokkit.live.panels import Trace, described
 from grokkit.live.series import Curve, band
 from grokkit.training.choices import dotted
-from grokkit.trajectory import find_runs
+from grokkit.trajectory import as_path, find_runs
 from grokkit.trajectory.documents import finite, is_count
 
 SHOWN = 4
@@ -64,7 +64,7 @@ class Study:
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        self.roots = list(roots)
+        self.roots = list(map(as_path, roots))
         self.followers: dict[str, Follower] = {}
         self.groups: dict[str, Group] = {}
         self._boot = uuid.uuid4().hex[:8]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from grokkit import attribution
-from grokkit.errors import GrokkitError, NumericsError
+from grokkit.errors import DamagedError, GrokkitError, MisplacedError, NumericsError, TrajectoryError
 from grokkit.measures import registry
 from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import sealed, store
+from grokkit.trajectory import manifest, sealed, store
 from grokkit.trajectory.recover import set_aside
 
 
@@ -43,7 +43,9 @@ def take(run: Path, step: int, measure: Measure, context: Context) -> Reading:
     if not np.isfinite(reading.values).all():
         raise NumericsError(f"{identity} at step {step}: a value is not finite; the weights may have diverged")
     note = {"parameters": settings_of(measure), "seed": context.seed, **reading.settings}
-    store.write_reading(run / "measures" / identity, step, dataclasses.replace(reading, settings=note))
+    folder = run / "measures" / identity
+    digest = store.write_reading(folder, step, dataclasses.replace(reading, settings=note))
+    manifest.add(run, folder / store.file_name(step), "reading", step, digest)
     return reading
 
 
@@ -87,7 +89,9 @@ def take_attribution(run: Path, step: int, plan: AttributionPlan, context: Conte
         "settings": _listed(found.settings),
         "checks": _listed(found.checks),
     }
-    store.write_attribution(run / "attributions" / identity, step, found.values.numpy(), probe.labels, meta)
+    folder = run / "attributions" / identity
+    digest = store.write_attribution(folder, step, found.values.numpy(), probe.labels, meta)
+    manifest.add(run, folder / store.file_name(step), "attribution", step, digest)
 
 
 def _listed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,8 +116,13 @@ def is_taken(
     """Whether a whole result is stored; a damaged one is put aside first, and `say` hears of it."""
     path = run / place_of(subject, context) / store.file_name(step)
     kind = "attribution" if isinstance(subject, AttributionPlan) else "reading"
-    if path.exists() and not sealed.is_whole(path, kind):
-        say(set_aside(run, path))
+    try:
+        sealed.read(path, kind)
+    except (DamagedError, MisplacedError) as error:
+        say(set_aside(run, path, error))
+    except TrajectoryError:
+        if path.exists():
+            raise
     return path.exists()
 
 

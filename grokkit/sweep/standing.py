@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ from grokkit.interrupt import EXIT_AT_ONCE
 from grokkit.stored_code import FILE
 from grokkit.sweep.attempt import is_written
 from grokkit.sweep.plan import Plan, Planned
-from grokkit.trajectory import Run
+from grokkit.trajectory import Run, as_path
 from grokkit.trajectory.sealed import publish
 from grokkit.trust import digest_of, is_trusted, read_regular
 
@@ -57,8 +58,8 @@ class Place:
     """
 
     def __init__(self, runs: Path, name: str) -> None:
-        self.runs = runs
-        self.folder = runs / "sweeps" / name
+        self.runs = as_path(runs)
+        self.folder = self.runs / "sweeps" / name
 
     def run(self, planned: Planned) -> Path:
         """The run's folder, whether it is there or not."""
@@ -98,11 +99,11 @@ class Place:
 
     def _by_folder(self, planned: Planned) -> Standing:
         path = self.run(planned)
-        if not (path / "status.json").is_file():
+        if not os.path.lexists(path / "status.json"):
             return self._not_begun(planned)
         try:
             return self._told(planned, Run(path))
-        except (GrokkitError, LookupError, TypeError, OSError) as error:
+        except (GrokkitError, OSError) as error:
             return Standing("failed", total_steps=planned.config.steps, reason=f"unreadable: {error}")
 
     def _told(self, planned: Planned, run: Run) -> Standing:
@@ -110,10 +111,11 @@ class Place:
         if state == "killed":
             state, reason = "interrupted", "its process ended without a word"
         else:
-            reason = str(status.get("reason", ""))
+            reason = status.get("reason") or ""
         return Standing(
-            "running" if state == "starting" else state, status["step"], planned.config.steps, status["attempt"],
-            status.get("seconds") or sum(status.get("costs", {}).values()), run.newest_metrics(), reason,
+            "running" if state == "starting" else state, status.get("step", 0), planned.config.steps,
+            status.get("attempt", 0), status.get("seconds") or sum((status.get("costs") or {}).values()),
+            run.newest_metrics(), reason,
         )  # fmt: skip
 
     def _not_begun(self, planned: Planned) -> Standing:

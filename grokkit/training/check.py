@@ -9,7 +9,7 @@ from grokkit.data import augment
 from grokkit.measures.loss import loss_function
 from grokkit.training.build import build_optimizer, checked_clip
 from grokkit.training.config import RunConfig
-from grokkit.training.recorder import as_measures, as_plans
+from grokkit.training.instruments import as_measures, as_plans
 from grokkit.training.signal import Signal
 
 

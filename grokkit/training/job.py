@@ -34,7 +34,8 @@ from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
 from grokkit.training.pace import Pace
 from grokkit.training.precision import resolve_precision
-from grokkit.training.recorder import Recorder, record
+from grokkit.training.recorder import Recorder
+from grokkit.training.recording import record
 from grokkit.training.signal import Signal, check_listener
 from grokkit.training.step import TrainStep
 from grokkit.training.team import Absent, Team
@@ -113,6 +114,7 @@ def open_recorder(
     resumed: bool = False,
     facts: Mapping[str, Any] | None = None,
     price: float | None = None,
+    overwrite: bool = False,
 ) -> Recording:
     """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
     the first process has it."""
@@ -128,7 +130,7 @@ def open_recorder(
         path, job.model, job.optimizer,
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
         schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
-        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed, price=price,
+        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed, price=price, overwrite=overwrite,
     )  # fmt: skip
     job.team.barrier()
     return recorder

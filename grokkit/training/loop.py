@@ -28,7 +28,7 @@ from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.placement import check_placement, placed_update
 from grokkit.training.state import Stateful
 from grokkit.training.team import team_of
-from grokkit.trajectory import Run, open_run
+from grokkit.trajectory import Run, as_path, open_run
 
 REPORTS = 200
 """Rows of batch metrics per run. Each is read one step late, so that the device has work while the host reads."""
@@ -52,6 +52,7 @@ def train(
     experiment: str | None = None,
     price: float | None = None,
     budget: float | None = None,
+    overwrite: bool = False,
 ) -> Run:
     """Train one run from its first step into a new folder below `runs`.
 
@@ -63,6 +64,7 @@ def train(
         experiment: source text of the study, kept in the folder and put on the user's list of trusted code.
         price: dollars an hour of this machine; by default that of the environment variable GROKKIT_PRICE.
         budget: dollars after which the run is saved and stopped; needs a price.
+        overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
 
     Returns:
         The finished run, opened for reading.
@@ -80,7 +82,8 @@ def train(
     purse.needs_price()
     company = guarded(observer)
     with company.told_of_the_end(config.steps):
-        return _run(config, Path(runs) / config.run_name, device, company, experiment, purse, resumed=False)
+        path = as_path(runs) / config.run_name
+        return _run(config, path, device, company, experiment, purse, resumed=False, overwrite=overwrite)
 
 
 def resume(
@@ -117,7 +120,7 @@ def resume(
     with company.told_of_the_end(config.steps):
         if budget is not None and spent_by(found.status) >= budget:
             raise BudgetReached(beyond_budget(found.status["step"], config, spent_by(found.status), budget, found.path))
-        return _run(config, Path(path), device, company, None, purse, resumed=True)
+        return _run(config, found.path, device, company, None, purse, resumed=True)
 
 
 def _run(
@@ -128,6 +131,7 @@ def _run(
     experiment: str | None,
     purse: Purse,
     resumed: bool,
+    overwrite: bool = False,
 ) -> Run:
     place = resolve(device).torch_device
     team = team_of(place)
@@ -139,7 +143,7 @@ def _run(
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
         with (
             fitting_threads(work), StopRequest() as stop, _at_step_0(config, path),
-            open_recorder(job, path, experiment, resumed, price=purse.price) as recorder,
+            open_recorder(job, path, experiment, resumed, price=purse.price, overwrite=overwrite) as recorder,
         ):  # fmt: skip
             recorder.listener = observer.event
             start = recorder.restore(**_parts(job)) if resumed else 0

@@ -1,121 +1,39 @@
-"""The recorder: the one way into a trajectory, for our loop and anyone's."""
+"""The recorder, which `record` makes: it writes what is due, and says how the run stands."""
 
 from __future__ import annotations
 
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tomli_w
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from grokkit.borrow import device_of, unwrap
 from grokkit.errors import DamagedError, Interrupted, MisplacedError, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
-from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
-from grokkit.names import ProbeSet
-from grokkit.training.attempt import looked_through, make_room, this_attempt
-from grokkit.training.config import Part, RunConfig
+from grokkit.training.attempt import looked_through, this_attempt
 from grokkit.training.costs import Costs
-from grokkit.training.device import described, environment
-from grokkit.training.instruments import as_measures, as_plans, asked_for
-from grokkit.training.money import Bill, Purse
-from grokkit.training.schedule import as_step, checked, log_spaced
+from grokkit.training.money import Bill
+from grokkit.training.schedule import as_step
 from grokkit.training.signal import LocalComplexitySignal, Signal
 from grokkit.training.state import Stateful, full_state, load_state
-from grokkit.trajectory import Run, as_path, manifest, resume, run, sealed, snapshot, store
+from grokkit.trajectory import Run, manifest, resume, run, sealed, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
 from grokkit.trajectory.recover import set_aside, states_put_aside
 from grokkit.trajectory.writer import Writer
-from grokkit.trust import remember
 
 HEARTBEAT_SECONDS = 20.0
 """Longest time between two states in status.json while steps are taken."""
-
-
-def record(
-    path: str | Path,
-    model: nn.Module,
-    optimizer: Optimizer | None = None,
-    *,
-    probes: Mapping[str, ProbeSet],
-    measures: Iterable[str | Part | Measure] = ("accuracy", "local_complexity", "weight_norm", "logit_scale"),
-    attributions: Iterable[str | Part | AttributionPlan] = (),
-    schedule: Iterable[int] | None = None,
-    signal: Signal | Mapping[str, Any] | None = None,
-    seed: int = 0,
-    loss: str = "cross_entropy",
-    total_steps: int | None = None,
-    config: RunConfig | Mapping[str, Any] | None = None,
-    experiment: str | None = None,
-    facts: Mapping[str, Any] | None = None,
-    price: float | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    initial: bool = True,
-) -> Recorder:
-    """Start a run folder at `path` and record step 0, or go on with the one that is there.
-
-    Args:
-        path: the run folder, for example `runs/mine`; must not exist unless `resume`.
-        model: any module; its weights and buffers are what snapshots hold. Probe images reach it as pixels in [0, 1]:
-            a net that is trained on normalised images is recorded as `gk.Classifier(gk.Normalise(mean, std), net)`,
-            which shares its weights.
-        optimizer: saved in resume slots; optional. `probes`: sets by name, such as `grokkit.probe_sets(data)`.
-        measures, attributions: names, parts with options, or objects; taken at every step of the schedule.
-        schedule: steps to record, by default `log_spaced()`; 0 is always among them.
-        signal: what a policy listens to; None: nothing. `seed`: root of the measures' random streams.
-        loss: `cross_entropy` or `mse`, for the measure `loss`; `total_steps`: how long the run is meant to be.
-        config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py
-            and put on the user's list of trusted code.
-        facts: kept in environment.json, of the data and the arithmetic.
-        price: dollars an hour of this machine; by default GROKKIT_PRICE, or that of the attempt before.
-        resume: open an existing folder; call `Recorder.restore` to get the state back.
-        overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
-        initial: record step 0 at once; False where the model's present weights are not those of step 0.
-
-    Returns:
-        The recorder: call `.step(step)` after every update and `.close()` at the end, or use it in a `with` block.
-
-    Raises:
-        TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
-        UsageError: an unknown measure, attribution, loss or probe set.
-    """
-    path, purse = as_path(path), Purse.of(price)
-    loss_function(loss)
-    taken, plans, signal = as_measures(measures), as_plans(attributions), Signal.of(signal)
-    steps = checked(log_spaced() if schedule is None else schedule)
-    if not resume:
-        told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
-        machine = environment(described(device_of(model))) | dict(facts or {})
-        text = told.to_toml() if isinstance(told, RunConfig) else tomli_w.dumps(dict(told))
-        status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
-        make_room(path, overwrite)
-        run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
-        if experiment is not None:
-            remember(experiment)
-    Run(path)  # that there is one, before anything is locked
-    lock = RunLock(path)
-    try:
-        context = Context(model, Run(path).probes, loss, seed)
-        recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
-    except BaseException:
-        lock.close() if resume else lock.remove_folder()
-        raise
-    if initial and not resume:
-        recorder.begin()
-    return recorder
 
 
 class Recorder:
@@ -318,8 +236,8 @@ class Recorder:
         found = self._slots.load()
         if found is None and (lost := states_put_aside(self.path)):
             raise TrajectoryError(
-                f"{self.path} has no resume state that is whole: {', '.join(map(str, lost))} were put aside. It is not "
-                "begun again over them; remove them to start at step 0"
+                f"no resume state of {self.path} is whole: {', '.join(each.name for each in lost)} were put aside. The "
+                f"run is not begun again over them; to start it at step 0, remove them from {lost[0].parent}"
             )
         self._unrestored, now = False, this_attempt(self._context.model)
         if found is None:
@@ -354,6 +272,13 @@ class Recorder:
             self._writer.wait()  # no reading is there before the weights that it was taken of
         self._take_all(step)
         self._submit()
+
+    def add_snapshot(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Write weights and buffers that the model does not have, as imported ones."""
+        self._check_process()
+        path = self.path / "snapshots" / store.file_name(as_step(step))
+        packed = self._writer.staging.hold(state)
+        self._submit(partial(self._write_snapshot, path, step, packed))
 
     def _write_snapshot(self, path: Path, step: int, packed: snapshot.Packed) -> None:
         digest = snapshot.write_packed(path, step, packed, check=self._lock.check)

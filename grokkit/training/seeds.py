@@ -15,7 +15,7 @@ from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.replicas import train_apart
 from grokkit.training.team import is_alone, is_first
 from grokkit.training.together import no_stack_because, train_together
-from grokkit.trajectory import Run, open_run
+from grokkit.trajectory import Run, as_path, open_run
 
 
 def train_seeds(
@@ -64,7 +64,8 @@ def train_seeds(
     purse = Purse.of(price, budget)
     purse.needs_price()
     configs = [config.replace(seed=seed) for seed in checked_seeds(seeds)]
-    paths = [Path(runs) / each.run_name for each in configs]
+    root = as_path(runs)
+    paths = [root / each.run_name for each in configs]
     if len(configs) > 1 and not is_alone():
         raise UsageError("torchrun's processes train one run together: give one seed, or start many without torchrun")
     refuse_existing(paths, "other seeds or another folder for the runs")
@@ -74,7 +75,7 @@ def train_seeds(
                       price=purse.price, budget=budget)  # fmt: skip
         return [alone]
     with company.told_of_the_end(config.steps):
-        _train_all(configs, paths, Path(runs), device, company, experiment, purse)
+        _train_all(configs, paths, root, device, company, experiment, purse)
     return [open_run(path) for path in paths]
 
 

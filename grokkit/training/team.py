@@ -286,6 +286,8 @@ class Absent:
 
     def close(self, state: str = "done", reason: str = "") -> None: ...
 
+    def withdraw(self) -> None: ...
+
     def __enter__(self) -> Absent:
         return self
 

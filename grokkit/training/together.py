@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -122,9 +121,7 @@ def _opened(
             job.policy.observe(lanes[-1].recorder.first_readings())
     except BaseException as error:
         for lane in lanes:
-            lane.recorder.close()
-        for path in paths[: len(lanes) + 1]:
-            shutil.rmtree(path, ignore_errors=True)
+            lane.recorder.withdraw()
         if isinstance(error, Stopped):
             raise Interrupted("stopped before the first update; nothing is kept, start again") from None
         raise

@@ -9,9 +9,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 import uuid
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -36,12 +40,13 @@ class RunLock:
             self._take()
         except BlockingIOError as error:
             self._file.seek(0)
-            holder = _named(_note(self._file.read()))
+            holder = _note(self._file.read())
             self._file.close()
-            raise TrajectoryError(f"{folder} is being written by {holder}; wait for it or stop it") from error
+            raise TrajectoryError(f"{folder} is being written by {_in_words(holder)}") from error
         except OSError as error:
             self._file.close()
             raise TrajectoryError(f"{folder} cannot be locked: {error.strerror or error}; use a local disk") from error
+        _held.add(self)
         self._file.truncate(0)
         self._file.write(json.dumps(_holder() | {"token": self._token}))
         self._file.flush()
@@ -56,6 +61,25 @@ class RunLock:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+
+    def owns(self, folder: Path | None = None) -> bool:
+        """Whether LOCK holds this writer's token, in its folder or in `folder`."""
+        path = self._path if folder is None else folder / "LOCK"
+        return _note(path.read_text() if path.exists() else "").get("token") == self._token
+
+    def remove_folder(self) -> None:
+        """Remove the folder that is locked, and give the lock back; what another writer has there by now stays."""
+        folder = self._path.parent
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            if self.owns():
+                os.rename(folder, aside)
+                if self.owns(aside):
+                    shutil.rmtree(aside)
+                else:  # it came between the look and the rename
+                    os.rename(aside, folder)
+        finally:
+            self.close()
 
     def check(self) -> None:
         """Raises TrajectoryError where LOCK no longer holds this writer's token."""
@@ -75,12 +99,25 @@ class RunLock:
         if not self._file.closed and os.getpid() == self._pid:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
+        _held.discard(self)
 
     def __enter__(self) -> RunLock:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+"""Locks of this process; a forked one forgets them, or it would keep them when their process is gone."""
+
+
+def _forget() -> None:
+    for lock in list(_held):
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _holder() -> dict[str, object]:
@@ -98,8 +135,28 @@ def _note(text: str) -> dict[str, object]:
         return {}
 
 
+def _in_words(holder: dict[str, object]) -> str:
+    """Who holds a lock, and what is to be done."""
+    if (holder.get("pid"), holder.get("host")) == (os.getpid(), socket.gethostname()):
+        return "a recorder of this process: close it, such as by `recorder.close()`"
+    return f"{_named(holder)}; wait for it or stop it"
+
+
 def _named(holder: dict[str, object]) -> str:
     return f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "an unknown process"
+
+
+@contextmanager
+def being_filled(folder: Path) -> Iterator[None]:
+    """Keep a new folder from being cleared away as one that a killed process has left."""
+    folder.mkdir(parents=True)
+    handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def is_held(folder: Path) -> bool:

@@ -44,7 +44,7 @@ class Log:
         if b"NaN" in body or b"Infinity" in body:  # perhaps only within a text
             body = as_json({**_flagged(record), "attempt": self._attempt})
         try:
-            self._file.write(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
+            self._file.write(as_line(body))
             self._file.flush()
         except OSError as error:
             raise TrajectoryError(f"could not write {self._file.name}: {error.strerror or error}") from error
@@ -63,6 +63,11 @@ class Log:
         finally:
             with suppress(OSError):  # what could not be written is no more to be had
                 self._file.close()
+
+
+def as_line(body: bytes) -> bytes:
+    """A record's JSON with its checksum, as a line."""
+    return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 
 def _flagged(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +133,12 @@ def _records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any] | N
     for number, line in enumerate(lines[:-1], start=1):
         body = _body(line)
         yield number, None if body is None else check(_parsed(body))
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The record of one whole line; None where it is damaged or torn."""
+    body = _body(line.removesuffix(b"\n"))
+    return None if body is None else as_record(_parsed(body))
 
 
 def _parsed_together(bodies: list[bytes]) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,14 +53,17 @@ def pack(run: Run, path: Path, steps: Iterable[int] | None = None) -> None:
     chosen = list(run.steps() if steps is None else steps)
     if not chosen:
         raise UsageError(f"{run.path} has no snapshot to pack")
-    draft = path.with_name(f".{path.name}.tmp")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with h5py.File(draft, "w", libver=("v110", "v110")) as file:
             file.attrs["run"] = run.name
             file["steps"] = np.array(chosen)
             for name in run.load(chosen[0]):
                 _write(file, f"state/{name}", run.trajectory(name, chosen))
-        draft.rename(path)
+        os.link(draft, path)  # which replaces nothing that has come there meanwhile
+    except FileExistsError:
+        _must_be_new(path)
+        raise
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)

@@ -2,42 +2,105 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from grokkit.trajectory import sealed, store
+from grokkit.errors import DamagedError, MisplacedError
+from grokkit.trajectory import manifest, sealed, store
+from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.resume import SLOTS
 
 QUARANTINE = "quarantine"
+
+_LEFT_BEHIND = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
+"""Names that `sealed.publish`, an export or a pack gives to what is not finished."""
 
 
 def recover(run: Path) -> list[str]:
     """Make a run that was killed fit to be gone on with; the caller holds its lock.
 
-    Unfinished temporary files are removed. Both slots, the newest snapshot and the newest file of every measure and
-    attribution are checked by their digests; damaged ones are moved to `quarantine/`.
+    Unfinished files and folders of grokkit's own are removed, unless a living process still fills them. Both resume
+    states, the newest snapshot, the newest file of every measure and attribution, and all files of which the manifest
+    does not speak yet are checked by their digests and names; those that are damaged or another's are moved to
+    `quarantine/`, whole ones are listed.
 
     Returns:
         One sentence for each file that was put aside.
+
+    Raises:
+        TrajectoryError: a file that is in use or cannot be read; it stays where it is.
     """
-    for temporary in run.rglob(".*.tmp"):
-        temporary.unlink()
-    return [set_aside(run, path) for path, kind in _suspects(run) if path.exists() and not sealed.is_whole(path, kind)]
+    for path in run.rglob(".*.tmp"):
+        if _LEFT_BEHIND.fullmatch(path.name):
+            _remove(path)
+    said, known = [], manifest.read(run)
+    for name, kind in _suspects(run, known):
+        try:
+            _, note, digest = sealed.read_whole(run / name, kind)
+            _check_owner(run / name, note, digest, known, name)
+        except (DamagedError, MisplacedError) as error:
+            said.append(set_aside(run, run / name, error))
+        else:
+            _list(run, name, kind, note, digest, known)
+    return said
 
 
-def _suspects(run: Path) -> Iterator[tuple[Path, str]]:
-    yield from ((run / "resume" / name, "resume") for name in SLOTS)
-    folders = [(run / "snapshots", "snapshot")]
-    folders += [(folder, "reading") for folder in (run / "measures").glob("*")]
-    folders += [(folder, "attribution") for folder in (run / "attributions").glob("*")]
-    for folder, kind in folders:
-        for step in store.steps_in(folder)[-1:]:
-            yield folder / store.file_name(step), kind
+def _remove(path: Path) -> None:
+    """Remove what nobody fills any more: whoever fills a folder or a file for long holds a lock on it."""
+    with suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
+            return
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            os.close(handle)
 
 
-def set_aside(run: Path, path: Path) -> str:
-    """Move a damaged file to `quarantine/` under a name that is free; say so."""
+def _suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
+    """The last file of everything, which a kill or a dying machine may have met, and files without a line."""
+    wanted = {f"resume/{name}" for name in SLOTS}
+    folders = [run / "snapshots", *(run / "measures").glob("*"), *(run / "attributions").glob("*")]
+    for folder in folders:
+        wanted |= {str((folder / store.file_name(step)).relative_to(run)) for step in store.steps_in(folder)[-1:]}
+    if known.began and not known.adopted:
+        wanted |= set(manifest.unlisted(run, known))
+    yield from ((name, kind) for name, kind in manifest.rooms(run) if name in wanted)
+
+
+def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manifest, name: str) -> None:
+    """Raise MisplacedError for a whole file that this run has not written."""
+    owner = note.get("run")
+    if owner is not None and known.began and owner != known.began.get("run"):
+        raise MisplacedError(f"{path} is the state of another run")
+    record = known.files.get(name, {"kind": "aside"})
+    if record["kind"] != "aside" and digest not in known.digests and not manifest.is_listed(record, digest, note):
+        raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
+
+
+def _list(run: Path, name: str, kind: str, note: Mapping[str, Any], digest: str, known: Manifest) -> None:
+    """Note a whole file of which the manifest says nothing, or not yet what it holds."""
+    record = known.files.get(name, {"kind": "aside"})
+    if record["kind"] == "aside" or record.get("digest") != digest:
+        more = {"save": note["save"]} if "save" in note else {}
+        manifest.add(run, run / name, kind, int(note.get("step", 0)), digest, found=True, **more)
+
+
+def states_put_aside(run: Path) -> list[Path]:
+    """Resume states that lie in quarantine."""
+    return sorted((run / QUARANTINE).glob("resume-*"))
+
+
+def set_aside(run: Path, path: Path, fault: Exception | None = None) -> str:
+    """Move a damaged or misplaced file to `quarantine/` under a name that is free; say so."""
     sealed.make_folder(run / QUARANTINE)
     name, count = "-".join(path.relative_to(run).parts), 0
     while (run / QUARANTINE / f"{name}.{count}").exists():
@@ -46,4 +109,7 @@ def set_aside(run: Path, path: Path) -> str:
     os.rename(path, kept)
     sealed.sync_folder(kept.parent)
     sealed.sync_folder(path.parent)
+    manifest.put_aside(run, path, kept)
+    if isinstance(fault, MisplacedError):
+        return f"{fault}; it was moved to {kept}"
     return f"{path} is damaged and was moved to {kept}"

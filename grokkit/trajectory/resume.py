@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grokkit.errors import DamagedError
-from grokkit.trajectory import sealed, snapshot
+from grokkit.errors import DamagedError, MisplacedError
+from grokkit.trajectory import manifest, sealed, snapshot
 
 SLOTS = ("0.h5", "1.h5")
 
@@ -75,21 +75,24 @@ class Slots:
     """The two slots of a run; of both the newest one whose digest holds counts.
 
     Args:
-        folder: `resume` of the run.
+        folder: `resume` of the run, whose id its states carry; those of another run are none of its own.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder, self._run = folder, manifest.run_id(folder.parent)
         self._newest: tuple[int, str] | None = None
 
     def save(self, slot: Slot, **options: Any) -> None:
-        """Write into the slot that does not hold the newest valid state, so that one good slot is always left;
-        `options` are those of `sealed.write`."""
+        """Write into the slot that does not hold the newest valid state, so that one good slot is always left, and list
+        it in the manifest; `options` are those of `sealed.write`."""
         count, newest = self._newest or max(self._valid(), default=(0, SLOTS[1]))
         name = SLOTS[1] if newest == SLOTS[0] else SLOTS[0]
         arrays, attributes = slot.packed.sealed()
         meta = {"step": slot.step, "save": count + 1, "tree": slot.tree}
-        sealed.write(self._folder / name, "resume", arrays, meta, attributes=attributes, replace=True, **options)
+        meta |= {"run": self._run} if self._run else {}
+        path = self._folder / name
+        digest = sealed.write(path, "resume", arrays, meta, attributes=attributes, replace=True, **options)
+        manifest.add(self._folder.parent, path, "resume", slot.step, digest, save=count + 1)
         self._newest = count + 1, name
 
     def are_there(self) -> bool:
@@ -101,7 +104,7 @@ class Slots:
         _, newest = max(self._valid(), default=(0, None))
         if newest is None:
             return None
-        arrays, layout, meta = snapshot.whole(self._folder / newest, "resume")
+        arrays, layout, meta, _ = snapshot.whole(self._folder / newest, "resume")
         return meta["step"], decode(meta["tree"], snapshot.unpack(arrays, layout))
 
     def _valid(self) -> list[tuple[int, str]]:
@@ -112,7 +115,9 @@ class Slots:
             if not (self._folder / name).exists():
                 continue
             try:
-                found.append((sealed.read(self._folder / name, "resume")[1]["save"], name))
-            except DamagedError:
+                note = sealed.read(self._folder / name, "resume")[1]
+            except (DamagedError, MisplacedError):
                 continue
+            if note.get("run", self._run) == self._run:
+                found.append((note["save"], name))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import documents, log, store
-from grokkit.trajectory.lock import is_held
+from grokkit.trajectory import documents, log, manifest, store, verify
+from grokkit.trajectory.lock import RunLock, is_held
 from grokkit.trajectory.sealed import make_folder, publish, sync_folder
 
 if TYPE_CHECKING:
@@ -47,11 +48,8 @@ def create(
     Raises:
         TrajectoryError: the folder exists.
     """
-    if path.exists():
-        raise TrajectoryError(
-            f"{path} exists already; a run is never overwritten. "
-            "Resume it, remove it, or choose another seed, name or --runs"
-        )
+    if os.path.lexists(path):
+        raise _exists(path)
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -62,11 +60,61 @@ def create(
             publish(draft / "experiment.py", experiment.encode())
         for probe in probes:
             store.write_probes(draft / "probes", probe)
+        publish(draft / manifest.FILE, manifest.began(draft))
         write_status(draft, **status)
-        draft.rename(path)
+        _name(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def _name(draft: Path, path: Path) -> None:
+    """Give a draft the run's name; another process may have taken it meanwhile."""
+    try:
+        draft.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _exists(path) from error
+        raise TrajectoryError(f"could not make {path}: {error.strerror or error}; nothing was changed") from error
+
+
+def _exists(path: Path) -> TrajectoryError:
+    return TrajectoryError(
+        f"{path} exists already; a run is never overwritten. Resume it, remove it, or choose another seed, name or "
+        "--runs; in Python, overwrite=True moves it aside"
+    )
+
+
+def move_aside(path: Path) -> Path | None:
+    """Give the run at `path` another name, `.<name>.replaced-<number>`, under which no list shows it; None where there
+    is none.
+
+    Raises:
+        TrajectoryError: a writer holds it, or what lies there is no run.
+    """
+    if not path.exists() and not path.is_symlink():
+        return None
+    if not _is_run(path):
+        raise TrajectoryError(f"{path} is not a run folder, and nothing else is moved aside; choose another name")
+    with RunLock(path):
+        number = 1
+        while os.path.lexists(kept := path.with_name(f".{path.name}.replaced-{number}")):
+            number += 1
+        os.rename(path, kept)
+        sync_folder(path.parent)
+    return kept
+
+
+def as_path(path: str | Path) -> Path:
+    """An absolute path, with `~` expanded: where it comes in, so that a change of directory changes nothing.
+
+    Raises:
+        UsageError: `~name` of a user that this machine does not know.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def write_status(path: Path, **fields: Any) -> None:
@@ -76,7 +124,7 @@ def write_status(path: Path, **fields: Any) -> None:
 
 def open_run(path: str | Path) -> Run:
     """Open a run folder for reading. Raises TrajectoryError where there is none."""
-    return Run(Path(path))
+    return Run(as_path(path))
 
 
 class Run:
@@ -102,7 +150,7 @@ class Run:
     @property
     def name(self) -> str:
         """`<experiment>/<variant>-s<seed>-<config hash>`: the last two parts of the path."""
-        return "/".join(self.path.resolve().parts[-2:])
+        return documents.encodable("/".join(self.path.resolve().parts[-2:]))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -216,14 +264,14 @@ class Run:
         """Write the state at `step` as a safetensors file, which must not exist."""
         from grokkit.trajectory.pack import to_safetensors
 
-        to_safetensors(self, step, Path(path))
+        to_safetensors(self, step, as_path(path))
 
     def pack(self, path: str | Path, steps: Iterable[int] | None = None) -> None:
         """Write all snapshots, or those at `steps`, as one compressed HDF5 file with time in front; see
         `grokkit.trajectory.pack`."""
         from grokkit.trajectory.pack import pack
 
-        pack(self, Path(path), steps)
+        pack(self, as_path(path), steps)
 
     @property
     def probes(self) -> dict[str, ProbeSet]:
@@ -287,30 +335,33 @@ class Run:
         return {folder.name: store.steps_in(folder) for folder in folders}
 
     def verify(self) -> list[str]:
-        """Check every file against its digest and every log line against its checksum.
+        """Check every file against its digest, its name and the manifest, every log line against its checksum, and the
+        choices against those that the run began with.
 
         Returns:
-            One sentence per problem; an empty list means that all is well.
+            One sentence per problem; an empty list means that all is well, as far as the manifest knows (`unlisted`).
         """
-        found = []
+        found, status = [], dict[str, Any]()
+        with suppress(TrajectoryError):
+            status = self.status  # before the manifest, which grows
         for name in ("config", "environment", "status"):
             try:
                 getattr(self, name)
             except TrajectoryError as error:
                 found.append(str(error))
-        found += store.problems_in(self.path / "probes", "probes")
-        found += store.problems_in(self.path / "snapshots", "snapshot")
-        found += store.problems_in(self.path / "resume", "resume")
-        for room, kind in (("measures", "reading"), ("attributions", "attribution")):
-            for name in self._results(room):
-                found += store.problems_in(self.path / room / name, kind)
+        found += verify.problems(self.path, status)
         for name, check in (("metrics.jsonl", documents.as_metric), ("events.jsonl", documents.as_event)):
             try:
                 damaged = log.damaged_lines(self.path / name, check)
                 found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
             except TrajectoryError as error:
                 found.append(str(error))
-        return found
+        return list(dict.fromkeys(found))
+
+    def unlisted(self) -> list[str]:
+        """Files of which the manifest does not speak, by their path below the run: published just before a kill, by an
+        older version of grokkit, or put there by somebody. Raises TrajectoryError where the manifest cannot be read."""
+        return manifest.unlisted(self.path, manifest.read(self.path))
 
 
 def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -326,7 +377,7 @@ def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def find_runs(root: str | Path) -> list[Run]:
     """Every run below `root`, or `root` itself if it is one, sorted by name; also those that cannot be read."""
-    root = Path(root)
+    root = as_path(root)
     near = _folders(root)
     found = {path for folder in near for path in (folder, *_folders(folder)) if _is_run(path)}
     found = {path for path in found if not path.name.startswith(".")}  # drafts

@@ -194,13 +194,28 @@ def _publish(
         if replace:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)
+            _link(temporary, path)
     except OSError as error:
-        raise TrajectoryError(f"could not write {path}: {error.strerror or error}; nothing was changed") from error
+        why = _NO_LINKS if error.errno in _UNLINKABLE and not replace else error.strerror or error
+        raise TrajectoryError(f"could not write {path}: {why}; nothing was changed") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, which nobody must have. A network disk may have done it and answer that the name
+    is there, because its first answer was lost: then both names are of one file."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        if not os.path.samefile(temporary, path):
+            raise
+
+
+_UNLINKABLE = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+_NO_LINKS = "the file system knows no hard links; write runs to a local disk and copy finished ones here"
 
 
 def _write_durably(path: Path, pieces: Sequence[bytes | memoryview], reserve: int) -> None:
@@ -238,7 +253,10 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        raise TrajectoryError(f"the disk did not confirm a new name in {folder}: {error.strerror or error}") from error
+        why = error.strerror or error
+        if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP):
+            why = "the file system cannot make folders durable; write runs to a local disk and copy finished ones here"
+        raise TrajectoryError(f"the disk did not confirm a new name in {folder}: {why}") from error
     finally:
         os.close(handle)
 
@@ -270,14 +288,24 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises:
         TrajectoryError: as `opened` and `check_note`.
     """
+    return read_whole(path, kind)[:2]
+
+
+def read_whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """As `read`, with the digest."""
+    arrays, note, digest = _content(path, kind)
+    check_note(path, kind, note)
+    return arrays, note, digest
+
+
+def _content(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """Arrays, note and digest, under whatever name."""
     with opened(path, kind) as file:
-        note = file.note()
+        note, digest = file.note(), file.digest()
         arrays = {name[5:]: file.array(name) for name in file.places if name.startswith("data/")}
-        if digest_of(kind, note, arrays) != file.digest():
+        if digest_of(kind, note, arrays) != digest:
             raise DamagedError(f"{path} is damaged: its content does not match its digest")
-        parsed = hdf5.parsed(note)
-        check_note(path, kind, parsed)
-        return arrays, parsed
+        return arrays, hdf5.parsed(note), digest
 
 
 def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
@@ -289,7 +317,7 @@ def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
     for key, told in _of_name(path, kind).items():
         if note.get(key, told) != told:
             raise MisplacedError(
-                f"{path} holds {key} {note[key]!r}, and its name says {told!r}: another file was copied or renamed to it"
+                f"{path} holds {key} {note[key]!r}, and its name says {told!r}: another file was copied to its name"
             )
 
 
@@ -300,30 +328,26 @@ def _of_name(path: Path, kind: str) -> dict[str, Any]:
         told["step"] = int(path.stem)
     if kind in ("reading", "attribution"):
         told["identity"] = path.parent.name
-        name, _, number = path.parent.name.rpartition("-")
-        if len(number) == 8:  # older files say no more than this
-            told["measure" if kind == "reading" else "method"] = name
+    if kind == "attribution":  # older files say no more than this
+        told["method"] = path.parent.name.rpartition("-")[0] or path.parent.name
     if kind == "probes":
         told["name"] = path.stem
     return told
 
 
-def fault_of(path: Path, kind: str) -> str | None:
-    """What is wrong with a file that is there, in a sentence: its content or its place; None where nothing is.
+def is_whole(path: Path, kind: str) -> bool:
+    """Whether the file is there and matches its digest, under whatever name.
 
     Raises:
-        TrajectoryError: it is missing, cannot be read, which says nothing of its content, or is of a newer version.
+        TrajectoryError: it cannot be read, which says nothing of its content, or is of a newer version.
     """
+    if not path.exists():
+        return False
     try:
-        read(path, kind)
-    except (DamagedError, MisplacedError) as error:
-        return str(error)
-    return None
-
-
-def is_whole(path: Path, kind: str) -> bool:
-    """Whether the file is there, matches its digest and is what its name says; see `fault_of` for errors."""
-    return path.exists() and fault_of(path, kind) is None
+        _content(path, kind)
+    except (DamagedError, MisplacedError):
+        return False
+    return True
 
 
 def read_digest(path: Path) -> str | None:

@@ -245,11 +245,11 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
         return {entry["name"]: as_tensor(found[entry["name"]], entry) for entry in wanted}
 
 
-def whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any]]:
-    """Arrays, layout and note of a file of packed tensors, checked by its digest; see `sealed.read` for errors."""
-    arrays, note = sealed.read(path, kind)
+def whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any], str]:
+    """Arrays, layout, note and digest of a file of packed tensors, checked; see `sealed.read` for errors."""
+    arrays, note, digest = sealed.read_whole(path, kind)
     try:
-        return arrays, layout_of(arrays, note), note
+        return arrays, layout_of(arrays, note), note, digest
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from grokkit.errors import TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import sealed
 
@@ -47,15 +46,16 @@ def read_probes(folder: Path) -> dict[str, ProbeSet]:
     return {name: sets[name] for name in sorted(sets, key=lambda name: (order.get(name, 2), name))}
 
 
-def write_reading(folder: Path, step: int, reading: Reading) -> None:
-    """Store the reading of one step in the folder of its measure."""
+def write_reading(folder: Path, step: int, reading: Reading) -> str:
+    """Store the reading of one step in the folder of its measure, which has the name of its identity; the digest."""
     bounds = {"low": reading.low, "high": reading.high}
     arrays = {"values": reading.values} | {name: array for name, array in bounds.items() if array is not None}
     meta = {
         "measure": reading.measure, "step": step, "dims": reading.dims, "unit": reading.unit, "n": reading.n,
         "coords": {dim: list(labels) for dim, labels in reading.coords.items()}, "settings": dict(reading.settings),
+        "identity": folder.name,
     }  # fmt: skip
-    sealed.write(folder / file_name(step), "reading", arrays, meta)
+    return sealed.write(folder / file_name(step), "reading", arrays, meta)
 
 
 def read_reading(folder: Path, step: int) -> Reading:
@@ -68,24 +68,15 @@ def read_reading(folder: Path, step: int) -> Reading:
     )  # fmt: skip
 
 
-def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Store a method's maps at one step: `values` (image, channel, height, width), target `labels` (image,), note."""
-    arrays = {"values": values, "labels": labels}
-    sealed.write(folder / file_name(step), "attribution", arrays, {**meta, "step": step})
+def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.ndarray, meta: Mapping[str, Any]) -> str:
+    """Store a method's maps at one step: `values` (image, channel, height, width), target `labels` (image,), note; the
+    digest."""
+    arrays, told = {"values": values, "labels": labels}, {**meta, "step": step, "identity": folder.name}
+    return sealed.write(folder / file_name(step), "attribution", arrays, told)
 
 
 def read_attribution(folder: Path, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Values, target labels and the note of one step."""
     arrays, meta = sealed.read(folder / file_name(step), "attribution")
+    meta.pop("identity", None)
     return arrays["values"], arrays["labels"], meta
-
-
-def problems_in(folder: Path, kind: str) -> list[str]:
-    """One sentence for every file of `kind` in `folder` that does not match its digest."""
-    found = []
-    for path in sorted(folder.glob("[!.]*.h5")):
-        try:
-            sealed.read(path, kind)
-        except TrajectoryError as error:
-            found.append(str(error))
-    return found

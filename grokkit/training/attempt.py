@@ -1,0 +1,59 @@
+"""What a new attempt at a run looks at before it writes: is all as it was left, and what goes on with it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from grokkit.borrow import device_of
+from grokkit.errors import TrajectoryError
+from grokkit.training.device import described, environment
+from grokkit.trajectory import manifest
+from grokkit.trajectory.manifest import Manifest
+from grokkit.trajectory.recover import recover
+from grokkit.trajectory.run import move_aside
+
+
+def make_room(path: Path, overwrite: bool) -> None:
+    """Move a run that is at `path` aside where that is asked for, and warn where to."""
+    kept = move_aside(path) if overwrite else None
+    if kept is not None:
+        warnings.warn(f"the run that was at {path} lies at {kept} now", stacklevel=3)
+
+
+def looked_through(path: Path, status: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Hold a run against its manifest, and make it fit to be gone on with; the caller holds its lock.
+
+    Args:
+        path: of the run.
+        status: its status.
+
+    Returns:
+        Kind and text of the events that are to be told: what is `changed`, and what was `quarantined`.
+
+    Raises:
+        TrajectoryError: choices, environment or probe images are others than at the start, so that another run would
+            come of it; or a file is in use or cannot be read.
+    """
+    manifest.mend(path, int(status.get("manifest") or 0))
+    manifest.adopt(path)
+    known = manifest.read(path)
+    must_be_as_begun(path, known)
+    told = [("changed", sentence) for sentence in manifest.remarks(path, known, states=False)]
+    return told + [("quarantined", sentence) for sentence in recover(path)]
+
+
+def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:
+    """Raise TrajectoryError where choices, environment or probe images are others than the run began with."""
+    if changes := manifest.changes(path, known):
+        raise TrajectoryError("; ".join([*changes, "that would be another run: put it back, or begin a new one"]))
+
+
+def this_attempt(model: nn.Module) -> dict[str, Any]:
+    """Versions and device of this attempt, for the event that begins it."""
+    now = environment(described(device_of(model)))
+    return {name: now[name] for name in ("versions", "device", "python")}

@@ -1,0 +1,102 @@
+"""The one way into a trajectory, for our loop and anyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from torch import nn
+from torch.optim import Optimizer
+
+from grokkit.borrow import device_of
+from grokkit.measures import Context, Measure
+from grokkit.measures.loss import loss_function
+from grokkit.measures.take import AttributionPlan
+from grokkit.names import ProbeSet
+from grokkit.training.attempt import make_room
+from grokkit.training.config import Part, RunConfig
+from grokkit.training.device import described, environment
+from grokkit.training.instruments import as_measures, as_plans, asked_for
+from grokkit.training.money import Purse
+from grokkit.training.recorder import Recorder
+from grokkit.training.schedule import checked, log_spaced
+from grokkit.training.signal import Signal
+from grokkit.trajectory import Run, as_path, run
+from grokkit.trajectory.lock import RunLock
+from grokkit.trust import remember
+
+
+def record(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    *,
+    probes: Mapping[str, ProbeSet],
+    measures: Iterable[str | Part | Measure] = ("accuracy", "local_complexity", "weight_norm", "logit_scale"),
+    attributions: Iterable[str | Part | AttributionPlan] = (),
+    schedule: Iterable[int] | None = None,
+    signal: Signal | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    loss: str = "cross_entropy",
+    total_steps: int | None = None,
+    config: RunConfig | Mapping[str, Any] | None = None,
+    experiment: str | None = None,
+    facts: Mapping[str, Any] | None = None,
+    price: float | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    initial: bool = True,
+) -> Recorder:
+    """Start a run folder at `path` and record step 0, or go on with the one that is there.
+
+    Args:
+        path: the run folder, for example `runs/mine`; must not exist unless `resume`.
+        model: any module; its weights and buffers are what snapshots hold. Probe images reach it as pixels in [0, 1]:
+            a net that is trained on normalised images is recorded as `gk.Classifier(gk.Normalise(mean, std), net)`,
+            which shares its weights.
+        optimizer: saved in resume slots; optional. `probes`: sets by name, such as `grokkit.probe_sets(data)`.
+        measures, attributions: names, parts with options, or objects; taken at every step of the schedule.
+        schedule: steps to record, by default `log_spaced()`; 0 is always among them.
+        signal: what a policy listens to; None: nothing. `seed`: root of the measures' random streams.
+        loss: `cross_entropy` or `mse`, for the measure `loss`; `total_steps`: how long the run is meant to be.
+        config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py
+            and put on the user's list of trusted code.
+        facts: kept in environment.json, of the data and the arithmetic.
+        price: dollars an hour of this machine; by default GROKKIT_PRICE, or that of the attempt before.
+        resume: open an existing folder; call `Recorder.restore` to get the state back.
+        overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
+        initial: record step 0 at once; False where the model's present weights are not those of step 0.
+
+    Returns:
+        The recorder: call `.step(step)` after every update and `.close()` at the end, or use it in a `with` block.
+
+    Raises:
+        TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
+        UsageError: an unknown measure, attribution, loss or probe set.
+    """
+    path, purse = as_path(path), Purse.of(price)
+    loss_function(loss)
+    taken, plans, signal = as_measures(measures), as_plans(attributions), Signal.of(signal)
+    steps = checked(log_spaced() if schedule is None else schedule)
+    if not resume:
+        told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
+        machine = environment(described(device_of(model))) | dict(facts or {})
+        text = told.to_toml() if isinstance(told, RunConfig) else tomli_w.dumps(dict(told))
+        status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
+        make_room(path, overwrite)
+        run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
+        if experiment is not None:
+            remember(experiment)
+    Run(path)  # that there is one, before anything is locked
+    lock = RunLock(path)
+    try:
+        context = Context(model, Run(path).probes, loss, seed)
+        recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
+    except BaseException:
+        lock.close() if resume else lock.remove_folder()
+        raise
+    if initial and not resume:
+        recorder.begin()
+    return recorder
