@@ -425,6 +425,13 @@ def test_a_pipe_a_folder_or_a_device_is_refused_at_once_also_with_trust(source, 
         assert time.monotonic() - began < 5
 
 
+def test_the_file_is_not_even_read_for_names_that_are_known(source, marker) -> None:
+    path = interrupted(KNOWN, source, marker)
+    (path / "experiment.py").unlink()
+    os.mkfifo(path / "experiment.py")
+    assert gk.resume(path, device="cpu").status["state"] == "done"
+
+
 def test_a_link_is_judged_by_the_text_that_it_leads_to(source, marker, tmp_path) -> None:
     path = interrupted(OWN, source, marker)
     file = path / "experiment.py"
