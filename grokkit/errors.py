@@ -2,7 +2,8 @@
 
 GrokkitError                 1
 ├── UsageError               2   a wrong name, option or argument
-│   └── UnknownNameError     2   a name that no registry holds; says the nearest one
+│   ├── UnknownNameError     2   a name that no registry holds; says the nearest one
+│   └── UntrustedCodeError   2   a name that only code in a run folder may register, and that is not trusted
 ├── DeviceRefusedError       3   the machine cannot run this as asked
 ├── PlacementError           3   a tensor on another device than the run's
 ├── DataError                4   data missing or of the wrong form
@@ -30,6 +31,19 @@ class UsageError(GrokkitError):
 
 class UnknownNameError(UsageError):
     """A name that no registry holds."""
+
+
+class UntrustedCodeError(UsageError):
+    """A name is known only to code in a run folder that is not on the user's list; `reason` is the message without the
+    way to allow it, which the command line says in its own words."""
+
+    @property
+    def reason(self) -> str:
+        """Which name, which file, and that it was not executed."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.reason} Read it, then pass trust=True"
 
 
 class DeviceRefusedError(GrokkitError):

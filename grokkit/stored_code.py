@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import UsageError
+from grokkit.errors import UntrustedCodeError, UsageError
 from grokkit.registry import STUDY_PREFIX, run_source, study_name
-from grokkit.trust import UntrustedCodeError, digest_of, is_trusted, list_path, read_regular
+from grokkit.trust import digest_of, is_trusted, list_path, read_regular
 
 FILE = "experiment.py"
 """The source of the study in a run folder."""

@@ -16,8 +16,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from grokkit.errors import UsageError
-
 VARIABLE = "GROKKIT_TRUSTED"
 """Environment variable with further digests, separated by commas: how a queue tells its workers what it accepted."""
 
@@ -26,19 +24,6 @@ MAX_BYTES = 16 * 2**20
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 _warned = False
-
-
-class UntrustedCodeError(UsageError):
-    """A name is known only to code in a run folder that is not on the user's list; `reason` is the message without the
-    way to allow it, which the command line says in its own words."""
-
-    @property
-    def reason(self) -> str:
-        """Which name, which file, and that it was not executed."""
-        return str(self.args[0])
-
-    def __str__(self) -> str:
-        return f"{self.reason} Read it, then pass trust=True"
 
 
 def digest_of(source: bytes) -> str:

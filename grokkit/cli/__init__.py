@@ -9,11 +9,10 @@ import sys
 import warnings
 
 from grokkit import __version__
-from grokkit.errors import GrokkitError
+from grokkit.errors import GrokkitError, UntrustedCodeError
 from grokkit.escape import escape_controls
 from grokkit.interrupt import keep_early_saves_harmless
 from grokkit.registry import nearest
-from grokkit.trust import UntrustedCodeError
 
 VERBS = {
     "demo": "train on digits, measure, explain, draw; no download",
