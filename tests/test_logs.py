@@ -79,6 +79,13 @@ def test_a_line_whose_checksum_is_right_over_nonsense_costs_no_other(path, body)
     assert log.damaged_lines(path, documents.as_metric) == [2]
 
 
+def test_two_halves_of_a_record_are_no_record(path):
+    for body in (b'{"a":[{}', b"{}]}", b'{"a":1},{"b":2}'):
+        with open(path, "ab") as file:
+            file.write(body + b',"crc":"%08x"}\n' % zlib.crc32(body + b"}"))
+    assert log.read_from(path, 0)[0] == [] and log.damaged_lines(path) == [1, 2]
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_a_log_that_is_no_file_is_an_error_and_nothing_waits_for_it(path, make):
     make(path)
