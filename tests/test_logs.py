@@ -80,7 +80,7 @@ def test_a_line_whose_checksum_is_right_over_nonsense_costs_no_other(path, body)
 
 
 def test_two_halves_of_a_record_are_no_record(path):
-    for body in (b'{"a":[{}', b"{}]}", b'{"a":1},{"b":2}'):
+    for body in (b'{"a":[{', b"{}]"):
         with open(path, "ab") as file:
             file.write(body + b',"crc":"%08x"}\n' % zlib.crc32(body + b"}"))
     assert log.read_from(path, 0)[0] == [] and log.damaged_lines(path) == [1, 2]
