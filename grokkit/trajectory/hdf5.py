@@ -160,15 +160,8 @@ def opened(path: Path) -> Iterator[Opened]:
         DamagedError: its bytes are not those that were written.
         TrajectoryError: it is missing, in use or unreadable: nothing is known of its content then.
     """
+    handle = open_regular(path)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise TrajectoryError(f"{path} is missing") from None
-    except OSError as error:
-        raise unreadable(path, os.strerror(error.errno or 0)) from error
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise unreadable(path, "it is no regular file")
         file = Opened(path, handle)
         try:
             file.survey()
@@ -184,6 +177,24 @@ def opened(path: Path) -> Iterator[Opened]:
             raise DamagedError(f"{path} is damaged: {error}") from error
     finally:
         os.close(handle)
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file; a pipe or a device is not waited for.
+
+    Raises:
+        TrajectoryError: it is missing, unreadable or another thing than a file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise TrajectoryError(f"{path} is missing") from None
+    except OSError as error:
+        raise unreadable(path, os.strerror(error.errno or 0)) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise unreadable(path, "it is no regular file")
+    return handle
 
 
 def unreadable(path: Path, why: str) -> TrajectoryError:

@@ -104,8 +104,15 @@ class Slots:
         _, newest = max(self._valid(), default=(0, None))
         if newest is None:
             return None
-        arrays, layout, meta, _ = snapshot.whole(self._folder / newest, "resume")
-        return meta["step"], decode(meta["tree"], snapshot.unpack(arrays, layout))
+        path = self._folder / newest
+        arrays, layout, meta, _ = snapshot.whole(path, "resume")
+        try:
+            step, state = meta["step"], decode(meta["tree"], snapshot.unpack(arrays, layout))
+            if not isinstance(state, dict):
+                raise TypeError(f"it holds {type(state).__name__}")
+            return step, state
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            raise DamagedError(f"{path} is damaged: its tree is none ({type(error).__name__}: {error})") from error
 
     def _valid(self) -> list[tuple[int, str]]:
         """Ordinal of the save and name of every slot whose digest holds; a step may be saved twice, an ordinal may
@@ -119,5 +126,5 @@ class Slots:
             except (DamagedError, MisplacedError):
                 continue
             if note.get("run", self._run) == self._run:
-                found.append((note["save"], name))
+                found.append((note.get("save", 0), name))
         return found

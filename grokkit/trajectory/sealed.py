@@ -29,6 +29,7 @@ import numpy as np
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
 from grokkit.trajectory import hdf5
+from grokkit.trajectory.documents import is_count
 from grokkit.trajectory.hdf5 import Opened
 
 FORMAT, VERSION = "grokkit", 2
@@ -312,8 +313,12 @@ def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
     """Hold what a file says of itself against its name.
 
     Raises:
+        DamagedError: its step is no number.
         MisplacedError: the file is another one's, copied or renamed.
     """
+    for key in ("step", "save"):
+        if key in note and not is_count(note[key]):
+            raise DamagedError(f"{path} is damaged: its {key} is {note[key]!r:.80}, and must be a whole number")
     for key, told in _of_name(path, kind).items():
         if note.get(key, told) != told:
             raise MisplacedError(

@@ -94,10 +94,7 @@ def read(
 
 def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | None, verify: bool) -> _Place:
     """Fill the bytes `raw` from one file; the place it was found at, to try first in the next one."""
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise TrajectoryError(f"{file} cannot be read: {error.strerror}") from error
+    handle = hdf5.open_regular(file)
     try:
         if os.fstat(handle).st_size != place.size or not _is_of(os.pread(handle, place.length, 0), place, file):
             known, place = place, _place(file, name)
