@@ -295,7 +295,8 @@ def test_what_stands_in_a_document_is_good_or_an_error_that_names_the_file(folde
                 told = getattr(run, document)
             except TrajectoryError as error:
                 assert str(folder / name / document) in str(error) and len(str(error)) < 600
-                assert ("deep" not in name and "dotted" not in name) or "nested deeper than 64 levels" in str(error)
+                if "-is-deep" in name and not name.startswith("config"):  # as TOML it is no nesting, but nonsense
+                    assert "nested deeper than 64 levels" in str(error)
                 continue
             assert isinstance(told, dict), name
             sure = name.startswith(f"{document}.") and name.rpartition("-is-")[2] in SURE
