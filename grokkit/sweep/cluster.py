@@ -64,14 +64,16 @@ class Remote:
         errors = self._ray.exceptions
         try:
             return int(self._ray.get(self._reference))
-        except (
-            errors.RayTaskError
-        ) as error:  # the process could not be started, for example on a node without its folder
-            with open(self._log, "a") as file:
-                file.write(f"{type(error).__name__}: {error}".strip() + "\n")
+        except errors.RayTaskError as error:  # it could not be started, for example on a node without its folder
+            self._write(f"{type(error).__name__}: {error}")
             return 1
-        except errors.RayError:
+        except errors.RayError as error:
+            self._write(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
             return KILLED
+
+    def _write(self, text: str) -> None:
+        with open(self._log, "a") as file:
+            file.write(text.strip() + "\n")
 
     def stop(self) -> None:
         """Ask it to save and stop."""
