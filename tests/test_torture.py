@@ -1,5 +1,6 @@
 """The crash suite, a small share of it; in full it is `make torture`."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ SHARE = {"every_call": 0.02, "killed_runs": 0.05}
 
 
 def missing(part: str) -> str | None:
+    if part == "killed_sweeps_on_ray" and importlib.util.find_spec("ray") is None:
+        return "Ray is not installed"
     program = NEEDS.get(part)
     if program and not shutil.which(program):
         return f"{program} is not installed"
