@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from grokkit.cli.parse import parse
-from grokkit.cli.text import aligned
+from grokkit.cli.text import aligned, shown
 from grokkit.cli.text import as_json as in_json
 from grokkit.errors import GrokkitError
 
@@ -51,7 +51,13 @@ def _words(row: dict[str, Any]) -> list[str]:
 
     spent = row.get("spent")
     steps = f"{row.get('step', '?')}/{row.get('total_steps') or '?'}"
-    return [row["path"], row["state"], steps, "" if spent is None else dollars(spent), row.get("reason") or ""]
+    return [
+        shown(Path(row["path"])),
+        row["state"],
+        steps,
+        "" if spent is None else dollars(spent),
+        row.get("reason") or "",
+    ]
 
 
 def _row(run: Run) -> dict[str, Any]:

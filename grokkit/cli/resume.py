@@ -9,7 +9,7 @@ import tyro
 
 from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
-from grokkit.cli.text import cost, final_accuracy
+from grokkit.cli.text import cost, final_accuracy, shown
 from grokkit.errors import UsageError
 
 
@@ -58,6 +58,5 @@ def resume(
         if not is_first():
             continue
         status = finished.status
-        print(
-            f"{finished.path}: done at step {status['step']}{final_accuracy(finished.newest_metrics())}{cost(status)}"
-        )
+        numbers = final_accuracy(finished.newest_metrics())
+        print(f"{shown(finished.path)}: done at step {status['step']}{numbers}{cost(status)}")

@@ -35,7 +35,8 @@ def status(
 
     Args:
         run: the run's folder.
-        verify: also check every file against its digest; exit code 4 if one is damaged.
+        verify: also check every file against its digest, its name and the manifest, and the choices against those that
+            the run began with; exit code 4 if anything is damaged, changed or gone.
         as_json: print JSON instead of lines.
     """
     from grokkit.trajectory import open_run
@@ -50,11 +51,13 @@ def status(
         problems = opened.verify()
         if problems:
             raise TrajectoryError("\n".join(problems))
-        print("every file matches its digest")
+        print("every file matches its digest, its name and the manifest")
+        for name in opened.unlisted():
+            print(f"not in the manifest, so written just before a kill, by an older version, or put there: {name}")
 
 
 def _describe(opened: Run) -> dict[str, Any]:
-    status = opened.status
+    status = {name: value for name, value in opened.status.items() if name != "manifest"}
     updated = status.get("updated")
     return {
         **status,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from grokkit.cli.parse import parse
-from grokkit.cli.text import aligned
+from grokkit.cli.text import aligned, shown
 from grokkit.errors import GrokkitError, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ def _say(text: str) -> None:
 def _list(plan: Plan, place: Place, stands: Mapping[Planned, Standing], as_json: bool) -> None:
     """The runs, what differs from their experiments, and what they wait for."""
     if as_json:
-        rows = [{"run": str(place.run(run)), "state": stands[run].state, "after": run.after, "changes": run.changes}
+        told = [{"run": str(place.run(run)), "state": stands[run].state, "after": run.after, "changes": run.changes}
                 for run in plan.runs]  # fmt: skip
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(told, indent=1))
         return
-    shown = [[str(place.run(run)), stands[run].state, ", ".join(run.after), _changes(run)] for run in plan.runs]
-    print(_without_empty(["run", "state", "after", "differs in"], shown))
-    print(f"{len(shown)} runs; nothing was started")
+    rows = [[shown(place.run(run)), stands[run].state, ", ".join(run.after), _changes(run)] for run in plan.runs]
+    print(_without_empty(["run", "state", "after", "differs in"], rows))
+    print(f"{len(rows)} runs; nothing was started")
 
 
 def _changes(run: Planned) -> str:
@@ -135,7 +135,7 @@ def _report(plan: Plan, place: Place, stands: Mapping[Planned, Standing], as_jso
     done = sum(each.state == "done" for each in stands.values())
     if done < len(stands):
         raise GrokkitError(
-            f"{done} of {len(stands)} runs are done; what was printed by the others is in {place.folder}/logs"
+            f"{done} of {len(stands)} runs are done; what was printed by the others is in {shown(place.folder)}/logs"
         )
 
 

@@ -10,7 +10,7 @@ import tyro
 
 from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
-from grokkit.cli.text import cost, final_accuracy
+from grokkit.cli.text import cost, final_accuracy, shown
 from grokkit.errors import DataError, UsageError
 from grokkit.training.choices import adjusted, seed_list
 from grokkit.training.config import RunConfig
@@ -122,8 +122,8 @@ def _tell(done: list[Run]) -> None:
         return
     for run in done:
         state, numbers = run.status, final_accuracy(run.newest_metrics())
-        print(f"{run.path}: done at step {state['step']}{numbers}{cost(state)}")
-    paths = " ".join(str(run.path) for run in done)
+        print(f"{shown(run.path)}: done at step {state['step']}{numbers}{cost(state)}")
+    paths = " ".join(shown(run.path) for run in done)
     print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 
 

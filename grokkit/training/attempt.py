@@ -14,8 +14,7 @@ from grokkit.errors import TrajectoryError
 from grokkit.training.device import described, environment
 from grokkit.trajectory import manifest
 from grokkit.trajectory.manifest import Manifest
-from grokkit.trajectory.recover import recover
-from grokkit.trajectory.run import move_aside
+from grokkit.trajectory.recover import move_aside, recover
 
 
 def make_room(path: Path, overwrite: bool) -> None:
@@ -25,7 +24,7 @@ def make_room(path: Path, overwrite: bool) -> None:
         warnings.warn(f"the run that was at {path} lies at {kept} now", stacklevel=3)
 
 
-def looked_through(path: Path, status: Mapping[str, Any]) -> list[tuple[str, str]]:
+def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Hold a run against its manifest, and make it fit to be gone on with; the caller holds its lock.
 
     Args:
@@ -33,7 +32,7 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> list[tuple[str, str
         status: its status.
 
     Returns:
-        Kind and text of the events that are to be told: what is `changed`, and what was `quarantined`.
+        What is not as a writer left it, and what was put aside, in sentences.
 
     Raises:
         TrajectoryError: choices, environment or probe images are others than at the start, so that another run would
@@ -43,8 +42,7 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> list[tuple[str, str
     manifest.adopt(path)
     known = manifest.read(path)
     must_be_as_begun(path, known)
-    told = [("changed", sentence) for sentence in manifest.remarks(path, known, states=False)]
-    return told + [("quarantined", sentence) for sentence in recover(path)]
+    return manifest.remarks(path, known, states=False), recover(path)
 
 
 def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from grokkit.seeding import seeded, stream
 from grokkit.training import decay
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.muon import Muon
-from grokkit.trajectory import Run
+from grokkit.trajectory import Run, as_path
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
 
@@ -30,9 +31,19 @@ INITIAL_IMAGES = 5000
 """Training images, at most, that a data-dependent initialisation sees."""
 
 
-def build_data(config: RunConfig) -> Dataset:
-    """The dataset that the config names."""
-    return data.load(config.data.name, **config.data.options)
+def build_data(config: RunConfig, recorded: str | None = None) -> Dataset:
+    """The dataset that the config names; `recorded`: where it lay when the run began, for a run that is gone on with
+    from another working folder."""
+    name = config.data.name
+    if recorded is not None and not as_path(name).exists():
+        name = recorded
+    return data.load(name, **config.data.options)
+
+
+def place_of_data(config: RunConfig) -> dict[str, str]:
+    """The absolute path of data that are a file or a folder, for `facts`; nothing where they have a name."""
+    found = data.find(config.data.name)
+    return {"path": str(as_path(found))} if isinstance(found, Path) else {}
 
 
 def facts_of(dataset: Dataset) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from grokkit.training.build import (
     checked_clip,
     clip_gradients,
     facts_of,
+    place_of_data,
     placed,
 )
 from grokkit.training.config import RunConfig
@@ -65,12 +66,18 @@ class Job:
     pace: Pace = field(default_factory=Pace)
 
 
-def build(config: RunConfig, device: torch.device, beside: Job | None = None, team: Team | None = None) -> Job:
+def build(
+    config: RunConfig,
+    device: torch.device,
+    beside: Job | None = None,
+    team: Team | None = None,
+    recorded: str | None = None,
+) -> Job:
     """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
-    shared with it; `team`: of the processes that train it together."""
+    shared with it; `team`: of the processes that train it together; `recorded`: as of `build_data`."""
     team = team or Team()
     checked_clip(config.clip)
-    dataset = build_data(config) if beside is None else beside.dataset
+    dataset = build_data(config, recorded) if beside is None else beside.dataset
     model = placed(build_model(config, facts_of(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     chosen = policies.create(config.policy.name, **config.policy.options)
@@ -139,7 +146,8 @@ def open_recorder(
 def _facts(job: Job) -> dict[str, Any]:
     """What environment.json says of this run's data and arithmetic."""
     precision = described(job.device, precision=job.precision).precision
-    return {"data": facts_of(job.dataset), "device": machine_of(job), "precision": precision}
+    data = facts_of(job.dataset) | place_of_data(job.config)
+    return {"data": data, "device": machine_of(job), "precision": precision}
 
 
 def machine_of(job: Job) -> str:

@@ -16,6 +16,7 @@ from grokkit.interrupt import Stopped, StopRequest
 from grokkit.seeding import seeded
 from grokkit.stored_code import import_unknown
 from grokkit.training import placement
+from grokkit.training.attempt import must_be_as_begun
 from grokkit.training.build import config_of, macs_of
 from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
@@ -112,6 +113,7 @@ def resume(
     found = open_run(path)
     if found.status["state"] == "done":
         return found
+    must_be_as_begun(found.path)
     asked = Purse.of(price, budget)
     purse = Purse(Bill.going_on(found.status, asked.price).price, budget)
     purse.needs_price()
@@ -136,10 +138,11 @@ def _run(
     place = resolve(device).torch_device
     team = team_of(place)
     with seeded(config.seed, "training"):
-        job = build(config, team.device(place), team=team)
+        then = open_run(path).environment.get("data", {}) if resumed else {}
+        job = build(config, team.device(place), team=team, recorded=then.get("path"))
         check_placement(job.device, job.model, job.optimizer)
         if resumed:
-            _check_data(job, open_run(path))
+            _check_data(job, then.get("hash"), path)
         work = macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size
         with (
             fitting_threads(work), StopRequest() as stop, _at_step_0(config, path),
@@ -168,10 +171,10 @@ def _at_step_0(config: RunConfig, path: Path) -> Iterator[None]:
         raise Interrupted(how_to_go_on(0, config, path)) from None
 
 
-def _check_data(job: Job, run: Run) -> None:
-    then, now = run.environment["data"]["hash"], job.dataset.hash
+def _check_data(job: Job, then: str | None, path: Path) -> None:
+    now = job.dataset.hash
     if then != now:
-        raise DataError(f"{run.path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
+        raise DataError(f"{path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
 
 
 def _loop(

@@ -37,7 +37,7 @@ class Observer(Protocol):
     def close(self, summary: str = "") -> None: ...
 
 
-TOLD = frozenset({"slow", "measure_failed", "differs", "restarted"})
+TOLD = frozenset({"slow", "measure_failed", "differs", "restarted", "changed"})
 """Events that are told to a person at once; the others can be read in events.jsonl."""
 
 

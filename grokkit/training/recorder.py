@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -61,7 +60,7 @@ class Recorder:
         price: float | None,
         lock: RunLock,
     ) -> None:
-        self.path, self._lock, self._process = path, lock, os.getpid()
+        self.path, self._lock = path, lock
         self.schedule = schedule
         self._due = frozenset(schedule)
         self._context, self._optimizer = context, optimizer
@@ -70,7 +69,7 @@ class Recorder:
         self._total_steps = total_steps
         earlier = Run(path)
         self._attempt = earlier.status["attempt"] + 1
-        found = looked_through(path, earlier.status)
+        self._changed, put_aside = looked_through(path, earlier.status)
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._bill = Bill.going_on(earlier.status, price)
         self._step = -1
@@ -79,8 +78,8 @@ class Recorder:
         self._writer, self._slots = Writer(), resume.Slots(path / "resume")
         self._unrestored = self._slots.are_there() or bool(states_put_aside(path))
         self._open = True
-        for kind, sentence in found:
-            self._tell(0, kind, sentence)
+        for sentence in put_aside:
+            self._put_aside(0, sentence)
         self._submit()
 
     def begin(self) -> None:
@@ -98,7 +97,7 @@ class Recorder:
 
     def withdraw(self) -> None:
         """Stop writing and remove the run, unless another writer has it by now."""
-        self._check_process()
+        self._lock.check_process()
         self._open = False
         for finish in (self._writer.close, self._metrics.close, self._events.close):
             with suppress(Exception):  # of the disk; what failed first is raised by whoever withdraws
@@ -107,13 +106,6 @@ class Recorder:
 
     _open = False
     """Whether it writes; not before all of it is there."""
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._process:
-            raise UsageError(
-                f"the recorder of {self.path} belongs to process {self._process}, and this is a fork of it, process "
-                f"{os.getpid()}: record in the one that opened it, or open a run of its own"
-            )
 
     def __del__(self) -> None:
         if self._open:
@@ -151,13 +143,14 @@ class Recorder:
                 run goes on.
         """
         step = as_step(step)
-        self._check_process()
+        self._lock.check_process()
         if not self._open:
             raise UsageError("the recorder is closed; open the run again with gk.record(..., resume=True)")
         if self._unrestored:
             raise UsageError(f"{self.path} holds a saved state: call `restore` before the first step")
         if step <= self._step:
             raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
+        self._tell_changes()
         self._step = step
         if step in self._due:
             self._record(step)
@@ -179,14 +172,14 @@ class Recorder:
     def log(self, step: int, split: str, **values: float) -> None:
         """Append numbers to metrics.jsonl: one row per name, for example `log(step, "batch", loss=0.3)`."""
         step = as_step(step)
-        self._check_process()
+        self._lock.check_process()
         for metric, value in values.items():
             self._metrics.append({"step": step, "split": split, "metric": metric, "value": float(value)})
 
     def event(self, step: int, kind: str, text: str, **fields: Any) -> None:
         """Append a decision or an incident to events.jsonl."""
         step = as_step(step)
-        self._check_process()
+        self._lock.check_process()
         self._events.append({"step": step, "kind": kind, "text": text, "time": time.time(), **fields})
         if self.listener is not None:
             self.listener(step, kind, text)
@@ -206,7 +199,7 @@ class Recorder:
             unfinished: not all that is due at this step is recorded yet; `restore` tells.
             parts: whatever else has a state.
         """
-        self._check_process()
+        self._lock.check_process()
         with self.costs.of("resume slots"):
             state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             if self._signal is not None:
@@ -229,28 +222,31 @@ class Recorder:
             The step to go on from. 0 where no slot was ever saved: nothing is loaded, step 0 is recorded as at first.
 
         Raises:
-            TrajectoryError: no slot, and the model's weights are not the ones the run began with.
+            TrajectoryError: no slot, and the model's weights are not the ones the run began with; or states that were
+                damaged and put aside, over which it is not begun again.
             UsageError: the slot is of another model or optimizer, or of other parts; nothing is loaded then.
         """
-        self._check_process()
+        self._lock.check_process()
         found = self._slots.load()
         if found is None and (lost := states_put_aside(self.path)):
             raise TrajectoryError(
                 f"no resume state of {self.path} is whole: {', '.join(each.name for each in lost)} were put aside. The "
                 f"run is not begun again over them; to start it at step 0, remove them from {lost[0].parent}"
             )
-        self._unrestored, now = False, this_attempt(self._context.model)
+        now = this_attempt(self._context.model)
+        self._tell_changes()
         if found is None:
+            self._unrestored = False
             text = f"attempt {self._attempt} finds no resume slot and starts again"
             self.event(0, "restarted", text, **now)
             self._first = self.step(0)
             return 0
         step, state = found
-        self.unfinished = state.get("unfinished", False)
-        self._step = step - self.unfinished
-        load_state(state, self._context.model, self._optimizer, parts)
         if self._signal is not None:
             self._signal.load_state_dict(state.get("signal", {}))
+        load_state(state, self._context.model, self._optimizer, parts)
+        self.unfinished, self._unrestored = bool(state.get("unfinished", False)), False
+        self._step = step - self.unfinished
         self.event(step, "resumed", f"attempt {self._attempt} goes on from step {step}", **now)
         self._submit()
         return step
@@ -275,7 +271,7 @@ class Recorder:
 
     def add_snapshot(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
         """Write weights and buffers that the model does not have, as imported ones."""
-        self._check_process()
+        self._lock.check_process()
         path = self.path / "snapshots" / store.file_name(as_step(step))
         packed = self._writer.staging.hold(state)
         self._submit(partial(self._write_snapshot, path, step, packed))
@@ -318,11 +314,16 @@ class Recorder:
                 self.event(step, "measure_failed", f"{name_of(subject)} failed: {type(error).__name__}: {error}")
 
     def _put_aside(self, step: int, sentence: str) -> None:
-        self._tell(step, "quarantined", sentence)
+        warnings.warn(sentence, stacklevel=2)
+        self.event(step, "quarantined", sentence)
 
-    def _tell(self, step: int, kind: str, sentence: str) -> None:
-        warnings.warn(sentence, stacklevel=3)
-        self.event(step, kind, sentence)
+    def _tell_changes(self) -> None:
+        """Say once what an earlier attempt did not leave so: to the listener, or as a warning where there is none."""
+        for sentence in self._changed:
+            if self.listener is None:
+                warnings.warn(sentence, stacklevel=3)
+            self.event(max(self._step, 0), "changed", sentence)
+        self._changed = []
 
     def _submit(self, write: Callable[[], object] = lambda: None) -> None:
         """Have the thread `write`, make the logs durable and say in status.json how the run stands."""
@@ -357,7 +358,7 @@ class Recorder:
         if not self._open:
             return
         self._open = False
-        if os.getpid() != self._process:  # a fork: the run goes on without it
+        if self._lock.is_anothers:  # the process is a fork: the run goes on without it
             self._lock.close()
             return
         failure: BaseException | None = None

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import TrajectoryError, UsageError
 
 PATIENCE = 0.5
 """Seconds that a writer waits for a lock that somebody has."""
@@ -62,6 +62,19 @@ class RunLock:
                     raise
                 time.sleep(0.01)
 
+    @property
+    def is_anothers(self) -> bool:
+        """Whether this process is not the one that took it, but a fork of that."""
+        return os.getpid() != self._pid
+
+    def check_process(self) -> None:
+        """Raise UsageError in a fork of the process that took it."""
+        if self.is_anothers:
+            raise UsageError(
+                f"{self._path.parent} is written by process {self._pid}, and this is process {os.getpid()}, a fork of "
+                "it: record in the one that opened the run, or open one of its own"
+            )
+
     def owns(self, folder: Path | None = None) -> bool:
         """Whether LOCK holds this writer's token, in its folder or in `folder`."""
         path = self._path if folder is None else folder / "LOCK"
@@ -96,7 +109,7 @@ class RunLock:
 
     def close(self) -> None:
         """Give it back, also where a forked process has inherited the file; in such a process, only forget it."""
-        if not self._file.closed and os.getpid() == self._pid:
+        if not self._file.closed and not self.is_anothers:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
         _held.discard(self)

@@ -61,11 +61,22 @@ class Manifest:
 def began(run: Path, *, adopted: bool = False) -> bytes:
     """The first line, for the folder as it is now."""
     record = {
-        "kind": "began", "run": uuid.uuid4().hex, "config": _config(run), "environment": _environment(run),
+        "kind": "began", "run": _id_of_states(run) or uuid.uuid4().hex,
+        "config": _config(run), "environment": _environment(run),
         "sha256": {name: _sha256(run / name) for name in CHOICES if (run / name).exists()},
         "probes": {path.stem: sealed.read_digest(path) for path in sorted((run / "probes").glob("*.h5"))},
     }  # fmt: skip
     return log.as_line(sealed.as_json(record | ({"adopted": True} if adopted else {})))
+
+
+def _id_of_states(run: Path) -> str | None:
+    """The id that the resume states of a run carry whose manifest was lost."""
+    for path in sorted((run / "resume").glob("[01].h5")):
+        with suppress(TrajectoryError):
+            found = sealed.read(path, "resume")[1].get("run")
+            if isinstance(found, str):
+                return found
+    return None
 
 
 def adopt(run: Path) -> None:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import DamagedError, MisplacedError
+from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
 from grokkit.trajectory import manifest, sealed, store
+from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.resume import SLOTS
 
@@ -113,3 +114,23 @@ def set_aside(run: Path, path: Path, fault: Exception | None = None) -> str:
     if isinstance(fault, MisplacedError):
         return f"{fault}; it was moved to {kept}"
     return f"{path} is damaged and was moved to {kept}"
+
+
+def move_aside(path: Path) -> Path | None:
+    """Give the run at `path` another name, `.<name>.replaced-<number>`, under which no list shows it; None where there
+    is none.
+
+    Raises:
+        TrajectoryError: a writer holds it, or what lies there is no run.
+    """
+    if not os.path.lexists(path):
+        return None
+    if not (path / "status.json").is_file():
+        raise TrajectoryError(f"{path} is not a run folder, and nothing else is moved aside; choose another name")
+    with RunLock(path):
+        number = 1
+        while os.path.lexists(kept := path.with_name(f".{path.name}.replaced-{number}")):
+            number += 1
+        os.rename(path, kept)
+        sealed.sync_folder(path.parent)
+    return kept

@@ -18,7 +18,7 @@ import numpy as np
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import documents, log, manifest, store, verify
-from grokkit.trajectory.lock import RunLock, is_held
+from grokkit.trajectory.lock import is_held
 from grokkit.trajectory.sealed import make_folder, publish, sync_folder
 
 if TYPE_CHECKING:
@@ -83,26 +83,6 @@ def _exists(path: Path) -> TrajectoryError:
         f"{path} exists already; a run is never overwritten. Resume it, remove it, or choose another seed, name or "
         "--runs; in Python, overwrite=True moves it aside"
     )
-
-
-def move_aside(path: Path) -> Path | None:
-    """Give the run at `path` another name, `.<name>.replaced-<number>`, under which no list shows it; None where there
-    is none.
-
-    Raises:
-        TrajectoryError: a writer holds it, or what lies there is no run.
-    """
-    if not path.exists() and not path.is_symlink():
-        return None
-    if not _is_run(path):
-        raise TrajectoryError(f"{path} is not a run folder, and nothing else is moved aside; choose another name")
-    with RunLock(path):
-        number = 1
-        while os.path.lexists(kept := path.with_name(f".{path.name}.replaced-{number}")):
-            number += 1
-        os.rename(path, kept)
-        sync_folder(path.parent)
-    return kept
 
 
 def as_path(path: str | Path) -> Path:
