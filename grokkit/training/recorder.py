@@ -205,15 +205,12 @@ class Recorder:
             if self._signal is not None:
                 state["signal"] = self._signal.state_dict()
             slot = resume.hold(step, state, self._writer.staging)
-            self._submit(partial(self._save_slot, slot))
+            self._submit(partial(self._slots.save, slot, check=self._lock.check))
 
-    def _save_slot(self, slot: resume.Slot) -> None:
-        start = time.perf_counter()
-        self._slots.save(slot, check=self._lock.check)
-        self.save_seconds += time.perf_counter() - start
-
-    save_seconds = 0.0
-    """That the slots of this attempt took the writing thread."""
+    @property
+    def save_seconds(self) -> float:
+        """That the slots of this attempt took the writing thread."""
+        return self._slots.seconds
 
     def restore(self, **parts: Stateful) -> int:
         """Load the newest valid slot into model, optimizer and `parts`.
@@ -262,7 +259,7 @@ class Recorder:
                     return
             else:
                 packed = self._writer.staging.hold(state)
-                self._submit(partial(self._write_snapshot, path, step, packed))
+                self._submit(partial(_write_snapshot, path, step, packed, run=self.path, check=self._lock.check))
             if not self._measures and not self._attributions:
                 return
             self._writer.wait()  # no reading is there before the weights that it was taken of
@@ -274,11 +271,7 @@ class Recorder:
         self._lock.check_process()
         path = self.path / "snapshots" / store.file_name(as_step(step))
         packed = self._writer.staging.hold(state)
-        self._submit(partial(self._write_snapshot, path, step, packed))
-
-    def _write_snapshot(self, path: Path, step: int, packed: snapshot.Packed) -> None:
-        digest = snapshot.write_packed(path, step, packed, check=self._lock.check)
-        manifest.add(self.path, path, "snapshot", step, digest)
+        self._submit(partial(_write_snapshot, path, step, packed, run=self.path, check=self._lock.check))
 
     def _put_aside_if_wrong(self, step: int, path: Path) -> None:
         try:
@@ -328,13 +321,15 @@ class Recorder:
     def _submit(self, write: Callable[[], object] = lambda: None) -> None:
         """Have the thread `write`, make the logs durable and say in status.json how the run stands."""
         fields, self._told = self._fields("running"), time.monotonic()
+        # Not of the recorder: one that nobody else holds is to be closed by the thread that drops it.
+        lock, logs, path = self._lock, (self._metrics, self._events), self.path
 
         def job() -> None:
-            self._lock.check()
+            lock.check()
             write()
-            self._metrics.sync()
-            self._events.sync()
-            run.write_status(self.path, **fields, manifest=manifest.sync(self.path))
+            for log in logs:
+                log.sync()
+            run.write_status(path, **fields, manifest=manifest.sync(path))
 
         self._writer.submit(job)
 
@@ -396,3 +391,8 @@ class Recorder:
             self.close("interrupted", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
+
+
+def _write_snapshot(path: Path, step: int, packed: snapshot.Packed, *, run: Path, check: Callable[[], None]) -> None:
+    digest = snapshot.write_packed(path, step, packed, check=check)
+    manifest.add(run, path, "snapshot", step, digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,10 +82,13 @@ class Slots:
     def __init__(self, folder: Path) -> None:
         self._folder, self._run = folder, manifest.run_id(folder.parent)
         self._newest: tuple[int, str] | None = None
+        self.seconds = 0.0
+        """That all saves so far have taken."""
 
     def save(self, slot: Slot, **options: Any) -> None:
         """Write into the slot that does not hold the newest valid state, so that one good slot is always left, and list
         it in the manifest; `options` are those of `sealed.write`."""
+        start = time.perf_counter()
         count, newest = self._newest or max(self._valid(), default=(0, SLOTS[1]))
         name = SLOTS[1] if newest == SLOTS[0] else SLOTS[0]
         arrays, attributes = slot.packed.sealed()
@@ -94,6 +98,7 @@ class Slots:
         digest = sealed.write(path, "resume", arrays, meta, attributes=attributes, replace=True, **options)
         manifest.add(self._folder.parent, path, "resume", slot.step, digest, save=count + 1)
         self._newest = count + 1, name
+        self.seconds += time.perf_counter() - start
 
     def are_there(self) -> bool:
         """Whether a state was ever saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ class Writer:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grokkit-writer")
         self._job: Future[None] | None = None
+        self._ident: int | None = None
         self._staging = [Staging(), Staging()]
         self.seconds = 0.0
         """That all jobs so far have taken."""
@@ -41,7 +43,7 @@ class Writer:
         self._job = self._thread.submit(self._timed, job)
 
     def _timed(self, job: Callable[[], None]) -> None:
-        start = time.perf_counter()
+        start, self._ident = time.perf_counter(), threading.get_ident()
         try:
             job()
         except BaseException as error:
@@ -52,7 +54,7 @@ class Writer:
 
     def wait(self) -> None:
         """Until the job in flight is done; raises what went wrong with it, once."""
-        if self._job is None:
+        if self._job is None or threading.get_ident() == self._ident:  # the collector may run in the thread itself
             return
         try:
             self._job.result()
@@ -65,4 +67,4 @@ class Writer:
         try:
             self.wait()
         finally:
-            self._thread.shutdown()
+            self._thread.shutdown(wait=threading.get_ident() != self._ident)
