@@ -53,12 +53,12 @@ class Opened:
     Args:
         path: of the file.
         handle: an open descriptor of it; whoever opened it closes it.
+        size: of the file, in bytes.
     """
 
-    def __init__(self, path: Path, handle: int) -> None:
-        self.path, self._handle = path, handle
-        self.size = os.fstat(handle).st_size
-        self._source = _Source(handle, self.size)
+    def __init__(self, path: Path, handle: int, size: int) -> None:
+        self.path, self._handle, self.size = path, handle, size
+        self._source = _Source(handle, size)
         self.attributes: dict[str, str | int] = {}
         self.places: dict[str, Place] = {}
 
@@ -160,27 +160,26 @@ def opened(path: Path) -> Iterator[Opened]:
         DamagedError: its bytes are not those that were written.
         TrajectoryError: it is missing, in use or unreadable: nothing is known of its content then.
     """
-    handle = open_regular(path)
+    (handle, size), file = open_regular(path), None
     try:
-        file = Opened(path, handle)
-        try:
-            file.survey()
-            yield file
-        except MemoryError as error:
-            raise unreadable(path, "there is not enough memory") from error
-        except _CONTENT as error:
-            failure = file.failure or error
-            if isinstance(failure, OSError) and failure.errno:  # a disk that fails, too many files
-                raise unreadable(path, os.strerror(failure.errno)) from error
-            if file.in_use:
-                raise unreadable(path, "a program has it open for writing, or was killed when it had") from error
-            raise DamagedError(f"{path} is damaged: {error}") from error
+        file = Opened(path, handle, size)
+        file.survey()
+        yield file
+    except MemoryError as error:
+        raise unreadable(path, "there is not enough memory") from error
+    except _CONTENT as error:
+        failure = (file.failure if file else None) or error
+        if isinstance(failure, OSError) and failure.errno:  # a disk that fails, too many files
+            raise unreadable(path, os.strerror(failure.errno)) from error
+        if file and file.in_use:
+            raise unreadable(path, "a program has it open for writing, or was killed when it had") from error
+        raise DamagedError(f"{path} is damaged: {error}") from error
     finally:
         os.close(handle)
 
 
-def open_regular(path: Path) -> int:
-    """A descriptor of a regular file; a pipe or a device is not waited for.
+def open_regular(path: Path) -> tuple[int, int]:
+    """A descriptor of a regular file and its size; a pipe or a device is not waited for.
 
     Raises:
         TrajectoryError: it is missing, unreadable or another thing than a file.
@@ -191,10 +190,15 @@ def open_regular(path: Path) -> int:
         raise TrajectoryError(f"{path} is missing") from None
     except OSError as error:
         raise unreadable(path, os.strerror(error.errno or 0)) from error
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    try:
+        found = os.fstat(handle)
+    except OSError as error:
+        os.close(handle)
+        raise unreadable(path, os.strerror(error.errno or 0)) from error
+    if not stat.S_ISREG(found.st_mode):
         os.close(handle)
         raise unreadable(path, "it is no regular file")
-    return handle
+    return handle, found.st_size
 
 
 def unreadable(path: Path, why: str) -> TrajectoryError:

@@ -94,9 +94,9 @@ def read(
 
 def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | None, verify: bool) -> _Place:
     """Fill the bytes `raw` from one file; the place it was found at, to try first in the next one."""
-    handle = hdf5.open_regular(file)
+    handle, size = hdf5.open_regular(file)
     try:
-        if os.fstat(handle).st_size != place.size or not _is_of(os.pread(handle, place.length, 0), place, file):
+        if size != place.size or not _is_of(os.pread(handle, place.length, 0), place, file):
             known, place = place, _place(file, name)
             if any(known.entry[key] != place.entry[key] for key in ("shape", "dtype")):
                 raise TrajectoryError(f"{name!r} of {file} is {_form(place)}, that of the first one {_form(known)}")
@@ -117,8 +117,8 @@ def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | N
 
 def _is_of(begin: bytes, place: _Place, file: Path) -> bool:
     """Whether a file that begins so is of this form and says the step that its name says."""
-    told = b'{"step":%d}' % int(file.stem) if file.stem.isdecimal() else b""
-    return begin.startswith(place.head) and begin.startswith(told, len(place.head))
+    step = file.name[:-3]
+    return begin.startswith(place.head + b'{"step":%d}' % int(step) if step.isdecimal() else place.head)
 
 
 def _form(place: _Place) -> str:
