@@ -204,6 +204,59 @@ def test_what_cannot_be_read_is_not_taken_for_damage(run, monkeypatch, state, pl
         assert recorder.restore() == 2
 
 
+@pytest.mark.parametrize("call", ["open", "pread", "preadv", "fstat"])
+@pytest.mark.parametrize("place", range(6))
+def test_a_disk_that_refuses_a_single_call_is_not_taken_for_damage(run, monkeypatch, call, place):
+    """Each call in turn, of those that concern the file."""
+    path, look = one_of_each(run)[place]
+    real, refused = getattr(os, call), 0
+
+    def concerns(subject) -> bool:
+        return str(path) == (os.readlink(f"/proc/self/fd/{subject}") if isinstance(subject, int) else str(subject))
+
+    for number in range(8):
+        calls = iter(range(1000))
+
+        def refusing(subject, *arguments, calls=calls, number=number, **options):
+            if concerns(subject) and next(calls) == number:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(subject, *arguments, **options)
+
+        monkeypatch.setattr(os, call, refusing)
+        try:
+            look()
+        except TrajectoryError as error:
+            refused += 1
+            assert "in use or unreadable: Input/output error" in str(error) and not isinstance(error, DamagedError)
+        monkeypatch.undo()
+    assert refused or call in ("pread", "preadv"), "no call was met"
+
+
+def test_probes_that_cannot_be_read_are_not_said_to_be_changed(run, monkeypatch):
+    path = run.path / "probes" / "test.h5"
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda at, *rest, **more: refuse(errno.EIO)() if str(at) == str(path) else
+                        real(at, *rest, **more))  # fmt: skip
+    (problem,) = run.verify()
+    assert "in use or unreadable" in problem
+
+
+def test_a_state_under_the_name_of_the_other_one_is_told(run):
+    """The newest one, over an older one, looks like one that was saved after the manifest's last line."""
+    one, other = (run.path / "resume" / name for name in resume.SLOTS)
+    one.write_bytes(other.read_bytes())
+    assert [problem for problem in run.verify() if f"{one} is whole, and not the file" in problem]
+
+
+def test_a_log_is_read_in_as_much_memory_as_it_has_bytes(run):
+    tracemalloc.start()
+    try:
+        assert run.events == [] and run.verify() == []
+        assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    finally:
+        tracemalloc.stop()
+
+
 def half_written(path: Path) -> None:
     """Marked as open for writing, and HDF5's notes do not match their checksum: a program is amid a write."""
     raw = bytearray(path.read_bytes())
@@ -448,6 +501,33 @@ def test_a_good_layout_of_that_form_is_read(tmp_path):
     arrays["layout"] = np.frombuffer(text, np.uint8)
     sealed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
     assert snapshot.read(path)["w"].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("arrays", [{}, {"values": np.ones(5)}, {"values": np.ones(2), "low": np.ones(3)}])
+@pytest.mark.parametrize("change", [{}, {"n": None}, {"dims": 3}, {"coords": {}}, {"measure": ...}])
+def test_a_reading_that_no_measure_writes_is_damage(run, arrays, change):
+    """Its digest is right, its content is none."""
+    (measure,) = run.measures()
+    path = run.path / "measures" / measure / store.file_name(2)
+    good, note = sealed.read(path, "reading")
+    note = {name: value for name, value in (note | change).items() if value is not ...}
+    sealed.write(path, "reading", arrays, note, replace=True)
+    with pytest.raises(DamagedError, match="is damaged: it is no such file as grokkit writes"):
+        run.reading(measure, 2)
+    assert good
+
+
+def test_maps_and_probes_that_nobody_writes_are_damage(run):
+    maps = run.path / "attributions" / "saliency-00000000"
+    sealed.write(maps / store.file_name(2), "attribution", {"values": np.ones(3)}, {"step": 2})
+    with pytest.raises(DamagedError, match="no such file as grokkit writes"):
+        run.attribution(maps.name, 2)
+    path = run.path / "probes" / "test.h5"
+    arrays, note = sealed.read(path, "probes")
+    for change in ({"images": np.ones(3)}, {"labels": np.ones(7)}, {"more": np.ones(3)}):
+        sealed.write(path, "probes", arrays | change, note, replace=True)
+        with pytest.raises(DamagedError, match="no such file as grokkit writes"):
+            assert run.probes
 
 
 def test_attributes_of_any_length_are_not_read(tmp_path):

@@ -193,6 +193,14 @@ def added_snapshot(run: Run) -> None:
     snapshot.write(run.path / "snapshots" / store.file_name(7), 7, {"x": torch.ones(2)})
 
 
+def doubled(name: str) -> Callable[[Run], None]:
+    def change(run: Run) -> None:
+        lines = (run.path / name).read_bytes().splitlines(keepends=True)
+        (run.path / name).write_bytes(b"".join([*lines[:3], lines[2], *lines[3:]]))
+
+    return change
+
+
 CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "batch size": (edited("config.toml", "batch_size = 50", "batch_size = 51"), "batch_size was 50 and is 51"),
     "a nested choice": (edited("config.toml", "size = 8", "size = 9"), "data.size was 8 and is 9"),
@@ -200,6 +208,11 @@ CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "a choice more": (
         edited("config.toml", "batch_size = 50", "batch_size = 50\nclip_at = 3"),
         "clip_at was not there",
+    ),
+    "another type": (edited("config.toml", "batch_size = 50", "batch_size = 50.0"), "batch_size was 50 and is 50.0"),
+    "null more": (
+        edited("environment.json", '"hash": "', '"more": null, "hash": "'),
+        "data.more was not there and is null",
     ),
     "only a remark": (edited("config.toml", "batch_size = 50", "batch_size = 50  # really"), "is not the text"),
     "the hash of the data": (edited("environment.json", '"hash": "', '"hash": "0'), "data.hash was"),
@@ -216,6 +229,8 @@ CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "metrics empty": (cut("metrics.jsonl", 0.0), "metrics.jsonl was cut"),
     "manifest cut": (cut("MANIFEST", 0.5), "MANIFEST was cut"),
     "manifest cut after a line": (cut_after_a_line("MANIFEST"), "MANIFEST was cut"),
+    "a line of the manifest doubled": (doubled("MANIFEST"), "bytes do not end with the run's end"),
+    "the manifest in another order": (without_a_line("MANIFEST"), "bytes do not end with the run's end"),
     "manifest gone": (gone("MANIFEST"), "MANIFEST is missing"),
     "a snapshot more": (added_snapshot, "was written by no writer of this run"),
     "a damaged line of the manifest": (edited("MANIFEST", '"step":0', '"step":1'), "of {run}/MANIFEST is damaged"),
@@ -233,8 +248,8 @@ def test_verify_says_what_was_changed_and_which_field(copies, what):
     assert [problem for problem in run.verify() if wanted in problem], run.verify()
 
 
-REFUSED = ["batch size", "a nested choice", "a choice that is gone", "a choice more", "the hash of the data",
-           "the mean of the data", "the versions", "probes gone", "config gone"]  # fmt: skip
+REFUSED = ["batch size", "a nested choice", "another type", "null more", "a choice that is gone", "a choice more",
+           "the hash of the data", "the mean of the data", "the versions", "probes gone", "config gone"]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -248,6 +263,31 @@ def test_neither_resume_nor_replay_makes_another_run_of_it(copies, what):
             go_on()
     after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != "LOCK"}
     assert before == after
+
+
+def test_a_run_whose_manifest_lost_its_begin_is_not_begun_again(copies):
+    """Its states say of which run they are, and nothing says which run this is."""
+    run = copies["stopped"]
+    path = run.path / "MANIFEST"
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(b"\n") + 1 :])
+    for go_on in (lambda: gk.resume(run.path, device="cpu"), lambda: gk.replay_run(run, ["loss"], device="cpu")):
+        with pytest.raises(TrajectoryError, match="MANIFEST does not say how the run began"):
+            go_on()
+    path.unlink()
+    done = gk.resume(run.path, device="cpu")
+    assert done.metrics.equals(copies["done"].metrics.assign(run=done.name))
+    assert not [event for event in done.events if event["kind"] == "restarted"]
+
+
+def test_the_lines_of_a_manifest_may_stand_in_another_order(copies):
+    run = copies["stopped"]
+    first, second, *others = (run.path / "MANIFEST").read_bytes().splitlines(keepends=True)
+    (run.path / "MANIFEST").write_bytes(b"".join([second, first, *others]))
+    assert run.verify() == []
+    done = gk.resume(run.path, device="cpu")
+    assert done.metrics.equals(copies["done"].metrics.assign(run=done.name))
+    assert not [event for event in done.events if event["kind"] == "restarted"]
 
 
 @pytest.mark.parametrize("what", ["a snapshot gone", "metrics cut", "metrics gone"])

@@ -46,7 +46,13 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], li
 
 
 def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:
-    """Raise TrajectoryError where choices, environment or probe images are others than the run began with."""
+    """Raise TrajectoryError where choices, environment or probe images are others than the run began with, or where its
+    manifest no longer says which they were."""
+    known = known or manifest.read(path)
+    if not known.began and (path / manifest.FILE).exists():
+        raise TrajectoryError(
+            f"{path / manifest.FILE} does not say how the run began: put it back, or remove it to take all as it is"
+        )
     if changes := manifest.changes(path, known):
         raise TrajectoryError("; ".join([*changes, "that would be another run: put it back, or begin a new one"]))
 

@@ -100,7 +100,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES, offset: int = 0) -> bytes:
             if size > limit:
                 raise TrajectoryError(f"{path} cannot be read: it has {size} bytes; expected at most {limit}")
             file.seek(offset)
-            return file.read(limit)
+            return file.read(max(0, size))  # Python takes the memory for as much as it is asked for
         except OSError as error:
             raise TrajectoryError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.trajectory import log, sealed
 from grokkit.trajectory.documents import open_regular, read_bytes, read_config, read_environment
 
@@ -173,13 +173,12 @@ def read(run: Path) -> Manifest:
 
 
 def run_id(run: Path) -> str | None:
-    """The run's own id, which its resume states carry; None where it has no manifest."""
+    """The run's own id, which its resume states carry; None where its manifest does not say it."""
     try:
-        with open_regular(run / FILE) as file:
-            found = log.parsed(file.readline(_BLOCK))
-    except (FileNotFoundError, TrajectoryError):
+        found = read(run).began.get("run")
+    except TrajectoryError:
         return None
-    return found["run"] if found is not None and isinstance(found.get("run"), str) else None
+    return found if isinstance(found, str) else None
 
 
 def unlisted(run: Path, manifest: Manifest) -> list[str]:
@@ -205,16 +204,27 @@ def changes(run: Path, manifest: Manifest | None = None) -> list[str]:
         return []
     found = []
     for name, then, now in _values(run, began):
-        if now is not None and now != then:  # one that cannot be read is told by whoever reads it
+        if now is not None and not _is_same(then, now):  # one that cannot be read is told by whoever reads it
             found += [f"{run / name} was changed: {told}" for told in _differences(then, now)]
     probes = began.get("probes")
     for name, digest in probes.items() if isinstance(probes, dict) else ():
         path = run / "probes" / f"{name}.h5"
         if not path.exists():
             found.append(f"{path} is missing")
-        elif sealed.read_digest(path) != digest:
+        elif _holds_another(path, digest):
             found.append(f"{path} was changed: it holds other images than at the start")
     return found
+
+
+def _holds_another(path: Path, digest: Any) -> bool:
+    """Whether a file claims another digest, or a damaged one none; one that cannot be read just now is told by whoever
+    reads it."""
+    try:
+        return sealed.claimed_digest(path) != digest
+    except DamagedError:
+        return True
+    except TrajectoryError:
+        return False
 
 
 def remarks(run: Path, manifest: Manifest, *, states: bool = True) -> list[str]:
@@ -226,7 +236,7 @@ def remarks(run: Path, manifest: Manifest, *, states: bool = True) -> list[str]:
         if record["kind"] not in ("aside", "" if states else "resume") and not (run / name).exists()
     ]
     texts = manifest.began.get("sha256")
-    told = {name for name, then, now in _values(run, manifest.began) if then != now}
+    told = {name for name, then, now in _values(run, manifest.began) if now is None or not _is_same(then, now)}
     for name, sha256 in texts.items() if isinstance(texts, dict) else ():
         if not (run / name).exists():
             found.append(f"{run / name} is missing")
@@ -248,12 +258,14 @@ def strangers(run: Path, manifest: Manifest) -> list[str]:
     ]  # fmt: skip
 
 
-def is_listed(record: Mapping[str, Any], digest: str | None, note: Mapping[str, Any]) -> bool:
-    """Whether a whole file is the one that its newest line speaks of, or one that was published after that line."""
+def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], digests: set[str]) -> bool:
+    """Whether a whole file is the one that its newest line speaks of, or a state that was published after that line, of
+    which none of the lines (`digests`) speaks."""
     if record.get("digest") == digest:
         return True
     later = note.get("save")
-    return record["kind"] == "resume" and isinstance(later, int) and later > int(record.get("save", 0))
+    is_later = isinstance(later, int) and later > int(record.get("save", 0))
+    return record["kind"] == "resume" and is_later and digest not in digests
 
 
 def _values(run: Path, began: Record) -> Iterator[tuple[str, Any, Any]]:
@@ -312,12 +324,24 @@ def _differences(then: Any, now: Any, where: str = "") -> Iterable[str]:
     """`batch_size was 50 and is 51`, for every value that is another one."""
     if isinstance(then, dict) and isinstance(now, dict):
         for key in sorted(then.keys() | now.keys()):
-            if then.get(key) != now.get(key):
-                yield from _differences(then.get(key), now.get(key), f"{where}.{key}" if where else str(key))
+            one, other = then.get(key, _ABSENT), now.get(key, _ABSENT)
+            if not _is_same(one, other):
+                yield from _differences(one, other, f"{where}.{key}" if where else str(key))
     else:
         yield f"{where or 'it'} was {_short(then)} and is {_short(now)}"
 
 
+_ABSENT = object()
+"""In the place of a value that is not there; null is a value."""
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two JSON values are one: 1, 1.0 and true are three."""
+    if one is _ABSENT or other is _ABSENT:
+        return one is other
+    return sealed.as_json(one) == sealed.as_json(other)
+
+
 def _short(value: Any) -> str:
-    told = "not there" if value is None else json.dumps(value)
+    told = "not there" if value is _ABSENT else json.dumps(value)
     return told if len(told) <= 80 else f"{told[:77]}..."

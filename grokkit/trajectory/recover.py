@@ -83,7 +83,8 @@ def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manife
     if owner is not None and known.began and owner != known.began.get("run"):
         raise MisplacedError(f"{path} is the state of another run")
     record = known.files.get(name, {"kind": "aside"})
-    if record["kind"] != "aside" and digest not in known.digests and not manifest.is_listed(record, digest, note):
+    is_ours = digest in known.digests or manifest.is_listed(record, digest, note, known.digests)
+    if record["kind"] != "aside" and not is_ours:
         raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
 
 

@@ -151,7 +151,7 @@ def write(
     note = padded(as_json(meta))
     digest = digest or digest_of(kind, note, arrays)
     if not replace and path.exists():
-        if read_digest(path) != digest:
+        if _claims_another(path, digest):
             raise TrajectoryError(f"{path} exists with other content; written files are never changed")
         if is_whole(path, kind):
             return digest
@@ -173,6 +173,15 @@ def write(
 
     _publish(path, pieces, replace, verified)
     return digest
+
+
+def _claims_another(path: Path, digest: str) -> bool:
+    """Whether a file that is there has another digest or, damaged, none. Raises TrajectoryError where it cannot be read
+    just now."""
+    try:
+        return claimed_digest(path) != digest
+    except DamagedError:
+        return True
 
 
 def publish(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:
@@ -355,10 +364,15 @@ def is_whole(path: Path, kind: str) -> bool:
     return True
 
 
+def claimed_digest(path: Path) -> str:
+    """The digest that a file claims, of which nothing is checked. Raises TrajectoryError as `hdf5.opened`."""
+    with hdf5.opened(path) as file:
+        return file.digest()
+
+
 def read_digest(path: Path) -> str | None:
-    """The digest that a file claims; None where it cannot be read."""
+    """As `claimed_digest`; None where it cannot be read."""
     try:
-        with hdf5.opened(path) as file:
-            return file.digest()
+        return claimed_digest(path)
     except TrajectoryError:
         return None

@@ -110,6 +110,8 @@ def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | N
             expected = int.from_bytes(os.pread(handle, 4, place.crc), "little")
             if snapshot.checksum(place.entry, raw) != expected:
                 raise TrajectoryError(f"{file} is damaged: tensor {name!r} does not match its checksum")
+    except OSError as error:
+        raise hdf5.unreadable(file, os.strerror(error.errno or 0)) from error
     finally:
         os.close(handle)
     return place

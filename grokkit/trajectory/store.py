@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from grokkit.errors import DamagedError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import sealed
 
@@ -41,7 +43,8 @@ def read_probes(folder: Path) -> dict[str, ProbeSet]:
     sets = {}
     for path in folder.glob("*.h5"):
         arrays, meta = sealed.read(path, "probes")
-        sets[meta["name"]] = ProbeSet(name=meta["name"], source=meta["source"], **arrays)
+        with _as_written(path):
+            sets[meta["name"]] = ProbeSet(name=meta["name"], source=meta["source"], **arrays)
     order = {"train": 0, "test": 1}
     return {name: sets[name] for name in sorted(sets, key=lambda name: (order.get(name, 2), name))}
 
@@ -60,12 +63,14 @@ def write_reading(folder: Path, step: int, reading: Reading) -> str:
 
 def read_reading(folder: Path, step: int) -> Reading:
     """The reading of one step."""
-    arrays, meta = sealed.read(folder / file_name(step), "reading")
-    count = meta["n"] if isinstance(meta["n"], int) else tuple(meta["n"])
-    return Reading(
-        measure=meta["measure"], values=arrays["values"], dims=tuple(meta["dims"]), coords=meta["coords"],
-        unit=meta["unit"], n=count, low=arrays.get("low"), high=arrays.get("high"), settings=meta["settings"],
-    )  # fmt: skip
+    path = folder / file_name(step)
+    arrays, meta = sealed.read(path, "reading")
+    with _as_written(path):
+        count = meta["n"] if isinstance(meta["n"], int) else tuple(meta["n"])
+        return Reading(
+            measure=meta["measure"], values=arrays["values"], dims=tuple(meta["dims"]), coords=meta["coords"],
+            unit=meta["unit"], n=count, low=arrays.get("low"), high=arrays.get("high"), settings=meta["settings"],
+        )  # fmt: skip
 
 
 def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.ndarray, meta: Mapping[str, Any]) -> str:
@@ -77,6 +82,17 @@ def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.nd
 
 def read_attribution(folder: Path, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Values, target labels and the note of one step."""
-    arrays, meta = sealed.read(folder / file_name(step), "attribution")
+    path = folder / file_name(step)
+    arrays, meta = sealed.read(path, "attribution")
     meta.pop("identity", None)
-    return arrays["values"], arrays["labels"], meta
+    with _as_written(path):
+        return arrays["values"], arrays["labels"], meta
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Raise DamagedError for a file whose digest holds, and whose note or arrays are not those that a writer makes."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedError(f"{path} is damaged: it is no such file as grokkit writes ({error})") from error

@@ -12,6 +12,8 @@ from grokkit.trajectory.documents import read_bytes
 from grokkit.trajectory.manifest import Manifest
 
 PACKED = ("snapshot", "resume")
+ENDED = ("done", "failed", "interrupted")
+"""States of a run whose manifest says how its newest attempt ended."""
 
 
 def problems(run: Path, status: Mapping[str, Any]) -> list[str]:
@@ -51,7 +53,15 @@ def _of_manifest(run: Path, status: Mapping[str, Any]) -> list[str]:
         found.append(
             f"{path} was cut: it has {len(content)} bytes and had {known}" if content else f"{path} is missing"
         )
+    elif status.get("state") in ENDED and not _is_end(content[:known]):
+        found.append(f"{path} was changed: its first {known} bytes do not end with the run's end")
     return found
+
+
+def _is_end(content: bytes) -> bool:
+    """Whether the last line is the one that an attempt writes when it ends."""
+    record = log.parsed(content[content.rfind(b"\n", 0, -1) + 1 :])
+    return content.endswith(b"\n") and record is not None and record.get("kind") == "ended"
 
 
 def _of_file(path: Path, kind: str, record: Mapping[str, Any] | None, known: Manifest) -> str | None:
@@ -61,7 +71,7 @@ def _of_file(path: Path, kind: str, record: Mapping[str, Any] | None, known: Man
         return str(error) if path.exists() else None  # one that went meanwhile is missing, if anything
     if note.get("run") is not None and known.began and note["run"] != known.began.get("run"):
         return f"{path} is the state of another run"
-    if record is None or record["kind"] == "aside" or manifest.is_listed(record, digest, note):
+    if record is None or record["kind"] == "aside" or manifest.is_listed(record, digest, note, known.digests):
         return None
     return f"{path} is whole, and not the file that this run has written under its name"
 
