@@ -204,6 +204,7 @@ def doubled(name: str) -> Callable[[Run], None]:
 CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "batch size": (edited("config.toml", "batch_size = 50", "batch_size = 51"), "batch_size was 50 and is 51"),
     "a nested choice": (edited("config.toml", "size = 8", "size = 9"), "data.size was 8 and is 9"),
+    "a choice of another form": (edited("config.toml", 'name = "digits"', "name = 3"), "data.name was"),
     "a choice that is gone": (edited("config.toml", "batch_size = 50\n", ""), "batch_size was 50 and is not there"),
     "a choice more": (
         edited("config.toml", "batch_size = 50", "batch_size = 50\nclip_at = 3"),
@@ -248,8 +249,9 @@ def test_verify_says_what_was_changed_and_which_field(copies, what):
     assert [problem for problem in run.verify() if wanted in problem], run.verify()
 
 
-REFUSED = ["batch size", "a nested choice", "another type", "null more", "a choice that is gone", "a choice more",
-           "the hash of the data", "the mean of the data", "the versions", "probes gone", "config gone"]  # fmt: skip
+REFUSED = ["batch size", "a nested choice", "a choice of another form", "another type", "null more",
+           "a choice that is gone", "a choice more", "the hash of the data", "the mean of the data",
+           "the versions", "probes gone", "config gone"]  # fmt: skip
 
 
 @pytest.mark.parametrize("what", REFUSED)

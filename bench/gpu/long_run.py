@@ -142,7 +142,7 @@ def brought_back(archive: Path, folder: Path) -> Path:
             os.replace(draft / run.name, run)
             draft.rmdir()
             return run
-    here = gk.open_run(run).status["step"]
+    here = json.loads((run / "status.json").read_text())["step"]
     if step > here:
         raise UsageError(f"{archive} is at step {step}, and {run}, which is here already, at {here}; move that away to "
                          "go on from the archive, or leave --continue out to go on from here")  # fmt: skip

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from grokkit.borrow import device_of
-from grokkit.errors import TrajectoryError
+from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
 from grokkit.training.device import described, environment
 from grokkit.trajectory import manifest
 from grokkit.trajectory.manifest import Manifest
@@ -55,6 +56,23 @@ def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:
         )
     if changes := manifest.changes(path, known):
         raise TrajectoryError("; ".join([*changes, "that would be another run: put it back, or begin a new one"]))
+
+
+@contextmanager
+def naming_changes(path: Path) -> Iterator[None]:
+    """Add to an error about choices or data what was changed of them since the run began, which may well be its reason.
+    Where choices are of another form than any that a run begins with, the changes are the error."""
+    try:
+        yield
+    except (UsageError, DataError) as error:
+        if changes := manifest.changes(path):
+            raise type(error)("; ".join([str(error), *changes])) from error
+        raise
+    except GrokkitError:
+        raise
+    except Exception:
+        must_be_as_begun(path)
+        raise
 
 
 def this_attempt(model: nn.Module) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from grokkit.training.job import Job, Recording, build, machine_of, open_recorde
 from grokkit.training.money import HOUR, dollars
 from grokkit.training.signal import Signal
 from grokkit.training.step import WARM_UP
+from grokkit.trajectory import manifest
 
 SECONDS = 2.0
 """About what the timed steps take, and the timed records."""
@@ -260,7 +261,15 @@ def _files(job: Job, path: Path, slots: int) -> dict[str, int]:
     log = (path / "metrics.jsonl").read_bytes()
     sizes["logs"] = _log_lines(config, records) * len(log) // max(log.count(b"\n"), 1)
     sizes["other"] = sum(file.stat().st_size for file in path.iterdir() if file.suffix in (".toml", ".json"))
+    files = records * (1 + len(config.measures) + len(config.attributions)) + slots
+    sizes["manifest"] = _manifest_bytes(path, files)
     return sizes
+
+
+def _manifest_bytes(path: Path, files: int) -> int:
+    """Of its first line, and of one for each of so many files."""
+    first, *lines = (path / manifest.FILE).read_bytes().splitlines(keepends=True)
+    return len(first) + round(files * statistics.mean(map(len, lines))) if lines else len(first)
 
 
 def _mean_size(folder: Path) -> int:

@@ -16,7 +16,7 @@ from grokkit.interrupt import Stopped, StopRequest
 from grokkit.seeding import seeded
 from grokkit.stored_code import import_unknown
 from grokkit.training import placement
-from grokkit.training.attempt import must_be_as_begun
+from grokkit.training.attempt import naming_changes
 from grokkit.training.build import config_of, macs_of
 from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
@@ -113,13 +113,13 @@ def resume(
     found = open_run(path)
     if found.status["state"] == "done":
         return found
-    must_be_as_begun(found.path)
     asked = Purse.of(price, budget)
     purse = Purse(Bill.going_on(found.status, asked.price).price, budget)
     purse.needs_price()
-    config, company = config_of(found), guarded(observer)
-    import_unknown([found.path], names_to_train(config), trust=trust)
-    with company.told_of_the_end(config.steps):
+    with naming_changes(found.path):
+        config, company = config_of(found), guarded(observer)
+        import_unknown([found.path], names_to_train(config), trust=trust)
+    with company.told_of_the_end(config.steps), naming_changes(found.path):
         if budget is not None and spent_by(found.status) >= budget:
             raise BudgetReached(beyond_budget(found.status["step"], config, spent_by(found.status), budget, found.path))
         return _run(config, found.path, device, company, None, purse, resumed=True)
