@@ -232,6 +232,21 @@ def test_a_disk_that_refuses_a_single_call_is_not_taken_for_damage(run, monkeypa
     assert refused or call in ("pread", "preadv"), "no call was met"
 
 
+def test_a_process_that_met_a_failing_disk_ends_as_any_other(run):
+    """HDF5 keeps what it reads from as long as the error is kept, and must not free it after the interpreter."""
+    code = (
+        "import errno, os, sys; from pathlib import Path; from grokkit.trajectory import sealed\n"
+        "from grokkit.errors import TrajectoryError\n"
+        "def fails(*_): raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
+        "os.preadv = fails\n"
+        "try:\n    sealed.read(Path(sys.argv[1]), 'snapshot')\n"
+        "except TrajectoryError:\n    print('refused', flush=True)"
+    )
+    path = one_of_each(run)[0][0]
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "refused\n", "")
+
+
 def test_probes_that_cannot_be_read_are_not_said_to_be_changed(run, monkeypatch):
     path = run.path / "probes" / "test.h5"
     real = os.open

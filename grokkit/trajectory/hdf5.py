@@ -264,7 +264,9 @@ class _Source:
         try:
             count = os.preadv(self._handle, [buffer], self._at)
         except OSError as error:
-            self.failure = error
+            # A new one, without the frames of this call: HDF5 keeps this object until those are gone, and would free it
+            # after the interpreter.
+            self.failure = OSError(error.errno, error.strerror)
             raise
         if self._at < len(self._head):
             head = self._head[self._at : self._at + count]
