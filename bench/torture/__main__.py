@@ -18,7 +18,8 @@ import h5py
 import torch
 
 from bench.harness import cpu_name
-from bench.torture import calls, disks, kills, stops, sweeps
+from bench.torture import busy, calls, disks, edited, hostile, kills, misplaced, odd, stops, sweeps
+from bench.torture.forks import forked_recorders
 
 
 class Found(NamedTuple):
@@ -26,7 +27,7 @@ class Found(NamedTuple):
 
     Args:
         trials: how often something was done to a writer or a file.
-        faults: what was lost or wrong.
+        faults: what was lost, wrong or not noticed.
         told: further numbers.
     """
 
@@ -100,6 +101,48 @@ def killed_sweeps_on_ray(share: float, folder: Path) -> Found:
     return _of_sweeps(sweeps.killed_sweeps(max(6, round(60 * share)), folder, "ray"))
 
 
+def busy_files(share: float, folder: Path) -> Found:
+    """files that are open, marked, locked or unreadable for a moment"""
+    count = max(8, round(200 * share))
+    ways, faults = busy.busy_files(count, folder)
+    return Found(count, faults, dict(ways))
+
+
+def misplaced_files(share: float, folder: Path) -> Found:
+    """whole files under the names of others, of the same run or another"""
+    count = max(8, round(300 * share))
+    kinds, faults = misplaced.misplaced_files(count, folder)
+    return Found(count, faults, {"copied": dict(kinds)})
+
+
+def edited_runs(share: float, folder: Path) -> Found:
+    """choices, environments, logs and manifests edited, files removed"""
+    count = max(8, round(300 * share))
+    kinds, faults = edited.edited_runs(count, folder)
+    return Found(count, faults, {"edited": dict(kinds)})
+
+
+def hostile_files(share: float, folder: Path) -> Found:
+    """hostile HDF5 files"""
+    count = max(15, round(500 * share))
+    ends, faults = hostile.hostile_files(count, folder)
+    return Found(count, faults, dict(ends))
+
+
+def odd_documents(share: float, folder: Path) -> Found:
+    """odd documents in one of three runs"""
+    count = max(15, round(500 * share))
+    shown, faults = odd.odd_documents(count, folder)
+    return Found(count, faults, {"shown as": dict(shown)})
+
+
+def forks(share: float, folder: Path) -> Found:
+    """recorders whose process forks"""
+    count = max(7, round(100 * share))
+    ways, faults = forked_recorders(count, folder)
+    return Found(count, faults, {"the fork": dict(ways)})
+
+
 def _of_sweeps(tally: sweeps.Tally) -> Found:
     told = {"killed": dict(tally.kills), "commands": tally.commands, "given up for a while": tally.given_up}
     return Found(tally.kills.total(), tally.faults, told)
@@ -116,6 +159,7 @@ PARTS: dict[str, Callable[[float, Path], Found]] = {
         killed_writers, every_call, lost_machines, full_disks, damaged_files, second_writers,
         stopped_runs, stopped_replays, killed_runs,
         killed_sweeps, killed_sweeps_on_ray,
+        busy_files, misplaced_files, edited_runs, hostile_files, odd_documents, forks,
     )
 }  # fmt: skip
 
@@ -130,7 +174,7 @@ def suite(share: float, only: list[str], folder: Path) -> dict[str, Found]:
         found = PARTS[name](share, place)
         results[name] = found
         told = "".join(f"; {key}: {value}" for key, value in found.told.items())
-        line = f"{found.trials:5} {PARTS[name].__doc__}: {len(found.faults)} lost or wrong{told}"
+        line = f"{found.trials:5} {PARTS[name].__doc__}: {len(found.faults)} lost, wrong or unnoticed{told}"
         print(f"{line}  ({time.monotonic() - start:.0f} s)", flush=True)
         for fault in found.faults[:10]:
             print(f"        {fault}")
