@@ -323,3 +323,36 @@ def test_a_whole_file_of_another_kind_is_misplaced_and_a_foreign_one_too(tmp_pat
         file["x"] = 1
     with pytest.raises(MisplacedError):
         sealed.read(path, "snapshot")
+
+
+def test_a_torn_last_line_is_cut_before_the_next_one_is_written(run):
+    whole = (run.path / "MANIFEST").read_bytes()
+    (run.path / "MANIFEST").write_bytes(whole + b'{"kind":"reading","na')
+    gk.replay_run(run, ["logit_scale"], model=net(), steps=[0])
+    now = (run.path / "MANIFEST").read_bytes()
+    assert now.startswith(whole) and log.damaged_lines(run.path / "MANIFEST") == []
+    assert now.count(b"\n") == whole.count(b"\n") + 1 and run.unlisted() == []
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_an_error(run, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, line: write(handle, line[:10]))
+    with pytest.raises(TrajectoryError, match=r"could not write .*MANIFEST: No space left on device"):
+        gk.replay_run(run, ["logit_scale"], model=net(), steps=[0])
+
+
+def test_maps_of_another_recording_are_told_by_a_read(tmp_path):
+    kept = [gk.part("saliency", images=2), gk.part("saliency", images=3), gk.part("input_x_gradient", images=2)]
+    with opened(tmp_path / "run", attributions=kept, measures=[], schedule=[1]) as recorder:
+        recorder.step(1)
+    run = gk.open_run(tmp_path / "run")
+    one, two, other = (tmp_path / "run" / "attributions" / name for name in sorted(run.attributions(), reverse=True))
+    for source in (two, other):
+        shutil.copy(source / store.file_name(0), one / store.file_name(0))
+        with pytest.raises(MisplacedError, match="and its name says"):
+            run.attribution(one.name, 0)
+    arrays, note = sealed.read(other / store.file_name(0), "attribution")
+    del note["identity"]  # as an older version wrote it
+    sealed.write(one / store.file_name(0), "attribution", arrays, note, replace=True)
+    with pytest.raises(MisplacedError, match="holds method 'input_x_gradient'"):
+        run.attribution(one.name, 0)
