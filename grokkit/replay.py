@@ -76,22 +76,32 @@ def replay_run(
         model, work = _built(run, device)
     subjects: list[Measure | AttributionPlan] = [*as_measures(measures), *as_plans(attributions)]
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
-    chosen = list(run.steps() if steps is None else steps)
-    added = done = 0
     with RunLock(run.path), fitting_threads(work), StopRequest():
-        try:
-            for done, step in enumerate(chosen, start=1):
-                for each in _missing(run, step, context, subjects):
-                    poll(grace=0)
-                    take_any(run.path, step, each, context)
-                    added += 1
-                manifest.sync(run.path)
-                if on_step is not None:
-                    on_step(done, len(chosen))
-        except Stopped:
-            raise Interrupted(
-                f"stopped at snapshot {done} of {len(chosen)} with {added} results added; the same command goes on"
-            ) from None
+        return _taken(run, context, subjects, list(run.steps() if steps is None else steps), on_step)
+
+
+def _taken(
+    run: Run,
+    context: Context,
+    subjects: list[Measure | AttributionPlan],
+    chosen: list[int],
+    on_step: Callable[[int, int], None] | None,
+) -> int:
+    """Take what is missing, snapshot by snapshot; how many results were added."""
+    added = done = 0
+    try:
+        for done, step in enumerate(chosen, start=1):
+            for each in _missing(run, step, context, subjects):
+                poll(grace=0)
+                take_any(run.path, step, each, context)
+                added += 1
+            manifest.sync(run.path)
+            if on_step is not None:
+                on_step(done, len(chosen))
+    except Stopped:
+        raise Interrupted(
+            f"stopped at snapshot {done} of {len(chosen)} with {added} results added; the same command goes on"
+        ) from None
     return added
 
 

@@ -37,8 +37,8 @@ def bench(
     """Measure how many images a second a model trains on, by batch size, and what binds the loop: input, host or
     arithmetic.
 
-    Resident batches stand against a DataLoader with two workers, and the achieved FLOP/s against what the device
-    reaches in a large product. Writes a figure, its table and the verdicts; after Ctrl-C, those measured until then.
+    Resident batches stand against a DataLoader with two workers, and the FLOP/s against those of a large product.
+    Writes a figure, its table and the verdicts; after Ctrl-C, those measured until then.
 
     Try:
         grokkit bench throughput resnet9 --width 16
@@ -70,8 +70,7 @@ def bench(
     options = {} if width is None else {"width": width}
     subjects = [throughput.subject(model, options, dataset, each, seconds) for each in _devices(device)]
     _tell_of_company()
-    tables: list[pd.DataFrame] = []
-    stopped = _measure_all(subjects, sizes, tables)
+    stopped = _measure_all(subjects, sizes, tables := list[pd.DataFrame]())
     if not tables:
         raise KeyboardInterrupt("stopped before the first speed was measured; nothing is written")
     table = pd.concat(tables, ignore_index=True).reindex(columns=list(TABLE_COLUMNS))
@@ -80,8 +79,8 @@ def bench(
     told = {"machines": {each.name: environment(each.device) for each in subjects[: len(tables)]},
             "points": [vars(each) for each in verdicts(table)]}  # fmt: skip
     (out / "throughput.json").write_text(json.dumps(told, indent=1) + "\n")
-    drawn = figures.create("throughput", FigureData(table, {}, pd.DataFrame()))
-    for path in (*figures.save(drawn, out / "throughput"), out / "throughput.csv", out / "throughput.json"):
+    drawn = figures.save(figures.create("throughput", FigureData(table, {}, pd.DataFrame())), out / "throughput")
+    for path in (*drawn, out / "throughput.csv", out / "throughput.json"):
         print(path)
     if stopped:
         raise KeyboardInterrupt(f"stopped; {out} holds what was measured until then")

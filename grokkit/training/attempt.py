@@ -14,6 +14,7 @@ from grokkit.borrow import device_of
 from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
 from grokkit.training.device import described, environment
 from grokkit.trajectory import manifest
+from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.recover import move_aside, recover
 
@@ -23,6 +24,16 @@ def make_room(path: Path, overwrite: bool) -> None:
     kept = move_aside(path) if overwrite else None
     if kept is not None:
         warnings.warn(f"the run that was at {path} lies at {kept} now", stacklevel=3)
+
+
+@contextmanager
+def given_back_on_failure(lock: RunLock, *, fresh: bool) -> Iterator[None]:
+    """Give a run's lock back where the block fails; where it is `fresh`, with the folder, in which nothing is yet."""
+    try:
+        yield
+    except BaseException:
+        lock.remove_folder() if fresh else lock.close()
+        raise
 
 
 def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan
 from grokkit.names import ProbeSet
-from grokkit.training.attempt import make_room
+from grokkit.training.attempt import given_back_on_failure, make_room
 from grokkit.training.config import Part, RunConfig
 from grokkit.training.device import described, environment
 from grokkit.training.instruments import as_measures, as_plans, asked_for
@@ -61,10 +61,10 @@ def record(
         schedule: steps to record, by default `log_spaced()`; 0 is always among them.
         signal: what a policy listens to; None: nothing. `seed`: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`; `total_steps`: how long the run is meant to be.
-        config: kept as config.toml, by default the arguments above; `experiment`: source text kept as experiment.py
-            and put on the user's list of trusted code.
-        facts: kept in environment.json, of the data and the arithmetic.
-        price: dollars an hour of this machine; by default GROKKIT_PRICE, or that of the attempt before.
+        config: kept as config.toml, by default the arguments above.
+        experiment: source text kept as experiment.py, and put on the user's list of trusted code.
+        facts: kept in environment.json, of the data and the arithmetic. `price`: dollars an hour of this machine; by
+            default GROKKIT_PRICE, or that of the attempt before.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
         overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
@@ -82,21 +82,30 @@ def record(
     steps = checked(log_spaced() if schedule is None else schedule)
     if not resume:
         told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
-        machine = environment(described(device_of(model))) | dict(facts or {})
-        text = told.to_toml() if isinstance(told, RunConfig) else tomli_w.dumps(dict(told))
-        status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
         make_room(path, overwrite)
-        run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
-        if experiment is not None:
-            remember(experiment)
-    Run(path)  # that there is one, before anything is locked
-    lock = RunLock(path)
-    try:
+        _create(
+            path, told, environment(described(device_of(model))) | dict(facts or {}), probes, total_steps, experiment
+        )
+    lock = RunLock(Run(path).path)
+    with given_back_on_failure(lock, fresh=not resume):
         context = Context(model, Run(path).probes, loss, seed)
         recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
-    except BaseException:
-        lock.close() if resume else lock.remove_folder()
-        raise
     if initial and not resume:
         recorder.begin()
     return recorder
+
+
+def _create(
+    path: Path,
+    config: RunConfig | Mapping[str, Any],
+    machine: Mapping[str, Any],
+    probes: Mapping[str, ProbeSet],
+    total_steps: int | None,
+    experiment: str | None,
+) -> None:
+    """Make the run folder, and put its experiment on the user's list of trusted code."""
+    text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
+    status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
+    run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
+    if experiment is not None:
+        remember(experiment)
