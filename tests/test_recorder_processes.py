@@ -432,3 +432,130 @@ def test_two_that_make_one_run_at_a_time_are_told_apart(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert len(told) == 1 and "exists already" in told[0] and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# --- the lock, and what lies in its place ----------------------------------------------------------------------------
+
+
+def test_a_living_run_is_never_moved_aside(tmp_path):
+    """One waits for the lock of a run that another one moves away and records anew meanwhile."""
+    from grokkit.trajectory.recover import move_aside
+
+    opened(tmp_path / "run").close()
+    path, told = gk.open_run(tmp_path / "run").path, list[str]()
+    first = RunLock(path)
+
+    def moves() -> None:
+        try:
+            told.append(str(move_aside(path)))
+        except TrajectoryError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=moves)
+    thread.start()
+    time.sleep(0.15)
+    path.rename(path.with_name(".run.replaced-1"))
+    with opened(path) as living:
+        living.step(1)
+        first.close()
+        thread.join()
+        assert len(told) == 1 and "is being written by a recorder of this process" in told[0]
+        living.step(2)
+    assert gk.open_run(path).steps() == [0, 1, 2] and not path.with_name(".run.replaced-2").exists()
+
+
+def test_a_run_is_locked_from_its_first_moment(tmp_path, monkeypatch):
+    rename, seen = Path.rename, []
+
+    def named(self, target):
+        made = rename(self, target)
+        if Path(target) == tmp_path / "run":
+            seen.append(is_held(tmp_path / "run"))
+        return made
+
+    monkeypatch.setattr(Path, "rename", named)
+    with opened(tmp_path / "run"):
+        pass
+    assert seen == [True] and not is_held(tmp_path / "run")
+
+
+def test_a_run_that_was_withdrawn_amid_a_write_does_not_come_back(tmp_path, monkeypatch):
+    """The recorder's thread is between its look at the lock and the status when the folder goes."""
+    begun, go_on, write = threading.Event(), threading.Event(), run_folder.write_status
+
+    def slow(path, **fields):
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            go_on.wait(10)
+        write(path, **fields)
+
+    monkeypatch.setattr(run_folder, "write_status", slow)
+    recorder = opened(tmp_path / "run", initial=False)
+    assert begun.wait(10)
+    recorder._lock.remove_folder()
+    go_on.set()
+    with pytest.raises(TrajectoryError):
+        recorder.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recorder_is_not_copied(tmp_path):
+    import copy
+    import pickle
+
+    with opened(tmp_path / "run") as recorder:
+        for copies in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(UsageError, match="can be neither copied nor sent elsewhere"):
+                copies(recorder)
+        gc.collect()
+        recorder.step(1)
+    assert gk.open_run(tmp_path / "run").status["state"] == "done"
+
+
+@pytest.mark.parametrize("note", [b"\xff\xfe", b"[1]", b'{"pid":1}', b"[" * 100000, b"", b"null"])
+def test_whatever_stands_in_lock_its_holder_is_told_in_words(tmp_path, note):
+    recorder = opened(tmp_path / "run")
+    (recorder.path / "LOCK").write_bytes(note)
+    with pytest.raises(
+        TrajectoryError, match=r"is being written by (an unknown process|process 1 on an unknown machine)"
+    ):
+        opened(recorder.path, resume=True)
+    with pytest.raises(TrajectoryError, match=r"taken|gone or empty"):
+        recorder.close()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path)])
+def test_whatever_lies_in_the_place_of_lock_is_told(tmp_path, make):
+    opened(tmp_path / "run").close()
+    (tmp_path / "run" / "LOCK").unlink()
+    make(tmp_path / "run" / "LOCK")
+    with pytest.raises(TrajectoryError, match="cannot be locked"):
+        opened(tmp_path / "run", resume=True)
+    assert gk.open_run(tmp_path / "run").steps() == [0]
+
+
+def test_where_nothing_may_be_written_a_sentence_says_so(tmp_path, monkeypatch):
+    opened(tmp_path / "run").close()
+    real = os.open
+
+    def read_only(path, flags, *rest, **options):
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    run = gk.open_run(tmp_path / "run")
+    assert run.verify() == [] and run.load(0)
+    for write in (
+        lambda: opened(run.path, resume=True),
+        lambda: gk.replay_run(run, ["logit_scale"], model=net()),
+        lambda: opened(run.path, overwrite=True),
+    ):
+        with pytest.raises(TrajectoryError, match="Read-only file system; copy the run to where it may be written"):
+            write()
+
+
+def test_a_name_that_is_too_long_is_a_sentence(tmp_path):
+    with pytest.raises(TrajectoryError, match="cannot hold a run: File name too long"):
+        opened(tmp_path / ("x" * 250))
+    assert list(tmp_path.iterdir()) == []

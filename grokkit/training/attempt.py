@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from grokkit.borrow import device_of
-from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
+from grokkit.errors import DamagedError, DataError, GrokkitError, MisplacedError, TrajectoryError, UsageError
 from grokkit.training.device import described, environment
-from grokkit.trajectory import manifest
+from grokkit.trajectory import manifest, sealed
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.recover import move_aside, recover
@@ -84,6 +84,16 @@ def naming_changes(path: Path) -> Iterator[None]:
     except Exception:
         must_be_as_begun(path)
         raise
+
+
+def fault_of_snapshot(run: Path, path: Path, state: Mapping[str, Tensor]) -> TrajectoryError | None:
+    """Why a snapshot that is there is not to stay where the run takes its step again: it is damaged or another's, or
+    nobody knows who has written it and it holds other weights than the run has now."""
+    try:
+        sealed.read(path, "snapshot")
+    except (DamagedError, MisplacedError) as error:
+        return error
+    return None
 
 
 def this_attempt(model: nn.Module) -> dict[str, Any]:

@@ -9,23 +9,23 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch.optim import Optimizer
 
 from grokkit.borrow import device_of, unwrap
-from grokkit.errors import DamagedError, Interrupted, MisplacedError, TrajectoryError, UsageError
+from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
-from grokkit.training.attempt import looked_through, this_attempt
+from grokkit.training.attempt import fault_of_snapshot, looked_through, this_attempt
 from grokkit.training.costs import Costs
 from grokkit.training.money import Bill
 from grokkit.training.schedule import as_step
 from grokkit.training.signal import LocalComplexitySignal, Signal
 from grokkit.training.state import Stateful, full_state, load_state
-from grokkit.trajectory import Run, manifest, resume, run, sealed, snapshot, store
+from grokkit.trajectory import Run, manifest, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
 from grokkit.trajectory.recover import set_aside, states_put_aside
@@ -68,7 +68,7 @@ class Recorder:
         self._signal = None if signal is None else LocalComplexitySignal.of_run(signal, context)
         self._total_steps = total_steps
         earlier = Run(path)
-        self._attempt = earlier.status["attempt"] + 1
+        self._attempt = earlier.status.get("attempt", 0) + 1
         self._changed, put_aside = looked_through(path, earlier.status)
         self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
         self._bill = Bill.going_on(earlier.status, price)
@@ -80,6 +80,9 @@ class Recorder:
         self._open = True
         for sentence in put_aside:
             self._put_aside(0, sentence)
+
+    def announce(self) -> None:
+        """Say in status.json that the run is being written; once, by whoever made the recorder."""
         self._submit()
 
     def begin(self) -> None:
@@ -106,6 +109,9 @@ class Recorder:
 
     _open = False
     """Whether it writes; not before all of it is there."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str:
+        raise UsageError(f"the recorder of {self.path} can be neither copied nor sent elsewhere: it holds a lock")
 
     def __del__(self) -> None:
         if self._open:
@@ -252,14 +258,12 @@ class Recorder:
         path = self.path / "snapshots" / store.file_name(step)
         with self.costs.of("snapshots"):
             state = unwrap(self._context.model).state_dict()
-            if path.exists():
-                self._put_aside_if_wrong(step, path)
-            if path.exists():
-                if not self._is_repeated(path, step, state):
-                    return
-            else:
-                packed = self._writer.staging.hold(state)
-                self._submit(partial(_write_snapshot, path, step, packed, run=self.path, check=self._lock.check))
+            if path.exists() and (fault := fault_of_snapshot(self.path, path, state)):
+                self._put_aside(step, set_aside(self.path, path, fault))
+            if not path.exists():
+                self.add_snapshot(step, state)
+            elif not self._is_repeated(path, step, state):
+                return
             if not self._measures and not self._attributions:
                 return
             self._writer.wait()  # no reading is there before the weights that it was taken of
@@ -267,17 +271,11 @@ class Recorder:
         self._submit()
 
     def add_snapshot(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
-        """Write weights and buffers that the model does not have, as imported ones."""
+        """Write weights and buffers, as they are now; also those that the model does not have, as imported ones."""
         self._lock.check_process()
         path = self.path / "snapshots" / store.file_name(as_step(step))
         packed = self._writer.staging.hold(state)
         self._submit(partial(_write_snapshot, path, step, packed, run=self.path, check=self._lock.check))
-
-    def _put_aside_if_wrong(self, step: int, path: Path) -> None:
-        try:
-            sealed.read(path, "snapshot")
-        except (DamagedError, MisplacedError) as error:
-            self._put_aside(step, set_aside(self.path, path, error))
 
     def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether the snapshot that is there holds this state; one of a resumed run may differ in the last bits, where

@@ -83,13 +83,14 @@ def record(
     if not resume:
         told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
         make_room(path, overwrite)
-        _create(
-            path, told, environment(described(device_of(model))) | dict(facts or {}), probes, total_steps, experiment
-        )
-    lock = RunLock(Run(path).path)
+        machine = environment(described(device_of(model))) | dict(facts or {})
+        lock = _create(path, told, machine, probes, total_steps, experiment)
+    else:
+        lock = RunLock(Run(path).path)
     with given_back_on_failure(lock, fresh=not resume):
         context = Context(model, Run(path).probes, loss, seed)
         recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
+    recorder.announce()
     if initial and not resume:
         recorder.begin()
     return recorder
@@ -102,10 +103,14 @@ def _create(
     probes: Mapping[str, ProbeSet],
     total_steps: int | None,
     experiment: str | None,
-) -> None:
-    """Make the run folder, and put its experiment on the user's list of trusted code."""
+) -> RunLock:
+    """Make the run folder, locked, and put its experiment on the user's list of trusted code."""
     text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
     status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
-    run.create(path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment)
+    lock = run.create(
+        path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment, held=True
+    )  # fmt: skip
+    assert lock is not None
     if experiment is not None:
         remember(experiment)
+    return lock

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import time
 import uuid
 import weakref
@@ -20,6 +21,10 @@ from pathlib import Path
 from types import TracebackType
 
 from grokkit.errors import TrajectoryError, UsageError
+from grokkit.trajectory.documents import read_bytes
+
+LONGEST_NOTE = 1 << 16
+"""Bytes of LOCK that are read."""
 
 PATIENCE = 0.5
 """Seconds that a writer waits for a lock that somebody has."""
@@ -35,32 +40,69 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / "LOCK"
         self._token, self._pid = uuid.uuid4().hex, os.getpid()
-        self._file = open(folder / "LOCK", "a+")  # noqa: SIM115  (closed by close)
-        try:
-            self._take()
-        except BlockingIOError as error:
-            self._file.seek(0)
-            holder = _note(self._file.read())
-            self._file.close()
-            raise TrajectoryError(f"{folder} is being written by {_in_words(holder)}") from error
-        except OSError as error:
-            self._file.close()
-            raise TrajectoryError(f"{folder} cannot be locked: {error.strerror or error}; use a local disk") from error
+        self._file = os.fdopen(self._taken(), "rb+", buffering=0)
         _held.add(self)
-        self._file.truncate(0)
-        self._file.write(json.dumps(_holder() | {"token": self._token}))
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(json.dumps(_holder() | {"token": self._token}).encode())
+        except OSError as error:
+            self.close()
+            raise TrajectoryError(f"{folder} cannot be locked: {error.strerror or error}") from error
 
-    def _take(self) -> None:
+    def _taken(self) -> int:
+        """A descriptor of LOCK, locked. A folder that was moved away or replaced before that is looked for again: the
+        lock would be another run's."""
+        while True:
+            handle = self._opened()
+            try:
+                self._wait_for(handle)
+                if self._is_in_place(handle):
+                    return handle
+            except BlockingIOError as error:
+                holder = _in_words(_note(os.pread(handle, LONGEST_NOTE, 0)))
+                os.close(handle)
+                raise TrajectoryError(f"{self._path.parent} is being written by {holder}") from error
+            except OSError as error:
+                os.close(handle)
+                why = f"{error.strerror or error}; use a local disk"
+                raise TrajectoryError(f"{self._path.parent} cannot be locked: {why}") from error
+            os.close(handle)
+
+    def _opened(self) -> int:
+        try:
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        except FileNotFoundError:
+            raise TrajectoryError(
+                f"{self._path.parent} is not there, or no more: nothing can be written to it"
+            ) from None
+        except OSError as error:
+            why = f"{error.strerror or error}; copy the run to where it may be written"
+            raise TrajectoryError(f"{self._path.parent} cannot be locked: {why}") from error
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            return handle
+        os.close(handle)
+        raise TrajectoryError(f"{self._path.parent} cannot be locked: LOCK is no regular file; remove it")
+
+    def _wait_for(self, handle: int) -> None:
         """A reader that looks whether a run lives holds the lock for a moment: that is waited for."""
         end = time.monotonic() + PATIENCE
         while True:
             try:
-                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+
+    def _is_in_place(self, handle: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(handle), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def moved_to(self, folder: Path) -> None:
+        """Say that the folder has another name now; the lock goes with it."""
+        self._path = folder / "LOCK"
 
     @property
     def is_anothers(self) -> bool:
@@ -77,8 +119,7 @@ class RunLock:
 
     def owns(self, folder: Path | None = None) -> bool:
         """Whether LOCK holds this writer's token, in its folder or in `folder`."""
-        path = self._path if folder is None else folder / "LOCK"
-        return _note(path.read_text() if path.exists() else "").get("token") == self._token
+        return _note_in(self._path if folder is None else folder / "LOCK").get("token") == self._token
 
     def remove_folder(self) -> None:
         """Remove the folder that is locked, and give the lock back; what another writer has there by now stays."""
@@ -96,7 +137,7 @@ class RunLock:
 
     def check(self) -> None:
         """Raises TrajectoryError where LOCK no longer holds this writer's token."""
-        found = _note(self._path.read_text() if self._path.exists() else "")
+        found = _note_in(self._path)
         if found.get("token") != self._token:
             if not found:
                 raise TrajectoryError(
@@ -140,12 +181,21 @@ def _holder() -> dict[str, object]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "boot": booted, "since": time.time()}
 
 
-def _note(text: str) -> dict[str, object]:
-    """What LOCK says; nothing where it is half written."""
+def _note_in(path: Path) -> dict[str, object]:
+    """What LOCK says; nothing where there is none that can be read."""
     try:
-        return dict(json.loads(text))
-    except ValueError:
+        return _note(read_bytes(path, LONGEST_NOTE))
+    except (OSError, TrajectoryError):
         return {}
+
+
+def _note(text: bytes) -> dict[str, object]:
+    """What LOCK says; nothing where it is half written, or no table."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _in_words(holder: dict[str, object]) -> str:
@@ -156,7 +206,9 @@ def _in_words(holder: dict[str, object]) -> str:
 
 
 def _named(holder: dict[str, object]) -> str:
-    return f"process {holder['pid']} on {holder['host']}" if "pid" in holder else "an unknown process"
+    if "pid" not in holder:
+        return "an unknown process"
+    return f"process {holder['pid']} on {holder.get('host', 'an unknown machine')}"
 
 
 @contextmanager
@@ -175,10 +227,15 @@ def being_filled(folder: Path) -> Iterator[None]:
 def is_held(folder: Path) -> bool:
     """Whether a live process on this file system writes the run in `folder`."""
     try:
-        with open(folder / "LOCK") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        handle = os.open(folder / "LOCK", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     except OSError:
         return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
     return False

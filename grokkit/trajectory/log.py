@@ -29,10 +29,13 @@ class Log:
     def __init__(self, path: Path, attempt: int) -> None:
         self._attempt = attempt
         refuse_irregular(path)
-        self._file = open(path, "ab+")  # noqa: SIM115  (closed by close)
-        self._file.seek(0)
-        whole = self._file.read().rfind(b"\n") + 1
-        self._file.truncate(whole)
+        try:
+            self._file = open(path, "ab+")  # noqa: SIM115  (closed by close)
+            self._file.seek(0)
+            whole = self._file.read().rfind(b"\n") + 1
+            self._file.truncate(whole)
+        except OSError as error:
+            raise TrajectoryError(f"could not write {path}: {error.strerror or error}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record; it survives the death of the process at once, that of the machine after `sync`.

@@ -132,6 +132,9 @@ def move_aside(path: Path) -> Path | None:
         number = 1
         while os.path.lexists(kept := path.with_name(f".{path.name}.replaced-{number}")):
             number += 1
-        os.rename(path, kept)
+        try:
+            os.rename(path, kept)
+        except OSError as error:
+            raise TrajectoryError(f"{path} could not be moved aside: {error.strerror or error}") from error
         sealed.sync_folder(path.parent)
     return kept

@@ -18,7 +18,7 @@ import numpy as np
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import documents, log, manifest, store, verify
-from grokkit.trajectory.lock import is_held
+from grokkit.trajectory.lock import RunLock, is_held
 from grokkit.trajectory.sealed import make_folder, publish, sync_folder
 
 if TYPE_CHECKING:
@@ -34,26 +34,27 @@ def create(
     probes: Iterable[ProbeSet],
     status: Mapping[str, Any],
     experiment: str | None = None,
-) -> None:
+    held: bool = False,
+) -> RunLock | None:
     """Make a run folder that is complete from the moment it can be seen.
 
     Args:
         path: where the run goes; must not exist.
         config: the run's choices as TOML.
         environment: versions, device and precision.
-        probes: probe sets to store.
-        status: first content of status.json.
+        probes, status: probe sets to store, and the first content of status.json.
         experiment: source text of the experiment, kept as experiment.py.
+        held: whether it is locked from its first moment on; then the lock is returned.
 
     Raises:
-        TrajectoryError: the folder exists.
+        TrajectoryError: the folder exists, or cannot be made.
     """
     if os.path.lexists(path):
         raise _exists(path)
-    make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    lock = None
     try:
-        draft.mkdir()
+        _make(draft)
         publish(draft / "config.toml", config.encode())
         publish(draft / "environment.json", json.dumps(environment, indent=1).encode())
         if experiment is not None:
@@ -62,10 +63,26 @@ def create(
             store.write_probes(draft / "probes", probe)
         publish(draft / manifest.FILE, manifest.began(draft))
         write_status(draft, **status)
+        lock = RunLock(draft) if held else None
         _name(draft, path)
+    except BaseException:
+        if lock is not None:
+            lock.close()
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     sync_folder(path.parent)
+    if lock is not None:
+        lock.moved_to(path)
+    return lock
+
+
+def _make(draft: Path) -> None:
+    try:
+        make_folder(draft.parent)
+        draft.mkdir()
+    except OSError as error:
+        raise TrajectoryError(f"{draft.parent} cannot hold a run: {error.strerror or error}") from error
 
 
 def _name(draft: Path, path: Path) -> None:
@@ -92,14 +109,15 @@ def as_path(path: str | Path) -> Path:
         UsageError: `~name` of a user that this machine does not know.
     """
     try:
-        return Path(path).expanduser().absolute()
+        return (Path(path).expanduser() if os.fspath(path).startswith("~") else Path(path)).absolute()
     except RuntimeError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
 def write_status(path: Path, **fields: Any) -> None:
     """Replace status.json; `updated` is added."""
-    publish(path / "status.json", json.dumps({**fields, "updated": time.time()}, indent=1).encode())
+    text = json.dumps({**fields, "updated": time.time()}, indent=1)
+    publish(path / "status.json", text.encode(), make=False)  # a run that was removed is not to come back
 
 
 def open_run(path: str | Path) -> Run:

@@ -184,9 +184,10 @@ def _claims_another(path: Path, digest: str) -> bool:
         return True
 
 
-def publish(path: Path, content: bytes | memoryview, *, replace: bool = True) -> None:
-    """Put `content` at `path`: temporary file, fsync, rename (or link, which never replaces), fsync of the folder."""
-    _publish(path, [content], replace, lambda temporary: None, reserve=0)
+def publish(path: Path, content: bytes | memoryview, *, replace: bool = True, make: bool = True) -> None:
+    """Put `content` at `path`: temporary file, fsync, rename (or link, which never replaces), fsync of the folder;
+    `make`: the folder, where it is missing."""
+    _publish(path, [content], replace, lambda temporary: None, reserve=0, make=make)
 
 
 def _publish(
@@ -195,10 +196,12 @@ def _publish(
     replace: bool,
     check: Callable[[Path], None],
     reserve: int | None = None,
+    make: bool = True,
 ) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        make_folder(path.parent)
+        if make:
+            make_folder(path.parent)
         _write_durably(temporary, pieces, RESERVE if reserve is None else reserve)
         check(temporary)
         if replace:
