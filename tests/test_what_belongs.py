@@ -17,7 +17,7 @@ from torch import nn
 import grokkit as gk
 from grokkit.errors import GrokkitError, Interrupted, MisplacedError, TrajectoryError
 from grokkit.training.observers import Silent
-from grokkit.trajectory import Run, manifest, store
+from grokkit.trajectory import Run, changes, manifest, store
 from grokkit.trajectory.recover import recover
 from tests.runs import SMALL, PressesCtrlC
 
@@ -46,7 +46,7 @@ def copies(runs, tmp_path) -> dict[str, Run]:
 def test_a_run_that_nobody_touched_has_no_problems(copies):
     for run in copies.values():
         assert run.verify() == [] and run.unlisted() == []
-        assert manifest.changes(run.path) == []
+        assert changes.changes(run.path) == []
 
 
 def test_the_manifest_lists_every_file_with_its_digest(copies):
@@ -233,7 +233,7 @@ CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "a line of the manifest doubled": (doubled("MANIFEST"), "bytes do not end with the run's end"),
     "the manifest in another order": (without_a_line("MANIFEST"), "bytes do not end with the run's end"),
     "manifest gone": (gone("MANIFEST"), "MANIFEST is missing"),
-    "a snapshot more": (added_snapshot, "was written by no writer of this run"),
+    "a snapshot more": (added_snapshot, "was not there when the run ended: the manifest does not list it"),
     "a damaged line of the manifest": (edited("MANIFEST", '"step":0', '"step":1'), "of {run}/MANIFEST is damaged"),
 }
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from grokkit.borrow import device_of
 from grokkit.errors import DamagedError, DataError, GrokkitError, MisplacedError, TrajectoryError, UsageError
 from grokkit.training.device import described, environment
-from grokkit.trajectory import manifest, sealed
+from grokkit.trajectory import changes, manifest, sealed, snapshot
+from grokkit.trajectory.documents import read_config, read_environment
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.recover import move_aside, recover
@@ -50,23 +51,30 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], li
         TrajectoryError: choices, environment or probe images are others than at the start, so that another run would
             come of it; or a file is in use or cannot be read.
     """
-    manifest.mend(path, int(status.get("manifest") or 0))
-    manifest.adopt(path)
+    told = manifest.make_good(path, status.get("manifest") or 0)
     known = manifest.read(path)
     must_be_as_begun(path, known)
-    return manifest.remarks(path, known, states=False), recover(path)
+    told += changes.remarks(path, known)
+    for name in changes.missing(path, known):
+        if known.files[name]["kind"] == "resume":  # the next state may well get another name
+            manifest.gone(path, name)
+    return told, recover(path)
 
 
 def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:
-    """Raise TrajectoryError where choices, environment or probe images are others than the run began with, or where its
-    manifest no longer says which they were."""
+    """Raise TrajectoryError where choices, environment or probe images are others than the run began with, or cannot
+    be read, or where its manifest no longer says which they were."""
     known = known or manifest.read(path)
     if not known.began and (path / manifest.FILE).exists():
         raise TrajectoryError(
             f"{path / manifest.FILE} does not say how the run began: put it back, or remove it to take all as it is"
         )
-    if changes := manifest.changes(path, known):
-        raise TrajectoryError("; ".join([*changes, "that would be another run: put it back, or begin a new one"]))
+    if known.began.get("config") is not None:
+        read_config(path / "config.toml")
+    if known.began.get("environment") is not None:
+        read_environment(path / "environment.json")
+    if found := changes.changes(path, known):
+        raise TrajectoryError("; ".join([*found, "that would be another run: put it back, or begin a new one"]))
 
 
 @contextmanager
@@ -76,8 +84,8 @@ def naming_changes(path: Path) -> Iterator[None]:
     try:
         yield
     except (UsageError, DataError) as error:
-        if changes := manifest.changes(path):
-            raise type(error)("; ".join([str(error), *changes])) from error
+        if found := changes.changes(path):
+            raise type(error)("; ".join([str(error), *found])) from error
         raise
     except GrokkitError:
         raise
@@ -93,7 +101,10 @@ def fault_of_snapshot(run: Path, path: Path, state: Mapping[str, Tensor]) -> Tra
         sealed.read(path, "snapshot")
     except (DamagedError, MisplacedError) as error:
         return error
-    return None
+    name = str(path.relative_to(run))
+    if not manifest.read(run).files.get(name, {}).get("found") or snapshot.holds(path, state):
+        return None
+    return MisplacedError(f"{path} holds other weights than the run has now, and no writer of it has listed it")
 
 
 def this_attempt(model: nn.Module) -> dict[str, Any]:

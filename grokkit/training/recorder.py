@@ -82,7 +82,9 @@ class Recorder:
             self._put_aside(0, sentence)
 
     def announce(self) -> None:
-        """Say in status.json that the run is being written; once, by whoever made the recorder."""
+        """Say in manifest and status.json that the run is being written; once, by whoever made the recorder."""
+        if self._attempt > 1:
+            manifest.resumed(self.path, self._attempt)
         self._submit()
 
     def begin(self) -> None:

@@ -122,8 +122,8 @@ def read_status(path: Path) -> dict[str, Any]:
 
     Returns:
         `state`, one of `STATES`; and as far as the run's version wrote them `step` and `attempt`, counts;
-        `total_steps`, a count or None; `reason`, text or None; `costs`, name -> seconds, or None; `seconds`, `price`,
-        `spent`, `updated`, finite numbers from 0 on, or None; anything else as it stands there.
+        `total_steps` and `manifest`, counts or None; `reason`, text or None; `costs`, name -> seconds, or None;
+        `seconds`, `price`, `spent`, `updated`, finite numbers from 0 on, or None; anything else as it stands there.
 
     Raises:
         TrajectoryError: it cannot be read, or a field is something else; the message names it.
@@ -200,7 +200,7 @@ def _check_status(status: Mapping[str, Any]) -> None:
     if status.get("state") not in STATES:
         _refuse("state", status.get("state"), f"one of {', '.join(STATES)}")
     _check(status, "a whole number from 0 to 2**63 - 1", is_count, "step", "attempt")
-    _check(status, "a whole number from 0 to 2**63 - 1, or null", _or_none(is_count), "total_steps")
+    _check(status, "a whole number from 0 to 2**63 - 1, or null", _or_none(is_count), "total_steps", "manifest")
     _check(status, "text", _or_none(_is_text), "reason")
     _check(status, f"a finite number from 0 to {MAX_AMOUNT:g}, or null", _or_none(is_amount),
            "seconds", "price", "spent")  # fmt: skip

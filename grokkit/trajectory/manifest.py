@@ -4,7 +4,10 @@
     {"kind": "snapshot", "name": "snapshots/000000000012.h5", "step": 12, "digest": ...}
     {"kind": "resume", "name": "resume/0.h5", "step": 12, "save": 3, "digest": ...}
     {"kind": "aside", "name": ..., "to": "quarantine/..."}
+    {"kind": "gone", "name": ...}
     {"kind": "ended", "state": "done", "logs": {"metrics.jsonl": {"bytes": ..., "sha256": ...}}}
+    {"kind": "resumed", "attempt": 2}
+    {"kind": "lost", "bytes": 0, "had": 4096}
 
 A line follows its file, so that a listed file that is not there was removed. What was published in the last moment
 before a kill has no line until the run is gone on with; runs of older versions have no manifest until then.
@@ -16,22 +19,35 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import DamagedError, TrajectoryError
-from grokkit.trajectory import log, sealed
-from grokkit.trajectory.documents import open_regular, read_bytes, read_config, read_environment
+from grokkit.errors import TrajectoryError
+from grokkit.trajectory import hdf5, log, sealed, store
+from grokkit.trajectory.documents import (
+    STATES,
+    as_record,
+    is_count,
+    open_regular,
+    read_bytes,
+    read_config,
+    read_environment,
+)
 
 FILE = "MANIFEST"
 LOGS = ("metrics.jsonl", "events.jsonl")
 CHOICES = ("config.toml", "environment.json", "experiment.py")
 """What was chosen at the start; a change of the first two makes another run of it."""
+PUBLISHED = ("snapshot", "resume", "reading", "attribution")
+"""Kinds of lines that speak of a file that is there."""
+IN_ORDER = ("done", "interrupted")
+"""Ends at which every snapshot had its line."""
 
 _BLOCK = 1 << 20
+_LONGEST_NAME = 300
 
 Record = dict[str, Any]
 
@@ -45,49 +61,173 @@ class Manifest:
         files: the newest line of every file, by its path below the run.
         digests: of all files that were ever published.
         ended: the newest line about an end; empty while the run goes on.
+        logs: bytes and hash of what the logs said at the newest end, by name; nothing of it is ever taken back.
+        lost: lines about lines that were gone when the run was gone on with.
     """
 
     began: Record = field(default_factory=dict)
     files: dict[str, Record] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
     ended: Record = field(default_factory=dict)
+    logs: dict[str, Record] = field(default_factory=dict)
+    lost: list[Record] = field(default_factory=list)
 
     @property
     def adopted(self) -> bool:
         """Whether files were there before the first line was."""
         return bool(self.began.get("adopted"))
 
+    @property
+    def knows_all(self) -> bool:
+        """Whether a snapshot without a line is none of the run's: it began with its manifest and ended in order."""
+        return not self.adopted and self.ended.get("state") in IN_ORDER
+
+    def of(self, name: str) -> Record | None:
+        """The newest line of a file that is to be there; None where no line speaks of it, or one of its end."""
+        record = self.files.get(name)
+        return record if record and record["kind"] in PUBLISHED else None
+
+    def take(self, record: Record) -> None:
+        """Learn from the next line."""
+        kind = record["kind"]
+        if kind == "began":
+            self.began = record
+        elif kind == "ended":
+            self.ended = record
+            self.logs |= record["logs"]
+        elif kind == "lost":
+            self.lost.append(record)
+        elif kind != "resumed":
+            self.files[record["name"]] = record
+            self.digests |= {record["digest"]} if "digest" in record else set()
+        if kind in ("snapshot", "resume", "resumed", "lost"):
+            self.ended = {}
+
+
+def as_entry(parsed: Any) -> Record | None:
+    """A line's JSON as a record, each field of which is what it has to be; None where it is none."""
+    record = as_record(parsed)
+    if record is None:
+        return None
+    kind = record.get("kind")
+    if kind == "began":
+        return record if _is_beginning(record) else None
+    if kind == "ended":
+        return record if record.get("state") in STATES and _are_lengths(record.get("logs")) else None
+    if kind == "resumed":
+        return record if is_count(record.get("attempt")) else None
+    if kind == "lost":
+        return record if is_count(record.get("bytes")) and is_count(record.get("had")) else None
+    if not _is_path(record.get("name")):
+        return None
+    if kind == "aside":
+        return record if _is_path(record.get("to")) else None
+    if kind == "gone":
+        return record
+    is_file = kind in PUBLISHED and is_count(record.get("step")) and isinstance(record.get("digest"), str)
+    return record if is_file and is_count(record.get("save", 0)) else None
+
+
+def _is_beginning(record: Record) -> bool:
+    tables = [record.get(name) or {} for name in ("config", "environment", "sha256", "probes")]
+    texts = [name for table in tables[2:] if isinstance(table, dict) for name in table]
+    is_run = isinstance(record.get("run"), str) and all(isinstance(table, dict) for table in tables)
+    return is_run and all(map(_is_path, texts))
+
+
+def _are_lengths(logs: Any) -> bool:
+    return isinstance(logs, dict) and all(
+        name in LOGS and isinstance(each, dict) and is_count(each.get("bytes")) and isinstance(each.get("sha256"), str)
+        for name, each in logs.items()
+    )
+
+
+def _is_path(name: Any) -> bool:
+    """Whether a name is a path below the run that leads nowhere else."""
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name:
+        return False
+    return not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
+
 
 def began(run: Path, *, adopted: bool = False) -> bytes:
     """The first line, for the folder as it is now."""
     record = {
         "kind": "began", "run": _id_of_states(run) or uuid.uuid4().hex,
-        "config": _config(run), "environment": _environment(run),
-        "sha256": {name: _sha256(run / name) for name in CHOICES if (run / name).exists()},
-        "probes": {path.stem: sealed.read_digest(path) for path in sorted((run / "probes").glob("*.h5"))},
+        "config": plain_config(run), "environment": plain_environment(run),
+        "sha256": {name: sha256(run / name) for name in CHOICES if (run / name).exists()},
+        "probes": {path.stem: sealed.read_digest(path) for path in store.probe_files(run / "probes")},
     }  # fmt: skip
     return log.as_line(sealed.as_json(record | ({"adopted": True} if adopted else {})))
 
 
 def _id_of_states(run: Path) -> str | None:
-    """The id that the resume states of a run carry whose manifest was lost."""
+    """The id that the resume states of a run carry whose manifest was lost. Raises TrajectoryError for those of two."""
+    found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
         with suppress(TrajectoryError):
-            found = sealed.read(path, "resume")[1].get("run")
-            if isinstance(found, str):
-                return found
-    return None
+            found |= {sealed.read(path, "resume")[1].get("run")}
+    ids = {each for each in found if isinstance(each, str)}
+    if len(ids) > 1:
+        raise TrajectoryError(
+            f"{run / 'resume'} holds states of two runs, and no {FILE} says whose run this is: put it back, or remove "
+            "the state that is not this run's"
+        )
+    return ids.pop() if ids else None
 
 
-def adopt(run: Path) -> None:
-    """Begin the manifest of a run that has none: what is there is taken as it is."""
-    if not (run / FILE).exists():
-        sealed.publish(run / FILE, began(run, adopted=True))
+def make_good(run: Path, durable: int) -> list[str]:
+    """Make the manifest fit to be gone on with, where a machine died or somebody has cut or removed it; begin that of a
+    run that has none, with what is there.
+
+    Args:
+        run: its folder.
+        durable: bytes that are known to have been on the disk; of those nothing is cut.
+
+    Returns:
+        A sentence where lines are gone.
+    """
+    path, told = run / FILE, shorter(run / FILE, durable)
+    size = path.stat().st_size if path.exists() else 0
+    if not path.exists():
+        sealed.publish(path, began(run, adopted=True))
+    if told is None:
+        _cut_torn(path, durable)
+    elif read(run).began:  # else whoever goes on is told to put it back
+        _append(run, {"kind": "lost", "bytes": size, "had": durable})
+    return [told] if told else []
+
+
+def shorter(path: Path, had: int) -> str | None:
+    """The sentence about a file that has fewer bytes than it had; None where it has not."""
+    if not path.exists():
+        return f"{path} is missing" if had else None
+    size = path.stat().st_size
+    return f"{path} was cut: it has {size} bytes and had {had}" if size < had else None
+
+
+def _cut_torn(path: Path, durable: int) -> None:
+    """Cut off what a machine that died has left of the newest lines."""
+    at = 0
+    for line in read_bytes(path, log.MAX_BYTES).splitlines(keepends=True):
+        if at >= durable and log.parsed(line) is None:
+            os.truncate(path, at)
+            return
+        at += len(line)
 
 
 def add(run: Path, path: Path, kind: str, step: int, digest: str, **more: Any) -> None:
     """Note a file that was published; nothing where the run has no manifest. Durable after `sync`."""
     _append(run, {"kind": kind, "name": str(path.relative_to(run)), "step": step, "digest": digest, **more})
+
+
+def gone(run: Path, name: str) -> None:
+    """Note that a file is not there any more, and that this was told."""
+    _append(run, {"kind": "gone", "name": name})
+
+
+def resumed(run: Path, attempt: int) -> None:
+    """Note that the run goes on: what comes now has no line before it is written."""
+    _append(run, {"kind": "resumed", "attempt": attempt})
 
 
 def put_aside(run: Path, path: Path, kept: Path) -> None:
@@ -97,7 +237,7 @@ def put_aside(run: Path, path: Path, kept: Path) -> None:
 
 def end(run: Path, state: str) -> None:
     """Note how long the logs are at the end of an attempt."""
-    _append(run, {"kind": "ended", "state": state, "logs": {name: _measured(run / name) for name in LOGS}})
+    _append(run, {"kind": "ended", "state": state, "logs": {name: measured(run / name) for name in LOGS}})
 
 
 def sync(run: Path) -> int | None:
@@ -137,125 +277,49 @@ def _append(run: Path, record: Record) -> None:
         os.close(handle)
 
 
-def mend(run: Path, durable: int) -> None:
-    """Cut off what a machine that died has left of the newest lines.
-
-    Args:
-        run: its folder.
-        durable: bytes that are known to be on the disk; of those nothing is cut.
-    """
-    try:
-        content = read_bytes(run / FILE)
-    except FileNotFoundError:
-        return
-    at = 0
-    for line in content.splitlines(keepends=True):
-        if at >= durable and log.parsed(line) is None:
-            os.truncate(run / FILE, at)
-            return
-        at += len(line)
-
-
 def read(run: Path) -> Manifest:
     """All lines that are whole; see `damaged_lines` for others."""
     found = Manifest()
-    for record in log.read_from(run / FILE, 0)[0]:
-        kind = record.get("kind")
-        if kind == "began":
-            found.began = record
-        elif kind == "ended":
-            found.ended = record
-        elif isinstance(record.get("name"), str):
-            found.files[record["name"]] = record
-            found.digests.add(str(record.get("digest")))
-            found.ended = found.ended if kind in ("reading", "attribution", "aside") else {}
+    for record in log.read_from(run / FILE, 0, as_entry)[0]:
+        found.take(record)
     return found
+
+
+def beginning(run: Path) -> Record:
+    """The line about the run's start alone, which is the first unless somebody moved it; empty where there is none.
+    Raises TrajectoryError where it cannot be read."""
+    if not os.path.lexists(run / FILE):
+        return {}
+    handle, _ = hdf5.open_regular(run / FILE)
+    try:
+        with os.fdopen(handle, "rb") as file:
+            found = (record for line in file if (record := log.parsed(line)) and record.get("kind") == "began")
+            return next(filter(as_entry, found), {})
+    except OSError as error:
+        raise hdf5.unreadable(run / FILE, error.strerror or str(error)) from error
 
 
 def run_id(run: Path) -> str | None:
     """The run's own id, which its resume states carry; None where its manifest does not say it."""
-    try:
-        found = read(run).began.get("run")
-    except TrajectoryError:
-        return None
-    return found if isinstance(found, str) else None
+    with suppress(TrajectoryError):
+        return beginning(run).get("run")
+    return None
 
 
 def unlisted(run: Path, manifest: Manifest) -> list[str]:
     """Files that no line speaks of: published just before a kill, by an older version, or put there."""
-    return [name for name, _ in rooms(run) if manifest.files.get(name, {"kind": "aside"})["kind"] == "aside"]
+    return [name for name, _ in rooms(run) if manifest.of(name) is None]
 
 
 def rooms(run: Path) -> Iterator[tuple[str, str]]:
-    """Path below the run and kind of every file that its writers publish, but the probes."""
-    folders = [("resume", "resume"), ("snapshots", "snapshot")]
+    """Path below the run and kind of every file that its writers publish, but the probes. Raises TrajectoryError for a
+    folder that cannot be read."""
+    yield from ((f"resume/{name}", "resume") for name in store.names_in(run / "resume") if name in ("0.h5", "1.h5"))
+    folders = [("snapshots", "snapshot")]
     for room, kind in (("measures", "reading"), ("attributions", "attribution")):
-        folders += [(f"{room}/{path.name}", kind) for path in sorted((run / room).glob("*")) if path.is_dir()]
+        folders += [(f"{room}/{name}", kind) for name in store.names_in(run / room) if (run / room / name).is_dir()]
     for folder, kind in folders:
-        for path in sorted((run / folder).glob("[!.]*.h5")):
-            if path.stem.isdecimal():  # others are a person's own
-                yield f"{folder}/{path.name}", kind
-
-
-def changes(run: Path, manifest: Manifest | None = None) -> list[str]:
-    """What was changed in the choices, the environment and the probe sets since the run began, field by field."""
-    began = (manifest or read(run)).began
-    if not began:
-        return []
-    found = []
-    for name, then, now in _values(run, began):
-        if now is not None and not _is_same(then, now):  # one that cannot be read is told by whoever reads it
-            found += [f"{run / name} was changed: {told}" for told in _differences(then, now)]
-    probes = began.get("probes")
-    for name, digest in probes.items() if isinstance(probes, dict) else ():
-        path = run / "probes" / f"{name}.h5"
-        if not path.exists():
-            found.append(f"{path} is missing")
-        elif _holds_another(path, digest):
-            found.append(f"{path} was changed: it holds other images than at the start")
-    return found
-
-
-def _holds_another(path: Path, digest: Any) -> bool:
-    """Whether a file claims another digest, or a damaged one none; one that cannot be read just now is told by whoever
-    reads it."""
-    try:
-        return sealed.claimed_digest(path) != digest
-    except DamagedError:
-        return True
-    except TrajectoryError:
-        return False
-
-
-def remarks(run: Path, manifest: Manifest, *, states: bool = True) -> list[str]:
-    """What else is not as a writer left it: files that are gone, texts that were edited, logs that were cut; `states`:
-    resume states among the files."""
-    found = [
-        f"{run / name} is missing"
-        for name, record in manifest.files.items()
-        if record["kind"] not in ("aside", "" if states else "resume") and not (run / name).exists()
-    ]
-    texts = manifest.began.get("sha256")
-    told = {name for name, then, now in _values(run, manifest.began) if now is None or not _is_same(then, now)}
-    for name, sha256 in texts.items() if isinstance(texts, dict) else ():
-        if not (run / name).exists():
-            found.append(f"{run / name} is missing")
-        elif name not in told and _sha256(run / name) != sha256:
-            found.append(f"{run / name} is not the text that the run began with")
-    logs = manifest.ended.get("logs")
-    for name, then in logs.items() if isinstance(logs, dict) else ():
-        found += _cut(run / name, then)
-    return found
-
-
-def strangers(run: Path, manifest: Manifest) -> list[str]:
-    """Snapshots that no writer of a run that is done has written; readings may be added by anyone."""
-    if manifest.adopted or manifest.ended.get("state") != "done":
-        return []
-    return [
-        f"{run / name} was written by no writer of this run" for name in unlisted(run, manifest)
-        if name.startswith("snapshots/")
-    ]  # fmt: skip
+        yield from ((f"{folder}/{store.file_name(step)}", kind) for step in store.steps_in(run / folder))
 
 
 def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], digests: set[str]) -> bool:
@@ -268,48 +332,36 @@ def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], d
     return record["kind"] == "resume" and is_later and digest not in digests
 
 
-def _values(run: Path, began: Record) -> Iterator[tuple[str, Any, Any]]:
-    """Name, first and present values of the documents that are tables; None for one that cannot be read."""
-    for name, read_it in (("config.toml", _config), ("environment.json", _environment)):
-        then = began.get(name.partition(".")[0])
-        if isinstance(then, dict):
-            yield name, then, read_it(run)
-
-
-def _cut(path: Path, then: Any) -> list[str]:
-    if not isinstance(then, dict) or not isinstance(then.get("bytes"), int):
-        return []
-    if not path.exists():
-        return [f"{path} is missing"] if then["bytes"] else []
-    now = _measured(path, then["bytes"])
-    if now["bytes"] < then["bytes"]:
-        return [f"{path} was cut: it has {now['bytes']} bytes and had {then['bytes']}"]
-    return [] if now["sha256"] == then.get("sha256") else [f"{path} was changed: it says other things than at the end"]
-
-
-def _measured(path: Path, length: int | None = None) -> Record:
-    """Bytes of a log and their hash; of the first `length` alone where they are given."""
-    found, left = hashlib.sha256(), length
-    count = 0
-    with suppress(FileNotFoundError), open_regular(path) as file:
-        while block := file.read(_BLOCK if left is None else min(left - count, _BLOCK)):
-            found.update(block)
-            count += len(block)
+def measured(path: Path, length: int | None = None) -> Record:
+    """Bytes of a text and their hash: of the first `length`, or of all whole lines."""
+    found, count, torn = hashlib.sha256(), 0, b""
+    try:
+        with suppress(FileNotFoundError), open_regular(path) as file:
+            while block := file.read(_BLOCK if length is None else min(length - count, _BLOCK)):
+                block = torn + block
+                whole = block.rfind(b"\n") + 1 if length is None else len(block)
+                torn = block[whole:]
+                found.update(block[:whole])
+                count += whole
+    except OSError as error:
+        raise TrajectoryError(f"{path} cannot be read: {error.strerror or error}") from error
     return {"bytes": count, "sha256": found.hexdigest()}
 
 
-def _sha256(path: Path) -> str:
-    return str(_measured(path)["sha256"])
+def sha256(path: Path) -> str:
+    """Hash of a whole file."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def _config(run: Path) -> Any:
+def plain_config(run: Path) -> Any:
     """The choices as JSON values; None where they cannot be read."""
     with suppress(TrajectoryError):
         return _plain(read_config(run / "config.toml"))
     return None
 
 
-def _environment(run: Path) -> Any:
+def plain_environment(run: Path) -> Any:
+    """What environment.json says, in the same way."""
     with suppress(TrajectoryError):
         return _plain(read_environment(run / "environment.json"))
     return None
@@ -318,30 +370,3 @@ def _environment(run: Path) -> Any:
 def _plain(value: Any) -> Any:
     """The value as it comes back from a line, with words for numbers that JSON does not know."""
     return json.loads(json.dumps(value, default=str), parse_constant=str)
-
-
-def _differences(then: Any, now: Any, where: str = "") -> Iterable[str]:
-    """`batch_size was 50 and is 51`, for every value that is another one."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in sorted(then.keys() | now.keys()):
-            one, other = then.get(key, _ABSENT), now.get(key, _ABSENT)
-            if not _is_same(one, other):
-                yield from _differences(one, other, f"{where}.{key}" if where else str(key))
-    else:
-        yield f"{where or 'it'} was {_short(then)} and is {_short(now)}"
-
-
-_ABSENT = object()
-"""In the place of a value that is not there; null is a value."""
-
-
-def _is_same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are one: 1, 1.0 and true are three."""
-    if one is _ABSENT or other is _ABSENT:
-        return one is other
-    return sealed.as_json(one) == sealed.as_json(other)
-
-
-def _short(value: Any) -> str:
-    told = "not there" if value is _ABSENT else json.dumps(value)
-    return told if len(told) <= 80 else f"{told[:77]}..."

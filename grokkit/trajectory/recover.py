@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import manifest, sealed, store
+from grokkit.trajectory import changes, manifest, sealed, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.resume import SLOTS
@@ -82,16 +82,17 @@ def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manife
     owner = note.get("run")
     if owner is not None and known.began and owner != known.began.get("run"):
         raise MisplacedError(f"{path} is the state of another run")
-    record = known.files.get(name, {"kind": "aside"})
-    is_ours = digest in known.digests or manifest.is_listed(record, digest, note, known.digests)
-    if record["kind"] != "aside" and not is_ours:
+    record = known.of(name)
+    if record is None and known.knows_all and name.startswith("snapshots/"):
+        raise MisplacedError(changes.stranger(path))
+    if record and not (digest in known.digests or manifest.is_listed(record, digest, note, known.digests)):
         raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
 
 
 def _list(run: Path, name: str, kind: str, note: Mapping[str, Any], digest: str, known: Manifest) -> None:
     """Note a whole file of which the manifest says nothing, or not yet what it holds."""
-    record = known.files.get(name, {"kind": "aside"})
-    if record["kind"] == "aside" or record.get("digest") != digest:
+    record = known.of(name)
+    if record is None or record["digest"] != digest:
         more = {"save": note["save"]} if "save" in note else {}
         manifest.add(run, run / name, kind, int(note.get("step", 0)), digest, found=True, **more)
 

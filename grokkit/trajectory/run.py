@@ -140,10 +140,10 @@ class Run:
 
     def __repr__(self) -> str:
         try:
-            state = self.status["state"]
+            state, snapshots = self.status["state"], len(self.steps())
         except TrajectoryError:
-            state = "unreadable"
-        return f"Run({self.name!r}, {state}, {len(self.steps())} snapshots)"
+            return f"Run({self.name!r}, unreadable)"
+        return f"Run({self.name!r}, {state}, {snapshots} snapshots)"
 
     @property
     def name(self) -> str:
@@ -273,8 +273,8 @@ class Run:
 
     @property
     def probes(self) -> dict[str, ProbeSet]:
-        """The stored probe sets by name."""
-        return store.read_probes(self.path / "probes")
+        """The probe sets that the run began with, by name."""
+        return store.read_probes(self.path / "probes", manifest.beginning(self.path).get("probes"))
 
     @property
     def metrics(self) -> pd.DataFrame:

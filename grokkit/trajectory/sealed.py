@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -42,6 +43,8 @@ RESERVE = 1 << 20
 
 _AT_ONCE = 1000
 """Buffers in one `pwritev`; Linux takes 1024."""
+
+_OF_STEP = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})\.h5")
 
 _proven: set[tuple[Any, ...]] = set()
 """Forms of which one file was read back before it was published."""
@@ -341,8 +344,9 @@ def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
 def _of_name(path: Path, kind: str) -> dict[str, Any]:
     """What the note of a file must say by the file's name; a name that grokkit does not give says nothing."""
     told: dict[str, Any] = {}
-    if kind in ("snapshot", "reading", "attribution") and path.stem.isdecimal():
-        told["step"] = int(path.stem)
+    step = step_of(path.name)
+    if kind in ("snapshot", "reading", "attribution") and step is not None:
+        told["step"] = step
     if kind in ("reading", "attribution"):
         told["identity"] = path.parent.name
     if kind == "attribution":  # older files say no more than this
@@ -350,6 +354,11 @@ def _of_name(path: Path, kind: str) -> dict[str, Any]:
     if kind == "probes":
         told["name"] = path.stem
     return told
+
+
+def step_of(name: str) -> int | None:
+    """The step whose file has this name, `000000012000.h5`; None for a name that no writer gives."""
+    return int(name[:-3]) if _OF_STEP.fullmatch(name) else None
 
 
 def is_whole(path: Path, kind: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from grokkit.errors import DamagedError
+from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import sealed
 
@@ -21,8 +22,24 @@ def file_name(step: int) -> str:
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Steps that have a file in `folder`, ascending; unfinished temporary files do not count."""
-    return sorted(int(path.stem) for path in folder.glob("*.h5") if path.stem.isdecimal())
+    """Steps that have a file in `folder`, ascending; files of other names are nobody's but the person's who put them
+    there. Raises as `names_in`."""
+    return sorted(step for name in names_in(folder) if (step := sealed.step_of(name)) is not None)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none where it is not there. Raises TrajectoryError where it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise TrajectoryError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def probe_files(folder: Path) -> list[Path]:
+    """Files that may be probe sets; which of them a run began with its manifest says."""
+    return [folder / name for name in names_in(folder) if name.endswith(".h5") and not name.startswith(".")]
 
 
 def identity(name: str, settings: Mapping[str, Any], probes: Iterable[ProbeSet]) -> str:
@@ -38,10 +55,10 @@ def write_probes(folder: Path, probe: ProbeSet) -> None:
     sealed.write(folder / f"{probe.name}.h5", "probes", arrays, meta)
 
 
-def read_probes(folder: Path) -> dict[str, ProbeSet]:
-    """All stored probe sets by name, in the order `train`, `test`, others."""
+def read_probes(folder: Path, names: Iterable[str] | None = None) -> dict[str, ProbeSet]:
+    """Stored probe sets by name, in the order `train`, `test`, others: those of these `names`, or all."""
     sets = {}
-    for path in folder.glob("*.h5"):
+    for path in probe_files(folder) if names is None else [folder / f"{name}.h5" for name in names]:
         arrays, meta = sealed.read(path, "probes")
         with _as_written(path):
             sets[meta["name"]] = ProbeSet(name=meta["name"], source=meta["source"], **arrays)

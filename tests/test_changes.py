@@ -1,0 +1,357 @@
+"""What a manifest says holds on after a resume, and whoever meets an odd one says so and goes on."""
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+import grokkit as gk
+from grokkit.errors import GrokkitError, TrajectoryError
+from grokkit.trajectory import Run, documents, log, manifest, sealed, store
+from tests.test_manifest import as_killed, net, opened, recorded, records
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return recorded(tmp_path / "run")
+
+
+def resumed(run: Run, *steps: int, state: str = "done") -> list[str]:
+    """Go on with a run; the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        recorder = opened(run.path, resume=True)
+        recorder.restore()
+        for step in steps:
+            recorder.step(step)
+        recorder.close(state)
+    return [str(each.message) for each in caught]
+
+
+def interrupted(path: Path) -> Run:
+    recorder = opened(path)
+    for step in (1, 2, 3):
+        recorder.step(step)
+        recorder.save(step)
+    recorder.close("interrupted")
+    return gk.open_run(path)
+
+
+def snapshot_of(run: Run, step: int) -> Path:
+    return run.path / "snapshots" / store.file_name(step)
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_logs_said_at_an_end_holds_while_the_run_goes_on(run):
+    recorder = opened(run.path, resume=True)
+    recorder.restore()
+    recorder.step(4)
+    path = run.path / "events.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"resumed", b"altered"))  # behind what is known
+    assert not [each for each in run.verify() if "other things" in each]
+    recorder.log(4, "train", loss=1.0)
+    recorder.close("interrupted")
+    resumed(run, state="interrupted")
+    (line,) = [each for each in records(run, "ended") if each["state"] == "interrupted"][:1]
+    with open(run.path / "metrics.jsonl", "r+b") as file:
+        file.write(b"X")
+    as_killed(run)
+    assert line["logs"]["metrics.jsonl"]["bytes"] > 0
+    # The newest end is gone with the kill; what older ones knew of the log is known on.
+    assert [each for each in run.verify() if "metrics.jsonl" in each]
+
+
+def test_a_log_that_is_cut_after_a_resume_is_told(run):
+    with opened(run.path, resume=True) as recorder:
+        recorder.restore()
+        recorder.log(4, "train", loss=1.0)
+    recorder = opened(run.path, resume=True)
+    recorder.restore()
+    recorder.step(4)
+    recorder._writer.wait()
+    os.truncate(run.path / "metrics.jsonl", 0)
+    assert manifest.read(run.path).ended == {}
+    assert [each for each in run.verify() if "metrics.jsonl was cut: it has 0 bytes" in each]
+    recorder.close("interrupted")
+
+
+def test_a_torn_last_line_at_an_end_is_not_known_of(run, monkeypatch):
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        whole = file.tell()
+        file.write(b'{"step":4,"spl')
+    manifest.end(run.path, "failed")
+    assert records(run, "ended")[-1]["logs"]["metrics.jsonl"]["bytes"] == whole
+    resumed(run, 4)
+    assert not [each for each in run.verify() if "metrics" in each]
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 100, 3000])
+def test_whole_lines_are_measured_over_the_edges_of_blocks(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(manifest, "_BLOCK", 7)
+    text = (b"ab\ncdefghijklmnop\n\nq\n" * 200)[:size]
+    (tmp_path / "log").write_bytes(text)
+    whole = text[: text.rfind(b"\n") + 1]
+    (tmp_path / "whole").write_bytes(whole)
+    assert manifest.measured(tmp_path / "log") == {"bytes": len(whole), "sha256": manifest.sha256(tmp_path / "whole")}
+    assert manifest.measured(tmp_path / "log", size)["sha256"] == manifest.sha256(tmp_path / "log")
+
+
+# --- snapshots that nobody listed -------------------------------------------------------------------------------------
+
+
+def another(tmp_path: Path, step: int) -> Path:
+    return snapshot_of(recorded(tmp_path / "other", seed=1, saves=step), step)
+
+
+def test_a_snapshot_that_came_after_an_interruption_is_told_and_put_aside(tmp_path):
+    run = interrupted(tmp_path / "run")
+    shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
+    assert run.verify() == [f"{snapshot_of(run, 4)} was not there when the run ended: the manifest does not list it"]
+    told = resumed(run)
+    assert len(told) == 1 and "the manifest does not list it; it was moved to" in told[0]
+    assert run.steps() == [0, 1, 2, 3] and run.verify() == []
+
+
+def test_what_was_written_and_not_listed_before_a_kill_stays(tmp_path):
+    """An attempt that goes on after an end may be killed between a snapshot and its line."""
+    run = interrupted(tmp_path / "run")
+    recorder = opened(run.path, resume=True)
+    recorder.restore()
+    recorder.step(4)
+    recorder._writer.wait()
+    copy = Path(shutil.copytree(run.path, tmp_path / "killed"))
+    recorder.close()
+    killed = Run(copy)
+    as_killed(killed, ("snapshots/000000000004.h5", "measures/"))
+    assert killed.verify() == []
+    assert resumed(killed) == [] and killed.steps() == [0, 1, 2, 3, 4] and killed.unlisted() == []
+
+
+def test_a_found_snapshot_of_other_weights_does_not_stay_when_its_step_is_taken_again(run, tmp_path):
+    shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
+    as_killed(run)
+    told = resumed(run, 4, 5)
+    assert len(told) == 1 and "holds other weights than the run has now, and no writer of it has listed it" in told[0]
+    assert run.verify() == [] and run.load(4)["1.weight"].equal(run.load(5)["1.weight"])
+
+
+def test_a_listed_snapshot_of_other_weights_stays_and_the_event_says_so(run):
+    """As on another machine, whose last bits differ."""
+    with opened(run.path, resume=True) as recorder:
+        recorder.restore()
+        recorder.step(4)
+    digest = sealed.read_digest(snapshot_of(run, 4))
+    with opened(run.path, resume=True) as recorder:
+        recorder.restore()
+        recorder._context.model[1].weight.data += 1
+        recorder.step(4)
+    assert sealed.read_digest(snapshot_of(run, 4)) == digest
+    assert [event for event in run.events if event["kind"] == "differs"]
+
+
+# --- states -----------------------------------------------------------------------------------------------------------
+
+
+def test_states_that_were_deleted_are_told_once(run):
+    shutil.rmtree(run.path / "resume")
+    assert [each for each in run.verify() if "resume/0.h5 is missing" in each]
+    told = resumed(run, 1)
+    assert [each for each in told if "resume/0.h5 is missing" in each]
+    assert [each for each in told if "resume/1.h5 is missing" in each]
+    assert run.verify() == [] and resumed(run) == []
+    with opened(run.path, resume=True) as recorder:
+        recorder.restore()
+        recorder.step(2)
+        recorder.save(2)
+    assert run.unlisted() == [] and run.verify() == []
+    (run.path / "resume" / "0.h5").unlink()
+    assert run.verify() == [f"{run.path / 'resume' / '0.h5'} is missing"]
+
+
+# --- the manifest itself ----------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_that_is_gone_is_told_by_resume_and_ever_after(run):
+    (run.path / "MANIFEST").unlink()
+    assert [each for each in run.verify() if each.endswith("MANIFEST is missing")]
+    told = resumed(run, 4)
+    assert told == [f"{run.path}/MANIFEST is missing"]
+    said = [f"{run.path}/MANIFEST was gone when the run was resumed: what was there then was taken"]
+    assert run.verify() == said and resumed(run) == [] and run.verify() == said
+
+
+def test_a_manifest_that_was_cut_is_told_by_resume_and_ever_after(run):
+    path = run.path / "MANIFEST"
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:4]) + lines[4][:10])
+    had = len(path.read_bytes())
+    told = resumed(run, 4)
+    assert told == [f"{path} was cut: it has {had} bytes and had {len(content)}"]
+    said = [f"{path} had {had} of its {len(content)} bytes when the run was resumed: what was there then was taken"]
+    assert run.verify() == said and run.unlisted() == [] and run.steps() == [0, 1, 2, 3, 4]
+
+
+def test_a_manifest_that_was_cut_to_an_earlier_end_puts_nothing_aside(tmp_path):
+    run = interrupted(tmp_path / "run")
+    at = (run.path / "MANIFEST").stat().st_size
+    resumed(run, 4, 5)
+    os.truncate(run.path / "MANIFEST", at)
+    assert len(run.verify()) == 1
+    assert len(resumed(run)) == 1 and run.steps() == [0, 1, 2, 3, 4, 5] and run.unlisted() == []
+
+
+def test_states_of_two_runs_and_no_manifest_are_not_guessed_among(run, tmp_path):
+    other = recorded(tmp_path / "other")
+    shutil.copy(other.path / "resume" / "1.h5", run.path / "resume" / "1.h5")
+    (run.path / "MANIFEST").unlink()
+    with pytest.raises(TrajectoryError, match="holds states of two runs, and no MANIFEST says whose run this is"):
+        opened(run.path, resume=True)
+    assert not (run.path / "MANIFEST").exists()
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "12", True, [1], 2**70])
+def test_a_status_that_says_odd_things_of_the_manifest_is_one_that_cannot_be_read(run, value):
+    status = json.loads((run.path / "status.json").read_text())
+    (run.path / "status.json").write_text(json.dumps(status | {"manifest": value}))
+    for go_on in (lambda: run.status, lambda: opened(run.path, resume=True)):
+        with pytest.raises(TrajectoryError, match="`manifest` must be a whole number"):
+            go_on()
+    assert [each for each in run.verify() if "`manifest` must be a whole number" in each]
+
+
+ODD = [
+    {"kind": "snapshot"},
+    {"kind": "snapshot", "name": 3, "step": 1, "digest": "0"},
+    {"kind": "snapshot", "name": "snapshots/000000000009.h5", "step": "9", "digest": "0"},
+    {"kind": "snapshot", "name": "snapshots/000000000009.h5", "step": -1, "digest": "0"},
+    {"kind": "snapshot", "name": "snapshots/000000000009.h5", "step": 9},
+    {"kind": "snapshot", "name": "/etc/passwd", "step": 1, "digest": "0"},
+    {"kind": "snapshot", "name": "../other/snapshots/000000000000.h5", "step": 1, "digest": "0"},
+    {"kind": "snapshot", "name": "x" * 301, "step": 1, "digest": "0"},
+    {"kind": "snapshot", "name": "a\0b", "step": 1, "digest": "0"},
+    {"kind": "resume", "name": "resume/0.h5", "step": 1, "digest": "0", "save": "last"},
+    {"kind": "aside", "name": "snapshots/000000000000.h5"},
+    {"kind": "aside", "name": "snapshots/000000000000.h5", "to": "../../x"},
+    {"kind": "gone"},
+    {"kind": "ended", "state": "done"},
+    {"kind": "ended", "state": "over", "logs": {}},
+    {"kind": "ended", "state": "done", "logs": {"metrics.jsonl": {"bytes": "all"}}},
+    {"kind": "ended", "state": "done", "logs": {"../x": {"bytes": 0, "sha256": ""}}},
+    {"kind": "resumed", "attempt": None},
+    {"kind": "lost", "bytes": 1},
+    {"kind": "began", "run": 3},
+    {"kind": "began", "run": "x", "probes": {"../../x": "0"}},
+    {"kind": "began", "run": "x", "sha256": ["config.toml"]},
+    {"kind": "unheard of", "name": "a"},
+    {"name": "snapshots/000000000000.h5"},
+    {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("record", ODD, ids=lambda record: str(record)[:60])
+def test_an_odd_line_of_a_manifest_is_damage_and_changes_nothing(run, record):
+    known = manifest.read(run.path)
+    lines = (run.path / "MANIFEST").read_bytes().splitlines(keepends=True)
+    odd = log.as_line(json.dumps(record).encode())
+    (run.path / "MANIFEST").write_bytes(b"".join([*lines[:2], odd, *lines[2:]]))
+    status = json.loads((run.path / "status.json").read_text())
+    status["manifest"] += len(odd)
+    (run.path / "status.json").write_text(json.dumps(status))
+    assert run.verify() == [f"line 3 of {run.path}/MANIFEST is damaged"]
+    assert manifest.read(run.path) == known and set(run.probes) == {"train", "test", "random"}
+    assert resumed(run, 4) == []
+
+
+# --- verify and odd things --------------------------------------------------------------------------------------------
+
+
+def replaced(path: Path, how: str) -> None:
+    path.unlink(missing_ok=True)
+    make = {"a folder": Path.mkdir, "a pipe": os.mkfifo, "a circle": lambda each: each.symlink_to(each.name)}
+    make[how](path)
+
+
+PLACES = ("MANIFEST", "metrics.jsonl", "events.jsonl", "config.toml", "environment.json", "status.json",
+          "probes/train.h5", "snapshots/000000000003.h5", "resume/0.h5")  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["a folder", "a pipe", "a circle"])
+@pytest.mark.parametrize("place", PLACES)
+def test_verify_names_whatever_lies_in_the_place_of_a_file(run, place, how):
+    replaced(run.path / place, how)
+    assert [each for each in run.verify() if place in each]
+    with pytest.raises(GrokkitError):
+        resumed(run)
+
+
+@pytest.mark.parametrize("room", ["snapshots", "resume", "probes", "measures"])
+def test_verify_names_a_folder_that_cannot_be_read(run, room, monkeypatch):
+    listdir = os.listdir
+
+    def refused(path):
+        if Path(path) == run.path / room:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listdir(path)
+
+    monkeypatch.setattr(os, "listdir", refused)
+    told = run.verify()
+    if room == "probes":  # the manifest says which there are
+        assert told == []
+    else:
+        assert told == [f"{run.path / room} cannot be read: Permission denied"]
+
+
+@pytest.mark.parametrize("name", ["config.toml", "environment.json"])
+@pytest.mark.parametrize("text", ["", "[1", "\xff", "null", "[[a]]\nb = 1\n[a]\n"])
+def test_nobody_goes_on_over_choices_that_cannot_be_read(run, name, text):
+    (run.path / name).write_bytes(text.encode("latin-1"))
+    for go_on in (lambda: opened(run.path, resume=True), lambda: gk.replay_run(run, ["logit_scale"], model=net())):
+        with pytest.raises(TrajectoryError, match=name.replace(".", r"\.")):
+            go_on()
+
+
+def test_the_manifest_may_be_as_long_as_a_log(run, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_BYTES", 100)
+    assert run.verify() == [] or all("MANIFEST" not in each for each in run.verify())
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NOT_OURS = ("7.h5", "best.h5", "._000000000001.h5", "٠٠٠٠٠٠٠٠٠٠٠١.h5", "²²²²²²²²²²²².h5", "0000000000001.h5",
+            "00000000001.h5", "000000000001.h5.bak", " 000000000001.h5", "-00000000001.h5")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_files_of_names_that_no_writer_gives_are_a_persons_own(run, name):
+    (measure,) = run.measures()
+    for folder in ("snapshots", f"measures/{measure}", "resume"):
+        (run.path / folder / name).write_bytes(b"mine")
+    assert run.steps() == [0, 1, 2, 3] and run.measures() == {measure: [0, 1, 2, 3]}
+    assert run.verify() == [] and run.unlisted() == []
+    assert resumed(run, 4) == [] and run.verify() == []
+    assert (run.path / "snapshots" / name).read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("step", [0, 7, 999999999999, 10**12, 2**63 - 1])
+def test_every_name_that_a_writer_gives_is_its_own(step):
+    assert sealed.step_of(store.file_name(step)) == step
+
+
+@pytest.mark.parametrize("name", ["._train.h5", "mine.h5", "train.h5.bak"])
+def test_a_persons_own_file_among_the_probes_is_left_alone(run, name):
+    (run.path / "probes" / name).write_bytes(b"mine")
+    assert set(run.probes) == {"train", "test", "random"} and run.verify() == [] and resumed(run, 4) == []
+    assert gk.replay_run(run, ["logit_scale"], model=net(), steps=[0]) == 1
+
+
+def test_a_probe_set_that_is_gone_is_no_smaller_run(run):
+    (run.path / "probes" / "test.h5").unlink()
+    with pytest.raises(TrajectoryError, match=r"test\.h5 is missing"):
+        _ = run.probes
