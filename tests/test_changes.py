@@ -7,11 +7,12 @@ import shutil
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import grokkit as gk
-from grokkit.errors import GrokkitError, TrajectoryError
-from grokkit.trajectory import Run, documents, log, manifest, sealed, store
+from grokkit.errors import DamagedError, GrokkitError, TrajectoryError
+from grokkit.trajectory import Run, documents, log, manifest, resume, sealed, snapshot, store
 from tests.test_manifest import as_killed, net, opened, recorded, records
 
 
@@ -355,3 +356,141 @@ def test_a_probe_set_that_is_gone_is_no_smaller_run(run):
     (run.path / "probes" / "test.h5").unlink()
     with pytest.raises(TrajectoryError, match=r"test\.h5 is missing"):
         _ = run.probes
+
+
+# --- lines that stand for more than one moment ------------------------------------------------------------------------
+
+
+def test_between_a_resume_and_its_end_nobody_says_which_snapshots_belong(tmp_path):
+    run = interrupted(tmp_path / "run")
+    recorder = opened(run.path, resume=True)
+    recorder.restore()
+    recorder._writer.wait()
+    shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
+    assert run.verify() == []
+    recorder.close("failed")
+    assert run.verify() == []  # one that failed may have left files without lines
+
+
+def test_a_replay_does_not_take_back_what_the_end_has_said(run, tmp_path):
+    gk.replay_run(run, ["logit_scale"], model=net(), steps=[0])
+    assert manifest.read(run.path).ended["state"] == "done"
+    shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
+    with open(run.path / "metrics.jsonl", "ab") as file:
+        file.write(b"later lines are no fault")
+    assert [each for each in run.verify() if "the manifest does not list it" in each]
+
+
+def test_a_file_that_came_back_from_quarantine_is_read_as_one_that_nobody_listed(run):
+    """By its own digest, not by that of the file that was put aside."""
+    path = snapshot_of(run, 3)
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-20])
+    resumed(run)
+    assert run.verify() == [] and run.steps() == [0, 1, 2]
+    path.write_bytes(raw)
+    assert run.verify() == [f"{path} was not there when the run ended: the manifest does not list it"]
+    as_killed(run)
+    assert run.verify() == [] and resumed(run) == [] and run.verify() == []
+
+
+def test_an_older_state_that_was_put_back_is_told(run):
+    old = (run.path / "resume" / "0.h5").read_bytes()  # save 3
+    with opened(run.path, resume=True) as recorder:
+        recorder.restore()
+        for step in (4, 5, 6):
+            recorder.step(step)
+            recorder.save(step)
+    name = next(name for name in ("0.h5", "1.h5") if sealed.read(run.path / "resume" / name, "resume")[1]["save"] == 6)
+    (run.path / "resume" / name).write_bytes(old)
+    assert run.verify() == [
+        f"{run.path / 'resume' / name} is whole, and not the file that this run has written under its name"
+    ]
+
+
+def test_a_state_beyond_its_line_is_listed_with_what_it_holds(run):
+    as_killed(run)
+    lines = (run.path / "MANIFEST").read_bytes().splitlines(keepends=True)
+    newest = sealed.read(run.path / "resume" / "0.h5", "resume")[1]
+    kept = b"".join(line for line in lines if b'"save":3' not in line)
+    (run.path / "MANIFEST").write_bytes(kept)
+    as_killed(run)
+    assert run.verify() == [] and resumed(run) == []
+    record = manifest.read(run.path).files["resume/0.h5"]
+    assert (record["save"], record["digest"]) == (newest["save"], sealed.read_digest(run.path / "resume" / "0.h5"))
+
+
+def test_a_run_that_is_written_cannot_be_replayed(run):
+    with opened(run.path, resume=True) as recorder:
+        recorder.restore()
+        with pytest.raises(TrajectoryError, match="is being written by"):
+            gk.replay_run(run, ["logit_scale"], model=net())
+        recorder.step(4)
+    assert run.status["state"] == "done"
+
+
+def test_a_killed_run_knows_how_long_its_manifest_was(run):
+    recorder = opened(run.path, resume=True)
+    recorder.restore()
+    recorder.step(4)
+    recorder._writer.wait()
+    copy = Path(shutil.copytree(run.path, run.path.parent / "killed"))
+    recorder.close()
+    path, lines = copy / "MANIFEST", (copy / "MANIFEST").read_bytes().splitlines(keepends=True)
+    assert Run(copy).status["state"] == "running" and Run(copy).status["manifest"] == path.stat().st_size
+    path.write_bytes(b"".join(lines[:-1]))
+    assert [each for each in Run(copy).verify() if "MANIFEST was cut" in each]
+
+
+@pytest.mark.parametrize("write", ["a save", "a snapshot", "a heartbeat"])
+def test_nothing_is_written_over_a_run_that_was_taken_over(run, monkeypatch, write):
+    recorder = opened(run.path, resume=True)
+    recorder.restore()
+    recorder._writer.wait()
+    (run.path / "LOCK").write_text(json.dumps({"token": "another", "pid": 1, "host": "elsewhere"}))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(TrajectoryError, match="process 1 on elsewhere"):
+        if write == "a save":
+            recorder.save(3)
+        elif write == "a snapshot":
+            recorder.add_snapshot(9, recorder._context.model.state_dict())
+        else:
+            recorder._submit()
+        recorder._writer.wait()
+    with pytest.raises(TrajectoryError):
+        recorder.close()
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_the_first_file_of_a_form_is_read_back_before_it_has_its_name(tmp_path, monkeypatch):
+    """A layout in which two arrays have each other's places is noticed before anyone relies on it."""
+    form = {"of_this_test": np.arange(7, dtype=np.int16), "of_this_one": np.ones(7, np.int16)}
+    skeleton, other = (
+        sealed._skeleton,
+        {"data/of_this_test": "data/of_this_one", "data/of_this_one": "data/of_this_test"},
+    )
+    monkeypatch.setattr(sealed, "_skeleton", lambda *key: tuple(other.get(each, each) for each in skeleton(*key)))
+    with pytest.raises(TrajectoryError, match="what was written does not read back"):
+        sealed.write(tmp_path / "f.h5", "reading", form, {})
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    sealed.write(tmp_path / "f.h5", "reading", form, {})
+    assert sealed.is_whole(tmp_path / "f.h5", "reading")
+
+
+@pytest.mark.parametrize("depth", [200, 500, 2000, 100_000])
+def test_a_state_that_is_nested_too_deep_is_damage(run, monkeypatch, depth):
+    tree = '{"$":"list","items":[' * depth + "1" + "]}" * depth
+    note = f'{{"save":9,"step":3,"run":"{manifest.run_id(run.path)}","tree":{tree}}}'.encode()
+    arrays, _ = sealed.read(run.path / "resume" / "0.h5", "resume")
+    monkeypatch.setattr(sealed, "as_json", lambda value: value)
+    monkeypatch.setattr(sealed, "is_whole", lambda *_: True)  # no writer of ours would read such a one back
+    text = {"layout": snapshot.hash_of(arrays["layout"].tobytes())}
+    sealed.write(run.path / "resume" / "0.h5", "resume", arrays, note, attributes=text, replace=True)
+    monkeypatch.undo()
+    try:
+        step, state = resume.Slots(run.path / "resume").load()
+    except DamagedError as error:
+        assert "is damaged" in str(error)
+    else:
+        assert step == 2 and "model" in state, "the older one goes on"

@@ -65,7 +65,7 @@ def train(
         experiment: source text of the study, kept in the folder and put on the user's list of trusted code.
         price: dollars an hour of this machine; by default that of the environment variable GROKKIT_PRICE.
         budget: dollars after which the run is saved and stopped; needs a price.
-        overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
+        overwrite: a run that is there is moved aside first, and a warning says where to; one being written is refused.
 
     Returns:
         The finished run, opened for reading.

@@ -66,7 +66,8 @@ def record(
         facts: kept in environment.json, of the data and the arithmetic. `price`: dollars an hour of this machine; by
             default GROKKIT_PRICE, or that of the attempt before.
         resume: open an existing folder; call `Recorder.restore` to get the state back.
-        overwrite: a run that is there is moved aside first, and a warning says where to; one that is written is not.
+        overwrite: a run that is there is moved aside first, and a warning says where to. One that is being written is
+            refused, also by a recorder of an earlier run of the same notebook cell: close that one, or use `with`.
         initial: record step 0 at once; False where the model's present weights are not those of step 0.
 
     Returns:
