@@ -146,7 +146,7 @@ def _is_path(name: Any) -> bool:
     """Whether a name is a path below the run that leads nowhere else."""
     if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name:
         return False
-    return not name.startswith("/") and not {"", ".", ".."} & set(name.split("/"))
+    return not {"", ".", ".."} & set(name.split("/"))
 
 
 def began(run: Path, *, adopted: bool = False) -> bytes:
