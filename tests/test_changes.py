@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,17 @@ def test_a_snapshot_that_is_gone_is_told_ever_after(run):
         assert run.verify() == said and resumed(run, step) == said
 
 
+def test_a_snapshot_whose_line_is_damaged_is_the_runs_own(run):
+    path = run.path / "MANIFEST"
+    lines = path.read_bytes().splitlines(keepends=True)
+    (at,) = (n for n, line in enumerate(lines) if b"snapshots/000000000002.h5" in line)
+    lines[at] = lines[at].replace(b'"step":2', b'"step":7')
+    path.write_bytes(b"".join(lines))
+    said = [f"line {at + 1} of {path} is damaged"]
+    assert run.verify() == said
+    assert resumed(run, 4) == [] and run.steps() == [0, 1, 2, 3, 4] and run.verify() == said
+
+
 # --- states -----------------------------------------------------------------------------------------------------------
 
 
@@ -282,7 +294,8 @@ def test_an_odd_line_of_a_manifest_is_damage_and_changes_nothing(run, record):
     status["manifest"] += len(odd)
     (run.path / "status.json").write_text(json.dumps(status))
     assert run.verify() == [f"line 3 of {run.path}/MANIFEST is damaged"]
-    assert manifest.read(run.path) == known and set(run.probes) == {"train", "test", "random"}
+    now = manifest.read(run.path)
+    assert now.damaged == 1 and replace(now, damaged=0) == known and set(run.probes) == {"train", "test", "random"}
     assert resumed(run, 4) == []
 
 

@@ -63,6 +63,7 @@ class Manifest:
         ended: the newest line about an end; empty while the run goes on.
         logs: bytes and hash of what the logs said at the newest end, by name; nothing of it is ever taken back.
         lost: lines about lines that were gone when the run was gone on with.
+        damaged: lines that are none; what they spoke of is there all the same.
     """
 
     began: Record = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Manifest:
     ended: Record = field(default_factory=dict)
     logs: dict[str, Record] = field(default_factory=dict)
     lost: list[Record] = field(default_factory=list)
+    damaged: int = 0
 
     @property
     def adopted(self) -> bool:
@@ -79,8 +81,9 @@ class Manifest:
 
     @property
     def knows_all(self) -> bool:
-        """Whether a snapshot without a line is none of the run's: it began with its manifest and ended in order."""
-        return not self.adopted and self.ended.get("state") in IN_ORDER
+        """Whether a snapshot without a line is none of the run's: it began with its manifest, all of which can
+        be read, and ended in order."""
+        return not self.adopted and not self.damaged and self.ended.get("state") in IN_ORDER
 
     def of(self, name: str) -> Record | None:
         """The newest line of a file that is to be there; None where no line speaks of it, or one of its end."""
@@ -279,8 +282,9 @@ def _append(run: Path, record: Record) -> None:
 
 def read(run: Path) -> Manifest:
     """All lines that are whole; see `damaged_lines` for others."""
-    found = Manifest()
-    for record in log.read_from(run / FILE, 0, as_entry)[0]:
+    records, _, damaged = log.read_from(run / FILE, 0, as_entry)
+    found = Manifest(damaged=damaged)
+    for record in records:
         found.take(record)
     return found
 
