@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -135,26 +136,25 @@ def test_what_was_written_and_not_listed_before_a_kill_stays(tmp_path):
     assert resumed(killed) == [] and killed.steps() == [0, 1, 2, 3, 4] and killed.unlisted() == []
 
 
-def test_a_found_snapshot_of_other_weights_does_not_stay_when_its_step_is_taken_again(run, tmp_path):
-    shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
-    as_killed(run)
-    told = resumed(run, 4, 5)
-    assert len(told) == 1 and "holds other weights than the run has now, and no writer of it has listed it" in told[0]
-    assert run.verify() == [] and run.load(4)["1.weight"].equal(run.load(5)["1.weight"])
-
-
-def test_a_listed_snapshot_of_other_weights_stays_and_the_event_says_so(run):
-    """As on another machine, whose last bits differ."""
+@pytest.mark.parametrize("lines", ["all", "none of it", "no manifest"])
+def test_a_snapshot_of_which_last_bits_differ_stays_whoever_listed_it(run, lines):
+    """As on another machine; what was measured at it was measured at it."""
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
         recorder.step(4)
+    as_killed(run, () if lines == "all" else ("snapshots/000000000004.h5",))
+    if lines == "no manifest":
+        (run.path / "MANIFEST").unlink()
+        status = json.loads((run.path / "status.json").read_text())
+        del status["manifest"]
+        (run.path / "status.json").write_text(json.dumps(status))
     digest = sealed.read_digest(snapshot_of(run, 4))
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
-        recorder._context.model[1].weight.data += 1
+        recorder._context.model[1].weight.data += 1e-6
         recorder.step(4)
-    assert sealed.read_digest(snapshot_of(run, 4)) == digest
-    assert [event for event in run.events if event["kind"] == "differs"]
+    assert sealed.read_digest(snapshot_of(run, 4)) == digest and run.verify() == []
+    assert [event["kind"] for event in run.events if event["kind"] in ("differs", "quarantined")] == ["differs"]
 
 
 def test_a_found_snapshot_of_the_same_weights_stays(run):
@@ -278,6 +278,10 @@ ODD = [
     {"kind": "began", "run": 3},
     {"kind": "began", "run": "x", "probes": {"../../x": "0"}},
     {"kind": "began", "run": "x", "sha256": ["config.toml"]},
+    {"kind": "began", "run": "x", "probes": 0},
+    {"kind": "began", "run": "x", "config": False},
+    {"kind": "began", "run": "x", "probes": {"\ud800": "0"}},
+    {"kind": "snapshot", "name": "\udc80", "step": 1, "digest": "0"},
     {"kind": "unheard of", "name": "a"},
     {"name": "snapshots/000000000000.h5"},
     {},
@@ -297,6 +301,72 @@ def test_an_odd_line_of_a_manifest_is_damage_and_changes_nothing(run, record):
     now = manifest.read(run.path)
     assert now.damaged == 1 and replace(now, damaged=0) == known and set(run.probes) == {"train", "test", "random"}
     assert resumed(run, 4) == []
+
+
+def test_a_refused_resume_says_nothing_in_the_manifest(run):
+    path = run.path / "MANIFEST"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], *lines[4:]]))
+    config, content = (run.path / "config.toml").read_text(), path.read_bytes()
+    (run.path / "config.toml").write_text(config.replace("seed = 0", "seed = 1"))
+    for _ in range(5):
+        with pytest.raises(TrajectoryError, match="seed was 0 and is 1"):
+            opened(run.path, resume=True)
+    assert path.read_bytes() == content
+    (run.path / "config.toml").write_text(config)
+    assert [each for each in resumed(run, 4) if "MANIFEST was cut" in each]
+
+
+def test_the_manifest_of_another_run_behind_ones_own_counts_for_nothing(run, tmp_path):
+    other = recorded(tmp_path / "other", seed=1)
+    with open(run.path / "MANIFEST", "ab") as file:
+        file.write((other.path / "MANIFEST").read_bytes())
+    assert run.verify() == [f"{run.path}/MANIFEST holds the beginning of another run"]
+    assert resumed(run, 4) == [] and run.steps() == [0, 1, 2, 3, 4] and not (run.path / "quarantine").exists()
+
+
+def test_a_line_that_was_not_written_takes_no_snapshot_out_of_the_run(run, monkeypatch):
+    recorder, write = opened(run.path, resume=True), os.write
+    recorder.restore()
+    recorder._writer.wait()
+    monkeypatch.setattr(os, "write", lambda handle, line: 0 if b"000000000004" in line else write(handle, line))
+    with pytest.raises(TrajectoryError, match="No space left on device"):
+        recorder.step(4)
+        recorder._writer.wait()
+    monkeypatch.undo()
+    with pytest.raises(TrajectoryError) if recorder._writer._job else nullcontext():
+        recorder.close("interrupted")
+    assert run.status["state"] in ("interrupted", "failed") and 4 in run.steps()
+    assert run.verify() == [] and resumed(run, 5) == [] and run.steps() == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("moment", ["files listed", "lines to be read", "lines read"])
+def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkeypatch, moment):
+    read, rooms, recorders = manifest.read, manifest.rooms, []
+
+    def resumes():
+        if not recorders:
+            recorders.append(None)  # it reads them itself
+            recorders[0] = opened(run.path, resume=True)
+            recorders[0].restore()
+            recorders[0].step(4)
+            recorders[0]._writer.wait()
+
+    def listed(path):
+        yield from rooms(path)
+        resumes() if moment == "files listed" else None
+
+    def lines(path):
+        resumes() if moment == "lines to be read" else None
+        found = read(path)
+        resumes() if moment == "lines read" else None
+        return found
+
+    monkeypatch.setattr(manifest, "rooms", listed)
+    monkeypatch.setattr(manifest, "read", lines)
+    assert run.verify() == []
+    assert 4 in run.steps()
+    recorders.pop().close()
 
 
 # --- verify and odd things --------------------------------------------------------------------------------------------
@@ -551,3 +621,30 @@ def test_a_state_that_is_nested_too_deep_is_damage(run, monkeypatch, depth):
         assert "is damaged" in str(error)
     else:
         assert step == 2 and "model" in state, "the older one goes on"
+
+
+@pytest.mark.parametrize("room", ["measures", "attributions"])
+@pytest.mark.parametrize("name", ["{0}.bak", "{0} (1)", "copy of {0}.d", "{0}-old", ".{0}"])
+def test_a_persons_copy_of_a_folder_is_left_alone(tmp_path, room, name):
+    with opened(tmp_path / "run", attributions=[gk.part("saliency", images=2)], schedule=[1]) as recorder:
+        recorder.step(1)
+        recorder.save(1)
+    run = gk.open_run(tmp_path / "run")
+    (identity,) = run.measures() if room == "measures" else run.attributions()
+    copy = run.path / room / name.format(identity)
+    shutil.copytree(run.path / room / identity, copy)
+    (run.path / room / "circle").symlink_to("circle")
+    assert list(run.measures() if room == "measures" else run.attributions()) == [identity]
+    assert run.verify() == [] and run.unlisted() == [] and resumed(run, 2) == [] and len(list(copy.iterdir())) == 2
+
+
+def test_a_file_in_the_place_of_quarantine_is_told(run):
+    snapshot_of(run, 3).write_bytes(b"damaged")
+    (run.path / "quarantine").write_text("mine")
+    with pytest.raises(TrajectoryError, match="could not be moved to"):
+        opened(run.path, resume=True)
+
+
+def test_a_link_that_leads_nowhere_is_told_as_one(run):
+    snapshot_of(run, 9).symlink_to("nowhere")
+    assert any("it is a link that leads nowhere" in each for each in run.verify())

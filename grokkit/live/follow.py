@@ -186,7 +186,7 @@ class Follower:
 
     def _changed_folders(self, room: str) -> Iterator[tuple[str, list[int]]]:
         """Identities whose folder has other files than at the last look, with the steps in it."""
-        for folder in sorted(path for path in (self.run.path / room).glob("*") if path.is_dir()):
+        for folder in (self.run.path / room / name for name in store.identities_in(self.run.path / room)):
             stamp = _stamp(folder)
             if self._stamps.get(str(folder)) != stamp:
                 self._stamps[str(folder)] = stamp

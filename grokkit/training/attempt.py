@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from grokkit.borrow import device_of
-from grokkit.errors import DamagedError, DataError, GrokkitError, MisplacedError, TrajectoryError, UsageError
+from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
 from grokkit.training.device import described, environment
-from grokkit.trajectory import changes, manifest, sealed, snapshot
+from grokkit.trajectory import changes, manifest
 from grokkit.trajectory.documents import read_config, read_environment
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
@@ -51,10 +51,11 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], li
         TrajectoryError: choices, environment or probe images are others than at the start, so that another run would
             come of it; or a file is in use or cannot be read.
     """
-    told = manifest.make_good(path, status.get("manifest") or 0)
+    durable = status.get("manifest") or 0
+    told = manifest.make_good(path, durable)
     known = manifest.read(path)
     must_be_as_begun(path, known)
-    told += changes.remarks(path, known)
+    told += manifest.note_cut(path, known, durable) + changes.remarks(path, known)
     for name in changes.missing(path, known):
         if known.files[name]["kind"] == "resume":  # the next state may well get another name
             manifest.gone(path, name)
@@ -92,19 +93,6 @@ def naming_changes(path: Path) -> Iterator[None]:
     except Exception:
         must_be_as_begun(path)
         raise
-
-
-def fault_of_snapshot(run: Path, path: Path, state: Mapping[str, Tensor]) -> TrajectoryError | None:
-    """Why a snapshot that is there is not to stay where the run takes its step again: it is damaged or another's, or
-    nobody knows who has written it and it holds other weights than the run has now."""
-    try:
-        sealed.read(path, "snapshot")
-    except (DamagedError, MisplacedError) as error:
-        return error
-    name = str(path.relative_to(run))
-    if not manifest.read(run).files.get(name, {}).get("found") or snapshot.holds(path, state):
-        return None
-    return MisplacedError(f"{path} holds other weights than the run has now, and no writer of it has listed it")
 
 
 def this_attempt(model: nn.Module) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
-from grokkit.training.attempt import fault_of_snapshot, looked_through, this_attempt
+from grokkit.training.attempt import looked_through, this_attempt
 from grokkit.training.costs import Costs
 from grokkit.training.money import Bill
 from grokkit.training.schedule import as_step
@@ -28,7 +28,7 @@ from grokkit.training.state import Stateful, full_state, load_state
 from grokkit.trajectory import Run, manifest, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
-from grokkit.trajectory.recover import set_aside, states_put_aside
+from grokkit.trajectory.recover import set_aside_if_wrong, states_put_aside
 from grokkit.trajectory.writer import Writer
 
 HEARTBEAT_SECONDS = 20.0
@@ -260,8 +260,8 @@ class Recorder:
         path = self.path / "snapshots" / store.file_name(step)
         with self.costs.of("snapshots"):
             state = unwrap(self._context.model).state_dict()
-            if path.exists() and (fault := fault_of_snapshot(self.path, path, state)):
-                self._put_aside(step, set_aside(self.path, path, fault))
+            if path.exists() and (said := set_aside_if_wrong(self.path, path, "snapshot")):
+                self._put_aside(step, said)
             if not path.exists():
                 self.add_snapshot(step, state)
             elif not self._is_repeated(path, step, state):
@@ -374,7 +374,7 @@ class Recorder:
                     failure = failure or error
                     state, reason = "failed", f"{type(failure).__name__}: {failure}"
             self._lock.check()
-            manifest.end(self.path, state)
+            manifest.end(self.path, "failed" if self._writer.failure else state)  # a line may have failed to be written
             run.write_status(self.path, **self._fields(state, reason), manifest=manifest.sync(self.path))
         finally:
             self._lock.close()

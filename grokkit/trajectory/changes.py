@@ -80,11 +80,12 @@ def lost(run: Path, known: Manifest) -> list[str]:
     return [f"{run / manifest.FILE} {each} when the run was resumed: what was there then was taken" for each in had]
 
 
-def strangers(run: Path, known: Manifest) -> list[str]:
-    """Snapshots of which a manifest that knows all says nothing; readings may be added by anyone."""
+def strangers(run: Path, known: Manifest, names: Iterable[str]) -> list[str]:
+    """Those of the snapshots among `names`, which were there before the manifest was read, of which it says nothing
+    although it knows all; readings may be added by anyone."""
     if not known.knows_all:
         return []
-    return [stranger(run / name) for name in manifest.unlisted(run, known) if name.startswith("snapshots/")]
+    return [stranger(run / name) for name in names if name.startswith("snapshots/") and known.of(name) is None]
 
 
 def stranger(path: Path) -> str:

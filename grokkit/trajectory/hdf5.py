@@ -187,6 +187,8 @@ def open_regular(path: Path) -> tuple[int, int]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
+        if path.is_symlink():
+            raise unreadable(path, "it is a link that leads nowhere") from None
         raise TrajectoryError(f"{path} is missing") from None
     except OSError as error:
         raise unreadable(path, os.strerror(error.errno or 0)) from error

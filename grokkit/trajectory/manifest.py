@@ -30,6 +30,7 @@ from grokkit.trajectory import hdf5, log, sealed, store
 from grokkit.trajectory.documents import (
     STATES,
     as_record,
+    encodable,
     is_count,
     open_regular,
     read_bytes,
@@ -132,10 +133,10 @@ def as_entry(parsed: Any) -> Record | None:
 
 
 def _is_beginning(record: Record) -> bool:
-    tables = [record.get(name) or {} for name in ("config", "environment", "sha256", "probes")]
-    texts = [name for table in tables[2:] if isinstance(table, dict) for name in table]
-    is_run = isinstance(record.get("run"), str) and all(isinstance(table, dict) for table in tables)
-    return is_run and all(map(_is_path, texts))
+    choices = all(record.get(name) is None or isinstance(record[name], dict) for name in ("config", "environment"))
+    names = [record.get(name, {}) for name in ("sha256", "probes")]
+    is_run = isinstance(record.get("run"), str) and choices and all(isinstance(table, dict) for table in names)
+    return is_run and all(_is_path(name) for table in names for name in table)
 
 
 def _are_lengths(logs: Any) -> bool:
@@ -147,7 +148,7 @@ def _are_lengths(logs: Any) -> bool:
 
 def _is_path(name: Any) -> bool:
     """Whether a name is a path below the run that leads nowhere else."""
-    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name or encodable(name) != name:
         return False
     return not {"", ".", ".."} & set(name.split("/"))
 
@@ -179,25 +180,35 @@ def _id_of_states(run: Path) -> str | None:
 
 
 def make_good(run: Path, durable: int) -> list[str]:
-    """Make the manifest fit to be gone on with, where a machine died or somebody has cut or removed it; begin that of a
-    run that has none, with what is there.
+    """Make the manifest fit to be gone on with where a machine died; begin that of a run that has none, with what is
+    there.
 
     Args:
         run: its folder.
         durable: bytes that are known to have been on the disk; of those nothing is cut.
 
     Returns:
-        A sentence where lines are gone.
+        A sentence where there was one, and it is gone.
     """
-    path, told = run / FILE, shorter(run / FILE, durable)
-    size = path.stat().st_size if path.exists() else 0
-    if not path.exists():
-        sealed.publish(path, began(run, adopted=True))
-    if told is None:
+    path = run / FILE
+    if path.exists():
         _cut_torn(path, durable)
-    elif read(run).began:  # else whoever goes on is told to put it back
-        _append(run, {"kind": "lost", "bytes": size, "had": durable})
+        return []
+    told = shorter(path, durable)
+    lost = log.as_line(sealed.as_json({"kind": "lost", "bytes": 0, "had": durable})) if told else b""
+    sealed.publish(path, began(run, adopted=True) + lost)
     return [told] if told else []
+
+
+def note_cut(run: Path, known: Manifest, durable: int) -> list[str]:
+    """Note that lines are gone, if they are, also in what is `known`; a sentence about it."""
+    told = shorter(run / FILE, durable)
+    if told is None or (known.adopted and known.lost):
+        return []
+    record = {"kind": "lost", "bytes": (run / FILE).stat().st_size, "had": durable}
+    _append(run, record)
+    known.take(record)
+    return [told]
 
 
 def shorter(path: Path, had: int) -> str | None:
@@ -284,7 +295,10 @@ def read(run: Path) -> Manifest:
     """All lines that are whole; see `damaged_lines` for others."""
     records, _, damaged = log.read_from(run / FILE, 0, as_entry)
     found = Manifest(damaged=damaged)
-    for record in records:
+    for index, record in enumerate(records):
+        if record["kind"] == "began" and found.began not in ({}, record):  # another run's, as is all behind it
+            found.damaged += len(records) - index
+            break
         found.take(record)
     return found
 
@@ -310,9 +324,11 @@ def run_id(run: Path) -> str | None:
     return None
 
 
-def unlisted(run: Path, manifest: Manifest) -> list[str]:
+def unlisted(run: Path) -> list[str]:
     """Files that no line speaks of: published just before a kill, by an older version, or put there."""
-    return [name for name, _ in rooms(run) if manifest.of(name) is None]
+    names = [name for name, _ in rooms(run)]  # before the lines are read: those of a run that is written follow
+    known = read(run)
+    return [name for name in names if known.of(name) is None]
 
 
 def rooms(run: Path) -> Iterator[tuple[str, str]]:
@@ -321,7 +337,7 @@ def rooms(run: Path) -> Iterator[tuple[str, str]]:
     yield from ((f"resume/{name}", "resume") for name in store.names_in(run / "resume") if name in ("0.h5", "1.h5"))
     folders = [("snapshots", "snapshot")]
     for room, kind in (("measures", "reading"), ("attributions", "attribution")):
-        folders += [(f"{room}/{name}", kind) for name in store.names_in(run / room) if (run / room / name).is_dir()]
+        folders += [(f"{room}/{name}", kind) for name in store.identities_in(run / room)]
     for folder, kind in folders:
         yield from ((f"{folder}/{store.file_name(step)}", kind) for step in store.steps_in(run / folder))
 

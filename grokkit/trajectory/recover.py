@@ -69,11 +69,12 @@ def _remove(path: Path) -> None:
 def _suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
     """The last file of everything, which a kill or a dying machine may have met, and files without a line."""
     wanted = {f"resume/{name}" for name in SLOTS}
-    folders = [run / "snapshots", *(run / "measures").glob("*"), *(run / "attributions").glob("*")]
+    rooms = (run / "measures", run / "attributions")
+    folders = [run / "snapshots", *(room / name for room in rooms for name in store.identities_in(room))]
     for folder in folders:
         wanted |= {str((folder / store.file_name(step)).relative_to(run)) for step in store.steps_in(folder)[-1:]}
     if known.began and not known.adopted:
-        wanted |= set(manifest.unlisted(run, known))
+        wanted |= {name for name, _ in manifest.rooms(run) if known.of(name) is None}
     yield from ((name, kind) for name, kind in manifest.rooms(run) if name in wanted)
 
 
@@ -103,19 +104,31 @@ def states_put_aside(run: Path) -> list[Path]:
 
 
 def set_aside(run: Path, path: Path, fault: Exception | None = None) -> str:
-    """Move a damaged or misplaced file to `quarantine/` under a name that is free; say so."""
-    sealed.make_folder(run / QUARANTINE)
+    """Move a damaged or misplaced file to `quarantine/` under a name that is free; say so. Raises TrajectoryError where
+    it cannot be moved."""
     name, count = "-".join(path.relative_to(run).parts), 0
-    while (run / QUARANTINE / f"{name}.{count}").exists():
+    while os.path.lexists(kept := run / QUARANTINE / f"{name}.{count}"):
         count += 1
-    kept = run / QUARANTINE / f"{name}.{count}"
-    os.rename(path, kept)
+    try:
+        sealed.make_folder(kept.parent)
+        os.rename(path, kept)
+    except OSError as error:
+        raise TrajectoryError(f"{path} could not be moved to {kept.parent}: {error.strerror or error}") from error
     sealed.sync_folder(kept.parent)
     sealed.sync_folder(path.parent)
     manifest.put_aside(run, path, kept)
     if isinstance(fault, MisplacedError):
         return f"{fault}; it was moved to {kept}"
     return f"{path} is damaged and was moved to {kept}"
+
+
+def set_aside_if_wrong(run: Path, path: Path, kind: str) -> str | None:
+    """`set_aside` for a file that is damaged or another's; None where it is whole."""
+    try:
+        sealed.read(path, kind)
+    except (DamagedError, MisplacedError) as error:
+        return set_aside(run, path, error)
+    return None
 
 
 def move_aside(path: Path) -> Path | None:

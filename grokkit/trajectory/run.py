@@ -91,7 +91,7 @@ def _name(draft: Path, path: Path) -> None:
         draft.rename(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise _exists(path) from error
+            raise TrajectoryError(f"{path} exists already: another process has just made it") from error
         raise TrajectoryError(f"could not make {path}: {error.strerror or error}; nothing was changed") from error
 
 
@@ -329,8 +329,8 @@ class Run:
         return store.read_attribution(self.path / "attributions" / identity, step)
 
     def _results(self, room: str) -> dict[str, list[int]]:
-        folders = sorted(path for path in (self.path / room).glob("*") if path.is_dir())
-        return {folder.name: store.steps_in(folder) for folder in folders}
+        folder = self.path / room
+        return {name: store.steps_in(folder / name) for name in store.identities_in(folder)}
 
     def verify(self) -> list[str]:
         """Check every file against its digest, its name and the manifest, every log line against its checksum, and the
@@ -359,7 +359,7 @@ class Run:
     def unlisted(self) -> list[str]:
         """Files of which the manifest does not speak, by their path below the run: published just before a kill, by an
         older version of grokkit, or put there by somebody. Raises TrajectoryError where the manifest cannot be read."""
-        return manifest.unlisted(self.path, manifest.read(self.path))
+        return manifest.unlisted(self.path)
 
 
 def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

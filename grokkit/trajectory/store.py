@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import sealed
+
+_IDENTITY = re.compile(r"[^.].*-[0-9a-f]{8}|\w+")
 
 
 def file_name(step: int) -> str:
@@ -35,6 +38,12 @@ def names_in(folder: Path) -> list[str]:
         return []
     except OSError as error:
         raise TrajectoryError(f"{folder} cannot be read: {error.strerror or error}") from error
+
+
+def identities_in(folder: Path) -> list[str]:
+    """Folders of measures and attributions by their names, sorted: `<name>-<8 hex digits>`, or the name alone, as older
+    versions called those of attributions. Raises as `names_in`."""
+    return [name for name in names_in(folder) if _IDENTITY.fullmatch(name) and (folder / name).is_dir()]
 
 
 def probe_files(folder: Path) -> list[Path]:

@@ -25,18 +25,22 @@ def problems(run: Path, status: Mapping[str, Any]) -> list[str]:
         run: its folder.
         status: its status, read before: the manifest has grown since, if at all.
     """
-    known, found = Manifest(), list[str]()
+    known, found, rooms = Manifest(), list[str](), list[tuple[str, str]]()
+    with _told(found):
+        rooms = list(manifest.rooms(run))  # before the manifest, whose lines follow the files of a run that is written
     with _told(found):
         known = manifest.read(run)
     with _told(found):
-        found += _of_manifest(run, status)
+        found += _of_manifest(run, status, known)
     for look in (changes.changes, changes.remarks, changes.lost):
         with _told(found):
             found += look(run, known)
     if manifest.shorter(run / manifest.FILE, status.get("manifest") or 0) is None:
         with _told(found):
-            found += changes.strangers(run, known)
-    for name, kind in _rooms(run, known, found):
+            found += changes.strangers(run, known, (name for name, _ in rooms))
+    with _told(found):
+        rooms = [(f"probes/{name}.h5", "probes") for name in _probes(run, known)] + rooms
+    for name, kind in rooms:
         problem = _of_file(run / name, kind, known.of(name), known)
         found += [problem] if problem else []
     return list(dict.fromkeys(found))
@@ -51,26 +55,23 @@ def _told(found: list[str]) -> Iterator[None]:
         found.append(str(error))
 
 
-def _rooms(run: Path, known: Manifest, found: list[str]) -> list[tuple[str, str]]:
-    """Path and kind of every file, or what stands in the way of knowing."""
-    probes, others = list[str](), list[tuple[str, str]]()
-    with _told(found):
-        names = known.began.get("probes")
-        probes = [path.stem for path in store.probe_files(run / "probes")] if names is None else list(names)
-    with _told(found):
-        others = list(manifest.rooms(run))
-    return [*((f"probes/{name}.h5", "probes") for name in probes), *others]
+def _probes(run: Path, known: Manifest) -> list[str]:
+    """Names of the probe sets: those that the run began with, or of all files where nothing says which."""
+    names = known.began.get("probes")
+    return [path.stem for path in store.probe_files(run / "probes")] if names is None else list(names)
 
 
-def _of_manifest(run: Path, status: Mapping[str, Any]) -> list[str]:
+def _of_manifest(run: Path, status: Mapping[str, Any], read: Manifest) -> list[str]:
     """The manifest itself: its lines, and whether it is as long as the status says."""
     path = run / manifest.FILE
     content = read_bytes(path, log.MAX_BYTES) if path.exists() else b""
     damaged, known = log.damaged_lines(path, manifest.as_entry), status.get("manifest")
+    foreign = [f"{path} holds the beginning of another run"] if read.damaged > len(damaged) else []
     if known is None:
-        return [f"line {number} of {path} is damaged" for number in damaged]
+        return foreign + [f"line {number} of {path} is damaged" for number in damaged]
     # What was written since is not said to be on the disk: a machine that died may have left half of it.
-    found = [f"line {number} of {path} is damaged" for number in damaged if number <= content[:known].count(b"\n")]
+    durable = content[:known].count(b"\n")
+    found = foreign + [f"line {number} of {path} is damaged" for number in damaged if number <= durable]
     if told := manifest.shorter(path, known):
         found.append(told)
     elif status.get("state") in ENDED and not _is_end(content[:known]):
@@ -88,7 +89,7 @@ def _of_file(path: Path, kind: str, record: Mapping[str, Any] | None, known: Man
     try:
         note, digest = _whole(path, kind)
     except TrajectoryError as error:
-        return str(error) if os.path.exists(path) else None  # one that went meanwhile is missing, if anything
+        return str(error) if os.path.lexists(path) else None  # one that went meanwhile is missing, if anything
     if note.get("run") is not None and known.began and note["run"] != known.began.get("run"):
         return f"{path} is the state of another run"
     if record is None or manifest.is_listed(record, digest, note, known.digests):
