@@ -44,7 +44,13 @@ class Registry:
         self._scanned = False
 
     def register(self, name: str) -> Callable[[Member], Member]:
-        """Decorator: make the function or class below known as `name`."""
+        """Decorator: make the function or class below known as `name`.
+
+        Raises:
+            UsageError: a name of which no folder can be called, or that another member has.
+        """
+        if not name.isprintable() or name.startswith((".", " ")) or "/" in name or not name:
+            raise UsageError(f"{name!r} cannot be the name of a {self.kind}: folders are called so")
 
         def add(member: Member) -> Member:
             known = self._members.get(name)

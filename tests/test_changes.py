@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import grokkit as gk
-from grokkit.errors import DamagedError, GrokkitError, TrajectoryError
+from grokkit.errors import DamagedError, GrokkitError, TrajectoryError, UsageError
 from grokkit.trajectory import Run, documents, log, manifest, resume, sealed, snapshot, store, verify
 from tests.test_manifest import as_killed, net, opened, recorded, records
 
@@ -321,7 +321,8 @@ def test_the_manifest_of_another_run_behind_ones_own_counts_for_nothing(run, tmp
     other = recorded(tmp_path / "other", seed=1)
     with open(run.path / "MANIFEST", "ab") as file:
         file.write((other.path / "MANIFEST").read_bytes())
-    assert run.verify() == [f"{run.path}/MANIFEST holds the beginning of another run"]
+    said = run.verify()
+    assert f"{run.path}/MANIFEST holds the beginning of another run" in said
     assert resumed(run, 4) == [] and run.steps() == [0, 1, 2, 3, 4] and not (run.path / "quarantine").exists()
 
 
@@ -342,7 +343,7 @@ def test_a_line_that_was_not_written_takes_no_snapshot_out_of_the_run(run, monke
 
 @pytest.mark.parametrize("moment", ["files listed", "lines to be read", "lines read"])
 def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkeypatch, moment):
-    read, rooms, recorders = manifest.read, manifest.rooms, []
+    read, rooms, recorders = manifest.read, store.rooms, []
 
     def resumes():
         if not recorders:
@@ -352,8 +353,8 @@ def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkey
             recorders[0].step(4)
             recorders[0]._writer.wait()
 
-    def listed(path):
-        yield from rooms(path)
+    def listed(path, *rest):
+        yield from rooms(path, *rest)
         resumes() if moment == "files listed" else None
 
     def lines(path):
@@ -362,7 +363,7 @@ def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkey
         resumes() if moment == "lines read" else None
         return found
 
-    monkeypatch.setattr(manifest, "rooms", listed)
+    monkeypatch.setattr(store, "rooms", listed)
     monkeypatch.setattr(manifest, "read", lines)
     assert run.verify() == []
     assert 4 in run.steps()
@@ -624,7 +625,7 @@ def test_a_state_that_is_nested_too_deep_is_damage(run, monkeypatch, depth):
 
 
 @pytest.mark.parametrize("room", ["measures", "attributions"])
-@pytest.mark.parametrize("name", ["{0}.bak", "{0} (1)", "copy of {0}.d", "{0}-old", ".{0}"])
+@pytest.mark.parametrize("name", ["{0}.bak", "{0} (1)", "{0} copy", "{0}-old", ".{0}"])
 def test_a_persons_copy_of_a_folder_is_left_alone(tmp_path, room, name):
     with opened(tmp_path / "run", attributions=[gk.part("saliency", images=2)], schedule=[1]) as recorder:
         recorder.step(1)
@@ -636,6 +637,75 @@ def test_a_persons_copy_of_a_folder_is_left_alone(tmp_path, room, name):
     (run.path / room / "circle").symlink_to("circle")
     assert list(run.measures() if room == "measures" else run.attributions()) == [identity]
     assert run.verify() == [] and run.unlisted() == [] and resumed(run, 2) == [] and len(list(copy.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["Copy of {0}", "copy-{0}", "old_{0}", "backup"])
+def test_a_copy_of_a_folder_that_looks_like_ours_is_told_and_left_alone(run, name):
+    (identity,) = run.measures()
+    copy = Path(shutil.copytree(run.path / "measures" / identity, run.path / "measures" / name.format(identity)))
+    assert len(run.verify()) == 4 and all(str(copy) in each for each in run.verify())
+    assert resumed(run, 4) == [] and len(list(copy.iterdir())) == 4 and not (run.path / "quarantine").exists()
+
+
+def test_snapshots_of_a_version_without_manifests_are_the_runs_own(run, tmp_path):
+    """It goes on with a run, writes no lines, and a status that does not speak of them."""
+    longer = recorded(tmp_path / "longer", saves=5)
+    for step in (4, 5):
+        shutil.copy(snapshot_of(longer, step), snapshot_of(run, step))
+    status = json.loads((run.path / "status.json").read_text())
+    del status["manifest"]
+    (run.path / "status.json").write_text(json.dumps(status))
+    assert run.verify() == [] and resumed(run, 6) == []
+    assert run.steps() == [0, 1, 2, 3, 4, 5, 6] and run.verify() == [] and run.unlisted() == []
+
+
+def test_the_manifest_of_another_run_moves_nothing(run, tmp_path):
+    other = recorded(tmp_path / "other")
+    shutil.copy(other.path / "MANIFEST", run.path / "MANIFEST")
+    before = sorted(run.path.rglob("*.h5"))
+    for _ in range(2):
+        with pytest.raises(TrajectoryError, match="are of two runs: put back what belongs here"):
+            opened(run.path, resume=True)
+    assert sorted(run.path.rglob("*.h5")) == before
+    assert [each for each in run.verify() if "is the state of another run" in each]
+
+
+@pytest.mark.parametrize("name", [".hidden", "..", "", "a/b", "a\nb"])
+def test_a_name_that_cannot_be_one_of_a_folder_is_not_registered(name):
+    with pytest.raises(UsageError, match="cannot be the name of a measure"):
+        gk.measures.register(name)(lambda context: None)
+
+
+def test_every_listed_file_is_verified_whatever_its_folder_is_called(run):
+    folder = run.path / "measures" / "a folder.of an odd name"
+    (identity,) = run.measures()
+    arrays, note = sealed.read(run.path / "measures" / identity / store.file_name(1), "reading")
+    digest = sealed.write(folder / store.file_name(1), "reading", arrays, {**note, "identity": folder.name})
+    manifest.add(run.path, folder / store.file_name(1), "reading", 1, digest)
+    assert run.verify() == []
+    raw = bytearray((folder / store.file_name(1)).read_bytes())
+    raw[-30] ^= 1
+    (folder / store.file_name(1)).write_bytes(raw)
+    assert [each for each in run.verify() if "is damaged" in each]
+
+
+def test_a_damaged_line_behind_a_runs_end_is_told(run):
+    with open(run.path / "MANIFEST", "ab") as file:
+        file.write(b"garbage\n")
+    number = (run.path / "MANIFEST").read_bytes().count(b"\n")
+    assert run.verify() == [f"line {number} of {run.path}/MANIFEST is damaged"]
+    assert resumed(run, 4) == [] and run.verify() == []
+
+
+def test_one_folder_that_cannot_be_read_hides_no_damage_elsewhere(run):
+    shutil.rmtree(run.path / "measures")
+    (run.path / "measures").symlink_to("measures")
+    raw = bytearray(snapshot_of(run, 1).read_bytes())
+    raw[-30] ^= 1
+    snapshot_of(run, 1).write_bytes(raw)
+    told = run.verify()
+    assert [each for each in told if "measures cannot be read" in each]
+    assert [each for each in told if f"{snapshot_of(run, 1)} is damaged" in each]
 
 
 def test_a_file_in_the_place_of_quarantine_is_told(run):

@@ -55,11 +55,24 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], li
     told = manifest.make_good(path, durable)
     known = manifest.read(path)
     must_be_as_begun(path, known)
+    _must_be_of_its_states(path, known)
     told += manifest.note_cut(path, known, durable) + changes.remarks(path, known)
     for name in changes.missing(path, known):
         if known.files[name]["kind"] == "resume":  # the next state may well get another name
             manifest.gone(path, name)
-    return told, recover(path)
+    if status.get("manifest") is None:  # a version without manifests has written since: its files have no lines
+        known.ended = {}
+    return told, recover(path, known)
+
+
+def _must_be_of_its_states(path: Path, known: Manifest) -> None:
+    """Raise TrajectoryError where all resume states are of one run and the manifest is of another: one of the two was
+    copied here, and nobody knows which."""
+    ids = manifest.ids_of_states(path)
+    if ids and known.began["run"] not in ids:
+        raise TrajectoryError(
+            f"{path / manifest.FILE} and the states in {path / 'resume'} are of two runs: put back what belongs here"
+        )
 
 
 def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:

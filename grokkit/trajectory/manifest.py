@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +64,8 @@ class Manifest:
         ended: the newest line about an end; empty while the run goes on.
         logs: bytes and hash of what the logs said at the newest end, by name; nothing of it is ever taken back.
         lost: lines about lines that were gone when the run was gone on with.
-        damaged: lines that are none; what they spoke of is there all the same.
+        damaged: how many lines are none; what they spoke of is there all the same.
+        foreign: whether another run's beginning is among the lines; what follows it counts for nothing.
     """
 
     began: Record = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Manifest:
     logs: dict[str, Record] = field(default_factory=dict)
     lost: list[Record] = field(default_factory=list)
     damaged: int = 0
+    foreign: bool = False
 
     @property
     def adopted(self) -> bool:
@@ -84,7 +86,7 @@ class Manifest:
     def knows_all(self) -> bool:
         """Whether a snapshot without a line is none of the run's: it began with its manifest, all of which can
         be read, and ended in order."""
-        return not self.adopted and not self.damaged and self.ended.get("state") in IN_ORDER
+        return not self.adopted and not self.damaged and not self.foreign and self.ended.get("state") in IN_ORDER
 
     def of(self, name: str) -> Record | None:
         """The newest line of a file that is to be there; None where no line speaks of it, or one of its end."""
@@ -164,13 +166,18 @@ def began(run: Path, *, adopted: bool = False) -> bytes:
     return log.as_line(sealed.as_json(record | ({"adopted": True} if adopted else {})))
 
 
-def _id_of_states(run: Path) -> str | None:
-    """The id that the resume states of a run carry whose manifest was lost. Raises TrajectoryError for those of two."""
+def ids_of_states(run: Path) -> set[str]:
+    """The ids of runs that the resume states carry, as far as they are whole."""
     found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
         with suppress(TrajectoryError):
             found |= {sealed.read(path, "resume")[1].get("run")}
-    ids = {each for each in found if isinstance(each, str)}
+    return {each for each in found if isinstance(each, str)}
+
+
+def _id_of_states(run: Path) -> str | None:
+    """The id of a run whose manifest was lost. Raises TrajectoryError where its states are of two."""
+    ids = ids_of_states(run)
     if len(ids) > 1:
         raise TrajectoryError(
             f"{run / 'resume'} holds states of two runs, and no {FILE} says whose run this is: put it back, or remove "
@@ -295,9 +302,9 @@ def read(run: Path) -> Manifest:
     """All lines that are whole; see `damaged_lines` for others."""
     records, _, damaged = log.read_from(run / FILE, 0, as_entry)
     found = Manifest(damaged=damaged)
-    for index, record in enumerate(records):
-        if record["kind"] == "began" and found.began not in ({}, record):  # another run's, as is all behind it
-            found.damaged += len(records) - index
+    for record in records:
+        if record["kind"] == "began" and found.began not in ({}, record):
+            found.foreign = True
             break
         found.take(record)
     return found
@@ -326,20 +333,9 @@ def run_id(run: Path) -> str | None:
 
 def unlisted(run: Path) -> list[str]:
     """Files that no line speaks of: published just before a kill, by an older version, or put there."""
-    names = [name for name, _ in rooms(run)]  # before the lines are read: those of a run that is written follow
+    names = [name for name, _ in store.rooms(run)]  # before the lines are read: those of a run that is written follow
     known = read(run)
     return [name for name in names if known.of(name) is None]
-
-
-def rooms(run: Path) -> Iterator[tuple[str, str]]:
-    """Path below the run and kind of every file that its writers publish, but the probes. Raises TrajectoryError for a
-    folder that cannot be read."""
-    yield from ((f"resume/{name}", "resume") for name in store.names_in(run / "resume") if name in ("0.h5", "1.h5"))
-    folders = [("snapshots", "snapshot")]
-    for room, kind in (("measures", "reading"), ("attributions", "attribution")):
-        folders += [(f"{room}/{name}", kind) for name in store.identities_in(run / room)]
-    for folder, kind in folders:
-        yield from ((f"{folder}/{store.file_name(step)}", kind) for step in store.steps_in(run / folder))
 
 
 def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], digests: set[str]) -> bool:

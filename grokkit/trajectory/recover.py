@@ -23,13 +23,17 @@ _LEFT_BEHIND = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
 """Names that `sealed.publish`, an export or a pack gives to what is not finished."""
 
 
-def recover(run: Path) -> list[str]:
+def recover(run: Path, known: Manifest | None = None) -> list[str]:
     """Make a run that was killed fit to be gone on with; the caller holds its lock.
 
     Unfinished files and folders of grokkit's own are removed, unless a living process still fills them. Both resume
     states, the newest snapshot, the newest file of every measure and attribution, and all files of which the manifest
     does not speak yet are checked by their digests and names; those that are damaged or another's are moved to
     `quarantine/`, whole ones are listed.
+
+    Args:
+        run: its folder.
+        known: its manifest, where it was read.
 
     Returns:
         One sentence for each file that was put aside.
@@ -40,16 +44,23 @@ def recover(run: Path) -> list[str]:
     for path in run.rglob(".*.tmp"):
         if _LEFT_BEHIND.fullmatch(path.name):
             _remove(path)
-    said, known = [], manifest.read(run)
+    said, known = [], known or manifest.read(run)
     for name, kind in _suspects(run, known):
         try:
             _, note, digest = sealed.read_whole(run / name, kind)
             _check_owner(run / name, note, digest, known, name)
         except (DamagedError, MisplacedError) as error:
-            said.append(set_aside(run, run / name, error))
+            if not _is_copy(error, kind, known.of(name)):
+                said.append(set_aside(run, run / name, error))
         else:
             _list(run, name, kind, note, digest, known)
     return said
+
+
+def _is_copy(error: Exception, kind: str, record: Mapping[str, Any] | None) -> bool:
+    """Whether a whole reading or map lies in a folder of another name, where no writer has put one: a person's copy of
+    the folder. `verify` names it, and it stays."""
+    return isinstance(error, MisplacedError) and kind in ("reading", "attribution") and record is None
 
 
 def _remove(path: Path) -> None:
@@ -74,8 +85,8 @@ def _suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
     for folder in folders:
         wanted |= {str((folder / store.file_name(step)).relative_to(run)) for step in store.steps_in(folder)[-1:]}
     if known.began and not known.adopted:
-        wanted |= {name for name, _ in manifest.rooms(run) if known.of(name) is None}
-    yield from ((name, kind) for name, kind in manifest.rooms(run) if name in wanted)
+        wanted |= {name for name, _ in store.rooms(run) if known.of(name) is None}
+    yield from ((name, kind) for name, kind in store.rooms(run) if name in wanted)
 
 
 def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manifest, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import sealed
 
-_IDENTITY = re.compile(r"[^.].*-[0-9a-f]{8}|\w+")
+_IDENTITY = re.compile(r"[^.].*-[0-9a-f]+|\w+", re.DOTALL)
 
 
 def file_name(step: int) -> str:
@@ -41,14 +41,35 @@ def names_in(folder: Path) -> list[str]:
 
 
 def identities_in(folder: Path) -> list[str]:
-    """Folders of measures and attributions by their names, sorted: `<name>-<8 hex digits>`, or the name alone, as older
+    """Folders of measures and attributions by their names, sorted: `<name>-<hex digits>`, or the name alone, as older
     versions called those of attributions. Raises as `names_in`."""
-    return [name for name in names_in(folder) if _IDENTITY.fullmatch(name) and (folder / name).is_dir()]
+    return [name for name in names_in(folder) if _IDENTITY.fullmatch(name) and os.path.isdir(folder / name)]
 
 
 def probe_files(folder: Path) -> list[Path]:
     """Files that may be probe sets; which of them a run began with its manifest says."""
     return [folder / name for name in names_in(folder) if name.endswith(".h5") and not name.startswith(".")]
+
+
+def rooms(run: Path, unreadable: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Path below the run and kind of every file that its writers publish, but the probes. A folder that cannot be read
+    raises TrajectoryError; where a list `unreadable` is given it is noted there, and the others are looked at."""
+
+    def names(look: Callable[[Path], list[Any]], folder: str) -> list[Any]:
+        try:
+            return look(run / folder)
+        except TrajectoryError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(str(error))
+            return []
+
+    yield from ((f"resume/{name}", "resume") for name in names(names_in, "resume") if name in ("0.h5", "1.h5"))
+    folders = [("snapshots", "snapshot")]
+    for room, kind in (("measures", "reading"), ("attributions", "attribution")):
+        folders += [(f"{room}/{name}", kind) for name in names(identities_in, room)]
+    for folder, kind in folders:
+        yield from ((f"{folder}/{file_name(step)}", kind) for step in names(steps_in, folder))
 
 
 def identity(name: str, settings: Mapping[str, Any], probes: Iterable[ProbeSet]) -> str:

@@ -25,9 +25,8 @@ def problems(run: Path, status: Mapping[str, Any]) -> list[str]:
         run: its folder.
         status: its status, read before: the manifest has grown since, if at all.
     """
-    known, found, rooms = Manifest(), list[str](), list[tuple[str, str]]()
-    with _told(found):
-        rooms = list(manifest.rooms(run))  # before the manifest, whose lines follow the files of a run that is written
+    known, found = Manifest(), list[str]()
+    rooms = list(store.rooms(run, found))  # before the manifest, whose lines follow the files of a run being written
     with _told(found):
         known = manifest.read(run)
     with _told(found):
@@ -35,11 +34,14 @@ def problems(run: Path, status: Mapping[str, Any]) -> list[str]:
     for look in (changes.changes, changes.remarks, changes.lost):
         with _told(found):
             found += look(run, known)
-    if manifest.shorter(run / manifest.FILE, status.get("manifest") or 0) is None:
+    had = status.get("manifest")  # None: a version without manifests has written since, and its files have no lines
+    if had is not None and manifest.shorter(run / manifest.FILE, had) is None:
         with _told(found):
             found += changes.strangers(run, known, (name for name, _ in rooms))
     with _told(found):
         rooms = [(f"probes/{name}.h5", "probes") for name in _probes(run, known)] + rooms
+    listed = {name: record["kind"] for name, record in known.files.items() if known.of(name)}
+    rooms += [(name, kind) for name, kind in listed.items() if (name, kind) not in set(rooms)]
     for name, kind in rooms:
         problem = _of_file(run / name, kind, known.of(name), known)
         found += [problem] if problem else []
@@ -66,11 +68,11 @@ def _of_manifest(run: Path, status: Mapping[str, Any], read: Manifest) -> list[s
     path = run / manifest.FILE
     content = read_bytes(path, log.MAX_BYTES) if path.exists() else b""
     damaged, known = log.damaged_lines(path, manifest.as_entry), status.get("manifest")
-    foreign = [f"{path} holds the beginning of another run"] if read.damaged > len(damaged) else []
+    foreign = [f"{path} holds the beginning of another run"] if read.foreign else []
     if known is None:
         return foreign + [f"line {number} of {path} is damaged" for number in damaged]
-    # What was written since is not said to be on the disk: a machine that died may have left half of it.
-    durable = content[:known].count(b"\n")
+    # What a run that goes on has written since is not said to be on the disk: a machine that died may have left half.
+    durable = content[: None if status.get("state") in ENDED else known].count(b"\n")
     found = foreign + [f"line {number} of {path} is damaged" for number in damaged if number <= durable]
     if told := manifest.shorter(path, known):
         found.append(told)
