@@ -376,11 +376,12 @@ def test_a_state_of_another_run_is_never_loaded(copies, both):
     for name in ("0.h5", "1.h5") if both else ("0.h5",):
         source = next(path for path in (other.path / "resume").iterdir())
         shutil.copy(source, run.path / "resume" / name)
-    with pytest.warns(UserWarning, match="is the state of another run; it was moved to"):
-        if both or not (run.path / "resume" / "1.h5").exists():
-            with pytest.raises(TrajectoryError, match="put aside"):
-                gk.resume(run.path, device="cpu")
-        else:
+    if both or not (run.path / "resume" / "1.h5").exists():
+        with pytest.raises(TrajectoryError, match="are of two runs: put back what belongs here"):
+            gk.resume(run.path, device="cpu")
+        assert not (run.path / "quarantine").exists()
+    else:
+        with pytest.warns(UserWarning, match="is the state of another run; it was moved to"):
             gk.resume(run.path, device="cpu")
 
 
