@@ -167,11 +167,11 @@ def began(run: Path, *, adopted: bool = False) -> bytes:
 
 
 def ids_of_states(run: Path) -> set[str]:
-    """The ids of runs that the resume states carry, as far as they are whole."""
+    """The ids of runs that the resume states claim; their digests are not checked."""
     found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
-        with suppress(TrajectoryError):
-            found |= {sealed.read(path, "resume")[1].get("run")}
+        with suppress(TrajectoryError), sealed.opened(path, "resume") as file:
+            found |= {hdf5.parsed(file.note()).get("run")}
     return {each for each in found if isinstance(each, str)}
 
 
