@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from grokkit.live.panels import ENDS, SIGNALS, STANDARD_ERROR, Row, Trace, of_me
 from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
 from grokkit.trajectory import Run, documents, log, store
 from grokkit.trajectory.run import in_force
+
+Listed = TypeVar("Listed", str, int)
 
 PACE_SECONDS = 900.0
 """How far back the present speed is measured."""
@@ -168,7 +170,7 @@ class Follower:
             self.events, self.events_changed = in_force(self._every_event), tick
 
     def _read_files(self, room: str, tick: int) -> None:
-        for identity, steps in self._changed_folders(room):
+        for identity, steps in self._changed_folders(room, tick):
             for step in steps:
                 path = self.run.path / room / identity / store.file_name(step)
                 key = room, identity, step
@@ -184,13 +186,24 @@ class Follower:
                     why = str(error) if isinstance(error, TrajectoryError) else f"{type(error).__name__}: {error}"
                     self._tell(str(path), why if str(path) in why else f"{path} cannot be shown: {why}", tick)
 
-    def _changed_folders(self, room: str) -> Iterator[tuple[str, list[int]]]:
+    def _changed_folders(self, room: str, tick: int) -> Iterator[tuple[str, list[int]]]:
         """Identities whose folder has other files than at the last look, with the steps in it."""
-        for folder in (self.run.path / room / name for name in store.identities_in(self.run.path / room)):
+        for name in self._listed(store.identities_in, self.run.path / room, tick):
+            folder = self.run.path / room / name
             stamp = _stamp(folder)
             if self._stamps.get(str(folder)) != stamp:
                 self._stamps[str(folder)] = stamp
-                yield folder.name, store.steps_in(folder)
+                yield name, self._listed(store.steps_in, folder, tick)
+
+    def _listed(self, look: Callable[[Path], list[Listed]], folder: Path, tick: int) -> list[Listed]:
+        """What is in a folder; nothing, and why, where it cannot be read."""
+        found, why = list[Listed](), None
+        try:
+            found = look(folder)
+        except TrajectoryError as error:
+            why = str(error)
+        self._tell(str(folder), why, tick)
+        return found
 
     def _take(self, room: str, identity: str, step: int, tick: int) -> None:
         if room == "measures":
