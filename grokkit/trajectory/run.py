@@ -234,7 +234,8 @@ class Run:
         """
         from grokkit.trajectory import series
 
-        files = [self._snapshot(step) for step in (self.steps() if steps is None else steps)]
+        there = self.path / "snapshots"  # of its own steps none is looked for again
+        files = [there / store.file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
         if not files:
             raise TrajectoryError(f"{self.path} has no snapshots")
         return series.read(files, name, index, out=out, verify=verify)
