@@ -108,23 +108,26 @@ def _bytes_of(run: Run) -> dict[str, bytes]:
 
 
 def _edit_config(run: Run, chance: random.Random) -> Edit | None:
-    path = run.path / "config.toml"
-    before = tomllib.loads(path.read_text())
-    after, field = _change_a_field(before, chance, _toml_value)
-    if _is_same(before, after):
-        return None
-    path.write_text(tomli_w.dumps(after))
-    return Edit(f"config.toml, {field}", _words_for(path, field, before, after), refused=True)
+    return _edit_table(run.path / "config.toml", chance, tomllib.loads, tomli_w.dumps, _toml_value)
 
 
 def _edit_environment(run: Run, chance: random.Random) -> Edit | None:
-    path = run.path / "environment.json"
-    before = json.loads(path.read_text())
-    after, field = _change_a_field(before, chance, _json_value)
+    return _edit_table(run.path / "environment.json", chance, json.loads, json.dumps, _json_value)
+
+
+def _edit_table(
+    path: Path,
+    chance: random.Random,
+    parse: Callable[[str], Any],
+    dump: Callable[[Any], str],
+    value: Callable[[random.Random], Any],
+) -> Edit | None:
+    before = parse(path.read_text())
+    after, field = _change_a_field(before, chance, value)
     if _is_same(before, after):
         return None
-    path.write_text(json.dumps(after))
-    return Edit(f"environment.json, {field}", _words_for(path, field, before, after), refused=True)
+    path.write_text(dump(after))
+    return Edit(f"{path.name}, {field}", _words_for(path, field, before, after), refused=True)
 
 
 def _words_for(path: Path, field: str, before: Any, after: Any) -> str:

@@ -50,7 +50,10 @@ def create(
         TrajectoryError: the folder exists, or cannot be made.
     """
     if os.path.lexists(path):
-        raise _exists(path)
+        raise TrajectoryError(
+            f"{path} exists already; a run is never overwritten. Resume it, remove it, or choose another seed, name or "
+            "--runs; in Python, overwrite=True moves it aside"
+        )
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     lock = None
     try:
@@ -93,13 +96,6 @@ def _name(draft: Path, path: Path) -> None:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
             raise TrajectoryError(f"{path} exists already: another process has just made it") from error
         raise TrajectoryError(f"could not make {path}: {error.strerror or error}; nothing was changed") from error
-
-
-def _exists(path: Path) -> TrajectoryError:
-    return TrajectoryError(
-        f"{path} exists already; a run is never overwritten. Resume it, remove it, or choose another seed, name or "
-        "--runs; in Python, overwrite=True moves it aside"
-    )
 
 
 def as_path(path: str | Path) -> Path:
@@ -234,8 +230,8 @@ class Run:
         """
         from grokkit.trajectory import series
 
-        there = self.path / "snapshots"  # of its own steps none is looked for again
-        files = [there / store.file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
+        place = self.path / "snapshots"  # of its own steps none is looked for again
+        files = [place / store.file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
         if not files:
             raise TrajectoryError(f"{self.path} has no snapshots")
         return series.read(files, name, index, out=out, verify=verify)

@@ -40,9 +40,8 @@ def problems(run: Path, status: Mapping[str, Any]) -> list[str]:
             found += changes.strangers(run, known, (name for name, _ in rooms))
     with _told(found):
         rooms = [(f"probes/{name}.h5", "probes") for name in _probes(run, known)] + rooms
-    listed = {name: record["kind"] for name, record in known.files.items() if known.of(name)}
-    rooms += [(name, kind) for name, kind in listed.items() if (name, kind) not in set(rooms)]
-    for name, kind in rooms:
+    listed = {name: str(record["kind"]) for name, record in known.files.items() if known.of(name)}
+    for name, kind in dict.fromkeys([*rooms, *listed.items()]):
         problem = _of_file(run / name, kind, known.of(name), known)
         found += [problem] if problem else []
     return list(dict.fromkeys(found))
