@@ -3,6 +3,7 @@ whatever a decorator adds at run time; there is no list to edit."""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import hashlib
 import importlib
@@ -132,8 +133,8 @@ def run_file(path: Path) -> ModuleType:
     return run_source(path.read_bytes(), path)
 
 
-def run_source(source: bytes, path: Path) -> ModuleType:
-    """`run_file` of a text that was read from `path` before; nothing is read again.
+def run_source(source: bytes, path: Path, parse: Callable[[bytes], ast.Module] = ast.parse) -> ModuleType:
+    """`run_file` of a text that was read from `path` before; nothing is read again. `parse` makes its syntax tree.
 
     Raises:
         UsageError: the text cannot be imported.
@@ -146,7 +147,7 @@ def run_source(source: bytes, path: Path) -> ModuleType:
     module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
+        exec(compile(parse(source), str(path), "exec"), module.__dict__)
     except Exception as error:
         del sys.modules[name]
         raise UsageError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error

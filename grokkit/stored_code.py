@@ -1,4 +1,6 @@
-"""A run's own experiment.py: executed only for a name that is unknown without it, and only where the user trusts it."""
+"""A run's own experiment.py: executed only for a name that is unknown without it, and only where the user trusts it.
+
+What the file imports under names of earlier versions is found under today's (`old_names`)."""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import UntrustedCodeError, UsageError
+from grokkit.old_names import translate
 from grokkit.registry import STUDY_PREFIX, run_source, study_name
 from grokkit.trust import digest_of, is_trusted, list_path, read_regular
 
@@ -92,7 +95,7 @@ def _is_known(wanted: Wanted, own: Collection[str]) -> bool:
 
 def _execute(source: bytes, path: Path, wanted: Wanted) -> None:
     try:
-        run_source(source, path)
+        run_source(source, path, translate)
     except UsageError as error:
         raise UsageError(
             f"{wanted.name!r} is looked for there, and {error}. A name that another study took in this process is free "

@@ -1,0 +1,101 @@
+"""Names that earlier versions used, for one reader only: the loader of the `experiment.py` that a run keeps."""
+
+from __future__ import annotations
+
+import ast
+
+MODULES: dict[str, str] = {}
+"""Module of an earlier version -> where it is now."""
+
+NAMES: dict[str, str] = {}
+"""Qualified name, in a module as it is called now, of an earlier version -> the name today, in the same module."""
+
+
+def translate(source: bytes) -> ast.Module:
+    """Parse a study, with what it imports from grokkit under earlier names rewritten to today's.
+
+    Imports and dotted names that start at an imported module are rewritten; everything else is kept as it is, and
+    names that a `from` import binds keep their spelling.
+
+    Raises:
+        SyntaxError: the text is not Python.
+    """
+    tree = ast.parse(source)
+    modules = _bound_modules(tree)
+    return ast.fix_missing_locations(_Translator(modules).visit(tree))
+
+
+def current_name(dotted: str) -> str:
+    """Today's spelling of a dotted name that starts with a module; the name itself if it never changed."""
+    for module in sorted(MODULES, key=len, reverse=True):
+        if dotted == module or dotted.startswith(f"{module}."):
+            dotted = MODULES[module] + dotted.removeprefix(module)
+            break
+    return NAMES.get(dotted, dotted)
+
+
+def _bound_modules(tree: ast.Module) -> dict[str, str]:
+    """Local name -> the module or object of grokkit that an import binds to it."""
+    bound: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == "grokkit":
+                    bound[alias.asname or "grokkit"] = alias.name if alias.asname else "grokkit"
+        elif isinstance(node, ast.ImportFrom) and _is_ours(node):
+            for alias in node.names:
+                bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return bound
+
+
+def _is_ours(node: ast.ImportFrom) -> bool:
+    return node.level == 0 and (node.module or "").split(".")[0] == "grokkit"
+
+
+class _Translator(ast.NodeTransformer):
+    def __init__(self, bound: dict[str, str]) -> None:
+        self.bound = bound
+
+    def visit_Import(self, node: ast.Import) -> ast.Import:
+        for alias in node.names:
+            alias.name = current_name(alias.name)
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | list[ast.ImportFrom]:
+        if not _is_ours(node):
+            return node
+        found = []
+        for alias in node.names:
+            module, _, name = current_name(f"{node.module}.{alias.name}").rpartition(".")
+            local = alias.asname or (alias.name if alias.name != name else None)
+            found.append(ast.copy_location(ast.ImportFrom(module, [ast.alias(name, local)], 0), node))
+        return found
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        dotted = _dotted(node)
+        head, _, rest = (dotted or "").partition(".")
+        if head not in self.bound or not rest:
+            return self.generic_visit(node)
+        before = f"{self.bound[head]}.{rest}"
+        after = current_name(before)
+        if before == after:
+            return node
+        return ast.copy_location(_attribute(self._relative(head, after), node.ctx), node)
+
+    def _relative(self, head: str, after: str) -> str:
+        """`after` as it is reached from the local name `head`, whose own module may have been renamed, too."""
+        start = current_name(self.bound[head])
+        return head + after.removeprefix(start) if after.startswith(f"{start}.") else after
+
+
+def _dotted(node: ast.expr) -> str | None:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (left := _dotted(node.value)):
+        return f"{left}.{node.attr}"
+    return None
+
+
+def _attribute(dotted: str, context: ast.expr_context) -> ast.expr:
+    left, _, name = dotted.rpartition(".")
+    return ast.Attribute(_attribute(left, ast.Load()), name, context) if left else ast.Name(name, context)

@@ -1,0 +1,63 @@
+"""Studies that runs keep are read with the names that they were written with."""
+
+import ast
+import importlib
+
+import pytest
+
+from grokkit import old_names
+from grokkit.old_names import current_name, translate
+
+MOVED = "grokkit.training.config"
+NOW = "grokkit.config.run_config"
+
+
+def translated(text: str) -> str:
+    return ast.unparse(translate(text.encode()))
+
+
+def test_every_module_of_the_table_has_moved_and_is_there():
+    for before, after in old_names.MODULES.items():
+        assert importlib.util.find_spec(after) is not None, after
+        with pytest.raises(ImportError):
+            importlib.import_module(before)
+
+
+def test_every_name_of_the_table_is_there_and_its_old_one_is_not():
+    for before, after in old_names.NAMES.items():
+        module, _, name = after.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), after
+        assert before.rpartition(".")[0] == module and not hasattr(
+            importlib.import_module(module), before[len(module) + 1 :]
+        )
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (f"from {MOVED} import RunConfig, part", f"from {NOW} import RunConfig\nfrom {NOW} import old as part"),
+        (f"from {MOVED} import part as p", f"from {NOW} import old as p"),
+        (f"import {MOVED}\nx = {MOVED}.part('a')", f"import {NOW}\nx = {NOW}.old('a')"),
+        (f"import {MOVED} as c\nx = c.part('a')", f"import {NOW} as c\nx = c.old('a')"),
+        (
+            "from grokkit.training import config\nx = config.part",
+            "from grokkit.config import run_config as config\nx = config.old",
+        ),
+        ("import grokkit as gk\ngk.part('a').name", "import grokkit as gk\ngk.new('a').name"),
+        ("import grokkit\ngrokkit.part('a')", "import grokkit\ngrokkit.new('a')"),
+        ("def f():\n    import grokkit as g\n    return g.part", "def f():\n    import grokkit as g\n    return g.new"),
+        ("from grokkit import part", "from grokkit import new as part"),
+        ("from .grokkit import part", "from .grokkit import part"),
+        ("import other as gk\ngk.part('a')", "import other as gk\ngk.part('a')"),
+        ("from grokkit.trained import part", "from grokkit.trained import part"),
+    ],
+)
+def test_what_is_imported_under_an_old_name(before, after, monkeypatch):
+    monkeypatch.setattr(old_names, "NAMES", {f"{NOW}.part": f"{NOW}.old", "grokkit.part": "grokkit.new"})
+    monkeypatch.setattr(old_names, "MODULES", {MOVED: NOW})
+    assert translated(before) == after
+
+
+def test_a_study_in_todays_words_is_kept_as_it_is():
+    text = "import grokkit as gk\nfrom grokkit.policies import Decision\nx = gk.train(Decision.a.b)[0].c"
+    assert translated(text) == text and current_name("grokkit.policies") == "grokkit.policies"
