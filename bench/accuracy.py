@@ -27,11 +27,11 @@ from torch import nn
 from bench.accuracy_report import SAME_START, WORDS, write
 from bench.harness import cpu_name, cpu_seconds
 from grokkit import data, models
+from grokkit.config.run_config import RunConfig, part
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
 from grokkit.training import job, loop
 from grokkit.training.build import build_model
-from grokkit.training.config import RunConfig, part
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Epoch, Recipe
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import grokkit as gk
 from bench.harness import Row, Settings
+from grokkit.config.run_config import part
 from grokkit.recipes import quickstart
-from grokkit.training.config import part
 from grokkit.training.estimate import estimate
 
 GOAL = 0.15

@@ -11,10 +11,10 @@ from torch import nn
 from bench import loops
 from bench.harness import Ratio, Row, Settings, compared, medians
 from grokkit import models, policies
+from grokkit.config.run_config import part
 from grokkit.data.resident import Batches, stacked_at
 from grokkit.measures.loss import cross_entropy
 from grokkit.training.build import build_optimizer
-from grokkit.training.config import part
 from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter, Meters
 from grokkit.training.stack import Stack, StackedUpdate

@@ -73,11 +73,11 @@ from grokkit.analysis.arms import BEST, best_baselines, usual_pairs, with_best
 from grokkit.analysis.comparison import comparisons
 from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes, same_rates
 from grokkit.analysis.tables import read_table
+from grokkit.config.overrides import adjusted, seed_list
+from grokkit.config.run_config import Part
 from grokkit.errors import UsageError
 from grokkit.names import FigureData
 from grokkit.policies.peak import PeakRule
-from grokkit.training.choices import adjusted, seed_list
-from grokkit.training.config import Part
 from grokkit.trajectory import Run, find_runs
 
 SIGNAL = {"points": 128, "directions": 10}

@@ -15,7 +15,7 @@ _HOME = {
     "PolicyLR": "grokkit.training.lr_scheduler",
     "ProbeSet": "grokkit.names",
     "Reading": "grokkit.names",
-    "RunConfig": "grokkit.training.config",
+    "RunConfig": "grokkit.config.run_config",
     "Signal": "grokkit.training.signal",
     "LocalComplexitySignal": "grokkit.training.signal",
     "heard": "grokkit.training.signal",
@@ -27,10 +27,10 @@ _HOME = {
     "import_checkpoints": "grokkit.replay",
     "load_data": "grokkit.data:load",
     "local_complexity": "grokkit.spline",
-    "log_spaced": "grokkit.training.schedule",
+    "log_spaced": "grokkit.config.schedule",
     "lr_range_test": "grokkit.training.lr_range",
     "open_run": "grokkit.trajectory",
-    "part": "grokkit.training.config",
+    "part": "grokkit.config.run_config",
     "partition_segment": "grokkit.spline",
     "pgd": "grokkit.robustness",
     "preset": "grokkit.spline",
@@ -80,6 +80,9 @@ if TYPE_CHECKING:
     from grokkit.analysis.tables import figure_data as figure_data
     from grokkit.analysis.tables import table as table
     from grokkit.attribution import attribute as attribute
+    from grokkit.config.run_config import RunConfig as RunConfig
+    from grokkit.config.run_config import part as part
+    from grokkit.config.schedule import log_spaced as log_spaced
     from grokkit.data import load as load_data  # noqa: F401
     from grokkit.data.probes import probe_sets as probe_sets
     from grokkit.models.classifier import Classifier as Classifier
@@ -97,14 +100,11 @@ if TYPE_CHECKING:
     from grokkit.spline import local_complexity as local_complexity
     from grokkit.spline import partition_segment as partition_segment
     from grokkit.spline import preset as preset
-    from grokkit.training.config import RunConfig as RunConfig
-    from grokkit.training.config import part as part
     from grokkit.training.loop import resume as resume
     from grokkit.training.loop import train as train
     from grokkit.training.lr_range import lr_range_test as lr_range_test
     from grokkit.training.lr_scheduler import PolicyLR as PolicyLR
     from grokkit.training.recording import record as record
-    from grokkit.training.schedule import log_spaced as log_spaced
     from grokkit.training.seeds import train_seeds as train_seeds
     from grokkit.training.signal import LocalComplexitySignal as LocalComplexitySignal
     from grokkit.training.signal import Signal as Signal

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 
-MODULES: dict[str, str] = {}
+MODULES = {
+    "grokkit.training.choices": "grokkit.config.overrides",
+    "grokkit.training.config": "grokkit.config.run_config",
+    "grokkit.training.schedule": "grokkit.config.schedule",
+}
 """Module of an earlier version -> where it is now."""
 
 NAMES: dict[str, str] = {}

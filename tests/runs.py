@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 from grokkit.training.observers import Silent
 
 SMALL = RunConfig(

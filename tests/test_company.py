@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 import grokkit as gk
+from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.training import pace
-from grokkit.training.config import part
 from grokkit.training.observers import Guarded, Lines, Live, Silent, guarded
 from grokkit.training.pace import Pace
 from tests.runs import SMALL, PressesCtrlC, contents

@@ -3,9 +3,9 @@
 import pytest
 
 from grokkit import recipes
+from grokkit.config.run_config import RunConfig, part
+from grokkit.config.schedule import checked, log_spaced
 from grokkit.errors import UnknownNameError, UsageError
-from grokkit.training.config import RunConfig, part
-from grokkit.training.schedule import checked, log_spaced
 
 
 @pytest.mark.parametrize("name", ["quickstart", "cifar10_small", "cifar10_in_minutes"])

@@ -6,9 +6,9 @@ import pytest
 
 import grokkit as gk
 from grokkit.cli import main
+from grokkit.config.run_config import part
 from grokkit.errors import DeviceRefusedError
 from grokkit.training import estimate as room
-from grokkit.training.config import part
 from grokkit.training.estimate import Estimate, Instrument, Training, estimate, in_words, refuse_above
 from tests.runs import SMALL
 

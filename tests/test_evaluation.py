@@ -8,10 +8,10 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
+from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import DataError, Interrupted
 from grokkit.training import evaluation, loop
 from grokkit.training.build import build_model
-from grokkit.training.config import RunConfig, part
 from tests.runs import SMALL, PressesCtrlC, contents
 
 FLIPPED = SMALL.replace(
@@ -142,7 +142,7 @@ def test_a_run_with_validation_resumes_to_the_same_bits(held, tmp_path: Path) ->
 
 
 def test_the_command_line_keeps_validation_on_other_data(tmp_path: Path, monkeypatch) -> None:
-    from grokkit.training.choices import adjusted
+    from grokkit.config.overrides import adjusted
 
     config = adjusted(HELD, "own.npz", None, None)
     assert config.data == part("own.npz", train=120, validation=30)

@@ -11,10 +11,10 @@ from torch.optim.swa_utils import SWALR
 
 import grokkit as gk
 from grokkit import policies
+from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import UsageError
 from grokkit.training import decay, step
 from grokkit.training.build import build_optimizer
-from grokkit.training.config import RunConfig, part
 from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.stack import Stack, StackedUpdate
 from tests.runs import SMALL

@@ -12,11 +12,11 @@ import torch
 
 import grokkit as gk
 from grokkit import interrupt, replay
+from grokkit.config.run_config import part
 from grokkit.errors import Interrupted
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import base
 from grokkit.training import loop, recorder
-from grokkit.training.config import part
 from grokkit.training.observers import Silent
 from tests.runs import SMALL, contents
 

@@ -12,7 +12,8 @@ from tests import live_runs
 PACKAGE = Path(__file__).resolve().parents[1] / "grokkit"
 LEVELS = {
     "errors": 0, "escape": 0, "interrupt": 0, "names": 0.5, "seeding": 0.5, "registry": 0.5, "trust": 0.5,
-    "stored_code": 0.75,
+    "old_names": 0.5,
+    "stored_code": 0.75, "config": 0.75,
     "borrow": 1, "units": 1,
     "data": 2, "models": 2, "spline": 2, "robustness": 2, "attribution": 2, "policies": 2, "trajectory": 2,
     "measures": 3,

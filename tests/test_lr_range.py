@@ -18,10 +18,10 @@ import grokkit as gk
 from grokkit import figures
 from grokkit.analysis.tables import read_table
 from grokkit.cli import main
+from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import Interrupted, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.seeding import seeded
-from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
 from grokkit.training.job import build
 from grokkit.training.lr_range import LRRange, _learnt

@@ -12,9 +12,9 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
+from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, UsageError
 from grokkit.training import recorder
-from grokkit.training.config import part
 from grokkit.training.costs import Costs
 from grokkit.training.money import Bill, Purse, dollars
 from tests.runs import SMALL, PressesCtrlC, contents

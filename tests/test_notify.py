@@ -8,9 +8,9 @@ import pytest
 
 import grokkit as gk
 from grokkit.cli import main
+from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, NumericsError, UsageError
 from grokkit.training import notify
-from grokkit.training.config import part
 from grokkit.training.notify import Webhook, payload
 from grokkit.training.observers import Guarded
 from tests.runs import SMALL, PressesCtrlC, contents

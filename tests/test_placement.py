@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import grokkit as gk
+from grokkit.config.run_config import part
 from grokkit.errors import PlacementError
 from grokkit.models.resnet import resnet18
 from grokkit.training import loop, placement
-from grokkit.training.config import part
 from grokkit.training.placement import check_placement, placed_update
 from tests.runs import SMALL, contents
 

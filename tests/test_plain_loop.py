@@ -11,8 +11,8 @@ import torch
 import grokkit as gk
 from bench.accuracy import grokkit_curve
 from bench.accuracy_report import interval
+from grokkit.config.run_config import RunConfig, part
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training.config import RunConfig, part
 from grokkit.training.device import resolve
 from grokkit.training.job import build
 from tests.reference import plain_loop

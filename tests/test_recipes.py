@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from grokkit import data, policies, recipes
+from grokkit.config.run_config import RunConfig, part
 from grokkit.policies.simulate import simulate
-from grokkit.training.config import RunConfig, part
 from grokkit.training.job import build
 
 ACCURACY = recipes.shipped("cifar10_accuracy").variants

@@ -11,8 +11,8 @@ import pytest
 
 import grokkit as gk
 from grokkit import policies
+from grokkit.config.run_config import RunConfig, part
 from grokkit.training.build import OPTIMIZERS
-from grokkit.training.config import RunConfig, part
 from tests.runs import SMALL, contents
 
 BASE = SMALL.replace(
@@ -38,7 +38,7 @@ import json, os, signal, sys
 import torch
 import grokkit as gk
 from grokkit.training import loop
-from grokkit.training.config import RunConfig
+from grokkit.config.run_config import RunConfig
 from grokkit.training.observers import Silent
 
 torch.set_num_threads(1)

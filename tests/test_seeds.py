@@ -14,10 +14,10 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
+from grokkit.config.overrides import seed_list
+from grokkit.config.run_config import part
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
 from grokkit.training import together
-from grokkit.training.choices import seed_list
-from grokkit.training.config import part
 from grokkit.training.job import build
 from grokkit.training.observers import Silent
 from grokkit.training.stack import Stack
@@ -399,7 +399,7 @@ def test_a_wish_to_save_reaches_the_processes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_processes_save_and_stop_where_their_parent_is_killed(tmp_path: Path) -> None:
     script = (
-        "import grokkit as gk\nfrom grokkit.training.config import RunConfig\n"
+        "import grokkit as gk\nfrom grokkit.config.run_config import RunConfig\n"
         f"config = RunConfig.from_toml({CONV.replace(steps=100_000, records=2).to_toml()!r})\n"
         f"gk.train_seeds(config, [0, 1], runs={str(tmp_path)!r}, device='cpu')\n"
     )

@@ -7,13 +7,13 @@ from torch import nn
 
 import grokkit as gk
 from grokkit import models
+from grokkit.config.run_config import part
 from grokkit.data.resident import pixels
 from grokkit.errors import Interrupted
 from grokkit.models.speednet import RIDGE, ShiftNorm, identity_conv
 from grokkit.recipes import shipped
 from grokkit.seeding import seeded, stream
 from grokkit.training.build import build_data, build_model, facts_of
-from grokkit.training.config import part
 from grokkit.training.job import build
 from tests.runs import PressesCtrlC, contents
 

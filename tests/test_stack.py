@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from grokkit import models
+from grokkit.config.run_config import part
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier, Normalise, scale_init
 from grokkit.training.build import build_optimizer, clip_gradients
-from grokkit.training.config import part
 from grokkit.training.precision import Autocast
 from grokkit.training.stack import Stack, StackedUpdate
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 from grokkit.training.team import Team
 from tests.runs import SMALL, contents
 
@@ -29,7 +29,7 @@ import sys
 import grokkit as gk
 from pathlib import Path
 from grokkit.errors import GrokkitError
-from grokkit.training.config import RunConfig
+from grokkit.config.run_config import RunConfig
 from grokkit.training.observers import Silent
 from grokkit.training.team import is_first
 

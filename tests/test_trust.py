@@ -18,6 +18,7 @@ from rich.console import Console
 import grokkit as gk
 from grokkit import figures, measures, models, policies, stored_code, trust
 from grokkit.cli import main
+from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import Interrupted, UnknownNameError, UntrustedCodeError, UsageError
 from grokkit.live.server import Server
 from grokkit.live.study import Study
@@ -28,7 +29,6 @@ from grokkit.sweep.local import Local
 from grokkit.sweep.plan import read_plan
 from grokkit.sweep.standing import Place, accepted
 from grokkit.training import build
-from grokkit.training.config import RunConfig, part
 from grokkit.training.lookup import names_to_train
 from grokkit.trajectory import open_run
 from tests import live_runs

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from grokkit.training.choices import dotted
+from grokkit.config.overrides import dotted
 from grokkit.trajectory import Run, documents, log, sealed, store
 from grokkit.trust import read_regular
 

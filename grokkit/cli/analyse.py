@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grokkit.cli.text import aligned
+from grokkit.config.run_config import Part
 from grokkit.errors import UsageError
-from grokkit.training.config import Part
 
 if TYPE_CHECKING:
     from grokkit.measures import Measure

@@ -9,7 +9,7 @@ import tyro
 
 from grokkit.cli.analyse import analyse
 from grokkit.cli.parse import parse
-from grokkit.training.config import part
+from grokkit.config.run_config import part
 
 
 def main(words: list[str]) -> None:

@@ -10,8 +10,8 @@ import tyro
 from grokkit.cli.analyse import replayed
 from grokkit.cli.parse import parse
 from grokkit.cli.text import aligned
+from grokkit.config.run_config import Part, part
 from grokkit.errors import UsageError
-from grokkit.training.config import Part, part
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -35,8 +35,8 @@ def demo(
         device: cpu or cuda; by default a GPU where there is one.
     """
     from grokkit import recipes
+    from grokkit.config.overrides import adjusted
     from grokkit.training import loop
-    from grokkit.training.choices import adjusted
 
     began = time.monotonic()
     found, on, messages = recipes.shipped("quickstart"), machine(device), webhook(None)

@@ -47,8 +47,8 @@ def estimate(
     """
     from grokkit import recipes
     from grokkit.cli.company import machine
+    from grokkit.config.overrides import adjusted
     from grokkit.training import estimate as room
-    from grokkit.training.choices import adjusted
     from grokkit.training.money import HOUR, Purse, dollars
 
     price = Purse.of(price).price

@@ -9,13 +9,13 @@ import tyro
 
 from grokkit.cli.parse import parse
 from grokkit.cli.text import aligned
+from grokkit.config.overrides import adjusted, seed_list
 from grokkit.errors import UsageError
-from grokkit.training.choices import adjusted, seed_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from grokkit.training.config import Part, RunConfig
+    from grokkit.config.run_config import Part, RunConfig
     from grokkit.training.lr_range import LRRange
 
 

@@ -11,9 +11,9 @@ import tyro
 from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
 from grokkit.cli.text import cost, final_accuracy, shown
+from grokkit.config.overrides import adjusted, seed_list
+from grokkit.config.run_config import RunConfig
 from grokkit.errors import DataError, UsageError
-from grokkit.training.choices import adjusted, seed_list
-from grokkit.training.config import RunConfig
 
 if TYPE_CHECKING:
     from grokkit.recipes import Experiment

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from grokkit.config.overrides import dotted
 from grokkit.errors import GrokkitError
 from grokkit.live.decimate import kept, magnified, size_for, stale_from
 from grokkit.live.follow import Follower, is_error
 from grokkit.live.panels import Trace, described
 from grokkit.live.series import Curve, band
-from grokkit.training.choices import dotted
 from grokkit.trajectory import as_path, find_runs
 from grokkit.trajectory.documents import finite, is_count
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from grokkit.config.run_config import RunConfig
 from grokkit.errors import UnknownNameError, UsageError
 from grokkit.registry import nearest, run_file
-from grokkit.training.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ fan-out init. The ResNet-9 of the "90 % in 8 epochs" notebooks is in `cifar10_in
 
 from __future__ import annotations
 
+from grokkit.config.run_config import Part, RunConfig, part
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training.config import Part, RunConfig, part
 
 TRAINING_IMAGES = 50_000
 

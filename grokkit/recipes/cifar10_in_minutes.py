@@ -6,7 +6,7 @@ an hour.
 
 from __future__ import annotations
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 
 
 def resnet9() -> RunConfig:

@@ -8,7 +8,7 @@ Run it on images you have: `grokkit train cifar10_small --data cifar10.npz`.
 
 from __future__ import annotations
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 
 
 def no_batchnorm() -> RunConfig:

@@ -16,7 +16,7 @@ Target: 94.0 % with TTA, mean of seeds, last step. Not yet verified on the offic
 
 from __future__ import annotations
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 
 BATCH = 2000
 

@@ -14,7 +14,7 @@ GPUs that have it, as it did in the published run. What is measured is not round
 
 from __future__ import annotations
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 
 
 def no_batchnorm() -> RunConfig:

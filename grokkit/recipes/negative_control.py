@@ -20,7 +20,7 @@ What was seen stands in artifacts/negative_control of the project.
 
 from __future__ import annotations
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 
 
 def true_labels() -> RunConfig:

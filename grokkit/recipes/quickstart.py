@@ -8,7 +8,7 @@ local complexity and lower the rate once it has peaked: the two arms are the sam
 
 from __future__ import annotations
 
-from grokkit.training.config import RunConfig, part
+from grokkit.config.run_config import RunConfig, part
 
 
 def constant() -> RunConfig:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from grokkit import recipes
+from grokkit.config.overrides import adjusted, changed, dotted, seed_list
+from grokkit.config.run_config import RunConfig
 from grokkit.errors import DataError, UsageError
 from grokkit.recipes import Experiment
 from grokkit.registry import nearest
-from grokkit.training.choices import adjusted, changed, dotted, seed_list
-from grokkit.training.config import RunConfig
 
 OF_A_RUN = ("experiment", "grid", "seeds", "steps", "data")
 """Keys of a `[[run]]`; at the top of the file they hold for every one that does not say otherwise."""

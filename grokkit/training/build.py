@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from grokkit import data, models
+from grokkit.config.run_config import Part, RunConfig
 from grokkit.data.base import Dataset
 from grokkit.data.resident import pixels
 from grokkit.errors import UsageError
@@ -21,7 +22,6 @@ from grokkit.models.profile import profile
 from grokkit.registry import nearest
 from grokkit.seeding import seeded, stream
 from grokkit.training import decay
-from grokkit.training.config import Part, RunConfig
 from grokkit.training.muon import Muon
 from grokkit.trajectory import Run, as_path
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from grokkit import data, models, policies
+from grokkit.config.run_config import RunConfig
 from grokkit.data import augment
 from grokkit.measures.loss import loss_function
 from grokkit.training.build import build_optimizer, checked_clip
-from grokkit.training.config import RunConfig
 from grokkit.training.instruments import as_measures, as_plans
 from grokkit.training.signal import Signal
 

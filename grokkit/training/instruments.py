@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from grokkit import attribution, measures
+from grokkit.config.run_config import Part
 from grokkit.measures import Measure
 from grokkit.measures.base import settings_of
 from grokkit.measures.take import AttributionPlan, name_of
-from grokkit.training.config import Part
 from grokkit.training.signal import Signal
 
 Wanted = TypeVar("Wanted")

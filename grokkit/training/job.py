@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from grokkit import policies
+from grokkit.config.run_config import RunConfig
 from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
 from grokkit.data.resident import Batches
@@ -28,7 +29,6 @@ from grokkit.training.build import (
     place_of_data,
     placed,
 )
-from grokkit.training.config import RunConfig
 from grokkit.training.device import described
 from grokkit.training.evaluation import Split
 from grokkit.training.lr_scheduler import PolicyLR

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from grokkit import attribution, data, measures, models, policies
+from grokkit.config.run_config import Part, RunConfig
 from grokkit.measures import Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan
 from grokkit.stored_code import Wanted
 from grokkit.training.build import optimizer_class
-from grokkit.training.config import Part, RunConfig
 
 
 def names_to_train(config: RunConfig) -> list[Wanted]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from grokkit.config.run_config import RunConfig
 from grokkit.errors import BudgetReached, DataError, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
 from grokkit.seeding import seeded
@@ -18,7 +19,6 @@ from grokkit.stored_code import import_unknown
 from grokkit.training import placement
 from grokkit.training.attempt import naming_changes
 from grokkit.training.build import config_of, macs_of
-from grokkit.training.config import RunConfig
 from grokkit.training.costs import in_words
 from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.evaluation import evaluated

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from grokkit.config.run_config import Part, RunConfig, part
 from grokkit.errors import Interrupted, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures.loss import loss_function
 from grokkit.seeding import seeded
 from grokkit.training.build import OPTIMIZERS, macs_of
-from grokkit.training.config import Part, RunConfig, part
 from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.job import Job, build, machine_of
 from grokkit.training.placement import placed_update

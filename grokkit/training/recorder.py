@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from grokkit.borrow import device_of, unwrap
+from grokkit.config.schedule import as_step
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
@@ -22,7 +23,6 @@ from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
 from grokkit.training.attempt import looked_through, this_attempt
 from grokkit.training.costs import Costs
 from grokkit.training.money import Bill
-from grokkit.training.schedule import as_step
 from grokkit.training.signal import LocalComplexitySignal, Signal
 from grokkit.training.state import Stateful, full_state, load_state
 from grokkit.trajectory import Run, manifest, resume, run, snapshot, store

@@ -11,17 +11,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from grokkit.borrow import device_of
+from grokkit.config.run_config import Part, RunConfig
+from grokkit.config.schedule import checked, log_spaced
 from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan
 from grokkit.names import ProbeSet
 from grokkit.training.attempt import given_back_on_failure, make_room
-from grokkit.training.config import Part, RunConfig
 from grokkit.training.device import described, environment
 from grokkit.training.instruments import as_measures, as_plans, asked_for
 from grokkit.training.money import Purse
 from grokkit.training.recorder import Recorder
-from grokkit.training.schedule import checked, log_spaced
 from grokkit.training.signal import Signal
 from grokkit.trajectory import Run, as_path, run
 from grokkit.trajectory.lock import RunLock

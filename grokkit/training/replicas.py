@@ -17,9 +17,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from grokkit import errors
+from grokkit.config.run_config import RunConfig
 from grokkit.errors import BudgetReached, GrokkitError, Interrupted
 from grokkit.interrupt import StopRequest
-from grokkit.training.config import RunConfig
 from grokkit.training.device import cores, resolve
 from grokkit.training.money import Purse
 from grokkit.training.observers import ENDS, Guarded

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from grokkit.config.run_config import RunConfig
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.training.config import RunConfig
 from grokkit.training.device import resolve
 from grokkit.training.job import build
 from grokkit.training.loop import train

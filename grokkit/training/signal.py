@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grokkit.config.schedule import as_step
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.interrupt import poll
 from grokkit.measures.base import Context, chosen, logits_of, net_and_inputs, tensor_of
@@ -23,7 +24,6 @@ from grokkit.policies import Policy, followed
 from grokkit.policies.signal import QUANTITIES, Slope, log_mean, slope
 from grokkit.registry import nearest
 from grokkit.spline import complexity_spectrum
-from grokkit.training.schedule import as_step
 from grokkit.trajectory import Run, open_run
 
 

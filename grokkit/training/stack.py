@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.optim import Optimizer
 
+from grokkit.config.run_config import Part
 from grokkit.training.build import build_optimizer
-from grokkit.training.config import Part
 from grokkit.training.precision import Autocast
 
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})

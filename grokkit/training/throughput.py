@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grokkit import models
+from grokkit.config.run_config import part
 from grokkit.data.base import Dataset
 from grokkit.data.resident import Batches
 from grokkit.errors import UsageError
@@ -22,7 +23,6 @@ from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.seeding import seeded
 from grokkit.training.build import build_optimizer, macs_of, placed
-from grokkit.training.config import part
 from grokkit.training.device import Device, described, fitting_threads
 from grokkit.training.loader import PerSample, crop_and_flip, plain_loader
 from grokkit.training.precision import resolve_precision

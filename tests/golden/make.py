@@ -23,10 +23,15 @@ from torch import nn
 import grokkit as gk
 from grokkit import policies
 from grokkit.attribution import names as attribution_names
+from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import Interrupted, ModelContractError
 from grokkit.measures import names as measure_names
-from grokkit.training.config import RunConfig, part
+from grokkit.old_names import translate
+from grokkit.registry import run_source
 from tests.runs import PressesCtrlC
+
+OWN_MODEL = Path(__file__).with_name("own_model.txt")
+"""A study in the words of an earlier version, as the golden run keeps it."""
 
 TINY = RunConfig(
     experiment="golden", data=part("digits", size=8, train=120, test=60), model=part("mlp", widths=(8, 8)),
@@ -68,12 +73,11 @@ def train_all(runs: Path) -> None:
     for config in configs():
         gk.train(config, runs=runs, device="cpu")
     gk.train_seeds(TINY.replace(variant="stack", measures=()), range(4), runs=runs, device="cpu")
-    from tests.golden import own_model  # only now: it registers names
-
-    source = Path(own_model.__file__).read_text()
-    gk.train(own_model.arm(), runs=runs, device="cpu", experiment=source)
+    source = OWN_MODEL.read_bytes()
+    arm = run_source(source, OWN_MODEL, translate).arm()  # only now: it registers names
+    gk.train(arm, runs=runs, device="cpu", experiment=source.decode())
     with suppress(Interrupted):
-        gk.train(own_model.arm(), runs=runs / "stopped", device="cpu", experiment=source, observer=PressesCtrlC(14))
+        gk.train(arm, runs=runs / "stopped", device="cpu", experiment=source.decode(), observer=PressesCtrlC(14))
     gk.replay_run(named(runs, "policy_lc_wsd"), ["logit_scale", "weight_norm"], ["saliency"], device="cpu")
 
 

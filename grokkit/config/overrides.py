@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from grokkit.config.run_config import Part, RunConfig
 from grokkit.errors import UsageError
 from grokkit.registry import nearest
-from grokkit.training.config import Part, RunConfig
 
 
 def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:

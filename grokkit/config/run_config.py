@@ -11,9 +11,9 @@ from typing import Any
 
 import tomli_w
 
+from grokkit.config.schedule import checked, log_spaced
 from grokkit.errors import UsageError
 from grokkit.registry import nearest
-from grokkit.training.schedule import checked, log_spaced
 
 PROBE_SETS = ["train", "test", "random"]
 """The probe sets that a run builds from its data."""
