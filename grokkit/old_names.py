@@ -5,8 +5,13 @@ from __future__ import annotations
 import ast
 
 MODULES = {
+    "grokkit.borrow": "grokkit.device.preserved_state",
     "grokkit.training.choices": "grokkit.config.overrides",
     "grokkit.training.config": "grokkit.config.run_config",
+    "grokkit.training.device": "grokkit.device.select",
+    "grokkit.training.placement": "grokkit.device.placement",
+    "grokkit.training.precision": "grokkit.device.precision",
+    "grokkit.training.preflight": "grokkit.device.preflight",
     "grokkit.training.schedule": "grokkit.config.schedule",
 }
 """Module of an earlier version -> where it is now."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from grokkit.borrow import unwrap
 from grokkit.config.run_config import Part
 from grokkit.config.schedule import as_step
+from grokkit.device.preserved_state import unwrap
+from grokkit.device.select import SMALL_MACS, fitting_threads, resolve
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import Context, Measure
@@ -20,7 +21,6 @@ from grokkit.names import ProbeSet
 from grokkit.stored_code import import_unknown
 from grokkit.training.attempt import must_be_as_begun
 from grokkit.training.build import build_model, config_of, macs_of, placed
-from grokkit.training.device import SMALL_MACS, fitting_threads, resolve
 from grokkit.training.instruments import as_list, as_measures, as_plans
 from grokkit.training.lookup import names_asked, names_to_replay
 from grokkit.training.recording import record

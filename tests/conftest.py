@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from grokkit.training import preflight
+from grokkit.device import preflight
 
 torch.set_num_threads(1)
 # What a shell starts in the background is born deaf to Ctrl-C, and so are its children; many tests are about Ctrl-C.

@@ -138,7 +138,7 @@ def test_a_mistake_is_answered_with_one_sentence_and_its_code(
     study, capsys, monkeypatch, words, code, sentence
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("grokkit.training.device.physical_gpus", lambda: 0)
+    monkeypatch.setattr("grokkit.device.select.physical_gpus", lambda: 0)
     x, y = pictures(10)
     np.savez("empty.npz", a=x)
     head = "from grokkit import RunConfig\ndef arm() -> RunConfig:\n    return "

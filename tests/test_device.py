@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from grokkit.device import preflight
+from grokkit.device import select as device
 from grokkit.errors import DeviceRefusedError, UsageError
-from grokkit.training import device, preflight
 
 
 def pretend(monkeypatch, *, gpus: int, available: bool, cuda: str | None = "13.0", capability=(8, 0), archs=()) -> None:

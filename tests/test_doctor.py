@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grokkit.cli import doctor, main
-from grokkit.training.precision import advice
+from grokkit.device.precision import advice
 
 
 @pytest.fixture(autouse=True)

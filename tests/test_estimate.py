@@ -104,7 +104,7 @@ def test_measuring_ends_as_soon_as_enough_is_known(tmp_path) -> None:
 @pytest.fixture
 def no_gpu(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("grokkit.training.device.physical_gpus", lambda: 0)
+    monkeypatch.setattr("grokkit.device.select.physical_gpus", lambda: 0)
 
 
 def test_without_a_gpu_the_command_line_says_so_and_stops_where_it_takes_too_long(

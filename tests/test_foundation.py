@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from grokkit.borrow import borrowed, device_of, dtype_of, strict_precision, unwrap
+from grokkit.device.preserved_state import borrowed, device_of, dtype_of, strict_precision, unwrap
 from grokkit.errors import ModelContractError, UnknownNameError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.registry import Registry
@@ -138,7 +138,7 @@ def test_older_precision_switches_can_be_read_inside_and_are_the_users_outside()
 
 def test_what_inherits_the_global_precision_goes_on_inheriting_it() -> None:
     script = (
-        "import torch\nfrom grokkit.borrow import strict_precision\n"
+        "import torch\nfrom grokkit.device.preserved_state import strict_precision\n"
         "torch.backends.fp32_precision = 'tf32'\n"
         "with strict_precision():\n    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
         "assert torch.backends.cudnn.conv.fp32_precision == 'tf32'\n"

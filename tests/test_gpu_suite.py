@@ -19,8 +19,8 @@ from bench.gpu import __main__ as suite
 from bench.gpu import long_run, results
 from bench.gpu.common import offer_data, tf32
 from bench.gpu.results import Results, Setting
-from grokkit.borrow import strict_precision
 from grokkit.data import load
+from grokkit.device.preserved_state import strict_precision
 from grokkit.errors import UsageError
 from grokkit.interrupt import StopRequest
 from grokkit.trajectory import open_run

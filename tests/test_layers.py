@@ -11,18 +11,31 @@ from tests import live_runs
 
 PACKAGE = Path(__file__).resolve().parents[1] / "grokkit"
 LEVELS = {
-    "errors": 0, "escape": 0, "interrupt": 0, "names": 0.5, "seeding": 0.5, "registry": 0.5, "trust": 0.5,
-    "old_names": 0.5,
-    "stored_code": 0.75, "config": 0.75,
-    "borrow": 1, "units": 1,
-    "data": 2, "models": 2, "spline": 2, "robustness": 2, "attribution": 2, "policies": 2, "trajectory": 2,
-    "measures": 3,
-    "training": 4, "replay": 4.5,
-    "analysis": 5,
-    "figures": 6, "live": 6,
-    "recipes": 7, "sweep": 7.5,
-    "cli": 8, "__main__": 9, "__init__": 10,
-}  # fmt: skip
+    name: level
+    for level, names in {
+        0: "errors escape interrupt",
+        0.5: "names seeding registry trust old_names",
+        0.75: "stored_code stats config",
+        1: "units",
+        1.25: "callbacks",
+        1.5: "device",
+        2: "data models spline robustness attribution policies trajectory",
+        2.5: "optim attributions",
+        3: "measures",
+        3.5: "analysis",
+        4: "recording",
+        5: "training",
+        5.5: "ensemble",
+        5.75: "diagnostics",
+        6: "replay figures live",
+        7: "recipes",
+        7.5: "sweep",
+        8: "cli",
+        9: "__main__",
+        10: "__init__",
+    }.items()
+    for name in names.split()
+}
 FORBIDDEN = {"policies": {"torch"}, "figures": {"torch", "h5py"}, "live": {"torch", "pandas", "matplotlib"}}
 
 

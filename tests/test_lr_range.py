@@ -19,10 +19,10 @@ from grokkit import figures
 from grokkit.analysis.tables import read_table
 from grokkit.cli import main
 from grokkit.config.run_config import RunConfig, part
+from grokkit.device.select import resolve
 from grokkit.errors import Interrupted, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.seeding import seeded
-from grokkit.training.device import resolve
 from grokkit.training.job import build
 from grokkit.training.lr_range import LRRange, _learnt
 from grokkit.training.range_curve import RangeCurve, Watch, judged, smooth, sweep_rates

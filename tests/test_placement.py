@@ -6,10 +6,11 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.config.run_config import part
+from grokkit.device import placement
+from grokkit.device.placement import check_placement, placed_update
 from grokkit.errors import PlacementError
 from grokkit.models.resnet import resnet18
-from grokkit.training import loop, placement
-from grokkit.training.placement import check_placement, placed_update
+from grokkit.training import loop
 from tests.runs import SMALL, contents
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -12,8 +12,8 @@ import grokkit as gk
 from bench.accuracy import grokkit_curve
 from bench.accuracy_report import interval
 from grokkit.config.run_config import RunConfig, part
+from grokkit.device.select import resolve
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training.device import resolve
 from grokkit.training.job import build
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Cutout, Epoch, Recipe

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from grokkit.cli import main
+from grokkit.device import preflight
+from grokkit.device import select as device
+from grokkit.device.precision import resolve_precision
 from grokkit.errors import DeviceRefusedError
-from grokkit.training import device, preflight
-from grokkit.training.precision import resolve_precision
 
 OPEN_KERNEL = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  (dvs@builder)\n"
 

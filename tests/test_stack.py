@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from grokkit import models
 from grokkit.config.run_config import part
+from grokkit.device.precision import Autocast
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier, Normalise, scale_init
 from grokkit.training.build import build_optimizer, clip_gradients
-from grokkit.training.precision import Autocast
 from grokkit.training.stack import Stack, StackedUpdate
 
 NETS = 4

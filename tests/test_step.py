@@ -12,8 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import grokkit as gk
 from grokkit.data.resident import Batches
+from grokkit.device import precision
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.training import precision, step
+from grokkit.training import step
 from grokkit.training.meter import Meter
 from grokkit.training.step import TrainStep
 from tests.runs import SMALL

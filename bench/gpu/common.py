@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import grokkit as gk
 from bench.gpu.results import Row, Setting, timed
-from grokkit.borrow import strict_precision
 from grokkit.config.run_config import Part
+from grokkit.device.preserved_state import strict_precision
 from grokkit.training.build import build_data, build_model
 
 SHAPE = (3, 32, 32)

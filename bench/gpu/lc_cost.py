@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.gpu.common import SHAPE, ceilings, median, seeded_net, test_images
 from bench.gpu.results import Results, Row, Rows, Setting
-from grokkit.borrow import strict_precision
+from grokkit.device.preserved_state import strict_precision
 from grokkit.figures.theme import FULL, PALETTE, save, themed
 from grokkit.models.profile import profile
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.gpu.common import test_images, tf32, trained_model
 from bench.gpu.results import ROOT, Row, Rows, Setting
-from grokkit.borrow import strict_precision
+from grokkit.device.preserved_state import strict_precision
 from grokkit.figures.theme import FULL, themed
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bench.gpu.common import data_part, seeded_net, test_images
 from bench.gpu.results import Row, Setting
-from grokkit.borrow import strict_precision
 from grokkit.config.run_config import Part, RunConfig, part
 from grokkit.data.resident import Batches
+from grokkit.device.preserved_state import strict_precision
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.spline import local_complexity
 from grokkit.training.build import build_data, build_optimizer, clip_gradients, placed

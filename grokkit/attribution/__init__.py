@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attribution.checks import completeness, verdict
-from grokkit.borrow import borrowed, device_of, full_precision
+from grokkit.device.preserved_state import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.interrupt import poll
 from grokkit.registry import Registry

@@ -15,7 +15,7 @@ from grokkit.cli.parse import parse
 if TYPE_CHECKING:
     import pandas as pd
 
-    from grokkit.training.device import Device
+    from grokkit.device.select import Device
     from grokkit.training.throughput import Rate, Speeds, Subject
 
 
@@ -61,9 +61,9 @@ def bench(
     from grokkit import figures
     from grokkit.analysis.text_cells import write_csv
     from grokkit.analysis.throughput import verdicts
+    from grokkit.device.select import environment
     from grokkit.names import TABLE_COLUMNS, FigureData
     from grokkit.training import throughput
-    from grokkit.training.device import environment
 
     dataset = throughput.random_images() if data is None else datasets.load(data)
     sizes = throughput.checked_sizes(batch_sizes, len(dataset.y_train))
@@ -89,7 +89,7 @@ def bench(
 def _tell_of_company() -> None:
     """Say so where other programs keep the processor busy: two threads that wait for each other on one core are slower
     than one by far more than a half."""
-    from grokkit.training.device import cores
+    from grokkit.device.select import cores
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > cores() / 2:
@@ -101,8 +101,8 @@ def _devices(wanted: str | None) -> list[Device]:
     """The one asked for; else the CPU and, where there is one, the GPU."""
     from torch.cuda import is_available
 
-    from grokkit.training.device import resolve
-    from grokkit.training.preflight import physical_gpus
+    from grokkit.device.preflight import physical_gpus
+    from grokkit.device.select import resolve
 
     if wanted is not None:
         return [resolve(wanted)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from grokkit.training.device import Device
+    from grokkit.device.select import Device
     from grokkit.training.notify import Webhook
     from grokkit.training.observers import Observer
     from grokkit.trajectory import Run
@@ -23,7 +23,7 @@ def machine(wanted: str | None) -> Device:
     """
     from rich.console import Console
 
-    from grokkit.training.device import resolve
+    from grokkit.device.select import resolve
     from grokkit.training.team import is_first
 
     found = resolve(wanted)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from grokkit.cli.parse import parse
 
 if TYPE_CHECKING:
-    from grokkit.training.device import Device
+    from grokkit.device.select import Device
 
 STEPS, BATCH, CHANNELS = 10, 64, (16, 16, 32, 32, 64)
 """Of the speed probe: its net is `cnn`."""
@@ -32,8 +32,8 @@ def doctor(runs: Path = Path("runs")) -> None:
     Args:
         runs: folder whose disk is looked at.
     """
+    from grokkit.device.select import resolve
     from grokkit.errors import DeviceRefusedError
-    from grokkit.training.device import resolve
 
     _tell_of_gpus()
     refusal = None
@@ -57,7 +57,7 @@ def _tell_of_gpus() -> None:
     """What is there physically, and what this torch is built for."""
     import torch
 
-    from grokkit.training.preflight import driver_version, physical_gpus
+    from grokkit.device.preflight import driver_version, physical_gpus
 
     count = physical_gpus()
     print(_line("GPUs", f"{count} physically present" + ("" if count else ": training goes on the CPU")))
@@ -77,8 +77,8 @@ def _tell_of_gpus() -> None:
 def _tell_of_machine(device: Device, runs: Path) -> None:
     """The device that a run would have, its memory and precision; disk, data, versions."""
     from grokkit.data import names
-    from grokkit.training.device import cores, environment
-    from grokkit.training.precision import advice
+    from grokkit.device.precision import advice
+    from grokkit.device.select import cores, environment
 
     print(_line("device", device.description))
     print(_line("memory", _memory(device)))
@@ -112,8 +112,8 @@ def _speed(device: Device) -> str:
     import torch
 
     from grokkit.data.resident import pixels
+    from grokkit.device.select import fitting_threads
     from grokkit.seeding import seeded
-    from grokkit.training.device import fitting_threads
     from grokkit.training.throughput import random_images, subject
 
     data = random_images(BATCH)

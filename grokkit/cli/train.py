@@ -16,8 +16,8 @@ from grokkit.config.run_config import RunConfig
 from grokkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from grokkit.device.select import Device
     from grokkit.recipes import Experiment
-    from grokkit.training.device import Device
     from grokkit.trajectory import Run
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed, device_of, dtype_of, unwrap
+from grokkit.device.preserved_state import borrowed, device_of, dtype_of, unwrap
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.interrupt import poll
 from grokkit.models.classifier import Classifier

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed
+from grokkit.device.preserved_state import borrowed
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures import register
 from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of

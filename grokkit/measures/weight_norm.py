@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grokkit.borrow import unwrap
+from grokkit.device.preserved_state import unwrap
 from grokkit.measures import register
 from grokkit.measures.base import Context
 from grokkit.names import Reading

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import FlopCounterMode
 
 from grokkit import units
-from grokkit.borrow import borrowed, device_of, dtype_of
+from grokkit.device.preserved_state import borrowed, device_of, dtype_of
 from grokkit.errors import ModelContractError
 from grokkit.models.receptive_field import FollowField
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed, device_of, full_precision
+from grokkit.device.preserved_state import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.interrupt import poll
 from grokkit.registry import nearest

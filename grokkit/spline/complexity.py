@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import device_of, dtype_of
+from grokkit.device.preserved_state import device_of, dtype_of
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.spline.bounds import bound_counts
 from grokkit.spline.frames import Frames, frames_for

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import borrowed
+from grokkit.device.preserved_state import borrowed
 from grokkit.errors import ModelContractError, UsageError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.borrow import device_of, dtype_of
+from grokkit.device.preserved_state import device_of, dtype_of
 from grokkit.errors import UsageError
 from grokkit.spline.affine import Program, program
 from grokkit.spline.knots import Grid

@@ -70,7 +70,7 @@ class Local:
 
     def _environment(self, gpu: str) -> dict[str, str]:
         """That of this process, with the GPU that the run may see and its share of the cores."""
-        from grokkit.training.device import cores
+        from grokkit.device.select import cores
 
         told = inherited() | self._trusted
         if gpu:
@@ -127,7 +127,7 @@ def visible_gpus() -> list[str]:
     """The GPUs that a run here would see, as CUDA_VISIBLE_DEVICES takes them."""
     from torch.cuda import device_count
 
-    from grokkit.training.device import physical_gpus
+    from grokkit.device.select import physical_gpus
 
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from grokkit.borrow import device_of
+from grokkit.device.preserved_state import device_of
+from grokkit.device.select import described, environment
 from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
-from grokkit.training.device import described, environment
 from grokkit.trajectory import changes, manifest
 from grokkit.trajectory.documents import read_config, read_environment
 from grokkit.trajectory.lock import RunLock

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from grokkit.config.run_config import RunConfig
+from grokkit.device.select import fitting_threads, resolve
 from grokkit.errors import DeviceRefusedError
 from grokkit.seeding import seeded
 from grokkit.training import loop
 from grokkit.training.build import macs_of
-from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.money import HOUR, dollars
 from grokkit.training.signal import Signal

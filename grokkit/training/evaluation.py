@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from grokkit.borrow import device_of
 from grokkit.data.resident import pixels
+from grokkit.device.preserved_state import device_of
 from grokkit.measures.base import logits_of
 from grokkit.measures.loss import loss_function
 from grokkit.training.meter import Meter

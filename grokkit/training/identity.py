@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from grokkit.borrow import unwrap
+from grokkit.device.preserved_state import unwrap
 from grokkit.errors import UsageError
 from grokkit.training.decay import MARKS as DECAY_MARKS
 

@@ -17,6 +17,8 @@ from grokkit.config.run_config import RunConfig
 from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
 from grokkit.data.resident import Batches
+from grokkit.device.precision import resolve_precision
+from grokkit.device.select import described
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
 from grokkit.training.build import (
@@ -29,12 +31,10 @@ from grokkit.training.build import (
     place_of_data,
     placed,
 )
-from grokkit.training.device import described
 from grokkit.training.evaluation import Split
 from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
 from grokkit.training.pace import Pace
-from grokkit.training.precision import resolve_precision
 from grokkit.training.recorder import Recorder
 from grokkit.training.recording import record
 from grokkit.training.signal import Signal, check_listener

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from grokkit.config.run_config import Part, RunConfig, part
+from grokkit.device.placement import placed_update
+from grokkit.device.select import fitting_threads, resolve
 from grokkit.errors import Interrupted, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures.loss import loss_function
 from grokkit.seeding import seeded
 from grokkit.training.build import OPTIMIZERS, macs_of
-from grokkit.training.device import fitting_threads, resolve
 from grokkit.training.job import Job, build, machine_of
-from grokkit.training.placement import placed_update
 from grokkit.training.range_curve import RangeCurve, Watch, judged, sweep_rates
 from grokkit.training.seeds import checked_seeds
 

@@ -14,8 +14,8 @@ from typing import Any, SupportsIndex
 import torch
 from torch.optim import Optimizer
 
-from grokkit.borrow import device_of, unwrap
 from grokkit.config.schedule import as_step
+from grokkit.device.preserved_state import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure

@@ -10,15 +10,15 @@ import tomli_w
 from torch import nn
 from torch.optim import Optimizer
 
-from grokkit.borrow import device_of
 from grokkit.config.run_config import Part, RunConfig
 from grokkit.config.schedule import checked, log_spaced
+from grokkit.device.preserved_state import device_of
+from grokkit.device.select import described, environment
 from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan
 from grokkit.names import ProbeSet
 from grokkit.training.attempt import given_back_on_failure, make_room
-from grokkit.training.device import described, environment
 from grokkit.training.instruments import as_measures, as_plans, asked_for
 from grokkit.training.money import Purse
 from grokkit.training.recorder import Recorder

@@ -18,9 +18,9 @@ from typing import Any
 
 from grokkit import errors
 from grokkit.config.run_config import RunConfig
+from grokkit.device.select import cores, resolve
 from grokkit.errors import BudgetReached, GrokkitError, Interrupted
 from grokkit.interrupt import StopRequest
-from grokkit.training.device import cores, resolve
 from grokkit.training.money import Purse
 from grokkit.training.observers import ENDS, Guarded
 from grokkit.trajectory import open_run

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from grokkit.config.run_config import RunConfig
+from grokkit.device.select import resolve
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.training.device import resolve
 from grokkit.training.job import build
 from grokkit.training.loop import train
 from grokkit.training.money import Purse

@@ -15,8 +15,8 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.optim import Optimizer
 
 from grokkit.config.run_config import Part
+from grokkit.device.precision import Autocast
 from grokkit.training.build import build_optimizer
-from grokkit.training.precision import Autocast
 
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
 """Optimizers that treat every number by itself, so that K nets in one tensor are K nets."""

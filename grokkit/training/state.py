@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from grokkit.borrow import device_of, unwrap
+from grokkit.device.preserved_state import device_of, unwrap
 from grokkit.errors import UsageError
 from grokkit.training import identity
 from grokkit.training.lr_scheduler import check_state, warn_of_unloaded_rates

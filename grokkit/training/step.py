@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from grokkit.borrow import device_of
+from grokkit.device.precision import Autocast
+from grokkit.device.preserved_state import device_of
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.registry import nearest
 from grokkit.training import decay
-from grokkit.training.precision import Autocast
 
 EXECUTIONS = ("auto", "eager", "graph", "compile")
 

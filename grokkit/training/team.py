@@ -20,7 +20,7 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from grokkit.borrow import device_of
+from grokkit.device.preserved_state import device_of
 from grokkit.errors import UsageError
 from grokkit.interrupt import Stopped
 from grokkit.seeding import stream

@@ -12,19 +12,20 @@ from pathlib import Path
 from torch import nn
 
 from grokkit.data.resident import stacked_at
+from grokkit.device import placement
+from grokkit.device.placement import check_placement
+from grokkit.device.select import described, fitting_threads
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
 from grokkit.measures.loss import loss_function
 from grokkit.seeding import preserved_rng, seeded
-from grokkit.training import loop, placement
+from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.costs import Costs, in_words
-from grokkit.training.device import described, fitting_threads
 from grokkit.training.job import Job, Recording, open_recorder
 from grokkit.training.meter import Meters
 from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Silent
-from grokkit.training.placement import check_placement
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 
 

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grokkit import borrow, models
+from grokkit import models
+from grokkit.device import preserved_state as borrow
 from grokkit.errors import ModelContractError
 from grokkit.spline import local_complexity
 from grokkit.spline.dual import Dual

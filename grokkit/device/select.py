@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from grokkit.device.preflight import physical_gpus, unusable_because
 from grokkit.errors import DeviceRefusedError, UsageError
-from grokkit.training.preflight import physical_gpus, unusable_because
 
 SMALL_MACS = 50_000_000
 """Multiply-adds of one pass over a batch below which a second thread costs more than it brings."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from grokkit.borrow import unwrap
+from grokkit.device.preserved_state import unwrap
 from grokkit.errors import PlacementError
 
 EVERY = 1000
