@@ -17,7 +17,7 @@ MODULES = {
 """Module of an earlier version -> where it is now."""
 
 NAMES: dict[str, str] = {}
-"""Qualified name, in a module as it is called now, of an earlier version -> the name today, in the same module."""
+"""Qualified name in an earlier version, its module spelled as today -> the qualified name today."""
 
 
 def translate(source: bytes) -> ast.Module:
@@ -30,8 +30,11 @@ def translate(source: bytes) -> ast.Module:
         SyntaxError: the text is not Python.
     """
     tree = ast.parse(source)
-    modules = _bound_modules(tree)
-    return ast.fix_missing_locations(_Translator(modules).visit(tree))
+    translator = _Translator(_bound_modules(tree))
+    translator.visit(tree)
+    start = next((i for i, node in enumerate(tree.body) if not _comes_first(node)), len(tree.body))
+    tree.body[start:start] = [ast.Import([ast.alias(module)]) for module in sorted(translator.modules)]
+    return ast.fix_missing_locations(tree)
 
 
 def current_name(dotted: str) -> str:
@@ -64,6 +67,7 @@ def _is_ours(node: ast.ImportFrom) -> bool:
 class _Translator(ast.NodeTransformer):
     def __init__(self, bound: dict[str, str]) -> None:
         self.bound = bound
+        self.modules: set[str] = set()  # to be imported, since a name has left the module that the study imports
 
     def visit_Import(self, node: ast.Import) -> ast.Import:
         for alias in node.names:
@@ -94,7 +98,17 @@ class _Translator(ast.NodeTransformer):
     def _relative(self, head: str, after: str) -> str:
         """`after` as it is reached from the local name `head`, whose own module may have been renamed, too."""
         start = current_name(self.bound[head])
-        return head + after.removeprefix(start) if after.startswith(f"{start}.") else after
+        if after.startswith(f"{start}."):
+            return head + after.removeprefix(start)
+        self.modules.add(after.rpartition(".")[0])
+        return after
+
+
+def _comes_first(node: ast.stmt) -> bool:
+    """Whether a statement is the docstring or an import from `__future__`."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    return isinstance(node, ast.ImportFrom) and node.module == "__future__"
 
 
 def _dotted(node: ast.expr) -> str | None:
