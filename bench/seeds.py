@@ -14,8 +14,8 @@ from grokkit import models, policies
 from grokkit.config.run_config import part
 from grokkit.data.resident import Batches, stacked_at
 from grokkit.measures.loss import cross_entropy
-from grokkit.training.build import build_optimizer
-from grokkit.training.lr_scheduler import PolicyLR
+from grokkit.optim.build import build_optimizer
+from grokkit.optim.policy_lr import PolicyLR
 from grokkit.training.meter import Meter, Meters
 from grokkit.training.stack import Stack, StackedUpdate
 from grokkit.training.step import TrainStep

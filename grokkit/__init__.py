@@ -12,7 +12,7 @@ _HOME = {
     "Classifier": "grokkit.models.classifier",
     "Normalise": "grokkit.models.classifier",
     "Observation": "grokkit.policies",
-    "PolicyLR": "grokkit.training.lr_scheduler",
+    "PolicyLR": "grokkit.optim.policy_lr",
     "ProbeSet": "grokkit.names",
     "Reading": "grokkit.names",
     "RunConfig": "grokkit.config.run_config",
@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from grokkit.models.profile import profile as profile
     from grokkit.names import ProbeSet as ProbeSet
     from grokkit.names import Reading as Reading
+    from grokkit.optim.policy_lr import PolicyLR as PolicyLR
     from grokkit.policies import Observation as Observation
     from grokkit.replay import import_checkpoints as import_checkpoints
     from grokkit.replay import replay_run as replay_run
@@ -103,7 +104,6 @@ if TYPE_CHECKING:
     from grokkit.training.loop import resume as resume
     from grokkit.training.loop import train as train
     from grokkit.training.lr_range import lr_range_test as lr_range_test
-    from grokkit.training.lr_scheduler import PolicyLR as PolicyLR
     from grokkit.training.recording import record as record
     from grokkit.training.seeds import train_seeds as train_seeds
     from grokkit.training.signal import LocalComplexitySignal as LocalComplexitySignal

@@ -8,7 +8,10 @@ MODULES = {
     "grokkit.borrow": "grokkit.device.preserved_state",
     "grokkit.training.choices": "grokkit.config.overrides",
     "grokkit.training.config": "grokkit.config.run_config",
+    "grokkit.training.decay": "grokkit.optim.decay",
     "grokkit.training.device": "grokkit.device.select",
+    "grokkit.training.lr_scheduler": "grokkit.optim.policy_lr",
+    "grokkit.training.muon": "grokkit.optim.muon",
     "grokkit.training.placement": "grokkit.device.placement",
     "grokkit.training.precision": "grokkit.device.precision",
     "grokkit.training.preflight": "grokkit.device.preflight",
@@ -16,7 +19,11 @@ MODULES = {
 }
 """Module of an earlier version -> where it is now."""
 
-NAMES: dict[str, str] = {}
+NAMES = {
+    "grokkit.training.build.OPTIMIZERS": "grokkit.optim.build.OPTIMIZERS",
+    "grokkit.training.build.build_optimizer": "grokkit.optim.build.build_optimizer",
+    "grokkit.training.build.optimizer_class": "grokkit.optim.build.optimizer_class",
+}
 """Qualified name in an earlier version, its module spelled as today -> the qualified name today."""
 
 

@@ -13,9 +13,10 @@ import grokkit as gk
 from grokkit import policies
 from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import UsageError
-from grokkit.training import decay, step
-from grokkit.training.build import build_optimizer
-from grokkit.training.lr_scheduler import PolicyLR
+from grokkit.optim import decay
+from grokkit.optim.build import build_optimizer
+from grokkit.optim.policy_lr import PolicyLR
+from grokkit.training import step
 from grokkit.training.stack import Stack, StackedUpdate
 from tests.runs import SMALL
 

@@ -9,9 +9,9 @@ from torch import nn
 import grokkit as gk
 from grokkit.config.run_config import part
 from grokkit.errors import UsageError
-from grokkit.training import muon
-from grokkit.training.build import build_optimizer
-from grokkit.training.muon import Muon, orthogonalised
+from grokkit.optim import muon
+from grokkit.optim.build import build_optimizer
+from grokkit.optim.muon import Muon, orthogonalised
 
 SHAPES = [(64, 576), (256, 64), (10, 10), (1, 27)]
 

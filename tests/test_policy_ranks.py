@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import grokkit as gk
-from grokkit.training import lr_scheduler
+from grokkit.optim import policy_lr as lr_scheduler
 from tests.runs import SMALL
 
 RANK = """

@@ -10,7 +10,7 @@ from torch.optim import SGD, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import SWALR
 
 from grokkit import policies
-from grokkit.training.lr_scheduler import PolicyLR
+from grokkit.optim.policy_lr import PolicyLR
 
 STEPS = 200
 

@@ -12,7 +12,7 @@ import pytest
 import grokkit as gk
 from grokkit import policies
 from grokkit.config.run_config import RunConfig, part
-from grokkit.training.build import OPTIMIZERS
+from grokkit.optim.build import OPTIMIZERS
 from tests.runs import SMALL, contents
 
 BASE = SMALL.replace(

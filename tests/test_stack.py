@@ -11,7 +11,8 @@ from grokkit.config.run_config import part
 from grokkit.device.precision import Autocast
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier, Normalise, scale_init
-from grokkit.training.build import build_optimizer, clip_gradients
+from grokkit.optim.build import build_optimizer
+from grokkit.training.build import clip_gradients
 from grokkit.training.stack import Stack, StackedUpdate
 
 NETS = 4

@@ -23,12 +23,12 @@ from grokkit.errors import Interrupted, UnknownNameError, UntrustedCodeError, Us
 from grokkit.live.server import Server
 from grokkit.live.study import Study
 from grokkit.live.terminal import watch_run
+from grokkit.optim import build
 from grokkit.registry import STUDY_PREFIX, run_file
 from grokkit.sweep.cluster import Cluster
 from grokkit.sweep.local import Local
 from grokkit.sweep.plan import read_plan
 from grokkit.sweep.standing import Place, accepted
-from grokkit.training import build
 from grokkit.training.lookup import names_to_train
 from grokkit.trajectory import open_run
 from tests import live_runs
@@ -402,7 +402,7 @@ def test_every_name_of_a_config_is_among_those_looked_up(change, unknown) -> Non
 def test_what_a_study_puts_into_a_table_by_hand_is_found(marker, monkeypatch) -> None:
     monkeypatch.setattr(build, "OPTIMIZERS", dict(build.OPTIMIZERS))
     text = MARK.format(marker=str(marker)) + (
-        "from torch.optim import SGD\nfrom grokkit.training import build\nbuild.OPTIMIZERS['mine'] = SGD\n"
+        "from torch.optim import SGD\nfrom grokkit.optim import build\nbuild.OPTIMIZERS['mine'] = SGD\n"
     )
     path = interrupted(KNOWN.replace(optimizer=part("mine", lr=0.1)), text, marker)
     del build.OPTIMIZERS["mine"]

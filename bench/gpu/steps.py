@@ -16,8 +16,9 @@ from grokkit.config.run_config import Part, RunConfig, part
 from grokkit.data.resident import Batches
 from grokkit.device.preserved_state import strict_precision
 from grokkit.models.classifier import Classifier, Normalise
+from grokkit.optim.build import build_optimizer
 from grokkit.spline import local_complexity
-from grokkit.training.build import build_data, build_optimizer, clip_gradients, placed
+from grokkit.training.build import build_data, clip_gradients, placed
 from grokkit.training.step import TrainStep
 
 UPDATES, LR = 12, 1e-4

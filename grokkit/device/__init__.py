@@ -1,1 +1,1 @@
-"""Where a model is computed: which device, whether its software works, numbers and memory format, and use without a trace."""
+"""Where and how a model is computed: device, software checks, placement, precision, use without a trace."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch import nn
 
 from grokkit import data, models
 from grokkit.config.run_config import Part, RunConfig
@@ -19,13 +17,8 @@ from grokkit.data.resident import pixels
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
 from grokkit.models.profile import profile
-from grokkit.registry import nearest
 from grokkit.seeding import seeded, stream
-from grokkit.training import decay
-from grokkit.training.muon import Muon
 from grokkit.trajectory import Run, as_path
-
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW, "muon": Muon}
 
 INITIAL_IMAGES = 5000
 """Training images, at most, that a data-dependent initialisation sees."""
@@ -100,40 +93,6 @@ def placed(model: Classifier, device: torch.device) -> Classifier:
     if any(isinstance(module, nn.Conv2d) for module in model.modules()) and channels_last_is_safe(model):
         model = model.to(memory_format=torch.channels_last)
     return model.to(device)
-
-
-def optimizer_class(name: str) -> type[Optimizer]:
-    """The optimizer called `name`; a UsageError with the nearest match otherwise."""
-    if name not in OPTIMIZERS:
-        raise UsageError(
-            f"no optimizer is called {name!r}.{nearest(name, list(OPTIMIZERS))} Known: {', '.join(OPTIMIZERS)}"
-        )
-    return OPTIMIZERS[name]
-
-
-def build_optimizer(chosen: Part, parameters: Iterable[Tensor]) -> Optimizer:
-    """The optimizer; torch's own ones are `fused` unless the options say otherwise. The option `fixed_decay`, which all
-    of them take, goes into the parameter groups: `PolicyLR` then keeps lr * weight_decay as it is at the base rate.
-
-    Raises:
-        UsageError: an unknown name or option, or a decay to keep where there is none.
-    """
-    kind = optimizer_class(chosen.name)
-    taken = [*list(inspect.signature(kind).parameters)[1:], decay.KEY]
-    for name in chosen.options:
-        if name not in taken:
-            raise UsageError(f"optimizer {chosen.name!r} has no option {name!r}.{nearest(name, taken)} "
-                             f"It takes: {', '.join(taken)}")  # fmt: skip
-    options = {**({} if chosen.name == "muon" else {"fused": True}), **chosen.options}
-    kept = options.pop(decay.KEY, False)
-    if "betas" in options:
-        options["betas"] = tuple(options["betas"])
-    try:
-        optimizer = kind(list(parameters), **options)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"optimizer {chosen.name!r} with {dict(chosen.options)}: {error}") from error
-    decay.keep(optimizer, kept, said="weight_decay" in options)
-    return optimizer
 
 
 def clip_gradients(chosen: Part | None, model: nn.Module) -> None:

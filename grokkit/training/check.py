@@ -8,7 +8,8 @@ from grokkit import data, models, policies
 from grokkit.config.run_config import RunConfig
 from grokkit.data import augment
 from grokkit.measures.loss import loss_function
-from grokkit.training.build import build_optimizer, checked_clip
+from grokkit.optim.build import build_optimizer
+from grokkit.training.build import checked_clip
 from grokkit.training.instruments import as_measures, as_plans
 from grokkit.training.signal import Signal
 

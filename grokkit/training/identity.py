@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from grokkit.device.preserved_state import unwrap
 from grokkit.errors import UsageError
-from grokkit.training.decay import MARKS as DECAY_MARKS
+from grokkit.optim.decay import MARKS as DECAY_MARKS
 
 Described = dict[str, Any]
 """JSON values only."""

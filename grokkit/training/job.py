@@ -21,10 +21,11 @@ from grokkit.device.precision import resolve_precision
 from grokkit.device.select import described
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
+from grokkit.optim.build import build_optimizer
+from grokkit.optim.policy_lr import PolicyLR
 from grokkit.training.build import (
     build_data,
     build_model,
-    build_optimizer,
     checked_clip,
     clip_gradients,
     facts_of,
@@ -32,7 +33,6 @@ from grokkit.training.build import (
     placed,
 )
 from grokkit.training.evaluation import Split
-from grokkit.training.lr_scheduler import PolicyLR
 from grokkit.training.meter import Meter
 from grokkit.training.pace import Pace
 from grokkit.training.recorder import Recorder

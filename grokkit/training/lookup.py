@@ -10,8 +10,8 @@ from grokkit.config.run_config import Part, RunConfig
 from grokkit.measures import Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan
+from grokkit.optim.build import optimizer_class
 from grokkit.stored_code import Wanted
-from grokkit.training.build import optimizer_class
 
 
 def names_to_train(config: RunConfig) -> list[Wanted]:

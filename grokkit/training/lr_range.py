@@ -17,8 +17,9 @@ from grokkit.device.select import fitting_threads, resolve
 from grokkit.errors import Interrupted, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures.loss import loss_function
+from grokkit.optim.build import OPTIMIZERS
 from grokkit.seeding import seeded
-from grokkit.training.build import OPTIMIZERS, macs_of
+from grokkit.training.build import macs_of
 from grokkit.training.job import Job, build, machine_of
 from grokkit.training.range_curve import RangeCurve, Watch, judged, sweep_rates
 from grokkit.training.seeds import checked_seeds

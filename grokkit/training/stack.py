@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from grokkit.config.run_config import Part
 from grokkit.device.precision import Autocast
-from grokkit.training.build import build_optimizer
+from grokkit.optim.build import build_optimizer
 
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
 """Optimizers that treat every number by itself, so that K nets in one tensor are K nets."""

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from grokkit.device.preserved_state import device_of, unwrap
 from grokkit.errors import UsageError
+from grokkit.optim.policy_lr import check_state, warn_of_unloaded_rates
 from grokkit.training import identity
-from grokkit.training.lr_scheduler import check_state, warn_of_unloaded_rates
 
 
 class Stateful(Protocol):

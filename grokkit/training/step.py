@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from grokkit.device.precision import Autocast
 from grokkit.device.preserved_state import device_of
 from grokkit.errors import ModelContractError, UsageError
+from grokkit.optim import decay
 from grokkit.registry import nearest
-from grokkit.training import decay
 
 EXECUTIONS = ("auto", "eager", "graph", "compile")
 

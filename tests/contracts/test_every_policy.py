@@ -13,8 +13,8 @@ import torch
 
 from grokkit import policies
 from grokkit.errors import UsageError
+from grokkit.optim.policy_lr import PolicyLR
 from grokkit.policies import Observation, Policy
-from grokkit.training.lr_scheduler import PolicyLR
 
 NEWS = [(step, {"log_density": 5 - abs(step - 30) / 10, "train_loss": 1.0}) for step in range(2, 60, 2)]
 OPTIONS = {"yoked": {"news": NEWS}, "shuffled": {"news": NEWS, "seed": 3}}

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from grokkit import policies
 from grokkit.errors import UsageError
+from grokkit.optim import decay
 from grokkit.policies import Observation, Policy
-from grokkit.training import decay
 
 _NO_STATE = frozenset({"policy", "_broadcast", "_first", "_unloaded", "_moved"})
 """Of a scheduler's own, built afresh and not loaded."""
