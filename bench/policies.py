@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 import grokkit as gk
 from bench.harness import Row, Settings, medians
-from grokkit.training.signal import LocalComplexitySignal, Signal
+from grokkit.recording.signal import LocalComplexitySignal, Signal
 from grokkit.training.step import TrainStep
 
 GOAL = 0.02

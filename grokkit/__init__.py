@@ -16,9 +16,9 @@ _HOME = {
     "ProbeSet": "grokkit.names",
     "Reading": "grokkit.names",
     "RunConfig": "grokkit.config.run_config",
-    "Signal": "grokkit.training.signal",
-    "LocalComplexitySignal": "grokkit.training.signal",
-    "heard": "grokkit.training.signal",
+    "Signal": "grokkit.recording.signal",
+    "LocalComplexitySignal": "grokkit.recording.signal",
+    "heard": "grokkit.recording.signal",
     "attribute": "grokkit.attribution",
     "complexity_interval": "grokkit.spline",
     "complexity_spectrum": "grokkit.spline",
@@ -36,7 +36,7 @@ _HOME = {
     "preset": "grokkit.spline",
     "probe_sets": "grokkit.data.probes",
     "profile": "grokkit.models.profile",
-    "record": "grokkit.training.recording",
+    "record": "grokkit.recording.record",
     "replay_run": "grokkit.replay",
     "resume": "grokkit.training.loop",
     "table": "grokkit.analysis.tables",
@@ -92,6 +92,10 @@ if TYPE_CHECKING:
     from grokkit.names import Reading as Reading
     from grokkit.optim.policy_lr import PolicyLR as PolicyLR
     from grokkit.policies import Observation as Observation
+    from grokkit.recording.record import record as record
+    from grokkit.recording.signal import LocalComplexitySignal as LocalComplexitySignal
+    from grokkit.recording.signal import Signal as Signal
+    from grokkit.recording.signal import heard as heard
     from grokkit.replay import import_checkpoints as import_checkpoints
     from grokkit.replay import replay_run as replay_run
     from grokkit.robustness import pgd as pgd
@@ -104,9 +108,5 @@ if TYPE_CHECKING:
     from grokkit.training.loop import resume as resume
     from grokkit.training.loop import train as train
     from grokkit.training.lr_range import lr_range_test as lr_range_test
-    from grokkit.training.recording import record as record
     from grokkit.training.seeds import train_seeds as train_seeds
-    from grokkit.training.signal import LocalComplexitySignal as LocalComplexitySignal
-    from grokkit.training.signal import Signal as Signal
-    from grokkit.training.signal import heard as heard
     from grokkit.trajectory import open_run as open_run

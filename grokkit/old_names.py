@@ -6,16 +6,25 @@ import ast
 
 MODULES = {
     "grokkit.borrow": "grokkit.device.preserved_state",
+    "grokkit.training.attempt": "grokkit.recording.attempt",
     "grokkit.training.choices": "grokkit.config.overrides",
     "grokkit.training.config": "grokkit.config.run_config",
+    "grokkit.training.costs": "grokkit.recording.timers",
     "grokkit.training.decay": "grokkit.optim.decay",
     "grokkit.training.device": "grokkit.device.select",
+    "grokkit.training.identity": "grokkit.recording.identity",
+    "grokkit.training.instruments": "grokkit.recording.instruments",
     "grokkit.training.lr_scheduler": "grokkit.optim.policy_lr",
+    "grokkit.training.money": "grokkit.recording.budget",
     "grokkit.training.muon": "grokkit.optim.muon",
     "grokkit.training.placement": "grokkit.device.placement",
     "grokkit.training.precision": "grokkit.device.precision",
     "grokkit.training.preflight": "grokkit.device.preflight",
+    "grokkit.training.recorder": "grokkit.recording.recorder",
+    "grokkit.training.recording": "grokkit.recording.record",
     "grokkit.training.schedule": "grokkit.config.schedule",
+    "grokkit.training.signal": "grokkit.recording.signal",
+    "grokkit.training.state": "grokkit.recording.state",
 }
 """Module of an earlier version -> where it is now."""
 

@@ -18,12 +18,12 @@ from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, is_taken, take_any
 from grokkit.names import ProbeSet
+from grokkit.recording.attempt import must_be_as_begun
+from grokkit.recording.instruments import as_list, as_measures, as_plans
+from grokkit.recording.record import record
 from grokkit.stored_code import import_unknown
-from grokkit.training.attempt import must_be_as_begun
 from grokkit.training.build import build_model, config_of, macs_of, placed
-from grokkit.training.instruments import as_list, as_measures, as_plans
 from grokkit.training.lookup import names_asked, names_to_replay
-from grokkit.training.recording import record
 from grokkit.trajectory import Run, as_path, manifest, open_run
 from grokkit.trajectory.lock import RunLock
 

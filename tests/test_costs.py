@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import grokkit as gk
-from grokkit.training.costs import Costs, in_words
+from grokkit.recording.timers import Costs, in_words
 from tests.runs import SMALL
 
 

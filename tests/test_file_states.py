@@ -17,7 +17,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
-from grokkit.training.recorder import Recorder
+from grokkit.recording.recorder import Recorder
 from grokkit.trajectory import Run, hdf5, resume, sealed, snapshot, store
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging

@@ -16,7 +16,8 @@ from grokkit.config.run_config import part
 from grokkit.errors import Interrupted
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import base
-from grokkit.training import loop, recorder
+from grokkit.recording import recorder
+from grokkit.training import loop
 from grokkit.training.observers import Silent
 from tests.runs import SMALL, contents
 

@@ -264,7 +264,7 @@ def test_no_reading_is_there_before_the_weights_that_it_was_taken_of(tmp_path, m
         time.sleep(0.2)
         return write(path, step, packed, **options)
 
-    from grokkit.training import recorder as recorders
+    from grokkit.recording import recorder as recorders
 
     take = recorders.take_any
 

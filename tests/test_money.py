@@ -14,9 +14,9 @@ import grokkit as gk
 from grokkit.cli import main
 from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, UsageError
-from grokkit.training import recorder
-from grokkit.training.costs import Costs
-from grokkit.training.money import Bill, Purse, dollars
+from grokkit.recording import recorder
+from grokkit.recording.budget import Bill, Purse, dollars
+from grokkit.recording.timers import Costs
 from tests.runs import SMALL, PressesCtrlC, contents
 
 BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})

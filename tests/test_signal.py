@@ -14,7 +14,7 @@ import grokkit as gk
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures.oui import gate_distances
 from grokkit.policies.signal import RESAMPLES, log_mean, slope, theil_sen
-from grokkit.training.signal import check_listener
+from grokkit.recording.signal import check_listener
 from tests.reference.patterns import patterns
 
 

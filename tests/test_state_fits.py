@@ -11,8 +11,8 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 import grokkit as gk
 from grokkit.errors import UsageError
 from grokkit.optim.muon import Muon
+from grokkit.recording.state import full_state, load_state
 from grokkit.seeding import preserved_rng
-from grokkit.training.state import full_state, load_state
 from tests.runs import SMALL
 
 

@@ -12,9 +12,10 @@ import torch
 
 import grokkit as gk
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
+from grokkit.recording import recorder
+from grokkit.recording.state import full_state, load_state, random_state
 from grokkit.seeding import preserved_rng
-from grokkit.training import loop, recorder
-from grokkit.training.state import full_state, load_state, random_state
+from grokkit.training import loop
 from grokkit.trajectory import resume, sealed, snapshot, store
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock, is_held

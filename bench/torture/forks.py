@@ -21,7 +21,7 @@ from types import FrameType
 from bench.torture import workload
 from bench.torture.kills import forked
 from grokkit.errors import UsageError
-from grokkit.training.recorder import Recorder
+from grokkit.recording.recorder import Recorder
 from grokkit.trajectory import open_run
 from grokkit.trajectory.lock import is_held
 

@@ -16,7 +16,8 @@ import grokkit as gk
 from bench.torture.kills import forked
 from grokkit import replay
 from grokkit.errors import Interrupted
-from grokkit.training import loop, recorder
+from grokkit.recording import recorder
+from grokkit.training import loop
 from grokkit.trajectory import Run
 
 CONFIG = gk.RunConfig(

@@ -14,7 +14,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.names import ProbeSet
-from grokkit.training.recorder import Recorder
+from grokkit.recording.recorder import Recorder
 from grokkit.trajectory.writer import Writer
 
 TENSORS, SHAPE = 20, (37, 38)

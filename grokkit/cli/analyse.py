@@ -62,7 +62,7 @@ def print_measure(run: Path, measure: Part) -> None:
     """Print the readings of `measure` with these parameters at about eight steps, layers summed."""
     from grokkit.analysis.tables import table
     from grokkit.measures.take import measure_id
-    from grokkit.training.instruments import as_measure
+    from grokkit.recording.instruments import as_measure
     from grokkit.trajectory import open_run
 
     opened = open_run(run)

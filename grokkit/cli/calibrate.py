@@ -77,7 +77,7 @@ def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[st
     from grokkit.analysis.text_cells import write_csv
     from grokkit.measures.take import measure_id
     from grokkit.names import FigureData
-    from grokkit.training.instruments import as_measure
+    from grokkit.recording.instruments import as_measure
 
     data = figure_data([run])
     identity = measure_id(as_measure(wanted), run.probes, run.config.get("seed", 0))

@@ -62,7 +62,7 @@ def left_for(budget: float | None, others: Sequence[Run]) -> float | None:
         BudgetReached: the others have cost all of it.
     """
     from grokkit.errors import BudgetReached
-    from grokkit.training.money import dollars, spent_by
+    from grokkit.recording.budget import dollars, spent_by
 
     if budget is None:
         return None

@@ -48,8 +48,8 @@ def estimate(
     from grokkit import recipes
     from grokkit.cli.company import machine
     from grokkit.config.overrides import adjusted
+    from grokkit.recording.budget import HOUR, Purse, dollars
     from grokkit.training import estimate as room
-    from grokkit.training.money import HOUR, Purse, dollars
 
     price = Purse.of(price).price
     configs = [adjusted(each, data, seed, steps) for each in recipes.find(experiment).configs()]

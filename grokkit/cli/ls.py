@@ -47,7 +47,7 @@ def ls(
 
 
 def _words(row: dict[str, Any]) -> list[str]:
-    from grokkit.training.money import dollars
+    from grokkit.recording.budget import dollars
 
     spent = row.get("spent")
     steps = f"{row.get('step', '?')}/{row.get('total_steps') or '?'}"

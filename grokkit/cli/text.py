@@ -42,7 +42,7 @@ def final_accuracy(newest: Mapping[str, float]) -> str:
 
 def cost(status: Mapping[str, Any]) -> str:
     """`, $0.42 spent`; empty where the run had no price."""
-    from grokkit.training.money import dollars
+    from grokkit.recording.budget import dollars
 
     spent = status.get("spent")
     return "" if spent is None else f", {dollars(spent)} spent"

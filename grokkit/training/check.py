@@ -9,9 +9,9 @@ from grokkit.config.run_config import RunConfig
 from grokkit.data import augment
 from grokkit.measures.loss import loss_function
 from grokkit.optim.build import build_optimizer
+from grokkit.recording.instruments import as_measures, as_plans
+from grokkit.recording.signal import Signal
 from grokkit.training.build import checked_clip
-from grokkit.training.instruments import as_measures, as_plans
-from grokkit.training.signal import Signal
 
 
 def check_options(config: RunConfig) -> None:

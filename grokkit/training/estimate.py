@@ -17,12 +17,12 @@ import torch
 from grokkit.config.run_config import RunConfig
 from grokkit.device.select import fitting_threads, resolve
 from grokkit.errors import DeviceRefusedError
+from grokkit.recording.budget import HOUR, dollars
+from grokkit.recording.signal import Signal
 from grokkit.seeding import seeded
 from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
-from grokkit.training.money import HOUR, dollars
-from grokkit.training.signal import Signal
 from grokkit.training.step import WARM_UP
 from grokkit.trajectory import manifest
 

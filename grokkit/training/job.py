@@ -23,6 +23,9 @@ from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier
 from grokkit.optim.build import build_optimizer
 from grokkit.optim.policy_lr import PolicyLR
+from grokkit.recording.record import record
+from grokkit.recording.recorder import Recorder
+from grokkit.recording.signal import Signal, check_listener
 from grokkit.training.build import (
     build_data,
     build_model,
@@ -35,9 +38,6 @@ from grokkit.training.build import (
 from grokkit.training.evaluation import Split
 from grokkit.training.meter import Meter
 from grokkit.training.pace import Pace
-from grokkit.training.recorder import Recorder
-from grokkit.training.recording import record
-from grokkit.training.signal import Signal, check_listener
 from grokkit.training.step import TrainStep
 from grokkit.training.team import Absent, Team
 from grokkit.trust import remember

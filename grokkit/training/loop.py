@@ -17,17 +17,17 @@ from grokkit.device.placement import check_placement, placed_update
 from grokkit.device.select import fitting_threads, resolve
 from grokkit.errors import BudgetReached, DataError, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
+from grokkit.recording.attempt import naming_changes
+from grokkit.recording.budget import Bill, Purse, amount, dollars, spent_by
+from grokkit.recording.state import Stateful
+from grokkit.recording.timers import in_words
 from grokkit.seeding import seeded
 from grokkit.stored_code import import_unknown
-from grokkit.training.attempt import naming_changes
 from grokkit.training.build import config_of, macs_of
-from grokkit.training.costs import in_words
 from grokkit.training.evaluation import evaluated
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.lookup import names_to_train
-from grokkit.training.money import Bill, Purse, amount, dollars, spent_by
 from grokkit.training.observers import Guarded, Observer, guarded
-from grokkit.training.state import Stateful
 from grokkit.training.team import team_of
 from grokkit.trajectory import Run, as_path, open_run
 

@@ -21,7 +21,7 @@ from grokkit.config.run_config import RunConfig
 from grokkit.device.select import cores, resolve
 from grokkit.errors import BudgetReached, GrokkitError, Interrupted
 from grokkit.interrupt import StopRequest
-from grokkit.training.money import Purse
+from grokkit.recording.budget import Purse
 from grokkit.training.observers import ENDS, Guarded
 from grokkit.trajectory import open_run
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from grokkit.config.run_config import RunConfig
 from grokkit.device.select import resolve
 from grokkit.errors import TrajectoryError, UsageError
+from grokkit.recording.budget import Purse
 from grokkit.training.job import build
 from grokkit.training.loop import train
-from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.replicas import train_apart
 from grokkit.training.team import is_alone, is_first

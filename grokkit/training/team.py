@@ -23,11 +23,11 @@ from torch.optim import Optimizer
 from grokkit.device.preserved_state import device_of
 from grokkit.errors import UsageError
 from grokkit.interrupt import Stopped
+from grokkit.recording.signal import Signal
+from grokkit.recording.state import Stateful, load_state, random_state, set_random_state
+from grokkit.recording.timers import Costs
 from grokkit.seeding import stream
-from grokkit.training.costs import Costs
 from grokkit.training.meter import Meter
-from grokkit.training.signal import Signal
-from grokkit.training.state import Stateful, load_state, random_state, set_random_state
 from grokkit.trajectory.resume import Slots
 
 T = TypeVar("T")

@@ -18,13 +18,13 @@ from grokkit.device.select import described, fitting_threads
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
 from grokkit.measures.loss import loss_function
+from grokkit.recording.budget import Purse
+from grokkit.recording.timers import Costs, in_words
 from grokkit.seeding import preserved_rng, seeded
 from grokkit.training import loop
 from grokkit.training.build import macs_of
-from grokkit.training.costs import Costs, in_words
 from grokkit.training.job import Job, Recording, open_recorder
 from grokkit.training.meter import Meters
-from grokkit.training.money import Purse
 from grokkit.training.observers import Guarded, Silent
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 

@@ -20,11 +20,11 @@ from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
 from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
-from grokkit.training.attempt import looked_through, this_attempt
-from grokkit.training.costs import Costs
-from grokkit.training.money import Bill
-from grokkit.training.signal import LocalComplexitySignal, Signal
-from grokkit.training.state import Stateful, full_state, load_state
+from grokkit.recording.attempt import looked_through, this_attempt
+from grokkit.recording.budget import Bill
+from grokkit.recording.signal import LocalComplexitySignal, Signal
+from grokkit.recording.state import Stateful, full_state, load_state
+from grokkit.recording.timers import Costs
 from grokkit.trajectory import Run, manifest, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log

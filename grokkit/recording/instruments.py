@@ -11,7 +11,7 @@ from grokkit.config.run_config import Part
 from grokkit.measures import Measure
 from grokkit.measures.base import settings_of
 from grokkit.measures.take import AttributionPlan, name_of
-from grokkit.training.signal import Signal
+from grokkit.recording.signal import Signal
 
 Wanted = TypeVar("Wanted")
 

@@ -18,11 +18,11 @@ from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
 from grokkit.measures.take import AttributionPlan
 from grokkit.names import ProbeSet
-from grokkit.training.attempt import given_back_on_failure, make_room
-from grokkit.training.instruments import as_measures, as_plans, asked_for
-from grokkit.training.money import Purse
-from grokkit.training.recorder import Recorder
-from grokkit.training.signal import Signal
+from grokkit.recording.attempt import given_back_on_failure, make_room
+from grokkit.recording.budget import Purse
+from grokkit.recording.instruments import as_measures, as_plans, asked_for
+from grokkit.recording.recorder import Recorder
+from grokkit.recording.signal import Signal
 from grokkit.trajectory import Run, as_path, run
 from grokkit.trajectory.lock import RunLock
 from grokkit.trust import remember

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from grokkit.device.preserved_state import device_of, unwrap
 from grokkit.errors import UsageError
 from grokkit.optim.policy_lr import check_state, warn_of_unloaded_rates
-from grokkit.training import identity
+from grokkit.recording import identity
 
 
 class Stateful(Protocol):
