@@ -17,6 +17,8 @@ MODULES = {
     "grokkit.training.lr_scheduler": "grokkit.optim.policy_lr",
     "grokkit.training.money": "grokkit.recording.budget",
     "grokkit.training.muon": "grokkit.optim.muon",
+    "grokkit.training.notify": "grokkit.callbacks.webhook",
+    "grokkit.training.observers": "grokkit.callbacks.base",
     "grokkit.training.placement": "grokkit.device.placement",
     "grokkit.training.precision": "grokkit.device.precision",
     "grokkit.training.preflight": "grokkit.device.preflight",

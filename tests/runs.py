@@ -5,8 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+from grokkit.callbacks.base import Silent
 from grokkit.config.run_config import RunConfig, part
-from grokkit.training.observers import Silent
 
 SMALL = RunConfig(
     experiment="small",

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 import grokkit as gk
+from grokkit.callbacks.base import Guarded, Lines, Live, Silent, guarded
 from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.training import pace
-from grokkit.training.observers import Guarded, Lines, Live, Silent, guarded
 from grokkit.training.pace import Pace
 from tests.runs import SMALL, PressesCtrlC, contents
 

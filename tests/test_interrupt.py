@@ -12,13 +12,13 @@ import torch
 
 import grokkit as gk
 from grokkit import interrupt, replay
+from grokkit.callbacks.base import Silent
 from grokkit.config.run_config import part
 from grokkit.errors import Interrupted
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import base
 from grokkit.recording import recorder
 from grokkit.training import loop
-from grokkit.training.observers import Silent
 from tests.runs import SMALL, contents
 
 

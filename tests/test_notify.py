@@ -7,12 +7,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import grokkit as gk
+from grokkit.callbacks import webhook as notify
+from grokkit.callbacks.base import Guarded
+from grokkit.callbacks.webhook import Webhook, payload
 from grokkit.cli import main
 from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, NumericsError, UsageError
-from grokkit.training import notify
-from grokkit.training.notify import Webhook, payload
-from grokkit.training.observers import Guarded
 from tests.runs import SMALL, PressesCtrlC, contents
 
 BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})

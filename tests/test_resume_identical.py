@@ -39,7 +39,7 @@ import torch
 import grokkit as gk
 from grokkit.training import loop
 from grokkit.config.run_config import RunConfig
-from grokkit.training.observers import Silent
+from grokkit.callbacks.base import Silent
 
 torch.set_num_threads(1)
 loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, 1e9  # a slot after every step

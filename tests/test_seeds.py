@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import grokkit as gk
+from grokkit.callbacks.base import Silent
 from grokkit.cli import main
 from grokkit.config.overrides import seed_list
 from grokkit.config.run_config import part
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
 from grokkit.training import together
 from grokkit.training.job import build
-from grokkit.training.observers import Silent
 from grokkit.training.stack import Stack
 from tests.runs import SMALL, contents
 

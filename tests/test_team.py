@@ -30,7 +30,7 @@ import grokkit as gk
 from pathlib import Path
 from grokkit.errors import GrokkitError
 from grokkit.config.run_config import RunConfig
-from grokkit.training.observers import Silent
+from grokkit.callbacks.base import Silent
 from grokkit.training.team import is_first
 
 class Slow(Silent):

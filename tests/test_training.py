@@ -270,7 +270,7 @@ def test_what_the_studys_own_file_registers_is_known_to_resume_and_replay(tmp_pa
     (tmp_path / "study.py").write_text(STUDY)
     script = (
         "import os, signal, sys\nimport grokkit as gk\nfrom grokkit import recipes\n"
-        "from grokkit.training.observers import Silent\n"
+        "from grokkit.callbacks.base import Silent\n"
         "class Stops(Silent):\n"
         "    def report(self, step, values):\n"
         "        if step == 4: os.kill(os.getpid(), signal.SIGINT)\n"

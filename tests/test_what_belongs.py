@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import grokkit as gk
+from grokkit.callbacks.base import Silent
 from grokkit.errors import GrokkitError, Interrupted, MisplacedError, TrajectoryError
-from grokkit.training.observers import Silent
 from grokkit.trajectory import Run, changes, manifest, store
 from grokkit.trajectory.recover import recover
 from tests.runs import SMALL, PressesCtrlC

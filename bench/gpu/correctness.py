@@ -20,11 +20,11 @@ from bench.gpu import lc_precision, steps
 from bench.gpu.common import data_part, seeded_net, test_images, trained_model
 from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit import measures, models
+from grokkit.callbacks.base import Silent
 from grokkit.errors import GrokkitError, Interrupted
 from grokkit.figures.theme import save
 from grokkit.spline import complexity_spectrum, local_complexity
 from grokkit.training.build import build_data
-from grokkit.training.observers import Silent
 
 TITLE = "correctness: local complexity by precision, every model and measure, every way to compute a step, resume"
 ROUNDED = 0.03

@@ -20,8 +20,8 @@ import grokkit as gk
 from bench.torture import samples
 from bench.torture.kills import forked
 from bench.torture.samples import Samples
+from grokkit.callbacks.base import Silent
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.training.observers import Silent
 from grokkit.trajectory import Run
 
 Holding = Callable[[Path, random.Random], Any]

@@ -17,8 +17,8 @@ import tomli_w
 
 import grokkit as gk
 from bench.torture import samples
+from grokkit.callbacks.base import Silent
 from grokkit.errors import GrokkitError
-from grokkit.training.observers import Silent
 from grokkit.trajectory import Run, manifest
 
 UNSEEN = ("LOCK", "diary.md")

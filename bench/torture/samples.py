@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import grokkit as gk
+from grokkit.callbacks.base import Silent
 from grokkit.errors import Interrupted
 from grokkit.training import loop
-from grokkit.training.observers import Silent
 from grokkit.trajectory import Run, resume, snapshot
 
 CONFIG = gk.RunConfig(

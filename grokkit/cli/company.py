@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from grokkit.callbacks.base import Observer
+    from grokkit.callbacks.webhook import Webhook
     from grokkit.device.select import Device
-    from grokkit.training.notify import Webhook
-    from grokkit.training.observers import Observer
     from grokkit.trajectory import Run
 
 NOTIFY_VARIABLE = "GROKKIT_NOTIFY"
@@ -36,7 +36,7 @@ def machine(wanted: str | None) -> Device:
 def webhook(address: str | None) -> Webhook | None:
     """Who posts to `address`, or else to that of the environment variable GROKKIT_NOTIFY; None for neither, and in all
     but the first process of a team."""
-    from grokkit.training.notify import Webhook
+    from grokkit.callbacks.webhook import Webhook
     from grokkit.training.team import is_first
 
     chosen = address or os.environ.get(NOTIFY_VARIABLE)
@@ -46,7 +46,7 @@ def webhook(address: str | None) -> Webhook | None:
 def company(device: Device, messages: Webhook | None) -> Observer | None:
     """A live bar or plain lines, which name the CPU, and messages where they are wanted; nobody in all but the first
     process of a team."""
-    from grokkit.training.observers import Guarded, for_terminal
+    from grokkit.callbacks.base import Guarded, for_terminal
     from grokkit.training.team import is_first
 
     if not is_first():

@@ -18,12 +18,12 @@ from typing import TextIO
 
 import torch
 
+from grokkit.callbacks.base import Silent
 from grokkit.config.run_config import RunConfig
 from grokkit.errors import GrokkitError
 from grokkit.interrupt import keep_early_saves_harmless
 from grokkit.registry import run_file
 from grokkit.training.loop import train
-from grokkit.training.observers import Silent
 
 
 class ToParent(Silent):

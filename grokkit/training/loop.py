@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from grokkit.callbacks.base import Guarded, Observer, guarded
 from grokkit.config.run_config import RunConfig
 from grokkit.device import placement
 from grokkit.device.placement import check_placement, placed_update
@@ -27,7 +28,6 @@ from grokkit.training.build import config_of, macs_of
 from grokkit.training.evaluation import evaluated
 from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.lookup import names_to_train
-from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.team import team_of
 from grokkit.trajectory import Run, as_path, open_run
 

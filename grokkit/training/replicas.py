@@ -17,12 +17,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from grokkit import errors
+from grokkit.callbacks.base import ENDS, Guarded
 from grokkit.config.run_config import RunConfig
 from grokkit.device.select import cores, resolve
 from grokkit.errors import BudgetReached, GrokkitError, Interrupted
 from grokkit.interrupt import StopRequest
 from grokkit.recording.budget import Purse
-from grokkit.training.observers import ENDS, Guarded
 from grokkit.trajectory import open_run
 
 ON_A_GPU = 4

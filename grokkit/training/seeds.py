@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from grokkit.callbacks.base import Guarded, Observer, guarded
 from grokkit.config.run_config import RunConfig
 from grokkit.device.select import resolve
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.recording.budget import Purse
 from grokkit.training.job import build
 from grokkit.training.loop import train
-from grokkit.training.observers import Guarded, Observer, guarded
 from grokkit.training.replicas import train_apart
 from grokkit.training.team import is_alone, is_first
 from grokkit.training.together import no_stack_because, train_together

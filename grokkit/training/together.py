@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
+from grokkit.callbacks.base import Guarded, Silent
 from grokkit.data.resident import stacked_at
 from grokkit.device import placement
 from grokkit.device.placement import check_placement
@@ -25,7 +26,6 @@ from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.job import Job, Recording, open_recorder
 from grokkit.training.meter import Meters
-from grokkit.training.observers import Guarded, Silent
 from grokkit.training.stack import Loss, Stack, StackedUpdate
 
 

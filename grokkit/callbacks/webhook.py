@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from grokkit.callbacks.base import ENDS, Silent, shown
 from grokkit.errors import UsageError
-from grokkit.training.observers import ENDS, Silent, shown
 
 SECONDS = 3.0
 """That one message may take."""
