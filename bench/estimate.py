@@ -8,8 +8,8 @@ from pathlib import Path
 import grokkit as gk
 from bench.harness import Row, Settings
 from grokkit.config.run_config import part
+from grokkit.diagnostics.estimate import estimate
 from grokkit.recipes import quickstart
-from grokkit.training.estimate import estimate
 
 GOAL = 0.15
 """Largest difference from the run's seconds, as a share of them."""

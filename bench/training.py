@@ -16,9 +16,9 @@ from bench.harness import Ratio, Row, Settings, compared, costs, medians
 from bench.loops import LENET, resident, sgd, train_on
 from grokkit import models
 from grokkit.data.resident import Batches
+from grokkit.diagnostics.loader import PerSample, crop_and_flip, plain_loader
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.training.build import placed
-from grokkit.training.loader import PerSample, crop_and_flip, plain_loader
 
 SHAPE, CLASSES = (3, 32, 32), 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

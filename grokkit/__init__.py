@@ -28,7 +28,7 @@ _HOME = {
     "load_data": "grokkit.data:load",
     "local_complexity": "grokkit.spline",
     "log_spaced": "grokkit.config.schedule",
-    "lr_range_test": "grokkit.training.lr_range",
+    "lr_range_test": "grokkit.diagnostics.lr_range",
     "open_run": "grokkit.trajectory",
     "part": "grokkit.config.run_config",
     "partition_segment": "grokkit.spline",
@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from grokkit.config.schedule import log_spaced as log_spaced
     from grokkit.data import load as load_data  # noqa: F401
     from grokkit.data.probes import probe_sets as probe_sets
+    from grokkit.diagnostics.lr_range import lr_range_test as lr_range_test
     from grokkit.models.classifier import Classifier as Classifier
     from grokkit.models.classifier import Normalise as Normalise
     from grokkit.models.profile import profile as profile
@@ -107,6 +108,5 @@ if TYPE_CHECKING:
     from grokkit.spline import preset as preset
     from grokkit.training.loop import resume as resume
     from grokkit.training.loop import train as train
-    from grokkit.training.lr_range import lr_range_test as lr_range_test
     from grokkit.training.seeds import train_seeds as train_seeds
     from grokkit.trajectory import open_run as open_run

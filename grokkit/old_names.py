@@ -12,8 +12,11 @@ MODULES = {
     "grokkit.training.costs": "grokkit.recording.timers",
     "grokkit.training.decay": "grokkit.optim.decay",
     "grokkit.training.device": "grokkit.device.select",
+    "grokkit.training.estimate": "grokkit.diagnostics.estimate",
     "grokkit.training.identity": "grokkit.recording.identity",
     "grokkit.training.instruments": "grokkit.recording.instruments",
+    "grokkit.training.loader": "grokkit.diagnostics.loader",
+    "grokkit.training.lr_range": "grokkit.diagnostics.lr_range",
     "grokkit.training.lr_scheduler": "grokkit.optim.policy_lr",
     "grokkit.training.money": "grokkit.recording.budget",
     "grokkit.training.muon": "grokkit.optim.muon",
@@ -22,11 +25,13 @@ MODULES = {
     "grokkit.training.placement": "grokkit.device.placement",
     "grokkit.training.precision": "grokkit.device.precision",
     "grokkit.training.preflight": "grokkit.device.preflight",
+    "grokkit.training.range_curve": "grokkit.diagnostics.range_curve",
     "grokkit.training.recorder": "grokkit.recording.recorder",
     "grokkit.training.recording": "grokkit.recording.record",
     "grokkit.training.schedule": "grokkit.config.schedule",
     "grokkit.training.signal": "grokkit.recording.signal",
     "grokkit.training.state": "grokkit.recording.state",
+    "grokkit.training.throughput": "grokkit.diagnostics.throughput",
 }
 """Module of an earlier version -> where it is now."""
 

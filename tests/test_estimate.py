@@ -7,9 +7,9 @@ import pytest
 import grokkit as gk
 from grokkit.cli import main
 from grokkit.config.run_config import part
+from grokkit.diagnostics import estimate as room
+from grokkit.diagnostics.estimate import Estimate, Instrument, Training, estimate, in_words, refuse_above
 from grokkit.errors import DeviceRefusedError
-from grokkit.training import estimate as room
-from grokkit.training.estimate import Estimate, Instrument, Training, estimate, in_words, refuse_above
 from tests.runs import SMALL
 
 LONGER = SMALL.replace(steps=130, records=9, signal={"every": 13, "points": 8, "directions": 4})

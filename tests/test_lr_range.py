@@ -20,12 +20,12 @@ from grokkit.analysis.tables import read_table
 from grokkit.cli import main
 from grokkit.config.run_config import RunConfig, part
 from grokkit.device.select import resolve
+from grokkit.diagnostics.lr_range import LRRange, _learnt
+from grokkit.diagnostics.range_curve import RangeCurve, Watch, judged, smooth, sweep_rates
 from grokkit.errors import Interrupted, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.seeding import seeded
 from grokkit.training.job import build
-from grokkit.training.lr_range import LRRange, _learnt
-from grokkit.training.range_curve import RangeCurve, Watch, judged, smooth, sweep_rates
 
 RATES = sweep_rates(1e-6, 10.0, 200)
 X = np.log10(RATES)
@@ -164,7 +164,7 @@ def test_a_suggestion_below_the_sweep_is_not_made() -> None:
 
 
 def test_the_curve_needs_no_torch() -> None:
-    code = "import sys, grokkit.training.range_curve; assert 'torch' not in sys.modules"
+    code = "import sys, grokkit.diagnostics.range_curve; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

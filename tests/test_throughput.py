@@ -14,9 +14,9 @@ from grokkit import figures
 from grokkit.analysis.throughput import bound_of, fixed_seconds, verdicts
 from grokkit.cli import main
 from grokkit.device.select import described
+from grokkit.diagnostics import throughput
 from grokkit.errors import DataError, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
-from grokkit.training import throughput
 
 CPU = described(torch.device("cpu"))
 made_up = runpy.run_path(str(Path(__file__).parent / "test_figures.py"))["speed_rows"]

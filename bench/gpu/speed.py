@@ -14,6 +14,7 @@ from torch import Tensor
 import grokkit as gk
 from bench.gpu.common import ceiling_of, ceilings, data_part
 from bench.gpu.results import Results, Row, Rows, Setting, settle
+from grokkit.diagnostics.loader import PerSample, crop_and_flip, plain_loader
 from grokkit.figures.theme import FULL, PALETTE, save, themed
 from grokkit.models.profile import profile
 from grokkit.optim.build import build_optimizer
@@ -22,7 +23,6 @@ from grokkit.seeding import seeded
 from grokkit.training.build import build_data, build_model, clip_gradients, facts_of
 from grokkit.training.evaluation import evaluated
 from grokkit.training.job import Job, build
-from grokkit.training.loader import PerSample, crop_and_flip, plain_loader
 from grokkit.training.loop import MIRRORING
 
 TITLE = (

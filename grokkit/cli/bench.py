@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from grokkit.device.select import Device
-    from grokkit.training.throughput import Rate, Speeds, Subject
+    from grokkit.diagnostics.throughput import Rate, Speeds, Subject
 
 
 def main(words: list[str]) -> None:
@@ -62,8 +62,8 @@ def bench(
     from grokkit.analysis.text_cells import write_csv
     from grokkit.analysis.throughput import verdicts
     from grokkit.device.select import environment
+    from grokkit.diagnostics import throughput
     from grokkit.names import TABLE_COLUMNS, FigureData
-    from grokkit.training import throughput
 
     dataset = throughput.random_images() if data is None else datasets.load(data)
     sizes = throughput.checked_sizes(batch_sizes, len(dataset.y_train))
@@ -127,7 +127,7 @@ def _measure_all(subjects: list[Subject], sizes: list[int], tables: list[pd.Data
 def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Speeds]) -> None:
     """Append the smallest step and the ceiling to `scale`, and every point to `speeds`, with a line for each."""
     from grokkit.analysis.throughput import verdicts
-    from grokkit.training.throughput import ceiling, measure, smallest_step
+    from grokkit.diagnostics.throughput import ceiling, measure, smallest_step
 
     scale += [smallest_step(of), ceiling(of)]
     print(f"{of.name}\nceiling {scale[1].value / 1e9:,.0f} GFLOP/s, "
@@ -144,7 +144,7 @@ def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Spee
 def _table(of: Subject, scale: list[Rate], speeds: list[Speeds]) -> pd.DataFrame:
     import pandas as pd
 
-    from grokkit.training.throughput import rows
+    from grokkit.diagnostics.throughput import rows
 
     smallest, top = scale
     return pd.DataFrame(rows(of, smallest, top, speeds))

@@ -113,8 +113,8 @@ def _speed(device: Device) -> str:
 
     from grokkit.data.resident import pixels
     from grokkit.device.select import fitting_threads
+    from grokkit.diagnostics.throughput import random_images, subject
     from grokkit.seeding import seeded
-    from grokkit.training.throughput import random_images, subject
 
     data = random_images(BATCH)
     of = subject("cnn", {"channels": CHANNELS}, data, device)

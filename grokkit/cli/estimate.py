@@ -10,7 +10,7 @@ import tyro
 from grokkit.cli.parse import parse
 
 if TYPE_CHECKING:
-    from grokkit.training.estimate import Estimate
+    from grokkit.diagnostics.estimate import Estimate
 
 
 def main(words: list[str]) -> None:
@@ -48,8 +48,8 @@ def estimate(
     from grokkit import recipes
     from grokkit.cli.company import machine
     from grokkit.config.overrides import adjusted
+    from grokkit.diagnostics import estimate as room
     from grokkit.recording.budget import HOUR, Purse, dollars
-    from grokkit.training import estimate as room
 
     price = Purse.of(price).price
     configs = [adjusted(each, data, seed, steps) for each in recipes.find(experiment).configs()]
@@ -67,7 +67,7 @@ def estimate(
 
 def _measured(found: Estimate) -> list[str]:
     """What was timed, and what each instrument and each kind of file makes of the whole."""
-    from grokkit.training.estimate import duration, size, speed
+    from grokkit.diagnostics.estimate import duration, size, speed
 
     timed = found.training
     first, taken = timed.warm_up

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from grokkit.config.run_config import Part, RunConfig
-    from grokkit.training.lr_range import LRRange
+    from grokkit.diagnostics.lr_range import LRRange
 
 
 def main(words: list[str]) -> None:
@@ -81,7 +81,7 @@ def _swept(
     from rich.console import Console
     from rich.progress import Progress
 
-    from grokkit.training.lr_range import lr_range_test
+    from grokkit.diagnostics.lr_range import lr_range_test
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{config.experiment}/{config.variant}", total=None)

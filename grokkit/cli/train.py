@@ -106,7 +106,7 @@ def _refuse_slow(
     on: Device, device: str | None, cpu_limit: float, configs: list[RunConfig], seeds: int, runs: Path
 ) -> None:
     """Say how long it will take on a CPU that nobody asked for; see `refuse_above`."""
-    from grokkit.training.estimate import duration, refuse_above
+    from grokkit.diagnostics.estimate import duration, refuse_above
     from grokkit.training.team import is_alone
 
     if device is None and on.torch_device.type == "cpu" and is_alone():

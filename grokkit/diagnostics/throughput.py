@@ -20,13 +20,13 @@ from grokkit.data.base import Dataset
 from grokkit.data.resident import Batches
 from grokkit.device.precision import resolve_precision
 from grokkit.device.select import Device, described, fitting_threads
+from grokkit.diagnostics.loader import PerSample, crop_and_flip, plain_loader
 from grokkit.errors import UsageError
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.optim.build import build_optimizer
 from grokkit.seeding import seeded
 from grokkit.training.build import macs_of, placed
-from grokkit.training.loader import PerSample, crop_and_flip, plain_loader
 from grokkit.training.step import WARM_UP, TrainStep
 
 AUGMENT = ("crop4", "flip")

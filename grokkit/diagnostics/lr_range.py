@@ -14,6 +14,7 @@ import torch
 from grokkit.config.run_config import Part, RunConfig, part
 from grokkit.device.placement import placed_update
 from grokkit.device.select import fitting_threads, resolve
+from grokkit.diagnostics.range_curve import RangeCurve, Watch, judged, sweep_rates
 from grokkit.errors import Interrupted, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures.loss import loss_function
@@ -21,7 +22,6 @@ from grokkit.optim.build import OPTIMIZERS
 from grokkit.seeding import seeded
 from grokkit.training.build import macs_of
 from grokkit.training.job import Job, build, machine_of
-from grokkit.training.range_curve import RangeCurve, Watch, judged, sweep_rates
 from grokkit.training.seeds import checked_seeds
 
 STEPS = 200
