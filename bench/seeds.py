@@ -13,11 +13,11 @@ from bench.harness import Ratio, Row, Settings, compared, medians
 from grokkit import models, policies
 from grokkit.config.run_config import part
 from grokkit.data.resident import Batches, stacked_at
+from grokkit.ensemble.stack import Stack, StackedUpdate
 from grokkit.measures.loss import cross_entropy
 from grokkit.optim.build import build_optimizer
 from grokkit.optim.policy_lr import PolicyLR
 from grokkit.training.meter import Meter, Meters
-from grokkit.training.stack import Stack, StackedUpdate
 from grokkit.training.step import TrainStep
 
 OPTIMIZER = part("adamw", lr=1e-3)
@@ -85,7 +85,7 @@ def _loop(nets: Sequence[nn.Module], batches: Sequence[Batches], steps: int) -> 
 
 
 def _stack(nets: Sequence[nn.Module], batches: Sequence[Batches], steps: int) -> Callable[[], None]:
-    """The steps of all nets together, as `training.together` takes them."""
+    """The steps of all nets together, as `ensemble.vmapped` takes them."""
     own = [build_optimizer(OPTIMIZER, net.parameters()) for net in nets]
     rates = [_policy(optimizer) for optimizer in own]
     stack = Stack(nets, cross_entropy)

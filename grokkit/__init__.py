@@ -41,7 +41,7 @@ _HOME = {
     "resume": "grokkit.training.loop",
     "table": "grokkit.analysis.tables",
     "train": "grokkit.training.loop",
-    "train_seeds": "grokkit.training.seeds",
+    "train_seeds": "grokkit.ensemble.seeds",
 }
 _ROOMS = {
     "attributions": "grokkit.attribution",
@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from grokkit.data import load as load_data  # noqa: F401
     from grokkit.data.probes import probe_sets as probe_sets
     from grokkit.diagnostics.lr_range import lr_range_test as lr_range_test
+    from grokkit.ensemble.seeds import train_seeds as train_seeds
     from grokkit.models.classifier import Classifier as Classifier
     from grokkit.models.classifier import Normalise as Normalise
     from grokkit.models.profile import profile as profile
@@ -108,5 +109,4 @@ if TYPE_CHECKING:
     from grokkit.spline import preset as preset
     from grokkit.training.loop import resume as resume
     from grokkit.training.loop import train as train
-    from grokkit.training.seeds import train_seeds as train_seeds
     from grokkit.trajectory import open_run as open_run

@@ -7,6 +7,7 @@ import ast
 MODULES = {
     "grokkit.borrow": "grokkit.device.preserved_state",
     "grokkit.training.attempt": "grokkit.recording.attempt",
+    "grokkit.training.child": "grokkit.ensemble.worker",
     "grokkit.training.choices": "grokkit.config.overrides",
     "grokkit.training.config": "grokkit.config.run_config",
     "grokkit.training.costs": "grokkit.recording.timers",
@@ -28,10 +29,14 @@ MODULES = {
     "grokkit.training.range_curve": "grokkit.diagnostics.range_curve",
     "grokkit.training.recorder": "grokkit.recording.recorder",
     "grokkit.training.recording": "grokkit.recording.record",
+    "grokkit.training.replicas": "grokkit.ensemble.subprocesses",
     "grokkit.training.schedule": "grokkit.config.schedule",
+    "grokkit.training.seeds": "grokkit.ensemble.seeds",
     "grokkit.training.signal": "grokkit.recording.signal",
+    "grokkit.training.stack": "grokkit.ensemble.stack",
     "grokkit.training.state": "grokkit.recording.state",
     "grokkit.training.throughput": "grokkit.diagnostics.throughput",
+    "grokkit.training.together": "grokkit.ensemble.vmapped",
 }
 """Module of an earlier version -> where it is now."""
 

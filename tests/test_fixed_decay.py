@@ -12,12 +12,12 @@ from torch.optim.swa_utils import SWALR
 import grokkit as gk
 from grokkit import policies
 from grokkit.config.run_config import RunConfig, part
+from grokkit.ensemble.stack import Stack, StackedUpdate
 from grokkit.errors import UsageError
 from grokkit.optim import decay
 from grokkit.optim.build import build_optimizer
 from grokkit.optim.policy_lr import PolicyLR
 from grokkit.training import step
-from grokkit.training.stack import Stack, StackedUpdate
 from tests.runs import SMALL
 
 RATE, DECAY, UPDATES = 0.01, 0.5, 60

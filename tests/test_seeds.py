@@ -17,10 +17,10 @@ from grokkit.callbacks.base import Silent
 from grokkit.cli import main
 from grokkit.config.overrides import seed_list
 from grokkit.config.run_config import part
+from grokkit.ensemble import vmapped as together
+from grokkit.ensemble.stack import Stack
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
-from grokkit.training import together
 from grokkit.training.job import build
-from grokkit.training.stack import Stack
 from tests.runs import SMALL, contents
 
 SEEDS = [0, 3, 7]

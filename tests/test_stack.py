@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from grokkit import models
 from grokkit.config.run_config import part
 from grokkit.device.precision import Autocast
+from grokkit.ensemble.stack import Stack, StackedUpdate
 from grokkit.measures.loss import loss_function
 from grokkit.models.classifier import Classifier, Normalise, scale_init
 from grokkit.optim.build import build_optimizer
 from grokkit.training.build import clip_gradients
-from grokkit.training.stack import Stack, StackedUpdate
 
 NETS = 4
 

@@ -68,8 +68,8 @@ def train(
         notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
             default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
+    from grokkit.ensemble.seeds import refuse_existing, train_seeds
     from grokkit.recording.budget import Purse
-    from grokkit.training.seeds import refuse_existing, train_seeds
 
     found, configs, wanted = _asked_for(experiment, config_file, data, steps, seed, seeds)
     every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]

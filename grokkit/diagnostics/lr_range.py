@@ -15,6 +15,7 @@ from grokkit.config.run_config import Part, RunConfig, part
 from grokkit.device.placement import placed_update
 from grokkit.device.select import fitting_threads, resolve
 from grokkit.diagnostics.range_curve import RangeCurve, Watch, judged, sweep_rates
+from grokkit.ensemble.seeds import checked_seeds
 from grokkit.errors import Interrupted, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures.loss import loss_function
@@ -22,7 +23,6 @@ from grokkit.optim.build import OPTIMIZERS
 from grokkit.seeding import seeded
 from grokkit.training.build import macs_of
 from grokkit.training.job import Job, build, machine_of
-from grokkit.training.seeds import checked_seeds
 
 STEPS = 200
 """Updates of a sweep: from 1e-6 to 10 a rate is 1.08 times the one before."""

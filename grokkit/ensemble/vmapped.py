@@ -16,6 +16,7 @@ from grokkit.data.resident import stacked_at
 from grokkit.device import placement
 from grokkit.device.placement import check_placement
 from grokkit.device.select import described, fitting_threads
+from grokkit.ensemble.stack import Loss, Stack, StackedUpdate
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.interrupt import Stopped, StopRequest
 from grokkit.measures.loss import loss_function
@@ -26,7 +27,6 @@ from grokkit.training import loop
 from grokkit.training.build import macs_of
 from grokkit.training.job import Job, Recording, open_recorder
 from grokkit.training.meter import Meters
-from grokkit.training.stack import Loss, Stack, StackedUpdate
 
 
 @dataclass

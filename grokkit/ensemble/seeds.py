@@ -8,13 +8,13 @@ from pathlib import Path
 from grokkit.callbacks.base import Guarded, Observer, guarded
 from grokkit.config.run_config import RunConfig
 from grokkit.device.select import resolve
+from grokkit.ensemble.subprocesses import train_apart
+from grokkit.ensemble.vmapped import no_stack_because, train_together
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.recording.budget import Purse
 from grokkit.training.job import build
 from grokkit.training.loop import train
-from grokkit.training.replicas import train_apart
 from grokkit.training.team import is_alone, is_first
-from grokkit.training.together import no_stack_because, train_together
 from grokkit.trajectory import Run, as_path, open_run
 
 

@@ -110,7 +110,7 @@ class Replica:
                 return
             self.begun = True
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "grokkit.training.child"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [sys.executable, "-m", "grokkit.ensemble.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,  # Ctrl-C is for the parent, which asks its children once
             )  # fmt: skip

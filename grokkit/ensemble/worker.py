@@ -1,4 +1,4 @@
-"""`python -m grokkit.training.child`: the process that trains one seed for `replicas`.
+"""`python -m grokkit.ensemble.worker`: the process that trains one seed for `replicas`.
 
 Its input is one line of JSON, then an empty one whenever the run is to be saved; when it ends, because the parent is
 gone or closes it, the run is saved and stops. Its output is a line of JSON for every report, every event and an error.
