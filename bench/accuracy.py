@@ -30,7 +30,8 @@ from grokkit import data, models
 from grokkit.config.run_config import RunConfig, part
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training import job, loop
+from grokkit.training import loop
+from grokkit.training import trainer as job
 from grokkit.training.build import build_model
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Epoch, Recipe

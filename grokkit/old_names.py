@@ -16,6 +16,7 @@ MODULES = {
     "grokkit.training.estimate": "grokkit.diagnostics.estimate",
     "grokkit.training.identity": "grokkit.recording.identity",
     "grokkit.training.instruments": "grokkit.recording.instruments",
+    "grokkit.training.job": "grokkit.training.trainer",
     "grokkit.training.loader": "grokkit.diagnostics.loader",
     "grokkit.training.lr_range": "grokkit.diagnostics.lr_range",
     "grokkit.training.lr_scheduler": "grokkit.optim.policy_lr",
@@ -35,6 +36,7 @@ MODULES = {
     "grokkit.training.signal": "grokkit.recording.signal",
     "grokkit.training.stack": "grokkit.ensemble.stack",
     "grokkit.training.state": "grokkit.recording.state",
+    "grokkit.training.team": "grokkit.training.ranks",
     "grokkit.training.throughput": "grokkit.diagnostics.throughput",
     "grokkit.training.together": "grokkit.ensemble.vmapped",
 }

@@ -25,7 +25,7 @@ from grokkit.diagnostics.range_curve import RangeCurve, Watch, judged, smooth, s
 from grokkit.errors import Interrupted, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.seeding import seeded
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 
 RATES = sweep_rates(1e-6, 10.0, 200)
 X = np.log10(RATES)

@@ -14,7 +14,7 @@ from bench.accuracy_report import interval
 from grokkit.config.run_config import RunConfig, part
 from grokkit.device.select import resolve
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Cutout, Epoch, Recipe
 

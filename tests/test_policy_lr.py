@@ -15,7 +15,7 @@ from grokkit import policies
 from grokkit.errors import UsageError
 from grokkit.optim.policy_lr import PolicyLR
 from grokkit.policies.simulate import simulate
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 from tests.runs import SMALL
 
 RISE_AND_FALL = [10.0, 4.0, 1.0, 2.0, 3.5, 5.0, 4.8, 4.4, 4.3, 4.2, 4.1, 4.0]

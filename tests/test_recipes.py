@@ -9,7 +9,7 @@ import torch
 from grokkit import data, policies, recipes
 from grokkit.config.run_config import RunConfig, part
 from grokkit.policies.simulate import simulate
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 
 ACCURACY = recipes.shipped("cifar10_accuracy").variants
 TRIANGLES = {

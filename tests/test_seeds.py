@@ -20,7 +20,7 @@ from grokkit.config.run_config import part
 from grokkit.ensemble import vmapped as together
 from grokkit.ensemble.stack import Stack
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 from tests.runs import SMALL, contents
 
 SEEDS = [0, 3, 7]

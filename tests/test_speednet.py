@@ -14,7 +14,7 @@ from grokkit.models.speednet import RIDGE, ShiftNorm, identity_conv
 from grokkit.recipes import shipped
 from grokkit.seeding import seeded, stream
 from grokkit.training.build import build_data, build_model, facts_of
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 from tests.runs import PressesCtrlC, contents
 
 RECIPE = shipped("cifar10_speed").variants["speednet"]()

@@ -14,7 +14,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.config.run_config import RunConfig, part
-from grokkit.training.team import Team
+from grokkit.training.ranks import Team
 from tests.runs import SMALL, contents
 
 CONFIG = SMALL.replace(
@@ -31,7 +31,7 @@ from pathlib import Path
 from grokkit.errors import GrokkitError
 from grokkit.config.run_config import RunConfig
 from grokkit.callbacks.base import Silent
-from grokkit.training.team import is_first
+from grokkit.training.ranks import is_first
 
 class Slow(Silent):
     def report(self, step, values):

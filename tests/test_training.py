@@ -15,11 +15,11 @@ import grokkit as gk
 from grokkit.config.run_config import part
 from grokkit.errors import DataError, Interrupted, NumericsError, TrajectoryError, UsageError
 from grokkit.measures.loss import loss_function
-from grokkit.training import job as job_room
 from grokkit.training import loop
+from grokkit.training import trainer as job_room
 from grokkit.training.build import clip_gradients
-from grokkit.training.job import build
 from grokkit.training.meter import Meter
+from grokkit.training.trainer import build
 from tests.runs import SMALL, PressesCtrlC, contents
 
 

@@ -486,7 +486,7 @@ def test_an_export_killed_amid_its_work_leaves_the_run_resumable(copies):
 
 
 def test_a_stack_that_fails_at_step_0_removes_no_run_that_another_made_meanwhile(tmp_path, monkeypatch):
-    from grokkit.training import job as jobs
+    from grokkit.training import trainer as jobs
 
     paths = [tmp_path / CONFIG.replace(seed=seed).run_name for seed in (0, 1)]
     record, made = jobs.record, []

@@ -13,7 +13,7 @@ import grokkit as gk
 from bench.gpu.results import Results, Row, Rows, Setting, told
 from bench.gpu.speed import fitted, run_steps
 from grokkit.recipes import cifar10_accuracy
-from grokkit.training.job import build
+from grokkit.training.trainer import build
 
 TITLE = "overhead: snapshots, measures, signal, evaluation and slots beside the training; no wait within an epoch"
 

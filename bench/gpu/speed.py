@@ -22,8 +22,8 @@ from grokkit.recipes import cifar10_accuracy, cifar10_in_minutes, cifar10_speed
 from grokkit.seeding import seeded
 from grokkit.training.build import build_data, build_model, clip_gradients, facts_of
 from grokkit.training.evaluation import evaluated
-from grokkit.training.job import Job, build
 from grokkit.training.loop import MIRRORING
+from grokkit.training.trainer import Job, build
 
 TITLE = (
     "seconds to 90 % and 94 % for resnet9, resnet18, speednet; images/s by execution, precision, input; a plain loop"

@@ -24,7 +24,7 @@ def machine(wanted: str | None) -> Device:
     from rich.console import Console
 
     from grokkit.device.select import resolve
-    from grokkit.training.team import is_first
+    from grokkit.training.ranks import is_first
 
     found = resolve(wanted)
     if wanted is None and found.torch_device.type == "cpu" and is_first():
@@ -37,7 +37,7 @@ def webhook(address: str | None) -> Webhook | None:
     """Who posts to `address`, or else to that of the environment variable GROKKIT_NOTIFY; None for neither, and in all
     but the first process of a team."""
     from grokkit.callbacks.webhook import Webhook
-    from grokkit.training.team import is_first
+    from grokkit.training.ranks import is_first
 
     chosen = address or os.environ.get(NOTIFY_VARIABLE)
     return Webhook(chosen) if chosen and is_first() else None
@@ -47,7 +47,7 @@ def company(device: Device, messages: Webhook | None) -> Observer | None:
     """A live bar or plain lines, which name the CPU, and messages where they are wanted; nobody in all but the first
     process of a team."""
     from grokkit.callbacks.base import Guarded, for_terminal
-    from grokkit.training.team import is_first
+    from grokkit.training.ranks import is_first
 
     if not is_first():
         return None

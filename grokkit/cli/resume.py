@@ -44,7 +44,7 @@ def resume(
             trusted code; read it first.
     """
     from grokkit.training import loop
-    from grokkit.training.team import is_first
+    from grokkit.training.ranks import is_first
     from grokkit.trajectory import open_run
 
     if not runs:

@@ -107,7 +107,7 @@ def _refuse_slow(
 ) -> None:
     """Say how long it will take on a CPU that nobody asked for; see `refuse_above`."""
     from grokkit.diagnostics.estimate import duration, refuse_above
-    from grokkit.training.team import is_alone
+    from grokkit.training.ranks import is_alone
 
     if device is None and on.torch_device.type == "cpu" and is_alone():
         about = duration(refuse_above(cpu_limit, configs, seeds, runs))
@@ -116,7 +116,7 @@ def _refuse_slow(
 
 def _tell(done: list[Run]) -> None:
     """Say how the runs of one config ended, and what to do next; one process of a team does."""
-    from grokkit.training.team import is_first
+    from grokkit.training.ranks import is_first
 
     if not is_first():
         return

@@ -22,8 +22,8 @@ from grokkit.recording.signal import Signal
 from grokkit.seeding import seeded
 from grokkit.training import loop
 from grokkit.training.build import macs_of
-from grokkit.training.job import Job, Recording, build, machine_of, open_recorder
 from grokkit.training.step import WARM_UP
+from grokkit.training.trainer import Job, Recording, build, machine_of, open_recorder
 from grokkit.trajectory import manifest
 
 SECONDS = 2.0

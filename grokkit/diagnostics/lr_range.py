@@ -22,7 +22,7 @@ from grokkit.measures.loss import loss_function
 from grokkit.optim.build import OPTIMIZERS
 from grokkit.seeding import seeded
 from grokkit.training.build import macs_of
-from grokkit.training.job import Job, build, machine_of
+from grokkit.training.trainer import Job, build, machine_of
 
 STEPS = 200
 """Updates of a sweep: from 1e-6 to 10 a rate is 1.08 times the one before."""

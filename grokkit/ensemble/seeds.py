@@ -12,9 +12,9 @@ from grokkit.ensemble.subprocesses import train_apart
 from grokkit.ensemble.vmapped import no_stack_because, train_together
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.recording.budget import Purse
-from grokkit.training.job import build
 from grokkit.training.loop import train
-from grokkit.training.team import is_alone, is_first
+from grokkit.training.ranks import is_alone, is_first
+from grokkit.training.trainer import build
 from grokkit.trajectory import Run, as_path, open_run
 
 

@@ -25,8 +25,8 @@ from grokkit.recording.timers import Costs, in_words
 from grokkit.seeding import preserved_rng, seeded
 from grokkit.training import loop
 from grokkit.training.build import macs_of
-from grokkit.training.job import Job, Recording, open_recorder
 from grokkit.training.meter import Meters
+from grokkit.training.trainer import Job, Recording, open_recorder
 
 
 @dataclass
