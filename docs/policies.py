@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 import grokkit as gk
 from grokkit.figures.theme import FULL, PALETTE, themed
-from grokkit.policies.signal import log_mean, slope
 from grokkit.policies.simulate import simulate
+from grokkit.stats.trends import log_mean, slope
 
 STEPS, EVERY, WINDOW = 8000, 200, 8
 

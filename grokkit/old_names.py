@@ -6,6 +6,7 @@ import ast
 
 MODULES = {
     "grokkit.borrow": "grokkit.device.preserved_state",
+    "grokkit.spline.intervals": "grokkit.stats.intervals",
     "grokkit.training.attempt": "grokkit.recording.attempt",
     "grokkit.training.child": "grokkit.ensemble.worker",
     "grokkit.training.choices": "grokkit.config.overrides",
@@ -43,6 +44,16 @@ MODULES = {
 """Module of an earlier version -> where it is now."""
 
 NAMES = {
+    "grokkit.analysis.comparison.bca_interval": "grokkit.stats.intervals.bca_interval",
+    "grokkit.analysis.comparison.cliffs_delta": "grokkit.stats.paired.cliffs_delta",
+    "grokkit.analysis.comparison.holm": "grokkit.stats.paired.holm",
+    "grokkit.analysis.comparison.signed_rank_p": "grokkit.stats.paired.signed_rank_p",
+    "grokkit.policies.signal.Slope": "grokkit.stats.trends.Slope",
+    "grokkit.policies.signal.log_mean": "grokkit.stats.trends.log_mean",
+    "grokkit.policies.signal.slope": "grokkit.stats.trends.slope",
+    "grokkit.policies.signal.theil_sen": "grokkit.stats.trends.theil_sen",
+    "grokkit.spline.uncertainty.TwoWay": "grokkit.stats.two_way.TwoWay",
+    "grokkit.spline.uncertainty.two_way": "grokkit.stats.two_way.two_way",
     "grokkit.training.build.OPTIMIZERS": "grokkit.optim.build.OPTIMIZERS",
     "grokkit.training.build.build_optimizer": "grokkit.optim.build.build_optimizer",
     "grokkit.training.build.optimizer_class": "grokkit.optim.build.optimizer_class",

@@ -8,19 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from grokkit.analysis.comparison import (
-    Comparison,
-    bca_interval,
-    cliffs_delta,
-    compare,
-    comparisons,
-    holm,
-    paired_differences,
-    signed_rank_p,
-    t_interval,
-    verdict,
-)
+from grokkit.analysis.comparison import Comparison, compare, comparisons, paired_differences, verdict
 from grokkit.errors import UsageError
+from grokkit.stats.intervals import bca_interval, t_bounds
+from grokkit.stats.paired import cliffs_delta, holm, signed_rank_p
 
 
 def rows_of(**arms: list[float] | np.ndarray) -> pd.DataFrame:
@@ -127,7 +118,7 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say() -> None:
         for name, (low, high) in (
             ("bca", bca_interval(many, 0.95, 1000, seed)),
             ("few", bca_interval(few, 0.95, 1000, seed)),
-            ("t", t_interval(few, 0.90)),
+            ("t", t_bounds(few, 0.90)),
         ):
             held[name] += low <= 4 <= high
     assert 0.92 < held["bca"] / 600 < 0.97

@@ -36,7 +36,12 @@ LEVELS = {
     }.items()
     for name in names.split()
 }
-FORBIDDEN = {"policies": {"torch"}, "figures": {"torch", "h5py"}, "live": {"torch", "pandas", "matplotlib"}}
+FORBIDDEN = {
+    "stats": {"torch"},
+    "policies": {"torch"},
+    "figures": {"torch", "h5py"},
+    "live": {"torch", "pandas", "matplotlib"},
+}
 
 
 def room_of(path: Path) -> str:

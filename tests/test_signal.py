@@ -13,8 +13,8 @@ from torch import nn
 import grokkit as gk
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures.oui import gate_distances
-from grokkit.policies.signal import RESAMPLES, log_mean, slope, theil_sen
 from grokkit.recording.signal import check_listener
+from grokkit.stats.trends import RESAMPLES, log_mean, slope, theil_sen
 from tests.reference.patterns import patterns
 
 

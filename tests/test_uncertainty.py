@@ -11,7 +11,7 @@ from torch import nn
 from grokkit.errors import UsageError
 from grokkit.seeding import generator
 from grokkit.spline import complexity_interval, local_complexity, orthonormal_frame, t_interval
-from grokkit.spline.uncertainty import two_way
+from grokkit.stats.two_way import two_way
 from tests.reference.lc_nets import MLP, randomised
 
 

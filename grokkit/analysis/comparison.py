@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 
 from grokkit.errors import UsageError
+from grokkit.stats.intervals import RESAMPLES, bca_interval, t_bounds
+from grokkit.stats.paired import cliffs_delta, holm, round_ties, signed_rank_p
 
 KEYS = ["task", "decay", "outcome", "seed"]
 """What a pair has in common."""
@@ -17,10 +19,8 @@ LEAST = 10
 """Pairs below which nothing is tested: the smallest p of n pairs is 2 / 2^n, so of 9 pairs and more than a dozen
 comparisons none could stay below 5 % after Holm's correction."""
 ALPHA = 0.05
-RESAMPLES = 10_000
 _PLACE = ["task", "decay", "outcome"]
 _GIVEN = ["larger_is_better", "margin", "unpaired"]
-_SAME = 1e-9  # of the largest difference: 0.3 - 0.2 and 0.2 - 0.1 are one number of images
 
 
 class Comparison(NamedTuple):
@@ -110,81 +110,16 @@ def compare(
     """
     known = differences[np.isfinite(differences["difference"])]
     gaps, n, censored = known["difference"].to_numpy(float), len(known), int(known["censored"].sum())
-    t_low, t_high = t_interval(gaps, 0.90)
+    t_low, t_high = t_bounds(gaps, 0.90)
     return Comparison(
         n, len(differences) - n, censored,
         float(gaps.mean()) if n else math.nan, float(np.median(gaps)) if n else math.nan,
         *bca_interval(gaps, 0.95, resamples, seed), t_low, t_high,
         signed_rank_p(gaps) if n >= max(least, 1) else math.nan,
         cliffs_delta(known["over"].to_numpy(float), known["under"].to_numpy(float)),
-        float(np.sign(_levelled(gaps)).mean()) if n else math.nan,
+        float(np.sign(round_ties(gaps)).mean()) if n else math.nan,
         bool(-margin < t_low and t_high < margin and not censored),
     )  # fmt: skip
-
-
-def bca_interval(values: np.ndarray, level: float, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval of the mean of (n,) values; NaN for n < 2, a point where all
-    are equal (there the method has no answer)."""
-    from scipy import stats
-
-    if _settled(values):
-        return _point(values)
-    generator = np.random.default_rng(seed)
-    found = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=generator
-    ).confidence_interval
-    return float(found.low), float(found.high)
-
-
-def t_interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Student's interval of the mean of (n,) values; NaN for n < 2, a point where all are equal."""
-    from scipy import stats
-
-    if _settled(values):
-        return _point(values)
-    low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))
-    return float(low), float(high)
-
-
-def signed_rank_p(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test of (n,) differences, exact with ties; zeros are left out (Wilcoxon
-    1945) and 1 is returned where nothing else is there.
-
-    Shares of a few hundred images tie often, and `scipy.stats.wilcoxon` is exact without ties or by going through all
-    2^n signs; here the sums of ranks are counted instead. Cost: n^3 additions.
-    """
-    from scipy import stats
-
-    gaps = _levelled(differences)
-    gaps = gaps[gaps != 0]
-    doubled = np.round(2 * stats.rankdata(np.abs(gaps))).astype(int)  # a tie's mean rank may end in a half
-    chance = np.zeros(doubled.sum() + 1)
-    chance[0] = 1.0
-    for rank in doubled:
-        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
-        chance[:rank] /= 2
-    positive = int(doubled[gaps > 0].sum())
-    tail = min(positive, int(doubled.sum()) - positive)
-    return min(1.0, 2 * float(chance[: tail + 1].sum()))
-
-
-def cliffs_delta(over: np.ndarray, under: np.ndarray) -> float:
-    """P(over > under) - P(over < under) of (n,) against (m,) values (Cliff 1993), -1..1; NaN where one has none."""
-    return float(np.sign(over[:, None] - under[None, :]).mean()) if len(over) and len(under) else math.nan
-
-
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down p-values of one family, (m,), in the order given; a NaN stays NaN and is not of the family.
-
-    The i-th smallest of m is multiplied by m - i + 1, no one is below its predecessor, none over 1 (Holm 1979).
-    """
-    p = np.asarray(p, dtype=float)
-    adjusted = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    steps = p[order] * np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
 
 
 def verdict(found: Comparison, p_holm: float, larger_is_better: bool, *, least: int = LEAST) -> str:
@@ -295,19 +230,3 @@ def _check_plan(
             raise UsageError(
                 f"a margin is of (task, outcome), with an outcome among {', '.join(larger_is_better)}; got {place}"
             )
-
-
-def _levelled(differences: np.ndarray) -> np.ndarray:
-    """Differences that are equal but for rounding made equal, so that they tie, and 0 where they are nothing."""
-    largest = np.abs(differences).max(initial=0.0)
-    return np.round(differences / largest / _SAME) if largest > 0 else differences
-
-
-def _settled(values: np.ndarray) -> bool:
-    """Whether the values give an interval no width: fewer than 2, or all equal."""
-    return len(values) < 2 or float(np.ptp(values)) <= _SAME * float(np.abs(values).max())
-
-
-def _point(values: np.ndarray) -> tuple[float, float]:
-    mean = float(values.mean()) if len(values) > 1 else math.nan
-    return mean, mean

@@ -21,9 +21,10 @@ from grokkit.measures.base import Context, chosen, logits_of, net_and_inputs, te
 from grokkit.measures.loss import loss_function
 from grokkit.measures.oui import gate_distances
 from grokkit.policies import Policy, followed
-from grokkit.policies.signal import QUANTITIES, Slope, log_mean, slope
+from grokkit.policies.signal import QUANTITIES
 from grokkit.registry import nearest
 from grokkit.spline import complexity_spectrum
+from grokkit.stats.trends import Slope, log_mean, slope
 from grokkit.trajectory import Run, open_run
 
 
@@ -34,7 +35,7 @@ class Signal:
     For each quantity Q there are the readings `log_Q`, the log of its mean over the points; `log_Q_se`, its standard
     error over the points (delta method); `log_Q_slope`, the Theil-Sen slope of the last `window` ones after step 0 per
     unit of log step; and `log_Q_slope_low` and `log_Q_slope_high`, its 95 % bootstrap interval over the points
-    (`grokkit.policies.signal`). A slope is NaN where there is none, which policies count and ignore. Points and frames
+    (`grokkit.stats.trends`). A slope is NaN where there is none, which policies count and ignore. Points and frames
     are the same at every step, so differences between steps are paired.
 
     * `density`: median over radii of LC / radius, per live unit;

@@ -2,12 +2,12 @@
 
 from grokkit.spline.complexity import complexity_spectrum, local_complexity
 from grokkit.spline.frames import orthonormal_frame
-from grokkit.spline.intervals import t_interval
 from grokkit.spline.path_integral import ExactIntegratedGradients, exact_integrated_gradients
 from grokkit.spline.presets import preset
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
 from grokkit.spline.segment import Segments, partition_segment
 from grokkit.spline.uncertainty import complexity_interval
+from grokkit.stats.intervals import t_interval
 
 __all__ = [
     "ComplexitySpectrum",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
-from grokkit.spline.intervals import Interval, t_interval
 from grokkit.spline.kappa import kappa
+from grokkit.stats.intervals import Interval, t_interval
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from scipy.special import stdtrit
 from torch import Tensor, nn
@@ -15,57 +13,8 @@ from grokkit.errors import UsageError
 from grokkit.seeding import generator
 from grokkit.spline.complexity import local_complexity
 from grokkit.spline.frames import orthonormal_frame
-from grokkit.spline.intervals import check_level
-
-
-class TwoWay(NamedTuple):
-    """Variance components of a table (frame, point) without repeats, and what they say of its mean.
-
-    Args:
-        mean, error: of the table, and the mean's standard error.
-        freedom: degrees of freedom of `error`.
-        points, frames, residual: estimated variances, none below 0.
-    """
-
-    mean: float
-    error: float
-    freedom: float
-    points: float
-    frames: float
-    residual: float
-
-
-def two_way(table: np.ndarray) -> TwoWay:
-    """Two-way random effects: value = mean + frame + point + residual, for a table (F, N) with F, N >= 2.
-
-    E MS_points = residual + F points, E MS_frames = residual + N frames and E MS_residual = residual, so
-    Var(mean) = (MS_points + MS_frames - MS_residual) / (N F), with Satterthwaite's degrees of freedom
-    (Satterthwaite 1946; Searle, Casella and McCulloch, "Variance Components", 1992). A variance component that comes
-    out negative is taken as 0: the error is then never below that of any single mean square.
-    """
-    frames, points = table.shape
-    mean = table.mean()
-    by_frame, by_point = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
-    freedoms = np.array([points - 1, frames - 1, (points - 1) * (frames - 1)])
-    sums = [
-        frames * ((by_point - mean) ** 2).sum(),
-        points * ((by_frame - mean) ** 2).sum(),
-        ((table - by_frame - by_point + mean) ** 2).sum(),
-    ]
-    squares = np.array(sums) / freedoms
-    ms_points, ms_frames, residual = squares.tolist()
-    combined = ms_points + ms_frames - residual
-    largest, freedom = squares.max(), float(freedoms[squares.argmax()])
-    if combined > largest:
-        largest, freedom = combined, combined**2 / float((squares**2 / freedoms).sum())
-    return TwoWay(
-        mean=float(mean),
-        error=math.sqrt(largest / (points * frames)),
-        freedom=max(freedom, 1.0),
-        points=max(ms_points - residual, 0.0) / frames,
-        frames=max(ms_frames - residual, 0.0) / points,
-        residual=residual,
-    )
+from grokkit.stats.intervals import check_level
+from grokkit.stats.two_way import two_way
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,0 +1,76 @@
+"""Intervals of a mean: Student's and the bootstrap's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import stdtrit
+
+from grokkit.errors import UsageError
+
+TIE_TOLERANCE = 1e-9
+"""Of the largest difference: 0.3 - 0.2 and 0.2 - 0.1 are one number of images."""
+
+RESAMPLES = 10_000
+"""Bootstrap samples."""
+
+
+class Interval(NamedTuple):
+    """A mean with its bounds: floats, or arrays of one shape."""
+
+    mean: Any
+    low: Any
+    high: Any
+
+
+def check_level(level: float) -> None:
+    """Raises UsageError: `level` is not in (0, 1)."""
+    if not 0 < level < 1:
+        raise UsageError(f"`level` must be a confidence level in (0, 1), for example 0.95; got {level!r}")
+
+
+def t_interval(values: np.ndarray, level: float = 0.95, axis: int = 0) -> Interval:
+    """Student's interval of the mean along `axis`; both bounds are NaN where there is but one value."""
+    check_level(level)
+    count = values.shape[axis]
+    mean = values.mean(axis)
+    if count < 2:
+        return Interval(mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan))
+    half = stdtrit(count - 1, (1 + level) / 2) * values.std(axis, ddof=1) / np.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+def bca_interval(values: np.ndarray, level: float, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+    """Bias-corrected and accelerated bootstrap interval of the mean of (n,) values; NaN for n < 2, a point where all
+    are equal (there the method has no answer)."""
+    from scipy import stats
+
+    if _settled(values):
+        return _point(values)
+    generator = np.random.default_rng(seed)
+    found = stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=generator
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def t_bounds(values: np.ndarray, level: float) -> tuple[float, float]:
+    """Student's interval of the mean of (n,) values; NaN for n < 2, a point where all are equal."""
+    from scipy import stats
+
+    if _settled(values):
+        return _point(values)
+    low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))
+    return float(low), float(high)
+
+
+def _settled(values: np.ndarray) -> bool:
+    """Whether the values give an interval no width: fewer than 2, or all equal."""
+    return len(values) < 2 or float(np.ptp(values)) <= TIE_TOLERANCE * float(np.abs(values).max())
+
+
+def _point(values: np.ndarray) -> tuple[float, float]:
+    mean = float(values.mean()) if len(values) > 1 else math.nan
+    return mean, mean
