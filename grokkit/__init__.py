@@ -19,7 +19,7 @@ _HOME = {
     "Signal": "grokkit.recording.signal",
     "LocalComplexitySignal": "grokkit.recording.signal",
     "heard": "grokkit.recording.signal",
-    "attribute": "grokkit.attribution",
+    "attribute": "grokkit.attributions",
     "complexity_interval": "grokkit.spline",
     "complexity_spectrum": "grokkit.spline",
     "exact_integrated_gradients": "grokkit.spline",
@@ -44,7 +44,7 @@ _HOME = {
     "train_seeds": "grokkit.ensemble.seeds",
 }
 _ROOMS = {
-    "attributions": "grokkit.attribution",
+    "attributions": "grokkit.attributions",
     "figures": "grokkit.figures",
     "measures": "grokkit.measures",
     "models": "grokkit.models",
@@ -72,14 +72,14 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from grokkit import attribution as attributions  # noqa: F401
+    from grokkit import attributions  # noqa: F401
     from grokkit import figures as figures
     from grokkit import measures as measures
     from grokkit import models as models
     from grokkit import policies as policies
     from grokkit.analysis.tables import figure_data as figure_data
     from grokkit.analysis.tables import table as table
-    from grokkit.attribution import attribute as attribute
+    from grokkit.attributions import attribute as attribute
     from grokkit.config.run_config import RunConfig as RunConfig
     from grokkit.config.run_config import part as part
     from grokkit.config.schedule import log_spaced as log_spaced

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 MODULES = {
+    "grokkit.attribution": "grokkit.attributions",
     "grokkit.borrow": "grokkit.device.preserved_state",
     "grokkit.spline.intervals": "grokkit.stats.intervals",
     "grokkit.training.attempt": "grokkit.recording.attempt",

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grokkit.attribution import attribute, create, names
-from grokkit.attribution.prepare import with_relu_modules
+from grokkit.attributions import attribute, create, names
+from grokkit.attributions.prepare import with_relu_modules
 from grokkit.errors import ModelContractError, NumericsError, UnknownNameError, UsageError
 
 

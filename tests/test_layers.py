@@ -19,7 +19,7 @@ LEVELS = {
         1: "units",
         1.25: "callbacks",
         1.5: "device",
-        2: "data models spline robustness attribution policies trajectory",
+        2: "data models spline robustness policies trajectory",
         2.5: "optim attributions",
         3: "measures",
         3.5: "analysis",

@@ -46,7 +46,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 from grokkit import Reading, RunConfig, attributions, figures, measures, models, part, policies
-from grokkit.attribution.methods import Saliency
+from grokkit.attributions.methods import Saliency
 
 @models.register("study_model")
 def study_model(input_shape, classes):

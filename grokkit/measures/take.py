@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grokkit import attribution
+from grokkit import attributions as attribution
 from grokkit.errors import DamagedError, GrokkitError, MisplacedError, NumericsError, TrajectoryError
 from grokkit.measures import registry
 from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of

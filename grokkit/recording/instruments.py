@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from grokkit import attribution, measures
+from grokkit import attributions as attribution
+from grokkit import measures
 from grokkit.config.run_config import Part
 from grokkit.measures import Measure
 from grokkit.measures.base import settings_of

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from grokkit import attribution, data, measures, models, policies
+from grokkit import attributions as attribution
+from grokkit import data, measures, models, policies
 from grokkit.config.run_config import Part, RunConfig
 from grokkit.measures import Measure
 from grokkit.measures.loss import loss_function

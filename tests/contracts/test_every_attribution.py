@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from grokkit import attribution
+from grokkit import attributions as attribution
 from grokkit.errors import ModelContractError, UsageError
 
 METHODS = attribution.names()

@@ -22,7 +22,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit import policies
-from grokkit.attribution import names as attribution_names
+from grokkit.attributions import names as attribution_names
 from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import Interrupted, ModelContractError
 from grokkit.measures import names as measure_names

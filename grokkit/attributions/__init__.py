@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokkit.attribution.checks import completeness, verdict
+from grokkit.attributions.checks import completeness, verdict
 from grokkit.device.preserved_state import borrowed, device_of, full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.interrupt import poll
 from grokkit.registry import Registry
 from grokkit.seeding import seeded
 
-registry = Registry("attribution", "grokkit.attribution")
+registry = Registry("attribution", "grokkit.attributions")
 register, names, create = registry.register, registry.names, registry.create
 
 __all__ = ["Attribution", "Method", "attribute", "create", "names", "register"]

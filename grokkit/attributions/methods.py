@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokkit.attribution import Method, register
-from grokkit.attribution.prepare import max_pools, with_relu_modules
+from grokkit.attributions import Method, register
+from grokkit.attributions.prepare import max_pools, with_relu_modules
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.registry import nearest
 
