@@ -327,5 +327,5 @@ def test_models_that_give_no_usable_number_are_refused():
 
 
 def test_listing_the_methods_does_not_import_captum():
-    code = "import sys; from grokkit import attribution; attribution.names(); assert 'captum' not in sys.modules"
+    code = "import sys; from grokkit import attributions; attributions.names(); assert 'captum' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

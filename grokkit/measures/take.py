@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grokkit import attributions as attribution
+from grokkit import attributions
 from grokkit.errors import DamagedError, GrokkitError, MisplacedError, NumericsError, TrajectoryError
 from grokkit.measures import registry
 from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of
@@ -67,7 +67,7 @@ class AttributionPlan:
 
     def identity(self, probes: Mapping[str, ProbeSet], seed: int) -> str:
         """`<method>-<hash>`: the folder of its maps."""
-        own = dataclasses.asdict(attribution.create(self.method, **(self.parameters or {})))
+        own = dataclasses.asdict(attributions.create(self.method, **(self.parameters or {})))
         settings = {"images": self.images, "seed": seed, "parameters": own}
         return store.identity(self.method, settings, [probes[self.probe_set]] if self.probe_set in probes else [])
 
@@ -78,7 +78,7 @@ def take_attribution(run: Path, step: int, plan: AttributionPlan, context: Conte
     (probe,) = labelled(context, (plan.probe_set,), plan.images).values()
     images, labels = tensor_of(probe, context.model), torch.from_numpy(probe.labels)
     try:
-        found = attribution.attribute(
+        found = attributions.attribute(
             context.model, images, labels, plan.method, seed=context.seed, **(plan.parameters or {})
         )
     except GrokkitError as error:

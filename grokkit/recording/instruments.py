@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from grokkit import attributions as attribution
+from grokkit import attributions
 from grokkit import measures
 from grokkit.config.run_config import Part
 from grokkit.measures import Measure
@@ -31,7 +31,7 @@ def as_plan(wanted: str | Part | AttributionPlan) -> AttributionPlan:
     if isinstance(wanted, AttributionPlan):
         return wanted
     name, options = (wanted, {}) if isinstance(wanted, str) else (wanted.name, dict(wanted.options))
-    attribution.registry.get(name)
+    attributions.registry.get(name)
     own = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
     return AttributionPlan(name, **own, parameters=options)
 

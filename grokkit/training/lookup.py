@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from grokkit import attributions as attribution
+from grokkit import attributions
 from grokkit import data, measures, models, policies
 from grokkit.config.run_config import Part, RunConfig
 from grokkit.measures import Measure
@@ -35,7 +35,7 @@ def names_asked(
     """The names among these measures and attributions; a measure that is an object needs none."""
     taken = [Wanted(_name(each), measures.registry.get) for each in wanted if isinstance(each, str | Part)]
     methods = [each.method if isinstance(each, AttributionPlan) else _name(each) for each in plans]
-    return [*taken, *(Wanted(name, attribution.registry.get) for name in methods)]
+    return [*taken, *(Wanted(name, attributions.registry.get) for name in methods)]
 
 
 def _name(wanted: str | Part) -> str:

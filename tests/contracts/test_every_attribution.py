@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from grokkit import attributions as attribution
+from grokkit import attributions
 from grokkit.errors import ModelContractError, UsageError
 
-METHODS = attribution.names()
+METHODS = attributions.names()
 
 
 class _Net(nn.Module):
@@ -58,7 +58,7 @@ def _trace(model: nn.Module) -> tuple:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_values_are_float32_maps_on_the_cpu_beside_their_settings(method):
-    found = attribution.attribute(_Net(), _images(), 2, method, seed=3)
+    found = attributions.attribute(_Net(), _images(), 2, method, seed=3)
     assert found.values.shape[0] == 5
     assert found.values.shape[1] in (1, 3)
     assert found.values.shape[2:] == (9, 8)
@@ -75,10 +75,10 @@ def test_values_are_float32_maps_on_the_cpu_beside_their_settings(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_values_do_not_depend_on_the_batch_size(method):
     model, images, target = _Net().double(), _images(), torch.tensor([0, 3, 1, 2, 2])
-    whole = attribution.attribute(model, images, target, method).values
+    whole = attributions.attribute(model, images, target, method).values
     for size in (1, 2, 3):
-        torch.testing.assert_close(attribution.attribute(model, images, target, method, batch_size=size).values, whole)
-    alone = attribution.attribute(model, images[3:4], 2, method).values
+        torch.testing.assert_close(attributions.attribute(model, images, target, method, batch_size=size).values, whole)
+    alone = attributions.attribute(model, images[3:4], 2, method).values
     torch.testing.assert_close(alone, whole[3:4])
 
 
@@ -86,7 +86,7 @@ def test_values_do_not_depend_on_the_batch_size(method):
 def test_no_forward_pass_is_larger_than_the_batch_size(method):
     model, sizes = _Net(), []
     model.head.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    attribution.attribute(model, _images(7), 0, method, batch_size=4)
+    attributions.attribute(model, _images(7), 0, method, batch_size=4)
     assert max(sizes) == 4
 
 
@@ -100,10 +100,10 @@ def test_a_call_leaves_no_trace_also_after_an_exception(method, fail):
     before, kept = _trace(model), images.detach().clone()
     if fail:
         with pytest.raises(RuntimeError, match="deliberate"):
-            attribution.attribute(model, images, 0, method)
+            attributions.attribute(model, images, 0, method)
     else:
         with torch.no_grad():
-            attribution.attribute(model, images, 0, method)
+            attributions.attribute(model, images, 0, method)
     assert _trace(model) == before
     assert torch.equal(images.detach(), kept)
     assert images.requires_grad
@@ -113,18 +113,18 @@ def test_a_call_leaves_no_trace_also_after_an_exception(method, fail):
 @pytest.mark.parametrize("method", METHODS)
 def test_it_works_in_inference_mode_and_leaves_the_callers_tensor_alone(method):
     model, images = _Net(), _images()
-    expected = attribution.attribute(model, images, 0, method).values
+    expected = attributions.attribute(model, images, 0, method).values
     assert not images.requires_grad
     assert torch.equal(images, _images())
     with torch.inference_mode():
-        assert torch.equal(attribution.attribute(model, images.clone(), 0, method).values, expected)
+        assert torch.equal(attributions.attribute(model, images.clone(), 0, method).values, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_in_training_mode_is_explained_in_eval_mode(method):
     model, images = _Net(), _images()
-    training = attribution.attribute(model.train(), images, 1, method).values
-    assert torch.equal(training, attribution.attribute(model.eval(), images, 1, method).values)
+    training = attributions.attribute(model.train(), images, 1, method).values
+    assert torch.equal(training, attributions.attribute(model.eval(), images, 1, method).values)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -140,16 +140,16 @@ def test_a_wrapped_model_is_explained_as_the_model_itself(method):
             raise AssertionError("the wrapper was called")
 
     model, images = _Net(), _images()
-    plain = attribution.attribute(model, images, 1, method).values
-    assert torch.equal(attribution.attribute(nn.DataParallel(model), images, 1, method).values, plain)
-    assert torch.equal(attribution.attribute(Compiled(model), images, 1, method).values, plain)
+    plain = attributions.attribute(model, images, 1, method).values
+    assert torch.equal(attributions.attribute(nn.DataParallel(model), images, 1, method).values, plain)
+    assert torch.equal(attributions.attribute(Compiled(model), images, 1, method).values, plain)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_dead_net_gives_maps_of_zeros(method):
     model = _Net()
     nn.init.zeros_(model.head.weight)
-    found = attribution.attribute(model, _images(), 0, method)
+    found = attributions.attribute(model, _images(), 0, method)
     assert not found.values.any()
     assert found.checks.get("complete", True)
 
@@ -166,16 +166,16 @@ def test_random_draws_are_common_to_all_calls_with_one_seed(method):
 
     images = _images()
     try:
-        first = attribution.attribute(Noisy(), images, 0, method).values
+        first = attributions.attribute(Noisy(), images, 0, method).values
     except ModelContractError:
         pytest.skip("a method that needs a graph refuses a forward pass that is not the same twice")
     random.seed(5)
     torch.rand(3)
-    assert torch.equal(attribution.attribute(Noisy(), images, 0, method).values, first)
-    assert not torch.equal(attribution.attribute(Noisy(), images, 0, method, seed=1).values, first)
+    assert torch.equal(attributions.attribute(Noisy(), images, 0, method).values, first)
+    assert not torch.equal(attributions.attribute(Noisy(), images, 0, method, seed=1).values, first)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_parameter_is_answered_with_those_the_method_takes(method):
     with pytest.raises(UsageError, match="has no parameter 'steps_n'"):
-        attribution.attribute(_Net(), _images(), 0, method, steps_n=3)
+        attributions.attribute(_Net(), _images(), 0, method, steps_n=3)
