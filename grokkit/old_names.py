@@ -7,7 +7,12 @@ import ast
 MODULES = {
     "grokkit.attribution": "grokkit.attributions",
     "grokkit.borrow": "grokkit.device.preserved_state",
+    "grokkit.spline.calls": "grokkit.spline.rule_table",
     "grokkit.spline.intervals": "grokkit.stats.intervals",
+    "grokkit.spline.kappa": "grokkit.spline.max_projection",
+    "grokkit.spline.lent": "grokkit.spline.measurement_mode",
+    "grokkit.spline.survey": "grokkit.spline.uncounted",
+    "grokkit.spline.sweep": "grokkit.spline.segment_sweep",
     "grokkit.training.attempt": "grokkit.recording.attempt",
     "grokkit.training.child": "grokkit.ensemble.worker",
     "grokkit.training.choices": "grokkit.config.overrides",

@@ -137,7 +137,7 @@ ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     Tensor.abs: ABS, Tensor.abs_: ABS, Tensor.absolute: ABS, Tensor.absolute_: ABS,
     F.gelu: GELU, F.silu: SILU,
 }  # fmt: skip
-"""Every counted call of one tensor. What is in no table here and not linear is found by `spline/survey.py`."""
+"""Every counted call of one tensor. What is in no table here and not linear is found by `spline/uncounted.py`."""
 
 PAIRS: dict[Callable[..., Any], Activation] = {
     torch.maximum: MAXIMUM, Tensor.maximum: MAXIMUM, torch.fmax: MAXIMUM, Tensor.fmax: MAXIMUM,

@@ -18,7 +18,7 @@ from grokkit.measures import Context
 from grokkit.measures.calibration import Calibration, agreement, log_ratio, slopes, usual_radii
 from grokkit.names import FigureData, ProbeSet
 from grokkit.spline.frames import orthonormal_frame
-from grokkit.spline.kappa import kappa
+from grokkit.spline.max_projection import kappa
 from tests.runs import SMALL
 from tests.test_figures import RADII, calibration_rows
 

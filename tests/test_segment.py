@@ -10,7 +10,8 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import ModelContractError, NumericsError, UsageError
-from grokkit.spline import partition_segment, sweep
+from grokkit.spline import partition_segment
+from grokkit.spline import segment_sweep as sweep
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.patterns import along, patterns
 

@@ -10,7 +10,7 @@ from torch import nn
 import tests.test_tangent_lc as bodies
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame, passes
-from grokkit.spline.kappa import kappa
+from grokkit.spline.max_projection import kappa
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.slow_lc import preactivations_of, tangents
 

@@ -15,7 +15,7 @@ from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
 from grokkit.names import Reading
 from grokkit.spline import complexity_spectrum, local_complexity
 from grokkit.spline.frames import orthonormal_frame
-from grokkit.spline.kappa import kappa
+from grokkit.spline.max_projection import kappa
 
 RADII = 13
 Z = 1.96

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
-from grokkit import attributions
-from grokkit import measures
+from grokkit import attributions, measures
 from grokkit.config.run_config import Part
 from grokkit.measures import Measure
 from grokkit.measures.base import settings_of

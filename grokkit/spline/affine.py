@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError, NumericsError
-from grokkit.spline.calls import ANYWHERE, map_leaves, table
+from grokkit.spline.rule_table import ANYWHERE, map_leaves, table
 from grokkit.spline.tape import Node, Row, Var, filled, last_uses, record
 from grokkit.units import ACTIVATIONS, MAX_POOLS
 

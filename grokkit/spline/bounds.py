@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from grokkit.interrupt import poll
 from grokkit.spline.affine import Part, Program, Step, bind, elementwise, program
-from grokkit.spline.calls import leaves
 from grokkit.spline.envelope import window_index
 from grokkit.spline.frames import Frames
 from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
+from grokkit.spline.rule_table import leaves
 from grokkit.spline.tape import Var
 from grokkit.units import Call
 

@@ -14,13 +14,13 @@ from grokkit.device.preserved_state import device_of, dtype_of
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.spline.bounds import bound_counts
 from grokkit.spline.frames import Frames, frames_for
-from grokkit.spline.lent import check_images, lent
+from grokkit.spline.measurement_mode import check_images, lent
 from grokkit.spline.passes import OTHER_LAYERS, BlockCount, LayerCount, PoolCount
 from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
 from grokkit.spline.spectrum import PointGains, checked_quantiles, tangent_dtype, tangent_error
-from grokkit.spline.survey import uncounted
 from grokkit.spline.tangent import tangent_counts
+from grokkit.spline.uncounted import uncounted
 from grokkit.spline.vertex import vertex_counts
 
 _COUNTS = {"vertex": vertex_counts, "ray": ray_counts, "bound": bound_counts}

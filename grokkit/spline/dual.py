@@ -20,7 +20,7 @@ from torch.autograd import forward_ad as ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.calls import leaves, map_leaves
+from grokkit.spline.rule_table import leaves, map_leaves
 
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
 

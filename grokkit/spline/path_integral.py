@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from grokkit.errors import UsageError
 from grokkit.spline.affine import Program
 from grokkit.spline.knots import Grid
-from grokkit.spline.lent import check_images
+from grokkit.spline.measurement_mode import check_images
 from grokkit.spline.segment import piecewise, sweep_all
 
 _BATCH = 16

@@ -11,7 +11,7 @@ from grokkit.spline.affine import Program, program
 from grokkit.spline.frames import Frames
 from grokkit.spline.knots import ZERO, Grid
 from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
-from grokkit.spline.sweep import Sweep
+from grokkit.spline.segment_sweep import Sweep
 
 
 class _Range:

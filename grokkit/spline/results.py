@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
-from grokkit.spline.kappa import kappa
+from grokkit.spline.max_projection import kappa
 from grokkit.stats.intervals import Interval, t_interval
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.calls import ANYWHERE, table
 from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, like_tangent, linear, scaled
+from grokkit.spline.rule_table import ANYWHERE, table
 from grokkit.units import ACTIVATIONS, MAX_POOLS, RELU
 
 __all__ = ["Dual"]

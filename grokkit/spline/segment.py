@@ -16,8 +16,8 @@ from grokkit.device.preserved_state import device_of, dtype_of
 from grokkit.errors import UsageError
 from grokkit.spline.affine import Program, program
 from grokkit.spline.knots import Grid
-from grokkit.spline.lent import lent
-from grokkit.spline.sweep import Full, Sweep
+from grokkit.spline.measurement_mode import lent
+from grokkit.spline.segment_sweep import Full, Sweep
 
 _TOGETHER = 32
 _STRAIGHT = 1e-12

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.calls import ANYWHERE, leaves, map_leaves, table
+from grokkit.spline.rule_table import ANYWHERE, leaves, map_leaves, table
 from grokkit.units import ACTIVATIONS, ModulePath
 
 BATCHES = (2, 3)

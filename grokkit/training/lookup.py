@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from grokkit import attributions
-from grokkit import data, measures, models, policies
+from grokkit import attributions, data, measures, models, policies
 from grokkit.config.run_config import Part, RunConfig
 from grokkit.measures import Measure
 from grokkit.measures.loss import loss_function

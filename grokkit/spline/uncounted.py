@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine import RULES
-from grokkit.spline.calls import ANYWHERE, table
+from grokkit.spline.rule_table import ANYWHERE, table
 from grokkit.spline.tape import Node, once
 from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS, REFUSED
 
