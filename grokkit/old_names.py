@@ -5,8 +5,18 @@ from __future__ import annotations
 import ast
 
 MODULES = {
+    "grokkit.analysis.calibration": "grokkit.analysis.radius_choice",
+    "grokkit.analysis.companions": "grokkit.analysis.derived_rows",
+    "grokkit.analysis.differences": "grokkit.analysis.compare_runs",
+    "grokkit.analysis.text_cells": "grokkit.analysis.csv_text",
+    "grokkit.analysis.throughput": "grokkit.analysis.bottleneck",
     "grokkit.attribution": "grokkit.attributions",
     "grokkit.borrow": "grokkit.device.preserved_state",
+    "grokkit.cli.calibrate": "grokkit.cli.choose_radius",
+    "grokkit.cli.company": "grokkit.cli.setup",
+    "grokkit.figures.calibration": "grokkit.figures.radius_choice",
+    "grokkit.measures.calibration": "grokkit.measures.radius_sweep",
+    "grokkit.measures.take": "grokkit.measures.runner",
     "grokkit.spline.calls": "grokkit.spline.rule_table",
     "grokkit.spline.intervals": "grokkit.stats.intervals",
     "grokkit.spline.kappa": "grokkit.spline.max_projection",

@@ -16,7 +16,7 @@ from grokkit.device.select import SMALL_MACS, fitting_threads, resolve
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, StopRequest, poll
 from grokkit.measures import Context, Measure
-from grokkit.measures.take import AttributionPlan, is_taken, take_any
+from grokkit.measures.runner import AttributionPlan, is_taken, take_any
 from grokkit.names import ProbeSet
 from grokkit.recording.attempt import must_be_as_begun
 from grokkit.recording.instruments import as_list, as_measures, as_plans

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import grokkit as gk
-from grokkit.analysis.companions import ratio
+from grokkit.analysis.csv_text import write_csv
+from grokkit.analysis.derived_rows import ratio
 from grokkit.analysis.tables import _typed, read_table
-from grokkit.analysis.text_cells import write_csv
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS
 from tests.runs import SMALL

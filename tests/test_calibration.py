@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.analysis.calibration import Found, over_kappa, verdict
+from grokkit.analysis.radius_choice import Found, over_kappa, verdict
 from grokkit.cli import main
-from grokkit.cli.calibrate import spread, told
+from grokkit.cli.choose_radius import spread, told
 from grokkit.errors import UsageError
 from grokkit.measures import Context
-from grokkit.measures.calibration import Calibration, agreement, log_ratio, slopes, usual_radii
+from grokkit.measures.radius_sweep import Calibration, agreement, log_ratio, slopes, usual_radii
 from grokkit.names import FigureData, ProbeSet
 from grokkit.spline.frames import orthonormal_frame
 from grokkit.spline.max_projection import kappa

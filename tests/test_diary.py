@@ -11,7 +11,7 @@ import h5py
 import pytest
 
 import grokkit as gk
-from grokkit.analysis.differences import SOURCE_LINES, differences
+from grokkit.analysis.compare_runs import SOURCE_LINES, differences
 from grokkit.cli import main
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log

@@ -11,7 +11,7 @@ from grokkit.errors import NumericsError, UsageError
 from grokkit.measures import Context
 from grokkit.measures.base import wilson
 from grokkit.measures.loss import loss_function
-from grokkit.measures.take import AttributionPlan, take, take_attribution
+from grokkit.measures.runner import AttributionPlan, take, take_attribution
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.names import ProbeSet
 from grokkit.spline import local_complexity

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grokkit import figures
-from grokkit.analysis.throughput import bound_of, fixed_seconds, verdicts
+from grokkit.analysis.bottleneck import bound_of, fixed_seconds, verdicts
 from grokkit.cli import main
 from grokkit.device.select import described
 from grokkit.diagnostics import throughput

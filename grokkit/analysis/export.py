@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from grokkit.analysis.csv_text import csv_bytes
 from grokkit.analysis.tables import read_each, table
-from grokkit.analysis.text_cells import csv_bytes
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
 from grokkit.trajectory.lock import being_filled

@@ -10,8 +10,8 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from grokkit.analysis.companions import companions
-from grokkit.analysis.text_cells import without_quotes
+from grokkit.analysis.csv_text import without_quotes
+from grokkit.analysis.derived_rows import companions
 from grokkit.errors import DataError, GrokkitError, TrajectoryError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.policies.signal import UNITS

@@ -61,7 +61,7 @@ def replayed(
 def print_measure(run: Path, measure: Part) -> None:
     """Print the readings of `measure` with these parameters at about eight steps, layers summed."""
     from grokkit.analysis.tables import table
-    from grokkit.measures.take import measure_id
+    from grokkit.measures.runner import measure_id
     from grokkit.recording.instruments import as_measure
     from grokkit.trajectory import open_run
 

@@ -59,8 +59,8 @@ def bench(
 
     from grokkit import data as datasets
     from grokkit import figures
-    from grokkit.analysis.text_cells import write_csv
-    from grokkit.analysis.throughput import verdicts
+    from grokkit.analysis.bottleneck import verdicts
+    from grokkit.analysis.csv_text import write_csv
     from grokkit.device.select import environment
     from grokkit.diagnostics import throughput
     from grokkit.names import TABLE_COLUMNS, FigureData
@@ -126,7 +126,7 @@ def _measure_all(subjects: list[Subject], sizes: list[int], tables: list[pd.Data
 
 def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Speeds]) -> None:
     """Append the smallest step and the ceiling to `scale`, and every point to `speeds`, with a line for each."""
-    from grokkit.analysis.throughput import verdicts
+    from grokkit.analysis.bottleneck import verdicts
     from grokkit.diagnostics.throughput import ceiling, measure, smallest_step
 
     scale += [smallest_step(of), ceiling(of)]

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from grokkit.cli.company import company, machine, webhook
 from grokkit.cli.figure import draw
 from grokkit.cli.parse import parse
+from grokkit.cli.setup import company, machine, webhook
 
 FIGURES = ["phases", "layers", "attributions", "policy"]
 

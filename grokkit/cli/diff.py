@@ -35,7 +35,7 @@ def diff(
         b: another's.
         as_json: print JSON instead of tables.
     """
-    from grokkit.analysis.differences import differences
+    from grokkit.analysis.compare_runs import differences
     from grokkit.trajectory import open_run
 
     runs = open_run(a), open_run(b)

@@ -46,7 +46,7 @@ def estimate(
         price: dollars an hour of this machine; by default $GROKKIT_PRICE.
     """
     from grokkit import recipes
-    from grokkit.cli.company import machine
+    from grokkit.cli.setup import machine
     from grokkit.config.overrides import adjusted
     from grokkit.diagnostics import estimate as room
     from grokkit.recording.budget import HOUR, Purse, dollars

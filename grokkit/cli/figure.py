@@ -44,8 +44,8 @@ def figure(
 def draw(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool = False) -> list[Path]:
     """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
     from grokkit import figures
+    from grokkit.analysis.csv_text import write_csv
     from grokkit.analysis.tables import figure_data, is_table
-    from grokkit.analysis.text_cells import write_csv
     from grokkit.stored_code import Wanted, import_unknown
     from grokkit.trajectory import find_runs
 

@@ -58,7 +58,7 @@ def lr_find(
         out: folder for the figure as PDF and PNG and the numbers behind it as CSV, named after the experiment.
     """
     from grokkit import recipes
-    from grokkit.cli.company import machine
+    from grokkit.cli.setup import machine
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
@@ -128,7 +128,7 @@ def _written(found: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
     import pandas as pd
 
     from grokkit import figures
-    from grokkit.analysis.text_cells import write_csv
+    from grokkit.analysis.csv_text import write_csv
     from grokkit.names import TABLE_COLUMNS, FigureData
 
     table = pd.DataFrame([row for each in found for row in each.rows()]).reindex(columns=list(TABLE_COLUMNS))

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
+from grokkit.cli.setup import company, left_for, machine, webhook
 from grokkit.cli.text import cost, final_accuracy, shown
 from grokkit.errors import UsageError
 

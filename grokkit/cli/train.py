@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grokkit.cli.company import company, left_for, machine, webhook
 from grokkit.cli.parse import parse
+from grokkit.cli.setup import company, left_for, machine, webhook
 from grokkit.cli.text import cost, final_accuracy, shown
 from grokkit.config.overrides import adjusted, seed_list
 from grokkit.config.run_config import RunConfig

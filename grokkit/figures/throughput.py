@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from grokkit.analysis.throughput import Verdict, verdicts
+from grokkit.analysis.bottleneck import Verdict, verdicts
 from grokkit.figures import register
 from grokkit.figures.curves import rows_of
 from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed

@@ -10,7 +10,7 @@ from grokkit import attributions, measures
 from grokkit.config.run_config import Part
 from grokkit.measures import Measure
 from grokkit.measures.base import settings_of
-from grokkit.measures.take import AttributionPlan, name_of
+from grokkit.measures.runner import AttributionPlan, name_of
 from grokkit.recording.signal import Signal
 
 Wanted = TypeVar("Wanted")

@@ -16,7 +16,7 @@ from grokkit.device.preserved_state import device_of
 from grokkit.device.select import described, environment
 from grokkit.measures import Context, Measure
 from grokkit.measures.loss import loss_function
-from grokkit.measures.take import AttributionPlan
+from grokkit.measures.runner import AttributionPlan
 from grokkit.names import ProbeSet
 from grokkit.recording.attempt import given_back_on_failure, make_room
 from grokkit.recording.budget import Purse

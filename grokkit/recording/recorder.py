@@ -19,7 +19,7 @@ from grokkit.device.preserved_state import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import Stopped, poll
 from grokkit.measures import Context, Measure
-from grokkit.measures.take import AttributionPlan, is_taken, name_of, take_any
+from grokkit.measures.runner import AttributionPlan, is_taken, name_of, take_any
 from grokkit.recording.attempt import looked_through, this_attempt
 from grokkit.recording.budget import Bill
 from grokkit.recording.signal import LocalComplexitySignal, Signal

@@ -9,7 +9,7 @@ from grokkit import attributions, data, measures, models, policies
 from grokkit.config.run_config import Part, RunConfig
 from grokkit.measures import Measure
 from grokkit.measures.loss import loss_function
-from grokkit.measures.take import AttributionPlan
+from grokkit.measures.runner import AttributionPlan
 from grokkit.optim.build import optimizer_class
 from grokkit.stored_code import Wanted
 

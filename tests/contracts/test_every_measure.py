@@ -12,7 +12,7 @@ from grokkit.data import load
 from grokkit.data.probes import probe_sets
 from grokkit.measures import Context, Measure
 from grokkit.measures.base import settings_of
-from grokkit.measures.take import measure_id
+from grokkit.measures.runner import measure_id
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.names import TABLE_COLUMNS
 

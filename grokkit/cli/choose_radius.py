@@ -16,7 +16,7 @@ from grokkit.errors import UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from grokkit.analysis.calibration import Verdict
+    from grokkit.analysis.radius_choice import Verdict
     from grokkit.trajectory import Run
 
 
@@ -72,10 +72,10 @@ def calibrate(
 def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[str]:
     """The verdict and the files, from the readings stored at these steps."""
     from grokkit import figures
-    from grokkit.analysis.calibration import verdict
+    from grokkit.analysis.csv_text import write_csv
+    from grokkit.analysis.radius_choice import verdict
     from grokkit.analysis.tables import figure_data
-    from grokkit.analysis.text_cells import write_csv
-    from grokkit.measures.take import measure_id
+    from grokkit.measures.runner import measure_id
     from grokkit.names import FigureData
     from grokkit.recording.instruments import as_measure
 
@@ -102,7 +102,7 @@ def told(rows: pd.DataFrame, found: Verdict) -> str:
     """The verdict as a table of snapshots and one sentence or two."""
     import numpy as np
 
-    from grokkit.analysis.calibration import middle, over_kappa
+    from grokkit.analysis.radius_choice import middle, over_kappa
 
     vertex = rows[rows["measure"] == "calibration_vertex"]
     lines = []

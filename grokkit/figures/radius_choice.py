@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from grokkit.analysis.calibration import TOLERANCE, Verdict, middle, over_kappa, verdict
+from grokkit.analysis.radius_choice import TOLERANCE, Verdict, middle, over_kappa, verdict
 from grokkit.figures import register
 from grokkit.figures.curves import rows_of
 from grokkit.figures.theme import FULL, themed
