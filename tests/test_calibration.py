@@ -221,7 +221,7 @@ def run(tmp_path_factory) -> gk.open_run:
 
 
 def test_calibrate_prints_a_verdict_and_draws_from_what_it_stored(run, tmp_path: Path, capsys) -> None:
-    words = ["calibrate", str(run.path), "--directions", "2", "4", "--points", "8", "--snapshots", "2"]
+    words = ["choose-radius", str(run.path), "--directions", "2", "4", "--points", "8", "--snapshots", "2"]
     words += ["--radius", "0.1", "0.5", "2"]
     words += ["--device", "cpu", "--out", str(tmp_path / "a")]
     assert main(words) == 0
@@ -249,9 +249,9 @@ def test_calibrate_prints_a_verdict_and_draws_from_what_it_stored(run, tmp_path:
     ],
 )  # fmt: skip
 def test_calibrate_answers_a_mistake_with_a_sentence(run, capsys, words, sentence) -> None:
-    assert main(["calibrate", str(run.path), *words, "--device", "cpu"]) == 2
+    assert main(["choose-radius", str(run.path), *words, "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert said.strip().startswith("grokkit calibrate: ") and sentence in said
+    assert said.strip().startswith("grokkit choose-radius: ") and sentence in said
 
 
 def test_a_net_without_any_crossing_is_said_to_tell_nothing() -> None:

@@ -253,7 +253,7 @@ VERBS = {
     "lc RUN --radius 0.05 --directions 2 --points 4": "no model is called 'study_model'",
     "attack RUN --steps 1 --points 4": "no model is called 'study_model'",
     "attribute RUN --method saliency --images 2": "no model is called 'study_model'",
-    "calibrate RUN --points 4 --snapshots 1 --radius 0.01 0.1 --directions 2 4": "no model is called 'study_model'",
+    "choose-radius RUN --points 4 --snapshots 1 --radius 0.01 0.1 --directions 2 4": "no model is called 'study_model'",
     "figure study_figure RUN": "no figure is called 'study_figure'",
 }
 

@@ -28,7 +28,7 @@ VERBS = {
     "watch": "follow a run in the terminal",
     "serve": "follow runs in a browser: a local page, also through ssh",
     "lc": "measure local complexity at the stored snapshots",
-    "calibrate": "say which radius and how many directions to measure it with",
+    "choose-radius": "say which radius and how many directions to measure it with",
     "attack": "attack the stored snapshots by projected gradient descent",
     "attribute": "explain the stored snapshots: which pixels speak for the true class",
     "figure": "draw a figure from stored tables",

@@ -1,4 +1,4 @@
-"""`grokkit calibrate RUN`."""
+"""`grokkit choose-radius RUN`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 def main(words: list[str]) -> None:
-    """Read the words and calibrate."""
-    parse("calibrate", calibrate, words)
+    """Parse arguments and choose a radius."""
+    parse("choose-radius", choose_radius, words)
 
 
-def calibrate(
+def choose_radius(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
     radius: tuple[float, ...] = (),
     directions: tuple[int, ...] = (5, 10, 20, 40),
@@ -42,9 +42,9 @@ def calibrate(
     first-order count agrees with the vertex count, and how much of its growth with P is the known kappa(P, D).
 
     Try:
-        grokkit calibrate RUN
-        grokkit calibrate RUN --points 512 --snapshots 8
-        grokkit calibrate RUN --radius 0.005 0.01 0.02 0.05 0.1 0.2 0.5 --directions 10 20 40
+        grokkit choose-radius RUN
+        grokkit choose-radius RUN --points 512 --snapshots 8
+        grokkit choose-radius RUN --radius 0.005 0.01 0.02 0.05 0.1 0.2 0.5 --directions 10 20 40
 
     Args:
         run: the run's folder.

@@ -22,7 +22,7 @@ from grokkit.names import FigureData
 COMMANDS = {
     "local_complexity": "`grokkit lc RUN`",
     "local_complexity_ratio": "`grokkit lc RUN`, where the run has random points",
-    "calibration": "`grokkit calibrate RUN`",
+    "calibration": "`grokkit choose-radius RUN`",
     "robust_accuracy": "`grokkit attack RUN`",
     "range_test_loss": "`grokkit lr-find EXPERIMENT`",
     "learning_rate": "`grokkit train EXPERIMENT`, which logs it",
