@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Row, Settings, medians
-from grokkit.live.study import Study
+from grokkit.live.run_browser import Study
 from grokkit.trajectory import run
 from grokkit.trajectory.log import Log
 

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from bench.harness import Ratio, Row, Settings, compared, costs
-from grokkit.trajectory import sealed, series, snapshot, store
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import snapshot, store
+from grokkit.trajectory import tensor_series as series
 from grokkit.trajectory.writer import Writer
 
 State = dict[str, Tensor]

@@ -2,7 +2,7 @@
 
 import sys
 
-from grokkit.sweep.attempt import end_with_parent
+from grokkit.sweep.child_process import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

@@ -23,7 +23,7 @@ from grokkit.recording.instruments import as_list, as_measures, as_plans
 from grokkit.recording.record import record
 from grokkit.stored_code import import_unknown
 from grokkit.training.build import build_model, config_of, macs_of, placed
-from grokkit.training.lookup import names_asked, names_to_replay
+from grokkit.training.required_names import names_asked, names_to_replay
 from grokkit.trajectory import Run, as_path, manifest, open_run
 from grokkit.trajectory.lock import RunLock
 

@@ -14,7 +14,8 @@ import pytest
 
 import grokkit as gk
 from grokkit.errors import DamagedError, GrokkitError, TrajectoryError, UsageError
-from grokkit.trajectory import Run, documents, log, manifest, resume, sealed, snapshot, store, verify
+from grokkit.trajectory import Run, documents, log, manifest, resume, snapshot, store, verify
+from grokkit.trajectory import checksummed as sealed
 from tests.test_manifest import as_killed, net, opened, recorded, records
 
 

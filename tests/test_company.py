@@ -10,8 +10,8 @@ import grokkit as gk
 from grokkit.callbacks.base import Guarded, Lines, Live, Silent, guarded
 from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
-from grokkit.training import pace
-from grokkit.training.pace import Pace
+from grokkit.training import slowdown as pace
+from grokkit.training.slowdown import Pace
 from tests.runs import SMALL, PressesCtrlC, contents
 
 BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})

@@ -18,7 +18,8 @@ from torch import nn
 import grokkit as gk
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
 from grokkit.recording.recorder import Recorder
-from grokkit.trajectory import Run, hdf5, resume, sealed, snapshot, store
+from grokkit.trajectory import Run, hdf5, resume, snapshot, store
+from grokkit.trajectory import checksummed as sealed
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import hdf5, sealed
-from grokkit.trajectory.sealed import FORMAT, VERSION
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import hdf5
+from grokkit.trajectory.checksummed import FORMAT, VERSION
 
 KIND = "reading"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from grokkit.cli import main
+from grokkit.live.run_browser import Study
 from grokkit.live.server import Server
-from grokkit.live.study import Study
 from grokkit.training.loop import train
 from grokkit.trajectory import open_run
 from grokkit.trajectory.lock import RunLock

@@ -8,10 +8,10 @@ import zlib
 import numpy as np
 import pytest
 
-from grokkit.live import study as study_module
+from grokkit.live import run_browser as study_module
 from grokkit.live.follow import Follower
 from grokkit.live.panels import of_metric, of_reading
-from grokkit.live.study import Study, as_json
+from grokkit.live.run_browser import Study, as_json
 from grokkit.names import Reading
 from grokkit.trajectory import log as log_room
 from grokkit.trajectory import open_run

@@ -22,8 +22,8 @@ from grokkit.errors import UsageError
 from grokkit.live import server as server_module
 from grokkit.live.maps import DIVERGING, coloured, photographs, png
 from grokkit.live.page import STATIC, static
+from grokkit.live.run_browser import Study
 from grokkit.live.server import Server
-from grokkit.live.study import Study
 from tests import live_runs
 
 MAPS = np.array([[[[1.0, -1.0, 0.0]] * 3], [[[0.5, 0.5, -0.5]] * 3]])

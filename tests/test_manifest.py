@@ -14,7 +14,8 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import Run, hdf5, log, resume, sealed, snapshot, store
+from grokkit.trajectory import Run, hdf5, log, resume, snapshot, store
+from grokkit.trajectory import checksummed as sealed
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging

@@ -24,7 +24,7 @@ from grokkit.errors import GrokkitError, TrajectoryError
 from grokkit.escape import escape_controls
 from grokkit.live import page, terminal
 from grokkit.live.follow import Follower
-from grokkit.live.study import Study
+from grokkit.live.run_browser import Study
 from grokkit.trajectory import diary, documents
 from grokkit.trajectory.run import write_status
 from tests import live_runs

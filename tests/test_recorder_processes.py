@@ -17,7 +17,8 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import GrokkitError, Interrupted, TrajectoryError, UsageError
-from grokkit.trajectory import Run, find_runs, sealed
+from grokkit.trajectory import Run, find_runs
+from grokkit.trajectory import checksummed as sealed
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock, is_held
 from tests.runs import SMALL

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import resume, sealed
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import resume
 from grokkit.trajectory.snapshot import Staging
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import sealed
+from grokkit.trajectory import checksummed as sealed
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

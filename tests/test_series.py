@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.trajectory import open_run, run, series, snapshot, store
+from grokkit.trajectory import open_run, run, snapshot, store
+from grokkit.trajectory import tensor_series as series
 
 STEPS = (0, 7, 40, 1000)
 

@@ -22,7 +22,7 @@ from grokkit.sweep.cluster import connected
 from grokkit.sweep.local import Local, visible_gpus
 from grokkit.sweep.plan import check, read_plan
 from grokkit.sweep.queue import FRUITLESS, Launcher, Queue
-from grokkit.sweep.standing import Place, last_words, standings
+from grokkit.sweep.run_status import Place, last_words, standings
 from tests.runs import SMALL, contents
 
 STUDY = '''"""Two small arms."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import grokkit as gk
-from grokkit.sweep.attempt import PARENT, is_written, written
+from grokkit.sweep.child_process import PARENT, is_written, written
 from grokkit.sweep.local import Local
 from grokkit.sweep.plan import read_plan
-from grokkit.sweep.standing import Place, standings
+from grokkit.sweep.run_status import Place, standings
 from tests.runs import contents
 from tests.test_sweep import (  # noqa: F401  (fixtures)
     Acted,
@@ -51,7 +51,7 @@ def is_alive(process: int) -> bool:
 
 CHILD = """
 import time
-from grokkit.sweep.attempt import end_with_parent
+from grokkit.sweep.child_process import end_with_parent
 end_with_parent()
 print("here", flush=True)
 time.sleep(60)
@@ -76,7 +76,7 @@ def test_a_process_ends_with_the_one_that_it_is_told_to_end_with() -> None:
 def test_a_process_whose_parent_is_gone_already_does_not_begin() -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], env=os.environ | {PARENT: "1"}, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
-    code = "from grokkit.sweep.attempt import end_with_parent; end_with_parent(); print('here')"
+    code = "from grokkit.sweep.child_process import end_with_parent; end_with_parent(); print('here')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "here\n"
 
 

@@ -20,16 +20,16 @@ from grokkit import figures, measures, models, policies, stored_code, trust
 from grokkit.cli import main
 from grokkit.config.run_config import RunConfig, part
 from grokkit.errors import Interrupted, UnknownNameError, UntrustedCodeError, UsageError
+from grokkit.live.run_browser import Study
 from grokkit.live.server import Server
-from grokkit.live.study import Study
 from grokkit.live.terminal import watch_run
 from grokkit.optim import build
 from grokkit.registry import STUDY_PREFIX, run_file
 from grokkit.sweep.cluster import Cluster
 from grokkit.sweep.local import Local
 from grokkit.sweep.plan import read_plan
-from grokkit.sweep.standing import Place, accepted
-from grokkit.training.lookup import names_to_train
+from grokkit.sweep.run_status import Place, accepted
+from grokkit.training.required_names import names_to_train
 from grokkit.trajectory import open_run
 from tests import live_runs
 from tests.runs import PressesCtrlC

@@ -17,7 +17,8 @@ from torch import nn
 import grokkit as gk
 from grokkit.callbacks.base import Silent
 from grokkit.errors import GrokkitError, Interrupted, MisplacedError, TrajectoryError
-from grokkit.trajectory import Run, changes, manifest, store
+from grokkit.trajectory import Run, manifest, store
+from grokkit.trajectory import modifications as changes
 from grokkit.trajectory.recover import recover
 from tests.runs import SMALL, PressesCtrlC
 

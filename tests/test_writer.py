@@ -16,7 +16,8 @@ from grokkit.recording import recorder
 from grokkit.recording.state import full_state, load_state, random_state
 from grokkit.seeding import preserved_rng
 from grokkit.training import loop
-from grokkit.trajectory import resume, sealed, snapshot, store
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import resume, snapshot, store
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock, is_held
 from grokkit.trajectory.log import Log

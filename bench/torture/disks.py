@@ -14,7 +14,8 @@ import torch
 from bench.torture import workload
 from bench.torture.workload import same
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import Run, resume, sealed, store
+from grokkit.trajectory import Run, resume, store
+from grokkit.trajectory import checksummed as sealed
 
 DISK = 3 << 20
 """Bytes of the small disk."""

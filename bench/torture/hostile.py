@@ -27,7 +27,8 @@ from bench.torture.hostile_layouts import write_layout
 from bench.torture.hostile_structures import SECRET, write_structure
 from bench.torture.kills import forked
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import Run, sealed
+from grokkit.trajectory import Run
+from grokkit.trajectory import checksummed as sealed
 
 MEMORY = 64 << 20
 """Bytes that a reader may take beyond those of the file."""

@@ -10,7 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from grokkit.trajectory import hdf5, sealed
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import hdf5
 
 SUPERBLOCK = 48
 """Bytes of one of version 2 or 3; the last four are its checksum."""

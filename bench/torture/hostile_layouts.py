@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from grokkit.trajectory import sealed, snapshot
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import snapshot
 
 NUMBERS = (-1, 0, 1, 3, 64, 2**31, 2**62, 2**63, 2**64, 10**30, 0.0, 1.5, True, False, None, "0", [], {}, [0])
 SHAPES: tuple[Any, ...] = (

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from bench.torture.kills import forked
-from grokkit.trajectory import sealed
+from grokkit.trajectory import checksummed as sealed
 
 SECRET = b"of another file " * 64
 """The content of a file beside, which no reader may give."""

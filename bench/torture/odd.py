@@ -19,7 +19,7 @@ import grokkit as gk
 from bench.torture import oddities, samples
 from grokkit.cli import main
 from grokkit.errors import GrokkitError, TrajectoryError
-from grokkit.live.study import Study
+from grokkit.live.run_browser import Study
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import Run, run, store
 from grokkit.trajectory.log import Log

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from grokkit.config.overrides import dotted
-from grokkit.trajectory import Run, documents, log, sealed, store
+from grokkit.trajectory import Run, documents, log, store
+from grokkit.trajectory import checksummed as sealed
 from grokkit.trust import read_regular
 
 SOURCE_LINES = 60

@@ -18,8 +18,8 @@ from grokkit.analysis.csv_text import csv_bytes
 from grokkit.analysis.tables import read_each, table
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
+from grokkit.trajectory.checksummed import publish
 from grokkit.trajectory.lock import being_filled
-from grokkit.trajectory.sealed import publish
 
 
 def csv(runs: Sequence[Run], out: Path) -> None:

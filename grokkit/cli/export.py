@@ -73,7 +73,7 @@ def write(form: str, runs: list[Run], out: Path) -> None:
     formats.refuse_existing(out)
     if form == "html":
         from grokkit.live.page import one_file
-        from grokkit.live.study import Study
+        from grokkit.live.run_browser import Study
 
         formats.write_new(out, one_file(Study([run.path for run in runs])).encode())
     else:

@@ -34,8 +34,8 @@ def serve(
         runs: folders of runs, or folders that hold runs; they may appear later.
         port: to listen on; by default the first free one from 8642 on.
     """
+    from grokkit.live.run_browser import Study
     from grokkit.live.server import Server
-    from grokkit.live.study import Study
 
     server = Server(Study(runs), port)
     for path in runs:

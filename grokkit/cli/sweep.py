@@ -18,7 +18,7 @@ from grokkit.errors import GrokkitError, Interrupted, UsageError
 if TYPE_CHECKING:
     from grokkit.sweep.plan import Plan, Planned
     from grokkit.sweep.queue import Launcher
-    from grokkit.sweep.standing import Place, Standing
+    from grokkit.sweep.run_status import Place, Standing
 
 
 def main(words: list[str]) -> None:
@@ -65,7 +65,7 @@ def sweep(
     """
     from grokkit.sweep.plan import check, read_plan
     from grokkit.sweep.queue import Queue
-    from grokkit.sweep.standing import Place, accepted, standings
+    from grokkit.sweep.run_status import Place, accepted, standings
 
     plan = read_plan(file)
     place = Place(runs, plan.name)

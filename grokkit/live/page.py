@@ -12,7 +12,7 @@ import numpy as np
 from grokkit.errors import TrajectoryError
 from grokkit.live.follow import Follower
 from grokkit.live.maps import photographs, png, side_by_side
-from grokkit.live.study import Study
+from grokkit.live.run_browser import Study
 
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 STATIC = ("uPlot.min.css", "page.css", "uPlot.iife.min.js", "charts.js", "maps.js", "page.js")

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.escape import escape_controls
 from grokkit.live.page import STATIC, TYPES, picture, static
-from grokkit.live.study import Study
+from grokkit.live.run_browser import Study
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")

@@ -18,7 +18,8 @@ from grokkit.errors import DamagedError, GrokkitError, MisplacedError, NumericsE
 from grokkit.measures import registry
 from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import manifest, sealed, store
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import manifest, store
 from grokkit.trajectory.recover import set_aside
 
 

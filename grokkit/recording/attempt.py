@@ -13,7 +13,8 @@ from torch import nn
 from grokkit.device.preserved_state import device_of
 from grokkit.device.select import described, environment
 from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
-from grokkit.trajectory import changes, manifest
+from grokkit.trajectory import manifest
+from grokkit.trajectory import modifications as changes
 from grokkit.trajectory.documents import read_config, read_environment
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest

@@ -11,7 +11,7 @@ from typing import Any
 
 from grokkit.errors import DeviceRefusedError, UsageError
 from grokkit.sweep.local import inherited
-from grokkit.sweep.standing import MARK
+from grokkit.sweep.run_status import MARK
 from grokkit.trust import environment_with
 
 WHERE = "Ray, as soon as it has room"
@@ -99,7 +99,7 @@ def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
         before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
         try:
             with open(log, "ab") as output:
-                with suppress(OSError):  # held while the process goes on: see grokkit.sweep.attempt
+                with suppress(OSError):  # held while the process goes on: see grokkit.sweep.child_process
                     fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or "no"
                 output.write(f"{mark}on {socket.gethostname()}, {gpus} GPU\n".encode())

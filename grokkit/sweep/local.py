@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grokkit.errors import UsageError
-from grokkit.sweep.attempt import written
+from grokkit.sweep.child_process import written
 from grokkit.trust import environment_with
 
 

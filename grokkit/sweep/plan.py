@@ -91,11 +91,11 @@ def read_plan(path: Path) -> Plan:
 def check(plan: Plan) -> None:
     """Look up every name and option of every run before the first one starts.
 
-    Raises: as `grokkit.training.check.check_options`.
+    Raises: as `grokkit.training.validate.check_options`.
 
     Cost: the import of torch, and of Captum where there are attributions: some seconds.
     """
-    from grokkit.training.check import check_options
+    from grokkit.training.validate import check_options
 
     for run in plan.runs:
         check_options(run.config)

@@ -15,7 +15,7 @@ from typing import Protocol
 from grokkit.errors import Interrupted
 from grokkit.interrupt import StopRequest
 from grokkit.sweep.plan import Plan, Planned
-from grokkit.sweep.standing import MARK, UNFINISHED, Place, Standing, is_preempted, last_words, with_skips
+from grokkit.sweep.run_status import MARK, UNFINISHED, Place, Standing, is_preempted, last_words, with_skips
 from grokkit.trajectory.lock import RunLock
 
 FRUITLESS = 3

@@ -26,8 +26,8 @@ from grokkit.seeding import seeded
 from grokkit.stored_code import import_unknown
 from grokkit.training.build import config_of, macs_of
 from grokkit.training.evaluation import evaluated
-from grokkit.training.lookup import names_to_train
 from grokkit.training.ranks import team_of
+from grokkit.training.required_names import names_to_train
 from grokkit.training.trainer import Job, Recording, build, machine_of, open_recorder
 from grokkit.trajectory import Run, as_path, open_run
 

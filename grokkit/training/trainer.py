@@ -37,8 +37,8 @@ from grokkit.training.build import (
 )
 from grokkit.training.evaluation import Split
 from grokkit.training.meter import Meter
-from grokkit.training.pace import Pace
 from grokkit.training.ranks import Absent, Team
+from grokkit.training.slowdown import Pace
 from grokkit.training.step import TrainStep
 from grokkit.trust import remember
 

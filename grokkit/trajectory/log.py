@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from grokkit.errors import TrajectoryError
+from grokkit.trajectory.checksummed import as_json
 from grokkit.trajectory.documents import Check, as_record, read_bytes, refuse_irregular
-from grokkit.trajectory.sealed import as_json
 
 MAX_BYTES = 4 * 2**30
 """The most of a log that is read at once."""

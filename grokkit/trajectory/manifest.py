@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import hdf5, log, sealed, store
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import hdf5, log, store
 from grokkit.trajectory.documents import (
     STATES,
     as_record,

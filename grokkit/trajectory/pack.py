@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.trajectory.sealed import sync_folder
+from grokkit.trajectory.checksummed import sync_folder
 from grokkit.trajectory.snapshot import CARRIED_AS
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import changes, manifest, sealed, store
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import manifest, store
+from grokkit.trajectory import modifications as changes
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.resume import SLOTS

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import DamagedError, MisplacedError
-from grokkit.trajectory import manifest, sealed, snapshot
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import manifest, snapshot
 
 SLOTS = ("0.h5", "1.h5")
 

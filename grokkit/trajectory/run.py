@@ -18,8 +18,8 @@ import numpy as np
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import documents, log, manifest, store, verify
+from grokkit.trajectory.checksummed import make_folder, publish, sync_folder
 from grokkit.trajectory.lock import RunLock, is_held
-from grokkit.trajectory.sealed import make_folder, publish, sync_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,7 +228,7 @@ class Run:
         Raises:
             TrajectoryError: no snapshot, a damaged file, an unknown name, or one that changes its shape.
         """
-        from grokkit.trajectory import series
+        from grokkit.trajectory import tensor_series as series
 
         place = self.path / "snapshots"  # of its own steps none is looked for again
         files = [place / store.file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]

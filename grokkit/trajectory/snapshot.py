@@ -24,7 +24,8 @@ from torch import Tensor
 
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
 from grokkit.registry import nearest
-from grokkit.trajectory import hdf5, sealed
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import hdf5
 from grokkit.trajectory.hdf5 import Opened
 
 CARRIED_AS = {torch.bfloat16: torch.int16} | dict.fromkeys(

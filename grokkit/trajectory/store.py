@@ -14,7 +14,7 @@ import numpy as np
 
 from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import sealed
+from grokkit.trajectory import checksummed as sealed
 
 _IDENTITY = re.compile(r"[^.].*-[0-9a-f]+|\w+", re.DOTALL)
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import changes, log, manifest, sealed, store
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import log, manifest, store
+from grokkit.trajectory import modifications as changes
 from grokkit.trajectory.documents import read_bytes
 from grokkit.trajectory.manifest import Manifest
 

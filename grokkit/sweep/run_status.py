@@ -13,10 +13,10 @@ from pathlib import Path
 from grokkit.errors import GrokkitError, Interrupted
 from grokkit.interrupt import EXIT_AT_ONCE
 from grokkit.stored_code import FILE
-from grokkit.sweep.attempt import is_written
+from grokkit.sweep.child_process import is_written
 from grokkit.sweep.plan import Plan, Planned
 from grokkit.trajectory import Run, as_path
-from grokkit.trajectory.sealed import publish
+from grokkit.trajectory.checksummed import publish
 from grokkit.trust import digest_of, is_trusted, read_regular
 
 MARK = "== "

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DamagedError, TrajectoryError
-from grokkit.trajectory import manifest, sealed
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import manifest
 from grokkit.trajectory.manifest import Manifest, Record
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.trajectory import hdf5, sealed, snapshot
+from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import hdf5, snapshot
 
 
 class _Place(NamedTuple):
