@@ -30,8 +30,7 @@ from grokkit import data, models
 from grokkit.config.run_config import RunConfig, part
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training import loop
-from grokkit.training import trainer as job
+from grokkit.training import loop, trainer
 from grokkit.training.build import build_model
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Epoch, Recipe
@@ -114,7 +113,7 @@ def started_from(net: nn.Module | None) -> Iterator[None]:
             model.net.load_state_dict(net.state_dict())
         return model
 
-    with patch.object(job, "build_model", built):
+    with patch.object(trainer, "build_model", built):
         yield
 
 

@@ -21,9 +21,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import Ratio, Row, Settings, compared, costs
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import snapshot, store
-from grokkit.trajectory import tensor_series as series
+from grokkit.trajectory import checksummed, snapshot, store, tensor_series
 from grokkit.trajectory.writer import Writer
 
 State = dict[str, Tensor]
@@ -54,14 +52,16 @@ def _written(size: str, goals: Mapping[str, float], settings: Settings, root: Pa
     staging = snapshot.Staging()
     packed = staging.hold(state)
     arrays, attributes = packed.sealed()
-    note = sealed.padded(sealed.as_json({"step": 0}))
-    digest = sealed.digest_of("snapshot", note, arrays)
+    note = checksummed.padded(checksummed.as_json({"step": 0}))
+    digest = checksummed.digest_of("snapshot", note, arrays)
     with folder(root) as place:
 
         def ours() -> None:
             """The hashes are computed in the thread that writes; without them a file is compared with the others'."""
             staging.hold(state)
-            sealed.write(fresh(place, numbers), "snapshot", arrays, {"step": 0}, attributes=attributes, digest=digest)
+            checksummed.write(
+                fresh(place, numbers), "snapshot", arrays, {"step": 0}, attributes=attributes, digest=digest
+            )
 
         def hashed() -> None:
             snapshot.write_packed(fresh(place, numbers), 0, staging.hold(state))
@@ -140,9 +140,11 @@ def _through(
             )
 
         contenders: dict[str, Callable[[], object]] = {
-            f"{title}: {OURS}": lambda: series.read(files, name, verify=False),
-            f"{title}: {OURS}, into memory that is used again": lambda: series.read(files, name, out=out, verify=False),
-            f"{title}: {OURS}, verified": lambda: series.read(files, name),
+            f"{title}: {OURS}": lambda: tensor_series.read(files, name, verify=False),
+            f"{title}: {OURS}, into memory that is used again": lambda: tensor_series.read(
+                files, name, out=out, verify=False
+            ),
+            f"{title}: {OURS}, verified": lambda: tensor_series.read(files, name),
             f"{title}: {ST}": by_safetensors,
             f"{title}: {PT}": by_torch,
         }
@@ -214,7 +216,7 @@ def durable(save: Callable[[Path], None], place: Path, numbers: Iterator[int]) -
     os.fsync(handle)
     os.close(handle)
     draft.rename(path)
-    sealed.sync_folder(place)
+    checksummed.sync_folder(place)
 
 
 def fresh(place: Path, numbers: Iterator[int]) -> Path:

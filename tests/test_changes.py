@@ -14,8 +14,7 @@ import pytest
 
 import grokkit as gk
 from grokkit.errors import DamagedError, GrokkitError, TrajectoryError, UsageError
-from grokkit.trajectory import Run, documents, log, manifest, resume, snapshot, store, verify
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed, documents, log, manifest, resume, snapshot, store, verify
 from tests.test_manifest import as_killed, net, opened, recorded, records
 
 
@@ -149,12 +148,12 @@ def test_a_snapshot_of_which_last_bits_differ_stays_whoever_listed_it(run, lines
         status = json.loads((run.path / "status.json").read_text())
         del status["manifest"]
         (run.path / "status.json").write_text(json.dumps(status))
-    digest = sealed.read_digest(snapshot_of(run, 4))
+    digest = checksummed.read_digest(snapshot_of(run, 4))
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
         recorder._context.model[1].weight.data += 1e-6
         recorder.step(4)
-    assert sealed.read_digest(snapshot_of(run, 4)) == digest and run.verify() == []
+    assert checksummed.read_digest(snapshot_of(run, 4)) == digest and run.verify() == []
     assert [event["kind"] for event in run.events if event["kind"] in ("differs", "quarantined")] == ["differs"]
 
 
@@ -448,7 +447,7 @@ def test_files_of_names_that_no_writer_gives_are_a_persons_own(run, name):
 
 @pytest.mark.parametrize("step", [0, 7, 999999999999, 10**12, 2**63 - 1])
 def test_every_name_that_a_writer_gives_is_its_own(step):
-    assert sealed.step_of(store.file_name(step)) == step
+    assert checksummed.step_of(store.file_name(step)) == step
 
 
 @pytest.mark.parametrize("name", ["._train.h5", "mine.h5", "train.h5.bak"])
@@ -507,7 +506,9 @@ def test_an_older_state_that_was_put_back_is_told(run):
         for step in (4, 5, 6):
             recorder.step(step)
             recorder.save(step)
-    name = next(name for name in ("0.h5", "1.h5") if sealed.read(run.path / "resume" / name, "resume")[1]["save"] == 6)
+    name = next(
+        name for name in ("0.h5", "1.h5") if checksummed.read(run.path / "resume" / name, "resume")[1]["save"] == 6
+    )
     (run.path / "resume" / name).write_bytes(old)
     assert run.verify() == [
         f"{run.path / 'resume' / name} is whole, and not the file that this run has written under its name"
@@ -517,13 +518,13 @@ def test_an_older_state_that_was_put_back_is_told(run):
 def test_a_state_beyond_its_line_is_listed_with_what_it_holds(run):
     as_killed(run)
     lines = (run.path / "MANIFEST").read_bytes().splitlines(keepends=True)
-    newest = sealed.read(run.path / "resume" / "0.h5", "resume")[1]
+    newest = checksummed.read(run.path / "resume" / "0.h5", "resume")[1]
     kept = b"".join(line for line in lines if b'"save":3' not in line)
     (run.path / "MANIFEST").write_bytes(kept)
     as_killed(run)
     assert run.verify() == [] and resumed(run) == []
     record = manifest.read(run.path).files["resume/0.h5"]
-    assert (record["save"], record["digest"]) == (newest["save"], sealed.read_digest(run.path / "resume" / "0.h5"))
+    assert (record["save"], record["digest"]) == (newest["save"], checksummed.read_digest(run.path / "resume" / "0.h5"))
 
 
 def test_a_run_that_is_written_cannot_be_replayed(run):
@@ -570,7 +571,7 @@ def test_nothing_is_written_over_a_run_that_was_taken_over(run, monkeypatch, wri
 
 @pytest.mark.parametrize("write", ["a save", "a snapshot"])
 def test_a_run_that_is_taken_over_amid_a_write_gets_nothing_of_it(run, monkeypatch, write):
-    recorder, write_durably = opened(run.path, resume=True), sealed._write_durably
+    recorder, write_durably = opened(run.path, resume=True), checksummed._write_durably
     recorder.restore()
     recorder._writer.wait()
     before = sorted(run.path.rglob("*.h5")), (run.path / "resume" / "1.h5").read_bytes()
@@ -579,7 +580,7 @@ def test_a_run_that_is_taken_over_amid_a_write_gets_nothing_of_it(run, monkeypat
         (run.path / "LOCK").write_text(json.dumps({"token": "another", "pid": 1, "host": "elsewhere"}))
         write_durably(path, *rest)
 
-    monkeypatch.setattr(sealed, "_write_durably", taken_over)
+    monkeypatch.setattr(checksummed, "_write_durably", taken_over)
     with pytest.raises(TrajectoryError, match="process 1 on elsewhere"):
         if write == "a save":
             recorder.save(3)
@@ -595,27 +596,27 @@ def test_the_first_file_of_a_form_is_read_back_before_it_has_its_name(tmp_path, 
     """A layout in which two arrays have each other's places is noticed before anyone relies on it."""
     form = {"of_this_test": np.arange(7, dtype=np.int16), "of_this_one": np.ones(7, np.int16)}
     skeleton, other = (
-        sealed._skeleton,
+        checksummed._skeleton,
         {"data/of_this_test": "data/of_this_one", "data/of_this_one": "data/of_this_test"},
     )
-    monkeypatch.setattr(sealed, "_skeleton", lambda *key: tuple(other.get(each, each) for each in skeleton(*key)))
+    monkeypatch.setattr(checksummed, "_skeleton", lambda *key: tuple(other.get(each, each) for each in skeleton(*key)))
     with pytest.raises(TrajectoryError, match="what was written does not read back"):
-        sealed.write(tmp_path / "f.h5", "reading", form, {})
+        checksummed.write(tmp_path / "f.h5", "reading", form, {})
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    sealed.write(tmp_path / "f.h5", "reading", form, {})
-    assert sealed.is_whole(tmp_path / "f.h5", "reading")
+    checksummed.write(tmp_path / "f.h5", "reading", form, {})
+    assert checksummed.is_whole(tmp_path / "f.h5", "reading")
 
 
 @pytest.mark.parametrize("depth", [200, *range(420, 500, 4), 2000, 100_000])
 def test_a_state_that_is_nested_too_deep_is_damage(run, monkeypatch, depth):
     tree = '{"$":"list","items":[' * depth + "1" + "]}" * depth
     note = f'{{"save":9,"step":3,"run":"{manifest.run_id(run.path)}","tree":{tree}}}'.encode()
-    arrays, _ = sealed.read(run.path / "resume" / "0.h5", "resume")
-    monkeypatch.setattr(sealed, "as_json", lambda value: value)
-    monkeypatch.setattr(sealed, "is_whole", lambda *_: True)  # no writer of ours would read such a one back
+    arrays, _ = checksummed.read(run.path / "resume" / "0.h5", "resume")
+    monkeypatch.setattr(checksummed, "as_json", lambda value: value)
+    monkeypatch.setattr(checksummed, "is_whole", lambda *_: True)  # no writer of ours would read such a one back
     text = {"layout": snapshot.hash_of(arrays["layout"].tobytes())}
-    sealed.write(run.path / "resume" / "0.h5", "resume", arrays, note, attributes=text, replace=True)
+    checksummed.write(run.path / "resume" / "0.h5", "resume", arrays, note, attributes=text, replace=True)
     monkeypatch.undo()
     try:
         step, state = resume.Slots(run.path / "resume").load()
@@ -680,8 +681,8 @@ def test_a_name_that_cannot_be_one_of_a_folder_is_not_registered(name):
 def test_every_listed_file_is_verified_whatever_its_folder_is_called(run):
     folder = run.path / "measures" / "a folder.of an odd name"
     (identity,) = run.measures()
-    arrays, note = sealed.read(run.path / "measures" / identity / store.file_name(1), "reading")
-    digest = sealed.write(folder / store.file_name(1), "reading", arrays, {**note, "identity": folder.name})
+    arrays, note = checksummed.read(run.path / "measures" / identity / store.file_name(1), "reading")
+    digest = checksummed.write(folder / store.file_name(1), "reading", arrays, {**note, "identity": folder.name})
     manifest.add(run.path, folder / store.file_name(1), "reading", 1, digest)
     assert run.verify() == []
     raw = bytearray((folder / store.file_name(1)).read_bytes())

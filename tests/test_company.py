@@ -10,7 +10,7 @@ import grokkit as gk
 from grokkit.callbacks.base import Guarded, Lines, Live, Silent, guarded
 from grokkit.config.run_config import part
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
-from grokkit.training import slowdown as pace
+from grokkit.training import slowdown
 from grokkit.training.slowdown import Pace
 from tests.runs import SMALL, PressesCtrlC, contents
 
@@ -135,13 +135,13 @@ def test_the_device_stands_in_every_line() -> None:
     assert "cpu  loss 0.5" in stream.getvalue()
 
 
-def told(*speeds: float, seconds: float = pace.SECONDS) -> list[str | None]:
+def told(*speeds: float, seconds: float = slowdown.SECONDS) -> list[str | None]:
     """What a run says that trains at these speeds, one stretch each."""
     watch, step, now = Pace(), 0, 100.0
     said = [watch.slow(step, now)]
     for speed in speeds:
-        now += max(seconds, pace.STEPS / speed)
-        step += max(pace.STEPS, round(speed * seconds))
+        now += max(seconds, slowdown.STEPS / speed)
+        step += max(slowdown.STEPS, round(speed * seconds))
         said.append(watch.slow(step, now))
     return said
 

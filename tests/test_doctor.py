@@ -15,8 +15,8 @@ def quick(monkeypatch) -> None:
 
 def test_a_machine_without_a_gpu_is_ready_for_the_cpu(monkeypatch, capsys) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for room in ("device", "preflight"):
-        monkeypatch.setattr(f"grokkit.training.{room}.physical_gpus", lambda: 0)
+    for module in ("select", "preflight"):
+        monkeypatch.setattr(f"grokkit.device.{module}.physical_gpus", lambda: 0)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     names = ("torch ", "device    cpu", "memory ", "precision float32", "disk ", "data ", "python ", "speed ")

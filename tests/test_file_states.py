@@ -18,8 +18,7 @@ from torch import nn
 import grokkit as gk
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
 from grokkit.recording.recorder import Recorder
-from grokkit.trajectory import Run, hdf5, resume, snapshot, store
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed, hdf5, resume, snapshot, store
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
 
@@ -236,11 +235,11 @@ def test_a_disk_that_refuses_a_single_call_is_not_taken_for_damage(run, monkeypa
 def test_a_process_that_met_a_failing_disk_ends_as_any_other(run):
     """HDF5 keeps what it reads from as long as the error is kept, and must not free it after the interpreter."""
     code = (
-        "import errno, os, sys; from pathlib import Path; from grokkit.trajectory import sealed\n"
+        "import errno, os, sys; from pathlib import Path; from grokkit.trajectory import checksummed\n"
         "from grokkit.errors import TrajectoryError\n"
         "def fails(*_): raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
         "os.preadv = fails\n"
-        "try:\n    sealed.read(Path(sys.argv[1]), 'snapshot')\n"
+        "try:\n    checksummed.read(Path(sys.argv[1]), 'snapshot')\n"
         "except TrajectoryError:\n    print('refused', flush=True)"
     )
     path = one_of_each(run)[0][0]
@@ -344,7 +343,7 @@ def hostile(path: Path, kind: str, change: Callable[[h5py.File], None], meta: by
     try:
         with h5py.File(path, "r+") as file:
             arrays = {name: np.asarray(file["data"][name][()]) for name in file["data"]}
-            digest = sealed.digest_of(kind, meta, arrays)
+            digest = checksummed.digest_of(kind, meta, arrays)
             file["digest"] = np.frombuffer(digest.encode(), np.uint8)
     except (OSError, MemoryError, TypeError, RuntimeError, KeyError, ValueError):
         with h5py.File(path, "r+") as file:
@@ -413,9 +412,9 @@ def test_no_file_reads_another_one_or_more_than_it_holds(tmp_path, how, kind):
     tracemalloc.start()
     try:
         with pytest.raises(DamagedError):
-            sealed.read(path, kind)
+            checksummed.read(path, kind)
         with pytest.raises(DamagedError):
-            snapshot.read(path, verify=False) if kind == "snapshot" else sealed.read(path, kind)
+            snapshot.read(path, verify=False) if kind == "snapshot" else checksummed.read(path, kind)
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
@@ -431,32 +430,32 @@ def test_a_note_or_a_digest_that_is_packed_or_not_there_is_not_unpacked(tmp_path
             file.create_dataset(name, shape=(3 << 30,), dtype="u1", **options)
             file["digest" if name == "meta" else "meta"] = np.zeros(64, np.uint8)
         with pytest.raises(DamagedError):
-            sealed.read(path, "reading")
-        assert sealed.read_digest(path) is None or name == "meta"
+            checksummed.read(path, "reading")
+        assert checksummed.read_digest(path) is None or name == "meta"
 
 
 def test_a_note_that_is_too_long_is_refused(tmp_path, monkeypatch):
     path = tmp_path / store.file_name(3)
-    sealed.write(path, "reading", {}, {"step": 3, "words": "x" * 5000})
-    assert sealed.read(path, "reading")[1]["step"] == 3
+    checksummed.write(path, "reading", {}, {"step": 3, "words": "x" * 5000})
+    assert checksummed.read(path, "reading")[1]["step"] == 3
     monkeypatch.setattr(hdf5, "LONGEST_NOTE", 4096)
     with pytest.raises(DamagedError, match="its note has"):
-        sealed.read(path, "reading")
+        checksummed.read(path, "reading")
 
 
 @pytest.mark.parametrize("meta", [b"[1]", b"null", b"{", b"[" * 100000, b'{"step": ' + b"9" * 9999 + b"}", b"\xff"])
 def test_a_note_that_is_no_table_is_damage(tmp_path, meta):
     path = tmp_path / store.file_name(3)
-    sealed.write(path, "reading", {}, {"step": 3})
+    checksummed.write(path, "reading", {}, {"step": 3})
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs["format"], file.attrs["kind"], file.attrs["version"] = b"grokkit", b"reading", 2
         file["meta"] = np.frombuffer(meta, np.uint8)
-        file["digest"] = np.frombuffer(sealed.digest_of("reading", meta, {}).encode(), np.uint8)
+        file["digest"] = np.frombuffer(checksummed.digest_of("reading", meta, {}).encode(), np.uint8)
     with h5py.File(path, "r+") as file:
         for name, value in (("format", "grokkit"), ("kind", "reading")):
             file.attrs[name] = np.bytes_(value)
     with pytest.raises(DamagedError):
-        sealed.read(path, "reading")
+        checksummed.read(path, "reading")
 
 
 GOOD = {"name": "w", "dtype": "float32", "array": "f4", "offset": 0, "shape": [2]}
@@ -486,11 +485,11 @@ def test_a_layout_is_believed_in_nothing(tmp_path, what, kind):
     """Digest, hash and checksums are right; what the layout says is not."""
     path = tmp_path / ("0.h5" if kind == "resume" else store.file_name(3))
     entry = GOOD | LAYOUTS[what]
-    text = sealed.as_json({key: [value] for key, value in entry.items()})
+    text = checksummed.as_json({key: [value] for key, value in entry.items()})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
     note = {"step": 3, "save": 1, "tree": {"$": "tensor", "key": "w"}}
-    sealed.write(path, kind, arrays, note, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, kind, arrays, note, attributes={"layout": snapshot.hash_of(text)})
     looks: list[Callable[[], object]] = [lambda: resume.Slots(tmp_path).load()]
     if kind == "snapshot":
         looks = [lambda: snapshot.read(path), lambda: snapshot.read(path, verify=False),
@@ -502,20 +501,20 @@ def test_a_layout_is_believed_in_nothing(tmp_path, what, kind):
 
 def test_two_tensors_of_one_name_are_damage(tmp_path):
     path = tmp_path / store.file_name(3)
-    text = sealed.as_json({key: [value, value] for key, value in GOOD.items()})
+    text = checksummed.as_json({key: [value, value] for key, value in GOOD.items()})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(2, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
-    sealed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
     with pytest.raises(DamagedError, match="two tensors of one name"):
         snapshot.read(path)
 
 
 def test_a_good_layout_of_that_form_is_read(tmp_path):
     path = tmp_path / store.file_name(3)
-    text = sealed.as_json({key: [value] for key, value in GOOD.items()})
+    text = checksummed.as_json({key: [value] for key, value in GOOD.items()})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
-    sealed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
     assert snapshot.read(path)["w"].tolist() == [0.0, 1.0]
 
 
@@ -525,9 +524,9 @@ def test_a_reading_that_no_measure_writes_is_damage(run, arrays, change):
     """Its digest is right, its content is none."""
     (measure,) = run.measures()
     path = run.path / "measures" / measure / store.file_name(2)
-    good, note = sealed.read(path, "reading")
+    good, note = checksummed.read(path, "reading")
     note = {name: value for name, value in (note | change).items() if value is not ...}
-    sealed.write(path, "reading", arrays, note, replace=True)
+    checksummed.write(path, "reading", arrays, note, replace=True)
     with pytest.raises(DamagedError, match="is damaged: it is no such file as grokkit writes"):
         run.reading(measure, 2)
     assert good
@@ -535,33 +534,33 @@ def test_a_reading_that_no_measure_writes_is_damage(run, arrays, change):
 
 def test_maps_and_probes_that_nobody_writes_are_damage(run):
     maps = run.path / "attributions" / "saliency-00000000"
-    sealed.write(maps / store.file_name(2), "attribution", {"values": np.ones(3)}, {"step": 2})
+    checksummed.write(maps / store.file_name(2), "attribution", {"values": np.ones(3)}, {"step": 2})
     with pytest.raises(DamagedError, match="no such file as grokkit writes"):
         run.attribution(maps.name, 2)
     path = run.path / "probes" / "test.h5"
-    arrays, note = sealed.read(path, "probes")
+    arrays, note = checksummed.read(path, "probes")
     for change in ({"images": np.ones(3)}, {"labels": np.ones(7)}, {"more": np.ones(3)}):
-        sealed.write(path, "probes", arrays | change, note, replace=True)
+        checksummed.write(path, "probes", arrays | change, note, replace=True)
         with pytest.raises(DamagedError, match="no such file as grokkit writes"):
             assert run.probes
 
 
 def test_attributes_of_any_length_are_not_read(tmp_path):
     path = tmp_path / store.file_name(3)
-    sealed.write(path, "reading", {}, {"step": 3})
+    checksummed.write(path, "reading", {}, {"step": 3})
     with h5py.File(path, "r+") as file:
         file.attrs["kind"] = "a text of variable length, which lies in a heap"
     with pytest.raises(TrajectoryError, match="is not a grokkit reading file"):
-        sealed.read(path, "reading")
+        checksummed.read(path, "reading")
 
 
 def test_a_state_in_a_tree_that_refers_to_nothing_is_an_error(tmp_path):
     slots = resume.Slots(tmp_path / "resume")
     slots.save(resume.hold(1, {"x": torch.ones(2)}, Staging()))
     path = tmp_path / "resume" / "0.h5"
-    arrays, note = sealed.read(path, "resume")
+    arrays, note = checksummed.read(path, "resume")
     for tree in ({"$": "tensor", "key": "7"}, {"$": "nonsense"}, {"no": 1}, {"$": "dict", "items": [[1]]}, 7):
-        sealed.write(path, "resume", arrays, {**note, "tree": tree}, replace=True)
+        checksummed.write(path, "resume", arrays, {**note, "tree": tree}, replace=True)
         with pytest.raises(TrajectoryError):
             resume.Slots(tmp_path / "resume").load()
     assert json.dumps(note)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import hdf5
+from grokkit.trajectory import checksummed, hdf5
 from grokkit.trajectory.checksummed import FORMAT, VERSION
 
 KIND = "reading"
@@ -23,7 +22,7 @@ def sealed_by_h5py(path: Path, arrays: dict[str, np.ndarray], meta: bytes = b"{}
     with h5py.File(path, "w", libver="earliest") as file:
         file.attrs["format"], file.attrs["kind"], file.attrs["version"] = np.bytes_(FORMAT), np.bytes_(KIND), VERSION
         file["meta"] = np.frombuffer(meta, np.uint8)
-        file["digest"] = np.frombuffer((digest or sealed.digest_of(KIND, meta, arrays)).encode(), np.uint8)
+        file["digest"] = np.frombuffer((digest or checksummed.digest_of(KIND, meta, arrays)).encode(), np.uint8)
         for name, array in arrays.items():
             file.create_dataset(f"data/{name}", data=array, **options.get(name, {}))
     return path
@@ -59,7 +58,7 @@ def numbers(count: int = 4096) -> np.ndarray:
 
 def test_a_file_of_anothers_making_is_read_as_ours(tmp_path):
     path = sealed_by_h5py(tmp_path / "f.h5", {"a": numbers(), "b": numbers() + 1})
-    arrays, note = sealed.read(path, KIND)
+    arrays, note = checksummed.read(path, KIND)
     assert note == {} and (arrays["b"] == numbers() + 1).all()
 
 
@@ -68,7 +67,7 @@ def test_an_array_that_reaches_beyond_the_end_is_damage(tmp_path):
     raw, to = path.read_bytes(), path.stat().st_size - 100
     path.write_bytes(raw.replace(offset(path, "data/b").to_bytes(8, "little"), to.to_bytes(8, "little")))
     with pytest.raises(DamagedError, match=r"which are not in the file|invalid dataset size"):
-        sealed.read(path, KIND)
+        checksummed.read(path, KIND)
 
 
 def test_arrays_that_lie_in_one_place_are_damage(tmp_path):
@@ -79,7 +78,7 @@ def test_arrays_that_lie_in_one_place_are_damage(tmp_path):
         moved(path, f"data/{name}", offset(path, f"data/{first}"))
     shortened(path, offset(path, f"data/{first}") + numbers().nbytes)
     with pytest.raises(DamagedError, match="its arrays have 98370 bytes, and the file has"):
-        sealed.read(path, KIND)
+        checksummed.read(path, KIND)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_arrays_that_lie_in_one_place_are_damage(tmp_path):
 def test_an_array_in_chunks_is_damage_also_where_nothing_packs_it(tmp_path, options):
     path = sealed_by_h5py(tmp_path / "f.h5", {"a": numbers()}, a=options)
     with pytest.raises(DamagedError, match="'data/a' is packed, or lies outside of the file"):
-        sealed.read(path, KIND)
+        checksummed.read(path, KIND)
 
 
 def test_an_array_in_another_file_is_damage(tmp_path):
@@ -96,14 +95,14 @@ def test_an_array_in_another_file_is_damage(tmp_path):
     path = tmp_path / "f.h5"
     sealed_by_h5py(path, {"a": numbers()}, a={"external": [(tmp_path / "secret", 0, numbers().nbytes)]})
     with pytest.raises(DamagedError, match="'data/a' is packed, or lies outside of the file"):
-        sealed.read(path, KIND)
+        checksummed.read(path, KIND)
 
 
 @pytest.mark.parametrize("digits", [0, 63, 65, 4096])
 def test_a_digest_of_another_length_is_damage(tmp_path, digits):
     path = sealed_by_h5py(tmp_path / "f.h5", {"a": numbers()}, digest="0" * digits or "-")
     with pytest.raises(DamagedError, match="its digest has not 64 digits"):
-        sealed.claimed_digest(path)
+        checksummed.claimed_digest(path)
 
 
 def test_a_long_attribute_is_not_read(tmp_path):
@@ -113,7 +112,7 @@ def test_a_long_attribute_is_not_read(tmp_path):
     with hdf5.opened(path) as file:
         assert set(file.attributes) == {"format", "version"}
     with pytest.raises(MisplacedError):
-        sealed.read(path, KIND)
+        checksummed.read(path, KIND)
 
 
 def test_an_array_at_an_odd_place_is_copied_and_not_mapped(tmp_path):
@@ -148,5 +147,5 @@ def test_a_disk_that_fails_after_the_file_was_opened_says_nothing_of_its_content
 
     monkeypatch.setattr(os, "preadv", fails)
     with pytest.raises(TrajectoryError, match=f"in use or unreadable: {os.strerror(number)}") as refused:
-        sealed.read(path, KIND)
+        checksummed.read(path, KIND)
     assert not isinstance(refused.value, DamagedError)

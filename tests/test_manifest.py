@@ -14,8 +14,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import Run, hdf5, log, resume, snapshot, store
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed, hdf5, log, resume, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
@@ -62,7 +61,7 @@ def records(run: Run, kind: str) -> list[dict]:
 
 def test_states_are_listed_with_their_ordinals(run):
     assert [record["save"] for record in records(run, "resume")] == [1, 2, 3]
-    assert [sealed.read(run.path / "resume" / name, "resume")[1]["save"] for name in resume.SLOTS] == [3, 2]
+    assert [checksummed.read(run.path / "resume" / name, "resume")[1]["save"] for name in resume.SLOTS] == [3, 2]
 
 
 def test_everything_of_which_status_speaks_is_durable_before_it(tmp_path, monkeypatch):
@@ -137,8 +136,10 @@ def test_a_run_of_an_older_version_is_not_read_as_a_whole_to_go_on(run, monkeypa
     status = json.loads((run.path / "status.json").read_text())
     del status["manifest"]
     (run.path / "status.json").write_text(json.dumps(status))
-    read, looked_at = sealed.read_whole, []
-    monkeypatch.setattr(sealed, "read_whole", lambda path, kind: (looked_at.append(path.name), read(path, kind))[1])
+    read, looked_at = checksummed.read_whole, []
+    monkeypatch.setattr(
+        checksummed, "read_whole", lambda path, kind: (looked_at.append(path.name), read(path, kind))[1]
+    )
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
     assert store.file_name(0) not in looked_at and store.file_name(3) in looked_at
@@ -177,8 +178,8 @@ def test_a_change_is_told_once(run):
 
 def forged(run: Run, **fields) -> None:
     """Another state in the newest one's place, whole and of this run."""
-    arrays, note = sealed.read(run.path / "resume" / "0.h5", "resume")
-    sealed.write(run.path / "resume" / "0.h5", "resume", arrays, {**note, **fields}, replace=True)
+    arrays, note = checksummed.read(run.path / "resume" / "0.h5", "resume")
+    checksummed.write(run.path / "resume" / "0.h5", "resume", arrays, {**note, **fields}, replace=True)
 
 
 def test_another_state_of_the_same_ordinal_is_told_and_not_loaded(run):
@@ -210,7 +211,7 @@ def test_the_third_save_of_a_writer_replaces_the_first(tmp_path):
     slots = resume.Slots(tmp_path / "resume")
     for step in (5, 6, 7, 8):
         slots.save(resume.hold(step, {}, Staging()))
-    told = [sealed.read(tmp_path / "resume" / name, "resume")[1] for name in resume.SLOTS]
+    told = [checksummed.read(tmp_path / "resume" / name, "resume")[1] for name in resume.SLOTS]
     assert [(note["step"], note["save"]) for note in told] == [(7, 3), (8, 4)]
 
 
@@ -231,18 +232,18 @@ def test_every_mark_of_an_open_file_is_seen_through(run, marks):
 
 def test_verify_looks_into_the_layout_of_a_snapshot(run):
     path = run.path / "snapshots" / store.file_name(9)
-    text = sealed.as_json({"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [3], "shape": [[2]]})
+    text = checksummed.as_json({"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [3], "shape": [[2]]})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
-    sealed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_of(text)})
     assert [problem for problem in run.verify() if "reaches out of 'f4'" in problem]
 
 
 def test_numbers_in_the_order_of_another_machine_are_damage(tmp_path):
-    text = sealed.as_json({"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [0], "shape": [[2]]})
+    text = checksummed.as_json({"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [0], "shape": [[2]]})
     arrays = {"f4": np.arange(2, dtype=">f4"), "crc": np.zeros(1, np.uint32), "layout": np.frombuffer(text, np.uint8)}
     path = tmp_path / store.file_name(9)
-    sealed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_of(text)})
     with pytest.raises(DamagedError, match="its layout has a tensor of 'float32'"):
         snapshot.read(path)
 
@@ -317,13 +318,13 @@ def test_a_folder_that_came_between_the_look_and_the_rename_is_put_back(tmp_path
 
 def test_a_whole_file_of_another_kind_is_misplaced_and_a_foreign_one_too(tmp_path):
     path = tmp_path / store.file_name(3)
-    sealed.write(path, "reading", {}, {"step": 3})
+    checksummed.write(path, "reading", {}, {"step": 3})
     with pytest.raises(MisplacedError):
-        sealed.read(path, "snapshot")
+        checksummed.read(path, "snapshot")
     with h5py.File(path, "w") as file:
         file["x"] = 1
     with pytest.raises(MisplacedError):
-        sealed.read(path, "snapshot")
+        checksummed.read(path, "snapshot")
 
 
 def test_a_torn_last_line_is_cut_before_the_next_one_is_written(run):
@@ -352,8 +353,8 @@ def test_maps_of_another_recording_are_told_by_a_read(tmp_path):
         shutil.copy(source / store.file_name(0), one / store.file_name(0))
         with pytest.raises(MisplacedError, match="and its name says"):
             run.attribution(one.name, 0)
-    arrays, note = sealed.read(other / store.file_name(0), "attribution")
+    arrays, note = checksummed.read(other / store.file_name(0), "attribution")
     del note["identity"]  # as an older version wrote it
-    sealed.write(one / store.file_name(0), "attribution", arrays, note, replace=True)
+    checksummed.write(one / store.file_name(0), "attribution", arrays, note, replace=True)
     with pytest.raises(MisplacedError, match="holds method 'input_x_gradient'"):
         run.attribution(one.name, 0)

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 import grokkit as gk
-from grokkit.callbacks import webhook as notify
+from grokkit.callbacks import webhook
 from grokkit.callbacks.base import Guarded
 from grokkit.callbacks.webhook import Webhook, payload
 from grokkit.cli import main
@@ -120,8 +120,8 @@ def test_a_dead_server_is_complained_of_once(tmp_path, capfd) -> None:
 
 def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, monkeypatch) -> None:
     """Its first message is never answered while the run goes on; the run's last step is over before."""
-    monkeypatch.setattr(notify, "SECONDS", 20.0)
-    monkeypatch.setattr(notify, "LAST_SECONDS", 0.05)
+    monkeypatch.setattr(webhook, "SECONDS", 20.0)
+    monkeypatch.setattr(webhook, "LAST_SECONDS", 0.05)
     silent = threading.Event()
     slow = Server(wait=silent)
     run = gk.train(BARE, runs=tmp_path, device="cpu", observer=Webhook(slow.url))
@@ -132,7 +132,7 @@ def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, monkeypatch) -
 
 
 def test_a_timeout_is_complained_of(monkeypatch, capfd) -> None:
-    monkeypatch.setattr(notify, "SECONDS", 0.05)
+    monkeypatch.setattr(webhook, "SECONDS", 0.05)
     silent = threading.Event()
     slow = Server(wait=silent)
     hook = Webhook(slow.url)
@@ -143,7 +143,7 @@ def test_a_timeout_is_complained_of(monkeypatch, capfd) -> None:
 
 
 def test_too_many_messages_are_dropped_and_told_once(monkeypatch, capfd) -> None:
-    monkeypatch.setattr(notify, "WAITING", 2)
+    monkeypatch.setattr(webhook, "WAITING", 2)
     silent = threading.Event()
     slow = Server(wait=silent)
     hook = Webhook(slow.url)
@@ -189,7 +189,7 @@ def test_ntfy_is_told_that_it_is_text(monkeypatch) -> None:
 
         def __exit__(self, *_) -> None: ...
 
-    monkeypatch.setattr(notify.urllib.request, "urlopen", lambda request, timeout: asked.append(request) or Answer())
+    monkeypatch.setattr(webhook.urllib.request, "urlopen", lambda request, timeout: asked.append(request) or Answer())
     Webhook("https://ntfy.sh/mine").event(1, "done", "done at step 1")
     assert asked[0].get_header("Content-type") == "text/plain; charset=utf-8" and asked[0].get_method() == "POST"
 
@@ -213,7 +213,7 @@ def test_the_command_line_takes_the_address_from_flag_or_environment(server, tmp
 
 
 def test_the_end_of_a_run_waits_for_its_messages(server, monkeypatch) -> None:
-    monkeypatch.setattr(notify, "LAST_SECONDS", 60.0)
+    monkeypatch.setattr(webhook, "LAST_SECONDS", 60.0)
     hook = Webhook(server.url)
     hook.event(1, "policy", "a decision")
     hook.event(1, "done", "")

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from grokkit.cli import main
-from grokkit.device import preflight
-from grokkit.device import select as device
+from grokkit.device import preflight, select
 from grokkit.device.precision import resolve_precision
 from grokkit.errors import DeviceRefusedError
 
@@ -67,12 +66,12 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_cause_and_command(machine, na
     state, sentences = CAUSES[name]
     machine(**state)
     with pytest.raises(DeviceRefusedError) as refusal:
-        device.resolve()
+        select.resolve()
     told = str(refusal.value)
     assert all(sentence in told for sentence in sentences), told
     assert told.startswith("a GPU is present, but ") and told.endswith("say --device cpu") and "\n" not in told
     assert refusal.value.exit_code == 3
-    assert device.resolve("cpu").torch_device.type == "cpu"
+    assert select.resolve("cpu").torch_device.type == "cpu"
 
 
 @pytest.mark.parametrize("visible", ["", "-1"])
@@ -80,14 +79,14 @@ def test_a_hidden_gpu_is_named(machine, monkeypatch, visible: str) -> None:
     machine(available=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(DeviceRefusedError, match="CUDA_VISIBLE_DEVICES is empty and hides it; run: unset CUDA_VIS"):
-        device.resolve()
+        select.resolve()
 
 
 def test_a_number_that_no_gpu_has_is_named(machine, monkeypatch) -> None:
     machine(available=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(DeviceRefusedError, match="with CUDA_VISIBLE_DEVICES=7"):
-        device.resolve()
+        select.resolve()
     machine_has_one = preflight.unusable_because
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -105,7 +104,7 @@ def test_memory_is_told_by_nvidia_smi_where_torch_cannot(machine, monkeypatch) -
 
 def test_a_gpu_that_computes_is_taken(machine) -> None:
     machine()
-    assert device.resolve().torch_device.type == "cuda" and preflight.physical_gpus() == 1
+    assert select.resolve().torch_device.type == "cuda" and preflight.physical_gpus() == 1
 
 
 def test_the_driver_is_read_from_the_kernel_or_from_nvidia_smi(machine, monkeypatch) -> None:

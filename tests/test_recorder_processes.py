@@ -17,8 +17,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import GrokkitError, Interrupted, TrajectoryError, UsageError
-from grokkit.trajectory import Run, find_runs
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed, find_runs
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock, is_held
 from tests.runs import SMALL
@@ -339,8 +338,8 @@ def test_a_link_that_was_made_although_the_answer_says_that_it_exists_is_no_erro
         link(source, target, **options)
 
     monkeypatch.setattr(os, "link", twice)
-    digest = sealed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
-    assert sealed.read_digest(tmp_path / "a.h5") == digest and len(list(tmp_path.iterdir())) == 1
+    digest = checksummed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
+    assert checksummed.read_digest(tmp_path / "a.h5") == digest and len(list(tmp_path.iterdir())) == 1
 
 
 def test_another_file_under_the_name_is_still_an_error(tmp_path, monkeypatch):
@@ -352,7 +351,7 @@ def test_another_file_under_the_name_is_still_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", too_late)
     with pytest.raises(TrajectoryError, match="File exists; nothing was changed"):
-        sealed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
+        checksummed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
     assert (tmp_path / "a.h5").read_bytes() == b"another writer's"
 
 

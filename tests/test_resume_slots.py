@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import resume
+from grokkit.trajectory import checksummed, resume
 from grokkit.trajectory.snapshot import Staging
 
 
@@ -143,13 +142,13 @@ def test_an_array_that_torch_does_not_know_is_a_type_error(tmp_path):
 
 
 def steps_in_slots(folder):
-    return [sealed.read(folder / name, "resume")[1]["step"] for name in resume.SLOTS if (folder / name).exists()]
+    return [checksummed.read(folder / name, "resume")[1]["step"] for name in resume.SLOTS if (folder / name).exists()]
 
 
 def test_one_writer_alternates_without_reading_its_slots_again(tmp_path, monkeypatch):
     slots = resume.Slots(tmp_path)
     slots.save(resume.hold(10, {}, Staging()))
-    monkeypatch.setattr(sealed, "read", lambda *_: pytest.fail("a slot was read"))
+    monkeypatch.setattr(checksummed, "read", lambda *_: pytest.fail("a slot was read"))
     for step in (20, 30):
         slots.save(resume.hold(step, {}, Staging()))
     monkeypatch.undo()
@@ -207,5 +206,5 @@ def test_two_damaged_slots_are_no_slot(tmp_path):
     for name in resume.SLOTS:
         flip(tmp_path / name)
         with pytest.raises(TrajectoryError):
-            sealed.read(tmp_path / name, "resume")
+            checksummed.read(tmp_path / name, "resume")
     assert load(tmp_path) is None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import checksummed
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -40,22 +40,22 @@ def bytes_of(array):
 
 def test_arrays_and_note_come_back_bit_for_bit(tmp_path):
     meta = {"word": "Grüße", "number": 2**80, "nothing": None, "infinite": float("inf"), "numpy": np.float32(0.5)}
-    digest = sealed.write(tmp_path / "a.h5", "reading", ARRAYS, meta)
-    arrays, note = sealed.read(tmp_path / "a.h5", "reading")
+    digest = checksummed.write(tmp_path / "a.h5", "reading", ARRAYS, meta)
+    arrays, note = checksummed.read(tmp_path / "a.h5", "reading")
     assert {name: bytes_of(array) for name, array in arrays.items()} == {n: bytes_of(a) for n, a in ARRAYS.items()}
     assert all(isinstance(array, np.ndarray) for array in arrays.values())
     assert note == meta
-    assert sealed.read_digest(tmp_path / "a.h5") == digest
+    assert checksummed.read_digest(tmp_path / "a.h5") == digest
 
 
 def test_a_file_without_arrays_is_a_file(tmp_path):
-    sealed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
-    assert sealed.read(tmp_path / "a.h5", "reading") == ({}, {"step": 1})
+    checksummed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
+    assert checksummed.read(tmp_path / "a.h5", "reading") == ({}, {"step": 1})
 
 
 def test_plain_h5py_reads_the_documented_layout(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    sealed.write(tmp_path / "a.h5", "reading", {"values": array}, {"b": 1, "a": [2]})
+    checksummed.write(tmp_path / "a.h5", "reading", {"values": array}, {"b": 1, "a": [2]})
     with h5py.File(tmp_path / "a.h5", "r") as file:
         assert sorted(file) == ["data", "digest", "meta"]
         assert (file.attrs["format"], file.attrs["kind"], file.attrs["version"]) == (b"grokkit", b"reading", 2)
@@ -70,13 +70,13 @@ def test_plain_h5py_reads_the_documented_layout(tmp_path):
 def test_the_digest_knows_kind_note_names_types_shapes_and_bits():
     base = {"x": np.zeros(4, np.float32)}
     others = [
-        sealed.digest_of("reading", b"{}", base),
-        sealed.digest_of("probes", b"{}", base),
-        sealed.digest_of("reading", b"{ }", base),
-        sealed.digest_of("reading", b"{}", {"y": base["x"]}),
-        sealed.digest_of("reading", b"{}", {"x": base["x"].astype(np.int32)}),
-        sealed.digest_of("reading", b"{}", {"x": base["x"].reshape(2, 2)}),
-        sealed.digest_of("reading", b"{}", {"x": -base["x"]}),
+        checksummed.digest_of("reading", b"{}", base),
+        checksummed.digest_of("probes", b"{}", base),
+        checksummed.digest_of("reading", b"{ }", base),
+        checksummed.digest_of("reading", b"{}", {"y": base["x"]}),
+        checksummed.digest_of("reading", b"{}", {"x": base["x"].astype(np.int32)}),
+        checksummed.digest_of("reading", b"{}", {"x": base["x"].reshape(2, 2)}),
+        checksummed.digest_of("reading", b"{}", {"x": -base["x"]}),
     ]
     assert len(set(others)) == len(others)
 
@@ -98,14 +98,14 @@ def damaged(raw, rng):
 
 def test_damage_is_an_error_or_harmless_but_never_wrong_data(tmp_path):
     path, rng = tmp_path / "a.h5", np.random.default_rng(1)
-    sealed.write(path, "reading", ARRAYS, {"step": 3, "list": list(range(50))})
+    checksummed.write(path, "reading", ARRAYS, {"step": 3, "list": list(range(50))})
     raw, wanted = path.read_bytes(), {name: bytes_of(array) for name, array in ARRAYS.items()}
     errors = 0
     for _ in range(150):
         path.write_bytes(damaged(raw, rng))
-        sealed.read_digest(path)
+        checksummed.read_digest(path)
         try:
-            arrays, note = sealed.read(path, "reading")
+            arrays, note = checksummed.read(path, "reading")
         except TrajectoryError as error:
             assert str(path) in str(error)
             errors += 1
@@ -117,26 +117,26 @@ def test_damage_is_an_error_or_harmless_but_never_wrong_data(tmp_path):
 
 def test_every_flipped_bit_of_data_and_note_is_found(tmp_path):
     path = tmp_path / "a.h5"
-    sealed.write(path, "reading", {"x": np.arange(5, dtype=np.uint8) + 200}, {"step": 77})
+    checksummed.write(path, "reading", {"x": np.arange(5, dtype=np.uint8) + 200}, {"step": 77})
     raw = path.read_bytes()
-    for content in (b'{"step":77}', bytes(range(200, 205)), sealed.read_digest(path)[:4].encode()):
+    for content in (b'{"step":77}', bytes(range(200, 205)), checksummed.read_digest(path)[:4].encode()):
         start = raw.index(content)
         for place in range(8 * len(content)):
             copy = bytearray(raw)
             copy[start + place // 8] ^= 1 << place % 8
             path.write_bytes(copy)
             with pytest.raises(TrajectoryError, match="damaged"):
-                sealed.read(path, "reading")
+                checksummed.read(path, "reading")
 
 
 def test_the_same_content_again_is_fine_and_other_content_is_refused(tmp_path):
     path = tmp_path / "a.h5"
-    digest = sealed.write(path, "reading", {"x": np.arange(3)}, {"step": 1})
+    digest = checksummed.write(path, "reading", {"x": np.arange(3)}, {"step": 1})
     raw, inode = path.read_bytes(), path.stat().st_ino
-    assert sealed.write(path, "reading", {"x": np.arange(3)}, {"step": 1}) == digest
+    assert checksummed.write(path, "reading", {"x": np.arange(3)}, {"step": 1}) == digest
     for arrays, meta in (({"x": np.arange(4)}, {"step": 1}), ({"x": np.arange(3)}, {"step": 2})):
         with pytest.raises(TrajectoryError, match=r"exists with other content; written files are never changed"):
-            sealed.write(path, "reading", arrays, meta)
+            checksummed.write(path, "reading", arrays, meta)
     assert path.read_bytes() == raw and path.stat().st_ino == inode and listing(tmp_path) == ["a.h5"]
 
 
@@ -144,7 +144,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("another writer's")
     with pytest.raises(TrajectoryError, match="nothing was changed"):
-        sealed.publish(path, b"mine", replace=False)
+        checksummed.publish(path, b"mine", replace=False)
     assert path.read_text() == "another writer's" and listing(tmp_path) == ["a.h5"]
 
 
@@ -161,10 +161,10 @@ def file_size_limit(size):
 @pytest.mark.parametrize("replace", [False, True])
 def test_a_write_that_stops_half_way_leaves_nothing(tmp_path, replace):
     if replace:
-        sealed.write(tmp_path / "a.h5", "resume", {}, {"step": 1})
+        checksummed.write(tmp_path / "a.h5", "resume", {}, {"step": 1})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with file_size_limit(1000), pytest.raises(TrajectoryError, match=r"a\.h5: File too large; nothing was changed"):
-        sealed.write(tmp_path / "a.h5", "resume", ARRAYS, {}, replace=replace)
+        checksummed.write(tmp_path / "a.h5", "resume", ARRAYS, {}, replace=replace)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -174,12 +174,12 @@ def full_disk(*_):
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "link"])
 def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch, call):
-    sealed.write(tmp_path / "old.h5", "resume", {}, {"step": 1})
+    checksummed.write(tmp_path / "old.h5", "resume", {}, {"step": 1})
     raw = (tmp_path / "old.h5").read_bytes()
     monkeypatch.setattr(os, call, full_disk)
     target, replace = ("new.h5", False) if call == "link" else ("old.h5", True)
     with pytest.raises(TrajectoryError, match="No space left on device; nothing was changed"):
-        sealed.write(tmp_path / target, "resume", ARRAYS, {"step": 2}, replace=replace)
+        checksummed.write(tmp_path / target, "resume", ARRAYS, {"step": 2}, replace=replace)
     assert listing(tmp_path) == ["old.h5"] and (tmp_path / "old.h5").read_bytes() == raw
 
 
@@ -192,7 +192,7 @@ def test_a_folder_that_cannot_be_made_durable_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", second_fails)
     with pytest.raises(TrajectoryError, match="did not confirm a new name"):
-        sealed.write(tmp_path / "a.h5", "resume", {}, {})
+        checksummed.write(tmp_path / "a.h5", "resume", {}, {})
     assert listing(tmp_path) == ["a.h5"]
 
 
@@ -206,47 +206,47 @@ def test_file_and_folder_are_made_durable_in_this_order(tmp_path, monkeypatch):
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("needs /proc to see which file is synced")
     monkeypatch.setattr(os, "fsync", noted)
-    sealed.write(tmp_path / "a.h5", "resume", {}, {})
+    checksummed.write(tmp_path / "a.h5", "resume", {}, {})
     assert len(said) == 2 and said[0].startswith(".a.h5.") and said[1] == tmp_path.name
 
 
 def test_missing_foreign_and_newer_files_are_told_apart(tmp_path):
     path = tmp_path / "a.h5"
     with pytest.raises(TrajectoryError, match=r"a\.h5 is missing"):
-        sealed.read(path, "reading")
-    sealed.write(path, "reading", {}, {})
+        checksummed.read(path, "reading")
+    checksummed.write(path, "reading", {}, {})
     with pytest.raises(TrajectoryError, match="not a grokkit snapshot file"):
-        sealed.read(path, "snapshot")
+        checksummed.read(path, "snapshot")
     with h5py.File(path, "r+") as file:
         file.attrs["version"] = 3
     with pytest.raises(TrajectoryError, match="format version 3, newer than 2: update grokkit"):
-        sealed.read(path, "reading")
+        checksummed.read(path, "reading")
     with h5py.File(path, "w") as file:
         file["x"] = 1
     with pytest.raises(TrajectoryError, match="not a grokkit reading file"):
-        sealed.read(path, "reading")
+        checksummed.read(path, "reading")
     path.write_text("not HDF5")
     with pytest.raises(TrajectoryError, match="is damaged"):
-        sealed.read(path, "reading")
-    assert sealed.read_digest(path) is None
+        checksummed.read(path, "reading")
+    assert checksummed.read_digest(path) is None
 
 
 def test_what_json_cannot_hold_is_named(tmp_path):
     with pytest.raises(TypeError, match="set cannot be written as JSON"):
-        sealed.write(tmp_path / "a.h5", "reading", {}, {"x": {1}})
+        checksummed.write(tmp_path / "a.h5", "reading", {}, {"x": {1}})
     assert listing(tmp_path) == []
 
 
 def test_a_damaged_file_is_made_good_when_its_content_is_written_again(tmp_path):
     path, arrays = tmp_path / "a.h5", {"x": np.arange(50.0)}
-    sealed.write(path, "reading", arrays, {})
+    checksummed.write(path, "reading", arrays, {})
     whole = path.read_bytes()
     damaged = bytearray(whole)
     damaged[whole.index(np.arange(50.0).tobytes()) + 30] ^= 4
     path.write_bytes(damaged)
     with pytest.raises(TrajectoryError, match="damaged"):
-        sealed.read(path, "reading")
-    sealed.write(path, "reading", arrays, {})
+        checksummed.read(path, "reading")
+    checksummed.write(path, "reading", arrays, {})
     assert path.read_bytes() == whole
 
 
@@ -255,10 +255,10 @@ def test_the_reserve_of_the_disk_is_for_the_small_notes(tmp_path, monkeypatch):
     real = os.statvfs(tmp_path)
 
     class Nearly:
-        f_frsize, f_bavail = real.f_frsize, sealed.RESERVE // real.f_frsize
+        f_frsize, f_bavail = real.f_frsize, checksummed.RESERVE // real.f_frsize
 
     monkeypatch.setattr(os, "statvfs", lambda path: Nearly)
-    sealed.publish(tmp_path / "status.json", b"{}")
+    checksummed.publish(tmp_path / "status.json", b"{}")
     with pytest.raises(TrajectoryError, match="No space left"):
-        sealed.write(tmp_path / "a.h5", "reading", {}, {})
+        checksummed.write(tmp_path / "a.h5", "reading", {}, {})
     assert listing(tmp_path) == ["status.json"]

@@ -17,7 +17,7 @@ from grokkit.callbacks.base import Silent
 from grokkit.cli import main
 from grokkit.config.overrides import seed_list
 from grokkit.config.run_config import part
-from grokkit.ensemble import vmapped as together
+from grokkit.ensemble import vmapped
 from grokkit.ensemble.stack import Stack
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
 from grokkit.training.trainer import build
@@ -259,14 +259,14 @@ def test_the_company_of_a_stack_hears_means_and_costs(tmp_path: Path) -> None:
 
 def test_which_nets_are_stacked_and_why_the_others_are_not() -> None:
     def because(**changes) -> str | None:
-        return together.no_stack_because(build(SMALL.replace(**changes), torch.device("cpu")))
+        return vmapped.no_stack_because(build(SMALL.replace(**changes), torch.device("cpu")))
 
     assert because() is None and because(model=part("flat_norm")) is None
     assert "convolutions are grouped" in because(model=CONV.model)
     assert "torch.func does not follow this net" in because(model=part("flat_dropout"))
     job = build(SMALL.replace(model=part("flat_norm")), torch.device("cpu"))
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
-    together.no_stack_because(job)
+    vmapped.no_stack_because(job)
     assert all(torch.equal(before[name], value) for name, value in job.model.state_dict().items())
 
 

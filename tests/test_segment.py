@@ -10,8 +10,7 @@ from torch import nn
 
 import grokkit as gk
 from grokkit.errors import ModelContractError, NumericsError, UsageError
-from grokkit.spline import partition_segment
-from grokkit.spline import segment_sweep as sweep
+from grokkit.spline import partition_segment, segment_sweep
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.patterns import along, patterns
 
@@ -99,8 +98,8 @@ def test_the_network_is_affine_on_merged_pieces_and_bends_between_them(name):
 def test_how_the_sweep_is_cut_changes_nothing(bytes_, monkeypatch):
     net, a, b = randomised(ResidualNet(), 2), _draw(3, 2, 12, 12), _draw(3, 2, 12, 12, seed=2)
     whole = partition_segment(net, a, b)
-    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": bytes_})
-    monkeypatch.setattr(sweep, "_SMALLEST_PART", 2)
+    monkeypatch.setattr(segment_sweep, "_PART_BYTES", {"cpu": bytes_})
+    monkeypatch.setattr(segment_sweep, "_SMALLEST_PART", 2)
     parts = partition_segment(net, a, b)
     assert parts.count == whole.count and parts.by_layer == whole.by_layer
     for one, other in zip(whole.knots, parts.knots, strict=True):
@@ -110,8 +109,8 @@ def test_how_the_sweep_is_cut_changes_nothing(bytes_, monkeypatch):
 def test_how_the_sweep_is_cut_changes_no_count_along_rays(monkeypatch):
     net, x = randomised(MLP((6, 40, 30, 20, 3)), 1), _draw(2, 6)
     whole = gk.local_complexity(net, x, 1.0, 3, "ray").counts
-    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": 1})
-    monkeypatch.setattr(sweep, "_SMALLEST_PART", 2)
+    monkeypatch.setattr(segment_sweep, "_PART_BYTES", {"cpu": 1})
+    monkeypatch.setattr(segment_sweep, "_SMALLEST_PART", 2)
     assert whole.sum() > 20 and torch.equal(gk.local_complexity(net, x, 1.0, 3, "ray").counts, whole)
 
 
@@ -137,7 +136,7 @@ def test_a_float32_model_is_cut_exactly_and_left_as_it_was():
 
 
 def test_the_cap_gives_a_labelled_part_that_is_exact(monkeypatch):
-    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": 20_000})
+    monkeypatch.setattr(segment_sweep, "_PART_BYTES", {"cpu": 20_000})
     net, a, b = randomised(ResidualNet(), 2), _draw(3, 2, 12, 12), _draw(3, 2, 12, 12, seed=2)
     whole = partition_segment(net, a, b)
     part = partition_segment(net, a, b, max_pieces=whole.count[0] + 5)
@@ -148,7 +147,7 @@ def test_the_cap_gives_a_labelled_part_that_is_exact(monkeypatch):
 
 
 def test_the_cap_stops_at_its_very_piece_and_a_partition_that_just_fits_is_complete(monkeypatch):
-    monkeypatch.setattr(sweep, "_PART_BYTES", {"cpu": 20_000})
+    monkeypatch.setattr(segment_sweep, "_PART_BYTES", {"cpu": 20_000})
     net, a, b = randomised(ResidualNet(), 2), _draw(2, 12, 12), _draw(2, 12, 12, seed=2)
 
     def pieces(cap):

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.trajectory import open_run, run, snapshot, store
-from grokkit.trajectory import tensor_series as series
+from grokkit.trajectory import open_run, run, snapshot, store, tensor_series
 
 STEPS = (0, 7, 40, 1000)
 
@@ -44,7 +43,7 @@ def test_a_trajectory_is_the_stack_of_what_load_gives(made, name, verify):
 
 
 def test_a_large_tensor_is_read_by_two_threads_to_the_same_numbers(made, monkeypatch):
-    monkeypatch.setattr(series, "WORTH_THREADS", 1)
+    monkeypatch.setattr(tensor_series, "WORTH_THREADS", 1)
     out = torch.empty(4, 30, 7)
     assert made.trajectory("big", out=out) is out
     assert torch.equal(out, torch.stack([state(step)["big"] for step in STEPS]))
@@ -106,7 +105,7 @@ def test_the_same_names_in_another_order_are_another_layout(made):
         snapshot.write(folder / store.file_name(step), step, each)
     files = [folder / store.file_name(step) for step in range(2)]
     assert files[0].stat().st_size == files[1].stat().st_size
-    assert series.read(files, "a", verify=False).tolist() == [[0] * 4] * 2
+    assert tensor_series.read(files, "a", verify=False).tolist() == [[0] * 4] * 2
 
 
 def test_a_tensor_that_changes_its_shape_is_named(made):

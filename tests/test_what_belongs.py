@@ -17,8 +17,7 @@ from torch import nn
 import grokkit as gk
 from grokkit.callbacks.base import Silent
 from grokkit.errors import GrokkitError, Interrupted, MisplacedError, TrajectoryError
-from grokkit.trajectory import Run, manifest, store
-from grokkit.trajectory import modifications as changes
+from grokkit.trajectory import Run, manifest, modifications, store
 from grokkit.trajectory.recover import recover
 from tests.runs import SMALL, PressesCtrlC
 
@@ -47,7 +46,7 @@ def copies(runs, tmp_path) -> dict[str, Run]:
 def test_a_run_that_nobody_touched_has_no_problems(copies):
     for run in copies.values():
         assert run.verify() == [] and run.unlisted() == []
-        assert changes.changes(run.path) == []
+        assert modifications.changes(run.path) == []
 
 
 def test_the_manifest_lists_every_file_with_its_digest(copies):
@@ -57,7 +56,7 @@ def test_the_manifest_lists_every_file_with_its_digest(copies):
     assert set(known.files) == {name for name in names if not name.startswith("probes/")}
     for name, record in known.files.items():
         step = record["step"]
-        assert record["digest"] == manifest.sealed.read_digest(run.path / name)
+        assert record["digest"] == manifest.checksummed.read_digest(run.path / name)
         assert name.startswith("resume/") or int(Path(name).stem) == step
     assert known.began["config"]["batch_size"] == 50 and set(known.began["probes"]) == {"train", "test", "random"}
     assert known.ended["state"] == "done"

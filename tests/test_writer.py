@@ -16,8 +16,7 @@ from grokkit.recording import recorder
 from grokkit.recording.state import full_state, load_state, random_state
 from grokkit.seeding import preserved_rng
 from grokkit.training import loop
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import resume, snapshot, store
+from grokkit.trajectory import checksummed, resume, snapshot, store
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock, is_held
 from grokkit.trajectory.log import Log
@@ -89,7 +88,7 @@ BARE = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.part("co
 
 def full_from(monkeypatch, number):
     """Every HDF5 file from the `number`-th on meets a full disk."""
-    real, calls = sealed._write_durably, []
+    real, calls = checksummed._write_durably, []
 
     def write(path, pieces, reserve):
         calls.extend([path] if ".h5." in path.name else [])
@@ -97,7 +96,7 @@ def full_from(monkeypatch, number):
             raise OSError(28, "No space left on device")
         real(path, pieces, reserve)
 
-    monkeypatch.setattr(sealed, "_write_durably", write)
+    monkeypatch.setattr(checksummed, "_write_durably", write)
 
 
 def test_a_full_disk_ends_the_run_as_failed_and_keeps_what_was_written(tmp_path, monkeypatch):
@@ -292,7 +291,7 @@ def test_what_is_put_aside_is_durable_in_both_folders(tmp_path, monkeypatch):
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / "000000000001.h5").write_bytes(b"damaged")
     synced = []
-    monkeypatch.setattr(sealed, "sync_folder", lambda folder: synced.append(folder.name))
+    monkeypatch.setattr(checksummed, "sync_folder", lambda folder: synced.append(folder.name))
     recover(tmp_path)
     assert sorted(synced) == sorted(["quarantine", "snapshots", tmp_path.name]), "the new folder's own name, too"
 
@@ -356,7 +355,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path, mon
     def refuses(*_, **__):
         raise error
 
-    monkeypatch.setattr(sealed.h5py, "File", refuses)
+    monkeypatch.setattr(checksummed.h5py, "File", refuses)
     for look in (lambda: recover(tmp_path), resume.Slots(tmp_path / "resume").load):
         with pytest.raises(TrajectoryError, match=r"0\.h5 cannot be read"):
             look()
@@ -365,11 +364,11 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path, mon
 
 
 def test_a_slot_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(sealed, "VERSION", 3)
-    sealed._skeleton.cache_clear()
+    monkeypatch.setattr(checksummed, "VERSION", 3)
+    checksummed._skeleton.cache_clear()
     resume.Slots(tmp_path / "resume").save(resume.hold(10, {}, Staging()))
     monkeypatch.undo()
-    sealed._skeleton.cache_clear()
+    checksummed._skeleton.cache_clear()
     with pytest.raises(TrajectoryError, match="format version 3, newer than 2: update grokkit"):
         recover(tmp_path)
     assert not (tmp_path / "quarantine").exists()

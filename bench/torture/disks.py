@@ -14,8 +14,7 @@ import torch
 from bench.torture import workload
 from bench.torture.workload import same
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import Run, resume, store
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed, resume, store
 
 DISK = 3 << 20
 """Bytes of the small disk."""
@@ -49,7 +48,7 @@ def _filled(disk: Path, chance: random.Random, foresees: bool) -> list[str]:
     """One writer; `foresees`: it asks for the room before it writes, as it does where it is not prevented."""
     ballast, path, said = disk / "ballast", disk / "run", dict[str, int]()
     ballast.write_bytes(bytes(int(chance.uniform(0.5, 0.8) * DISK)))
-    reserve, sealed.RESERVE = sealed.RESERVE, sealed.RESERVE if foresees else -DISK
+    reserve, checksummed.RESERVE = checksummed.RESERVE, checksummed.RESERVE if foresees else -DISK
     submit = workload.Writer.submit
     try:
         workload.write(path, lambda name, step: said.update({name: step}), last=40)
@@ -58,7 +57,7 @@ def _filled(disk: Path, chance: random.Random, foresees: bool) -> list[str]:
         if "No space left" not in str(error):
             return [f"an error that does not name the cause: {error}"]
     finally:
-        sealed.RESERVE, workload.Writer.submit = reserve, submit  # type: ignore[method-assign]
+        checksummed.RESERVE, workload.Writer.submit = reserve, submit  # type: ignore[method-assign]
     ballast.unlink()
     return workload.faults(path, said)
 
@@ -98,7 +97,7 @@ def _reads_right(file: Path, run: Run, measure: str, reading: object) -> bool:
         one = run.trajectory("layers.7", [3])[0]
         return same(run.load(3), workload.content(3)) and torch.equal(one, workload.content(3)["layers.7"])
     if file.parent.name == "resume":
-        _, state = sealed.read(file, "resume")[1]["step"], resume.Slots(file.parent).load()
+        _, state = checksummed.read(file, "resume")[1]["step"], resume.Slots(file.parent).load()
         return state is not None and same(state[1]["model"], workload.content(state[0]))
     again = run.reading(measure, 3)
     return bool((again.values == reading.values).all()) and again.coords == reading.coords  # type: ignore[attr-defined]

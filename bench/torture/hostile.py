@@ -27,8 +27,7 @@ from bench.torture.hostile_layouts import write_layout
 from bench.torture.hostile_structures import SECRET, write_structure
 from bench.torture.kills import forked
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import Run
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed
 
 MEMORY = 64 << 20
 """Bytes that a reader may take beyond those of the file."""
@@ -121,8 +120,8 @@ def _looks(run: Run, path: Path) -> dict[str, Callable[[], Any]]:
     """Every way in which somebody reads the file."""
     kind = samples.kind_of(path)
     looks: dict[str, Callable[[], Any]] = {
-        "reading": lambda: samples.contents(run, path), "the sealed reader": lambda: sealed.read(path, kind),
-        "its digest": lambda: sealed.read_digest(path), "verify": lambda: [run.verify(), None][1],
+        "reading": lambda: samples.contents(run, path), "the sealed reader": lambda: checksummed.read(path, kind),
+        "its digest": lambda: checksummed.read_digest(path), "verify": lambda: [run.verify(), None][1],
     }  # fmt: skip
     if kind == "snapshot":
         step = int(path.stem)

@@ -10,8 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import hdf5
+from grokkit.trajectory import checksummed, hdf5
 
 SUPERBLOCK = 48
 """Bytes of one of version 2 or 3; the last four are its checksum."""
@@ -44,7 +43,7 @@ def reseal(path: Path, kind: str) -> None:
     """Make the digest right over what a reader of the bent file gets, where it gets something."""
     with hdf5.opened(path) as file:
         arrays = {name[5:]: file.array(name) for name in file.places if name.startswith("data/")}
-        digest, place = sealed.digest_of(kind, file.note(), arrays).encode(), file.places["digest"]
+        digest, place = checksummed.digest_of(kind, file.note(), arrays).encode(), file.places["digest"]
     if place.nbytes == len(digest):
         with open(path, "r+b") as content:
             content.seek(place.offset)
@@ -53,13 +52,13 @@ def reseal(path: Path, kind: str) -> None:
 
 def _rewrite(path: Path, kind: str, chance: random.Random) -> None:
     """The same content as HDF5 wrote it twenty years ago."""
-    arrays, note = sealed.read(path, kind)
-    with sealed.opened(path, kind) as good:
+    arrays, note = checksummed.read(path, kind)
+    with checksummed.opened(path, kind) as good:
         attributes = dict(good.attributes)
     with h5py.File(path, "w", libver=("earliest", chance.choice(("v108", "v110")))) as file:
         for name, value in attributes.items():
             file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
-        file["meta"] = np.frombuffer(sealed.padded(sealed.as_json(note)), np.uint8)
+        file["meta"] = np.frombuffer(checksummed.padded(checksummed.as_json(note)), np.uint8)
         file["digest"] = np.zeros(64, np.uint8)
         for name, array in arrays.items():
             file[f"data/{name}"] = array

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import snapshot
+from grokkit.trajectory import checksummed, snapshot
 
 NUMBERS = (-1, 0, 1, 3, 64, 2**31, 2**62, 2**63, 2**64, 10**30, 0.0, 1.5, True, False, None, "0", [], {}, [0])
 SHAPES: tuple[Any, ...] = (
@@ -31,8 +30,8 @@ VALUES: tuple[Any, ...] = (
 def write_layout(path: Path, kind: str, chance: random.Random) -> str:
     """Put a file that is sealed rightly in the place of one, of which a part is another: an entry of the layout, a
     field of the note, an array."""
-    arrays, note = sealed.read(path, kind)
-    with sealed.opened(path, kind) as good:
+    arrays, note = checksummed.read(path, kind)
+    with checksummed.opened(path, kind) as good:
         hashed = good.attributes.get("layout")
     attributes = {} if hashed is None else {"layout": str(hashed)}
     ways = ["note", "arrays", "nested"] + (["layout"] * 5 if "layout" in arrays else [])
@@ -52,12 +51,12 @@ def write_layout(path: Path, kind: str, chance: random.Random) -> str:
 
 def _write(path: Path, kind: str, arrays: dict[str, np.ndarray], note: bytes, attributes: dict[str, str]) -> None:
     """As `sealed.write` lays a file out, with a note that may be no JSON; what it would not write is written."""
-    note = sealed.padded(note)
+    note = checksummed.padded(note)
     order = sorted(arrays, key=lambda name: (arrays[name].nbytes, name))
     form = tuple((name, arrays[name].dtype.str, arrays[name].shape) for name in order)
-    content = {"meta": note, "digest": sealed.digest_of(kind, note, arrays).encode()}
+    content = {"meta": note, "digest": checksummed.digest_of(kind, note, arrays).encode()}
     content |= {f"data/{name}": arrays[name].tobytes() for name in order}
-    pieces = sealed._skeleton(kind, tuple(attributes.items()), len(note), form)
+    pieces = checksummed._skeleton(kind, tuple(attributes.items()), len(note), form)
     path.write_bytes(b"".join(each if isinstance(each, bytes) else content[each] for each in pieces))
 
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from bench.torture.kills import forked
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import checksummed
 
 SECRET = b"of another file " * 64
 """The content of a file beside, which no reader may give."""
@@ -28,11 +28,11 @@ Put = Callable[[h5py.Group, str, np.ndarray, random.Random], None]
 def write_structure(path: Path, kind: str, chance: random.Random) -> str:
     """Write a file like the one at `path`, with one thing in it that a sealed file does not have; the digest is right
     over what HDF5 reads."""
-    arrays, meta = sealed.read(path, kind)
-    with sealed.opened(path, kind) as good:
+    arrays, meta = checksummed.read(path, kind)
+    with checksummed.opened(path, kind) as good:
         attributes = dict(good.attributes)
     how = chance.choice(sorted(PUTS | SPOILS))
-    everything = {"meta": np.frombuffer(sealed.padded(sealed.as_json(meta)), np.uint8)}
+    everything = {"meta": np.frombuffer(checksummed.padded(checksummed.as_json(meta)), np.uint8)}
     everything |= {f"data/{name}": arrays[name] for name in arrays}
     hostile = chance.choice(sorted(everything)) if how in PUTS else ""
     _write_secret(path)
@@ -93,7 +93,7 @@ def _digest(path: Path, kind: str) -> str:
     try:
         with h5py.File(path, "r") as file:
             arrays = {name: _read(file["data"][name]) for name in _names(file["data"])}
-            return sealed.digest_of(kind, _read(file["meta"]).tobytes(), arrays)
+            return checksummed.digest_of(kind, _read(file["meta"]).tobytes(), arrays)
     except Exception:
         return ""
 

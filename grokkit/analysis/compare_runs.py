@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grokkit.config.overrides import dotted
-from grokkit.trajectory import Run, documents, log, store
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import Run, checksummed, documents, log, store
 from grokkit.trust import read_regular
 
 SOURCE_LINES = 60
@@ -98,7 +97,7 @@ def _digests(a: Run, b: Run) -> tuple[dict[tuple[int, str], Any], dict[tuple[int
 def _digest(run: Run, step: int) -> tuple[int, str]:
     """Format version and digest of a snapshot."""
     path = run.path / "snapshots" / store.file_name(step)
-    with sealed.opened(path, "snapshot") as file:
+    with checksummed.opened(path, "snapshot") as file:
         return int(file.attributes["version"]), file.digest()
 
 

@@ -18,8 +18,7 @@ from grokkit.errors import DamagedError, GrokkitError, MisplacedError, NumericsE
 from grokkit.measures import registry
 from grokkit.measures.base import Context, Measure, labelled, settings_of, tensor_of
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import manifest, store
+from grokkit.trajectory import checksummed, manifest, store
 from grokkit.trajectory.recover import set_aside
 
 
@@ -118,7 +117,7 @@ def is_taken(
     path = run / place_of(subject, context) / store.file_name(step)
     kind = "attribution" if isinstance(subject, AttributionPlan) else "reading"
     try:
-        sealed.read(path, kind)
+        checksummed.read(path, kind)
     except (DamagedError, MisplacedError) as error:
         say(set_aside(run, path, error))
     except TrajectoryError:

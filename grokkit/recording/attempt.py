@@ -13,8 +13,7 @@ from torch import nn
 from grokkit.device.preserved_state import device_of
 from grokkit.device.select import described, environment
 from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
-from grokkit.trajectory import manifest
-from grokkit.trajectory import modifications as changes
+from grokkit.trajectory import manifest, modifications
 from grokkit.trajectory.documents import read_config, read_environment
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
@@ -57,8 +56,8 @@ def looked_through(path: Path, status: Mapping[str, Any]) -> tuple[list[str], li
     known = manifest.read(path)
     must_be_as_begun(path, known)
     _must_be_of_its_states(path, known)
-    told += manifest.note_cut(path, known, durable) + changes.remarks(path, known)
-    for name in changes.missing(path, known):
+    told += manifest.note_cut(path, known, durable) + modifications.remarks(path, known)
+    for name in modifications.missing(path, known):
         if known.files[name]["kind"] == "resume":  # the next state may well get another name
             manifest.gone(path, name)
     if status.get("manifest") is None:  # a version without manifests has written since: its files have no lines
@@ -88,7 +87,7 @@ def must_be_as_begun(path: Path, known: Manifest | None = None) -> None:
         read_config(path / "config.toml")
     if known.began.get("environment") is not None:
         read_environment(path / "environment.json")
-    if found := changes.changes(path, known):
+    if found := modifications.changes(path, known):
         raise TrajectoryError("; ".join([*found, "that would be another run: put it back, or begin a new one"]))
 
 
@@ -99,7 +98,7 @@ def naming_changes(path: Path) -> Iterator[None]:
     try:
         yield
     except (UsageError, DataError) as error:
-        if found := changes.changes(path):
+        if found := modifications.changes(path):
             raise type(error)("; ".join([str(error), *found])) from error
         raise
     except GrokkitError:

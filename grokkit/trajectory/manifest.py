@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import hdf5, log, store
+from grokkit.trajectory import checksummed, hdf5, log, store
 from grokkit.trajectory.documents import (
     STATES,
     as_record,
@@ -162,16 +161,16 @@ def began(run: Path, *, adopted: bool = False) -> bytes:
         "kind": "began", "run": _id_of_states(run) or uuid.uuid4().hex,
         "config": plain_config(run), "environment": plain_environment(run),
         "sha256": {name: sha256(run / name) for name in CHOICES if (run / name).exists()},
-        "probes": {path.stem: sealed.read_digest(path) for path in store.probe_files(run / "probes")},
+        "probes": {path.stem: checksummed.read_digest(path) for path in store.probe_files(run / "probes")},
     }  # fmt: skip
-    return log.as_line(sealed.as_json(record | ({"adopted": True} if adopted else {})))
+    return log.as_line(checksummed.as_json(record | ({"adopted": True} if adopted else {})))
 
 
 def ids_of_states(run: Path) -> set[str]:
     """The ids of runs that the resume states claim; their digests are not checked."""
     found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
-        with suppress(TrajectoryError), sealed.opened(path, "resume") as file:
+        with suppress(TrajectoryError), checksummed.opened(path, "resume") as file:
             found |= {hdf5.parsed(file.note()).get("run")}
     return {each for each in found if isinstance(each, str)}
 
@@ -203,8 +202,8 @@ def make_good(run: Path, durable: int) -> list[str]:
         _cut_torn(path, durable)
         return []
     told = shorter(path, durable)
-    lost = log.as_line(sealed.as_json({"kind": "lost", "bytes": 0, "had": durable})) if told else b""
-    sealed.publish(path, began(run, adopted=True) + lost)
+    lost = log.as_line(checksummed.as_json({"kind": "lost", "bytes": 0, "had": durable})) if told else b""
+    checksummed.publish(path, began(run, adopted=True) + lost)
     return [told] if told else []
 
 
@@ -290,7 +289,7 @@ def _append(run: Path, record: Record) -> None:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":  # torn by a kill or a full disk
             os.ftruncate(handle, os.pread(handle, size, 0).rfind(b"\n") + 1)
-        line = log.as_line(sealed.as_json(record))
+        line = log.as_line(checksummed.as_json(record))
         if os.write(handle, line) != len(line):
             raise OSError(28, "No space left on device")
     except OSError as error:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DamagedError, TrajectoryError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import manifest
+from grokkit.trajectory import checksummed, manifest
 from grokkit.trajectory.manifest import Manifest, Record
 
 
@@ -37,7 +36,7 @@ def _holds_another(path: Path, digest: Any) -> bool:
     """Whether a file claims another digest, or a damaged one none; one that cannot be read just now is told by whoever
     reads it."""
     try:
-        return sealed.claimed_digest(path) != digest
+        return checksummed.claimed_digest(path) != digest
     except DamagedError:
         return True
     except TrajectoryError:
@@ -128,7 +127,7 @@ def _is_same(one: Any, other: Any) -> bool:
     """Whether two JSON values are one: 1, 1.0 and true are three."""
     if one is _ABSENT or other is _ABSENT:
         return one is other
-    return sealed.as_json(one) == sealed.as_json(other)
+    return checksummed.as_json(one) == checksummed.as_json(other)
 
 
 def _short(value: Any) -> str:

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import manifest, store
-from grokkit.trajectory import modifications as changes
+from grokkit.trajectory import checksummed, manifest, modifications, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.resume import SLOTS
@@ -49,7 +47,7 @@ def recover(run: Path, known: Manifest | None = None) -> list[str]:
     said, known = [], known or manifest.read(run)
     for name, kind in _suspects(run, known):
         try:
-            _, note, digest = sealed.read_whole(run / name, kind)
+            _, note, digest = checksummed.read_whole(run / name, kind)
             _check_owner(run / name, note, digest, known, name)
         except (DamagedError, MisplacedError) as error:
             if not _is_copy(error, kind, known.of(name)):
@@ -98,7 +96,7 @@ def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manife
         raise MisplacedError(f"{path} is the state of another run")
     record = known.of(name)
     if record is None and known.knows_all and name.startswith("snapshots/"):
-        raise MisplacedError(changes.stranger(path))
+        raise MisplacedError(modifications.stranger(path))
     if record and not (digest in known.digests or manifest.is_listed(record, digest, note, known.digests)):
         raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
 
@@ -123,12 +121,12 @@ def set_aside(run: Path, path: Path, fault: Exception | None = None) -> str:
     while os.path.lexists(kept := run / QUARANTINE / f"{name}.{count}"):
         count += 1
     try:
-        sealed.make_folder(kept.parent)
+        checksummed.make_folder(kept.parent)
         os.rename(path, kept)
     except OSError as error:
         raise TrajectoryError(f"{path} could not be moved to {kept.parent}: {error.strerror or error}") from error
-    sealed.sync_folder(kept.parent)
-    sealed.sync_folder(path.parent)
+    checksummed.sync_folder(kept.parent)
+    checksummed.sync_folder(path.parent)
     manifest.put_aside(run, path, kept)
     if isinstance(fault, MisplacedError):
         return f"{fault}; it was moved to {kept}"
@@ -138,7 +136,7 @@ def set_aside(run: Path, path: Path, fault: Exception | None = None) -> str:
 def set_aside_if_wrong(run: Path, path: Path, kind: str) -> str | None:
     """`set_aside` for a file that is damaged or another's; None where it is whole."""
     try:
-        sealed.read(path, kind)
+        checksummed.read(path, kind)
     except (DamagedError, MisplacedError) as error:
         return set_aside(run, path, error)
     return None
@@ -163,5 +161,5 @@ def move_aside(path: Path) -> Path | None:
             os.rename(path, kept)
         except OSError as error:
             raise TrajectoryError(f"{path} could not be moved aside: {error.strerror or error}") from error
-        sealed.sync_folder(path.parent)
+        checksummed.sync_folder(path.parent)
     return kept

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import DamagedError, MisplacedError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import manifest, snapshot
+from grokkit.trajectory import checksummed, manifest, snapshot
 
 SLOTS = ("0.h5", "1.h5")
 
@@ -96,7 +95,7 @@ class Slots:
         meta = {"step": slot.step, "save": count + 1, "tree": slot.tree}
         meta |= {"run": self._run} if self._run else {}
         path = self._folder / name
-        digest = sealed.write(path, "resume", arrays, meta, attributes=attributes, replace=True, **options)
+        digest = checksummed.write(path, "resume", arrays, meta, attributes=attributes, replace=True, **options)
         manifest.add(self._folder.parent, path, "resume", slot.step, digest, save=count + 1)
         self._newest = count + 1, name
         self.seconds += time.perf_counter() - start
@@ -128,7 +127,7 @@ class Slots:
             if not (self._folder / name).exists():
                 continue
             try:
-                note = sealed.read(self._folder / name, "resume")[1]
+                note = checksummed.read(self._folder / name, "resume")[1]
             except (DamagedError, MisplacedError):
                 continue
             if note.get("run", self._run) == self._run:

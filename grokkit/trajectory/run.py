@@ -228,13 +228,13 @@ class Run:
         Raises:
             TrajectoryError: no snapshot, a damaged file, an unknown name, or one that changes its shape.
         """
-        from grokkit.trajectory import tensor_series as series
+        from grokkit.trajectory import tensor_series
 
         place = self.path / "snapshots"  # of its own steps none is looked for again
         files = [place / store.file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
         if not files:
             raise TrajectoryError(f"{self.path} has no snapshots")
-        return series.read(files, name, index, out=out, verify=verify)
+        return tensor_series.read(files, name, index, out=out, verify=verify)
 
     def follow(self, timeout: float = 60.0, poll: float = 0.5) -> Iterator[int]:
         """Steps of the snapshots, those that are there and those that come, until the run ends.

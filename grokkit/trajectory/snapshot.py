@@ -24,8 +24,7 @@ from torch import Tensor
 
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
 from grokkit.registry import nearest
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import hdf5
+from grokkit.trajectory import checksummed, hdf5
 from grokkit.trajectory.hdf5 import Opened
 
 CARRIED_AS = {torch.bfloat16: torch.int16} | dict.fromkeys(
@@ -103,7 +102,7 @@ class Staging:
         ]
         arrays = {key: piece.numpy().view(key) for key, piece in flat.items()}
         columns = {key: [entry[key] for entry in layout] for key in layout[0]} if layout else {}
-        return Packed(arrays, layout, sealed.as_json(columns)), places
+        return Packed(arrays, layout, checksummed.as_json(columns)), places
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list[torch.dtype]]:
@@ -218,7 +217,7 @@ def write(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
 def write_packed(path: Path, step: int, packed: Packed, **options: Any) -> str:
     """As `write`, of tensors that are staged already; `options` are those of `sealed.write`."""
     arrays, attributes = packed.sealed()
-    return sealed.write(path, "snapshot", arrays, {"step": step}, attributes=attributes, **options)
+    return checksummed.write(path, "snapshot", arrays, {"step": step}, attributes=attributes, **options)
 
 
 def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True) -> dict[str, Tensor]:
@@ -230,8 +229,8 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
     """
     if names is None and verify:
         return unpack(*whole(path, "snapshot")[:2])
-    with sealed.opened(path, "snapshot") as file:
-        sealed.check_note(path, "snapshot", hdf5.parsed(file.note()))
+    with checksummed.opened(path, "snapshot") as file:
+        checksummed.check_note(path, "snapshot", hdf5.parsed(file.note()))
         entries = layout_in(file)
         if names is None:
             return unpack({key: file.mapped(f"data/{key}") for key in {e["array"] for e in entries}}, entries)
@@ -248,7 +247,7 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
 
 def whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any], str]:
     """Arrays, layout, note and digest of a file of packed tensors, checked; see `sealed.read` for errors."""
-    arrays, note, digest = sealed.read_whole(path, kind)
+    arrays, note, digest = checksummed.read_whole(path, kind)
     try:
         return arrays, layout_of(arrays, note), note, digest
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:

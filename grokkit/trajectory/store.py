@@ -14,7 +14,7 @@ import numpy as np
 
 from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.names import ProbeSet, Reading
-from grokkit.trajectory import checksummed as sealed
+from grokkit.trajectory import checksummed
 
 _IDENTITY = re.compile(r"[^.].*-[0-9a-f]+|\w+", re.DOTALL)
 
@@ -27,7 +27,7 @@ def file_name(step: int) -> str:
 def steps_in(folder: Path) -> list[int]:
     """Steps that have a file in `folder`, ascending; files of other names are nobody's but the person's who put them
     there. Raises as `names_in`."""
-    return sorted(step for name in names_in(folder) if (step := sealed.step_of(name)) is not None)
+    return sorted(step for name in names_in(folder) if (step := checksummed.step_of(name)) is not None)
 
 
 def names_in(folder: Path) -> list[str]:
@@ -75,21 +75,21 @@ def rooms(run: Path, unreadable: list[str] | None = None) -> Iterator[tuple[str,
 def identity(name: str, settings: Mapping[str, Any], probes: Iterable[ProbeSet]) -> str:
     """`<name>-<8 hex digits>` of the parameters and the probe sets: two readings with one identity are comparable."""
     content = [name, dict(settings), [[probe.name, probe.hash] for probe in probes]]
-    return f"{name}-{hashlib.sha256(sealed.as_json(content)).hexdigest()[:8]}"
+    return f"{name}-{hashlib.sha256(checksummed.as_json(content)).hexdigest()[:8]}"
 
 
 def write_probes(folder: Path, probe: ProbeSet) -> None:
     """Store one probe set as `<folder>/<name>.h5`."""
     arrays = {"images": probe.images, "labels": probe.labels, "indices": probe.indices}
     meta = {"name": probe.name, "source": probe.source, "hash": probe.hash}
-    sealed.write(folder / f"{probe.name}.h5", "probes", arrays, meta)
+    checksummed.write(folder / f"{probe.name}.h5", "probes", arrays, meta)
 
 
 def read_probes(folder: Path, names: Iterable[str] | None = None) -> dict[str, ProbeSet]:
     """Stored probe sets by name, in the order `train`, `test`, others: those of these `names`, or all."""
     sets = {}
     for path in probe_files(folder) if names is None else [folder / f"{name}.h5" for name in names]:
-        arrays, meta = sealed.read(path, "probes")
+        arrays, meta = checksummed.read(path, "probes")
         with _as_written(path):
             sets[meta["name"]] = ProbeSet(name=meta["name"], source=meta["source"], **arrays)
     order = {"train": 0, "test": 1}
@@ -105,13 +105,13 @@ def write_reading(folder: Path, step: int, reading: Reading) -> str:
         "coords": {dim: list(labels) for dim, labels in reading.coords.items()}, "settings": dict(reading.settings),
         "identity": folder.name,
     }  # fmt: skip
-    return sealed.write(folder / file_name(step), "reading", arrays, meta)
+    return checksummed.write(folder / file_name(step), "reading", arrays, meta)
 
 
 def read_reading(folder: Path, step: int) -> Reading:
     """The reading of one step."""
     path = folder / file_name(step)
-    arrays, meta = sealed.read(path, "reading")
+    arrays, meta = checksummed.read(path, "reading")
     with _as_written(path):
         count = meta["n"] if isinstance(meta["n"], int) else tuple(meta["n"])
         return Reading(
@@ -124,13 +124,13 @@ def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.nd
     """Store a method's maps at one step: `values` (image, channel, height, width), target `labels` (image,), note; the
     digest."""
     arrays, told = {"values": values, "labels": labels}, {**meta, "step": step, "identity": folder.name}
-    return sealed.write(folder / file_name(step), "attribution", arrays, told)
+    return checksummed.write(folder / file_name(step), "attribution", arrays, told)
 
 
 def read_attribution(folder: Path, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Values, target labels and the note of one step."""
     path = folder / file_name(step)
-    arrays, meta = sealed.read(path, "attribution")
+    arrays, meta = checksummed.read(path, "attribution")
     meta.pop("identity", None)
     with _as_written(path):
         return arrays["values"], arrays["labels"], meta

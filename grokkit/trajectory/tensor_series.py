@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import hdf5, snapshot
+from grokkit.trajectory import checksummed, hdf5, snapshot
 
 
 class _Place(NamedTuple):
@@ -130,8 +129,8 @@ def _form(place: _Place) -> str:
 
 def _place(file: Path, name: str) -> _Place:
     """Ask HDF5 where the tensor lies in one file."""
-    with sealed.opened(file, "snapshot") as opened:
-        sealed.check_note(file, "snapshot", hdf5.parsed(opened.note()))
+    with checksummed.opened(file, "snapshot") as opened:
+        checksummed.check_note(file, "snapshot", hdf5.parsed(opened.note()))
         entries = snapshot.layout_in(opened)
         entry = snapshot.entry_of(entries, name, file)
         meta, array = opened.places["meta"], opened.places[f"data/{entry['array']}"]

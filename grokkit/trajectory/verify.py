@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import checksummed as sealed
-from grokkit.trajectory import log, manifest, store
-from grokkit.trajectory import modifications as changes
+from grokkit.trajectory import checksummed, log, manifest, modifications, store
 from grokkit.trajectory.documents import read_bytes
 from grokkit.trajectory.manifest import Manifest
 
@@ -33,13 +31,13 @@ def problems(run: Path, status: Mapping[str, Any]) -> list[str]:
         known = manifest.read(run)
     with _told(found):
         found += _of_manifest(run, status, known)
-    for look in (changes.changes, changes.remarks, changes.lost):
+    for look in (modifications.changes, modifications.remarks, modifications.lost):
         with _told(found):
             found += look(run, known)
     had = status.get("manifest")  # None: a version without manifests has written since, and its files have no lines
     if had is not None and manifest.shorter(run / manifest.FILE, had) is None:
         with _told(found):
-            found += changes.strangers(run, known, (name for name, _ in rooms))
+            found += modifications.strangers(run, known, (name for name, _ in rooms))
     with _told(found):
         rooms = [(f"probes/{name}.h5", "probes") for name in _probes(run, known)] + rooms
     listed = {name: str(record["kind"]) for name, record in known.files.items() if known.of(name)}
@@ -106,4 +104,4 @@ def _whole(path: Path, kind: str) -> tuple[dict[str, Any], str]:
         from grokkit.trajectory import snapshot  # brings torch, which knows the dtypes of a layout
 
         return snapshot.whole(path, kind)[2:]
-    return sealed.read_whole(path, kind)[1:]
+    return checksummed.read_whole(path, kind)[1:]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from grokkit import models
-from grokkit.device import preserved_state as borrow
+from grokkit.device import preserved_state
 from grokkit.errors import ModelContractError
 from grokkit.spline import local_complexity
 from grokkit.spline.dual import Dual
@@ -47,7 +47,7 @@ def test_case_31_autocast_changes_no_count(method, monkeypatch):
     expected = local_complexity(net, images, RADIUS, 5, method).counts
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(local_complexity(net, images, RADIUS, 5, method).counts, expected)
-        monkeypatch.setattr(borrow, "strict_precision", nullcontext)  # what it would be without the guard
+        monkeypatch.setattr(preserved_state, "strict_precision", nullcontext)  # what it would be without the guard
         assert not torch.equal(local_complexity(net, images, RADIUS, 5, method).counts, expected)
 
 
