@@ -27,7 +27,7 @@ from torch import nn
 from bench.accuracy_report import SAME_START, WORDS, write
 from bench.harness import cpu_name, cpu_seconds
 from grokkit import data, models
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.data import Dataset
 from grokkit.recipes import cifar10_in_minutes
 from grokkit.training import loop, trainer
@@ -69,8 +69,8 @@ class Choices:
 def grokkit_config(recipe: str, choices: Choices, source: Path, seed: int) -> RunConfig:
     """The recipe in the words of grokkit; nothing is measured but the test set at the end of each epoch."""
     shared = {
-        "data": part(str(source), train=choices.train, test=choices.test),
-        "model": part(choices.model, width=choices.width),
+        "data": spec(str(source), train=choices.train, test=choices.test),
+        "model": spec(choices.model, width=choices.width),
         "seed": seed, "measures": (), "probes": {"train": 1, "test": 0, "random": 0},
     }  # fmt: skip
     steps = {name: plain.epochs * -(-choices.train // plain.batch_size) for name, plain in PLAIN.items()}
@@ -78,8 +78,8 @@ def grokkit_config(recipe: str, choices: Choices, source: Path, seed: int) -> Ru
     if recipe == "adam_one_cycle":
         return config
     return config.replace(
-        optimizer=part("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-        policy=part("wsd", warmup=5 / 24, decay_share=19 / 24, shape="linear"),
+        optimizer=spec("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        policy=spec("wsd", warmup=5 / 24, decay_share=19 / 24, shape="linear"),
         clip=None, batch_size=128, steps=steps["sgd_triangle"], augment=("crop4", "flip", "cutout8"),
     )  # fmt: skip
 
@@ -139,7 +139,7 @@ def run_arm(recipe: str, arm: str, seed: int, choices: Choices, source: Path) ->
     net = plain_net(choices, dataset, seed)
     if arm.startswith("grokkit"):
         curve = grokkit_curve(config, choices.train, net if arm == SAME_START else None)
-        told = config.replace(data=part(source.name, train=choices.train, test=choices.test)).to_dict()
+        told = config.replace(data=spec(source.name, train=choices.train, test=choices.test)).to_dict()
     else:
         curve, told = plain_curve(plain, net, dataset, seed), dataclasses.asdict(plain)
     return {

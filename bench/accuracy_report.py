@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import ttest_ind, ttest_rel
 
-from grokkit.figures.theme import FULL, LINES, PALETTE, save, themed
+from grokkit.figures.theme import FULL, LINES, PALETTE, save_figure, themed
 
 REFERENCE = "plain"
 """The arm that the others are held against."""
@@ -32,7 +32,7 @@ def write(folder: Path) -> None:
     verdict = compared(table)
     table.round(6).to_csv(folder / "curves.csv", index=False)
     verdict.round(5).to_csv(folder / "verdict.csv", index=False)
-    save(drawn(table), folder / "curves")
+    save_figure(drawn(table), folder / "curves")
     print(verdict.round(4).to_string(index=False))
     print(costs_of(runs).round(3).to_string())
 

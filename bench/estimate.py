@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grokkit as gk
 from bench.harness import Row, Settings
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.diagnostics.estimate import estimate
 from grokkit.recipes import quickstart
 
@@ -17,10 +17,10 @@ GOAL = 0.15
 RUNS = {
     "mlp, 12,000 steps": quickstart.constant(),
     "cnn, 600 steps": quickstart.constant().replace(
-        model=part("cnn"), data=part("digits", size=32, train=500), init_scale=1.0, steps=600, records=12
+        model=spec("cnn"), data=spec("digits", size=32, train=500), init_scale=1.0, steps=600, records=12
     ),
     "resnet9 of width 8, 60 steps": quickstart.constant().replace(
-        model=part("resnet9", width=8), data=part("digits", size=32, train=500), init_scale=1.0, steps=60, records=6
+        model=spec("resnet9", width=8), data=spec("digits", size=32, train=500), init_scale=1.0, steps=60, records=6
     ),
 }
 

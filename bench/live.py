@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Row, Settings, medians
-from grokkit.live.run_browser import Study
+from grokkit.live.run_browser import RunBrowser
 from grokkit.trajectory import run
 from grokkit.trajectory.log import Log
 
@@ -22,12 +22,12 @@ def updates(settings: Settings) -> list[Row]:
     """What the server spends on one answer to the page, of a run with 200,000 logged numbers in four curves."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "long-s0"
-        run.create(
+        run.create_run(
             path, config="seed = 0\n", environment={}, probes=[], status={"state": "done", "step": 0, "attempt": 1}
         )
         steps = count()
         _append(path, steps, ROWS)
-        study = Study([path])
+        study = RunBrowser([path])
         cursor = _answer(study, "")
 
         def update() -> None:
@@ -39,7 +39,7 @@ def updates(settings: Settings) -> list[Row]:
             {
                 f"update with {NEW} new rows after {ROWS:,} (writing them included)": update,
                 f"reload: all {ROWS:,} rows thinned again": lambda: _answer(study, ""),
-                f"first look: {ROWS:,} rows read, checked and thinned": lambda: _answer(Study([path]), ""),
+                f"first look: {ROWS:,} rows read, checked and thinned": lambda: _answer(RunBrowser([path]), ""),
             },
             settings,
         )
@@ -55,7 +55,7 @@ def _append(path: Path, steps: Any, rows: int) -> None:
     log.close()
 
 
-def _answer(study: Study, cursor: str) -> str:
+def _answer(study: RunBrowser, cursor: str) -> str:
     """One answer as the server gives it; the next cursor."""
     told = study.update(cursor)
     json.dumps(told, allow_nan=False)

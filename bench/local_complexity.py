@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bench.harness import Ratio, Row, Settings, compared, medians
 from grokkit import models
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
 from tests.reference.peak_memory import peak_above_model
 from tests.reference.published_lc import published_counts
 
@@ -19,7 +19,7 @@ CHUNK = 84
 
 def cpu_time(settings: Settings) -> list[Row]:
     """PreActResNet-18, k = 16, no BatchNorm, random weights; 32 random 32x32 images, P = 20, r = 0.005."""
-    net, images, frame = _net(), _images(POINTS), orthonormal_frame(DIRECTIONS, 3 * 32 * 32)
+    net, images, frame = _net(), _images(POINTS), draw_orthonormal_frame(DIRECTIONS, 3 * 32 * 32)
     radii = np.geomspace(1e-3, 1.0, 16).tolist()
     contenders = {
         "vertex": lambda: local_complexity(net, images, RADIUS, method="vertex", frame=frame),

@@ -11,8 +11,8 @@ from torch import nn
 from bench import loops
 from bench.harness import Ratio, Row, Settings, compared, medians
 from grokkit import models, policies
-from grokkit.config.run_config import part
-from grokkit.data.resident import Batches, stacked_at
+from grokkit.config.run_config import spec
+from grokkit.data.resident import Batches, stack_batches
 from grokkit.ensemble.stack import Stack, StackedUpdate
 from grokkit.measures.loss import cross_entropy
 from grokkit.optim.build import build_optimizer
@@ -20,7 +20,7 @@ from grokkit.optim.policy_lr import PolicyLR
 from grokkit.training.meter import Meter, Meters
 from grokkit.training.step import TrainStep
 
-OPTIMIZER = part("adamw", lr=1e-3)
+OPTIMIZER = spec("adamw", lr=1e-3)
 IMAGES = 2048
 
 MLP = ("mlp", {"widths": (200, 200)}, (1, 28, 28), 32)
@@ -94,7 +94,7 @@ def _stack(nets: Sequence[nn.Module], batches: Sequence[Batches], steps: int) ->
 
     def run() -> None:
         for step in range(1, 1 + steps):
-            x, y = stacked_at(batches, step)
+            x, y = stack_batches(batches, step)
             losses, logits = stack.backward(x, y)
             update.step([policy.scale for policy in rates], range(len(nets)))
             meters.add(losses, logits, y)
@@ -108,7 +108,7 @@ def _gradients(
     nets: Sequence[nn.Module], batches: Sequence[Batches], steps: int
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """The gradients of one batch again and again: net by net, and of the stack."""
-    x, y = stacked_at(batches, 1)
+    x, y = stack_batches(batches, 1)
     stack = Stack(copy.deepcopy(list(nets)), cross_entropy)
 
     def loop() -> None:

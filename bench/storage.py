@@ -52,8 +52,8 @@ def _written(size: str, goals: Mapping[str, float], settings: Settings, root: Pa
     staging = snapshot.Staging()
     packed = staging.hold(state)
     arrays, attributes = packed.sealed()
-    note = checksummed.padded(checksummed.as_json({"step": 0}))
-    digest = checksummed.digest_of("snapshot", note, arrays)
+    note = checksummed.pad_metadata(checksummed.canonical_json({"step": 0}))
+    digest = checksummed.compute_digest("snapshot", note, arrays)
     with folder(root) as place:
 
         def ours() -> None:
@@ -84,13 +84,13 @@ def reading(settings: Settings) -> list[Row]:
     for size, goals in (("45 MB", {ST: 0.6, PT: 0.5}), ("0.8 MB", {})):
         state = state_of(*SIZES[size])
         with folder(ON_DISK) as place:
-            snapshot.write(place / "a.h5", 0, state)
+            snapshot.write_snapshot(place / "a.h5", 0, state)
             torch.save(state, place / "a.pt")
             safetensors.torch.save_file(state, place / "a.st")
             files = place / "a.h5", place / "a.pt", place / "a.st"
             contenders: dict[str, Callable[[], object]] = {
-                f"{size}: {OURS}": lambda h5=files[0]: touched(snapshot.read(h5, verify=False)),
-                f"{size}: {OURS}, verified": lambda h5=files[0]: touched(snapshot.read(h5)),
+                f"{size}: {OURS}": lambda h5=files[0]: touched(snapshot.read_snapshot(h5, verify=False)),
+                f"{size}: {OURS}, verified": lambda h5=files[0]: touched(snapshot.read_snapshot(h5)),
                 f"{size}: torch.load": lambda pt=files[1]: touched(torch.load(pt, weights_only=True)),
                 f"{size}: {ST}": lambda st=files[2]: touched(safetensors.torch.load_file(st)),
             }
@@ -121,10 +121,10 @@ def _through(
 ) -> list[Row]:
     with folder(ON_DISK) as place:
         for step in range(steps):
-            snapshot.write(place / store.file_name(step), step, state)
+            snapshot.write_snapshot(place / store.step_file_name(step), step, state)
             torch.save(state, place / f"{step}.pt")
             safetensors.torch.save_file(state, place / f"{step}.st")
-        files = [place / store.file_name(step) for step in range(steps)]
+        files = [place / store.step_file_name(step) for step in range(steps)]
         out = torch.empty(steps, *state[name].shape)
 
         def by_safetensors() -> Tensor:
@@ -140,11 +140,11 @@ def _through(
             )
 
         contenders: dict[str, Callable[[], object]] = {
-            f"{title}: {OURS}": lambda: tensor_series.read(files, name, verify=False),
-            f"{title}: {OURS}, into memory that is used again": lambda: tensor_series.read(
+            f"{title}: {OURS}": lambda: tensor_series.read_series(files, name, verify=False),
+            f"{title}: {OURS}, into memory that is used again": lambda: tensor_series.read_series(
                 files, name, out=out, verify=False
             ),
-            f"{title}: {OURS}, verified": lambda: tensor_series.read(files, name),
+            f"{title}: {OURS}, verified": lambda: tensor_series.read_series(files, name),
             f"{title}: {ST}": by_safetensors,
             f"{title}: {PT}": by_torch,
         }
@@ -187,11 +187,11 @@ def many(settings: Settings) -> list[Row]:
         taken = []
         for step in range(1000):
             start = time.perf_counter()
-            snapshot.write_packed(place / store.file_name(step), 0, staging.hold(state))
+            snapshot.write_packed(place / store.step_file_name(step), 0, staging.hold(state))
             taken.append(1000 * (time.perf_counter() - start))
         first, last = statistics.median(taken[:100]), statistics.median(taken[-100:])
-        size = (place / store.file_name(0)).stat().st_size
-        snapshot.write(place / "big.h5", 0, state_of(*SIZES["45 MB"]))
+        size = (place / store.step_file_name(0)).stat().st_size
+        snapshot.write_snapshot(place / "big.h5", 0, state_of(*SIZES["45 MB"]))
         big = (place / "big.h5").stat().st_size
     plain = sum(tensor.nbytes for tensor in state.values())
     plain_big = sum(tensor.nbytes for tensor in state_of(*SIZES["45 MB"]).values())
@@ -216,7 +216,7 @@ def durable(save: Callable[[Path], None], place: Path, numbers: Iterator[int]) -
     os.fsync(handle)
     os.close(handle)
     draft.rename(path)
-    checksummed.sync_folder(place)
+    checksummed.fsync_dir(place)
 
 
 def fresh(place: Path, numbers: Iterator[int]) -> Path:

@@ -16,9 +16,9 @@ from bench.harness import Ratio, Row, Settings, compared, costs, medians
 from bench.loops import LENET, resident, sgd, train_on
 from grokkit import models
 from grokkit.data.resident import Batches
-from grokkit.diagnostics.loader import PerSample, crop_and_flip, plain_loader
+from grokkit.diagnostics.loader import PerSample, crop_and_flip, make_plain_loader
 from grokkit.models.classifier import Classifier, Normalise
-from grokkit.training.build import placed
+from grokkit.training.build import to_device
 
 SHAPE, CLASSES = (3, 32, 32), 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -87,7 +87,7 @@ def pipelines(settings: Settings) -> list[Row]:
 def _pipelines(model: str, options: dict[str, int], batch: int, count: int) -> dict[str, Callable[[], None]]:
     images, labels = _data(batch * count)
     batches = Batches(images, labels, batch, seed=0, augment=AUGMENT)
-    loader = plain_loader(PerSample(images, labels, crop_and_flip(SHAPE[1:], (MEAN, STD))), batch)
+    loader = make_plain_loader(PerSample(images, labels, crop_and_flip(SHAPE[1:], (MEAN, STD))), batch)
     ours, plain = _classifier(model, options), _net(model, options)
     fused, default = sgd(ours, fused=True), sgd(plain, fused=False)
     return {
@@ -125,8 +125,8 @@ def trainer(settings: Settings) -> list[Row]:
 
 def _train(data: Path, steps: int) -> None:
     config = gk.RunConfig(
-        experiment="bench", data=gk.part(str(data)), model=gk.part(LENET),
-        optimizer=gk.part("sgd", lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        experiment="bench", data=gk.spec(str(data)), model=gk.spec(LENET),
+        optimizer=gk.spec("sgd", lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4),
         batch_size=BATCH, steps=steps, augment=AUGMENT, records=1, probes={"train": 8, "test": 8, "random": 8},
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as runs:
@@ -167,4 +167,4 @@ def _net(model: str, options: dict[str, int]) -> nn.Module:
 
 
 def _classifier(model: str, options: dict[str, int]) -> Classifier:
-    return placed(Classifier(Normalise(MEAN, STD), _net(model, options)), torch.device("cpu"))
+    return to_device(Classifier(Normalise(MEAN, STD), _net(model, options)), torch.device("cpu"))

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 import grokkit as gk
 from grokkit.figures.theme import FULL, PALETTE, themed
 from grokkit.policies.simulate import simulate
-from grokkit.stats.trends import log_mean, slope
+from grokkit.stats.trends import fit_slope, log_mean
 
 STEPS, EVERY, WINDOW = 8000, 200, 8
 
@@ -31,7 +31,7 @@ def course(kind: str, seed: int = 0) -> list[dict[str, float]]:
     for k in range(len(steps)):
         level, error = log_mean(values[k])
         window = slice(max(0, k + 1 - WINDOW), k + 1)
-        trend = slope(steps[window].tolist(), values[window])
+        trend = fit_slope(steps[window].tolist(), values[window])
         ends = zip(("", "_low", "_high"), trend, strict=True)
         told = {f"log_density_slope{end}": value for end, value in ends}
         news.append({"log_density": level, "log_density_se": error, **told})

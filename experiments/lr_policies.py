@@ -68,13 +68,13 @@ from typing import Any
 import pandas as pd
 
 import grokkit as gk
-from grokkit import RunConfig, part
-from grokkit.analysis.arms import BEST, best_baselines, usual_pairs, with_best
-from grokkit.analysis.comparison import comparisons
-from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes, same_rates
+from grokkit import RunConfig, spec
+from grokkit.analysis.arms import BEST, add_best_baseline, default_pairs, find_best_baselines
+from grokkit.analysis.comparison import compare_all
+from grokkit.analysis.outcomes import LARGER_IS_BETTER, compute_outcomes, find_same_rates
 from grokkit.analysis.tables import read_table
-from grokkit.config.overrides import adjusted, seed_list
-from grokkit.config.run_config import Part
+from grokkit.config.overrides import apply_cli_overrides, parse_seeds
+from grokkit.config.run_config import Spec
 from grokkit.errors import UsageError
 from grokkit.names import FigureData
 from grokkit.policies.peak import PeakRule
@@ -92,11 +92,11 @@ def digits() -> RunConfig:
     return RunConfig(
         experiment="lr_policies",
         variant="digits",
-        data=part("digits", size=8, train=500),
-        model=part("mlp", widths=(128, 128, 128)),
+        data=spec("digits", size=8, train=500),
+        model=spec("mlp", widths=(128, 128, 128)),
         init_scale=2.0,
         loss="mse",
-        optimizer=part("adamw", lr=1e-3, weight_decay=0.3),
+        optimizer=spec("adamw", lr=1e-3, weight_decay=0.3),
         batch_size=100,
         steps=8_000,
         precision="float32",
@@ -110,8 +110,8 @@ def mnist() -> RunConfig:
     """1,000 images of MNIST and a wider MLP, otherwise as `digits`."""
     return digits().replace(
         variant="mnist",
-        data=part("mnist", train=1000),
-        model=part("mlp", widths=(200, 200, 200)),
+        data=spec("mnist", train=1000),
+        model=spec("mlp", widths=(200, 200, 200)),
         init_scale=4.0,
         batch_size=200,
         steps=9_000,
@@ -125,7 +125,7 @@ def cifar10() -> RunConfig:
     """1,000 images of CIFAR-10 and the same kind of MLP, with mean squared error and strong decay."""
     return mnist().replace(
         variant="cifar10",
-        data=part("cifar10", train=1000),
+        data=spec("cifar10", train=1000),
         init_scale=4.0,
         batch_size=100,
         steps=6_000,
@@ -138,11 +138,11 @@ def vgg_bn() -> RunConfig:
     """1,024 images of CIFAR-10 and a narrow VGG-11 with BatchNorm: local complexity is not expected to fall."""
     return cifar10().replace(
         variant="vgg_bn",
-        data=part("cifar10", train=1024),
-        model=part("vgg11_bn", width=8),
+        data=spec("cifar10", train=1024),
+        model=spec("vgg11_bn", width=8),
         init_scale=1.0,
         loss="cross_entropy",
-        optimizer=part("adamw", lr=5e-4, weight_decay=0.0),
+        optimizer=spec("adamw", lr=5e-4, weight_decay=0.0),
         batch_size=128,
         steps=1_600,
         measures=_measures(epsilon=1 / 255, points=128),
@@ -150,16 +150,16 @@ def vgg_bn() -> RunConfig:
     )
 
 
-def _measures(epsilon: float, points: int = 512) -> tuple[Part, ...]:
+def _measures(epsilon: float, points: int = 512) -> tuple[Spec, ...]:
     return (
-        part("accuracy"), part("loss"), part("weight_norm"),
-        part("robust_accuracy", epsilons=(epsilon,), points=points),
+        spec("accuracy"), spec("loss"), spec("weight_norm"),
+        spec("robust_accuracy", epsilons=(epsilon,), points=points),
     )  # fmt: skip
 
 
 def _full(task: RunConfig) -> RunConfig:
     """All training images of a task's data, for a GPU. Nothing is registered of it: a pilot has to come first."""
-    changes = {"data": part(task.data.name), "batch_size": 1_000, "steps": 3 * task.steps}
+    changes = {"data": spec(task.data.name), "batch_size": 1_000, "steps": 3 * task.steps}
     return task.replace(variant=f"{task.variant}_full", **changes)
 
 
@@ -188,14 +188,14 @@ class Arm:
         donor: the arm whose news, of another seed, it is told; None: it hears its own run.
     """
 
-    policy: Part
+    policy: Spec
     quantity: str | None = None
     donor: str | None = None
 
 
-def _behind_warmup(name: str, **options: Any) -> Part:
+def _behind_warmup(name: str, **options: Any) -> Spec:
     """A policy that has no warm-up of its own, behind the one that all arms share."""
-    return part("warmup", policy=part(name, **options), share=0.01)
+    return spec("warmup", policy=spec(name, **options), share=0.01)
 
 
 def _yoked(arm: str) -> Arm:
@@ -204,15 +204,15 @@ def _yoked(arm: str) -> Arm:
 
 ARMS = {
     "constant": Arm(_behind_warmup("constant")),
-    "wsd": Arm(part("wsd")),
-    "cosine": Arm(part("cosine", warmup=0.01)),
-    "one_cycle": Arm(part("one_cycle")),
+    "wsd": Arm(spec("wsd")),
+    "cosine": Arm(spec("cosine", warmup=0.01)),
+    "one_cycle": Arm(spec("one_cycle")),
     "plateau": Arm(_behind_warmup("plateau")),
     "greedy": Arm(_behind_warmup("greedy", max_scale=1.0)),
-    "lc_wsd": Arm(part("lc_wsd"), "density"),
-    "lc_hold": Arm(part("lc_hold", shape="1-sqrt"), "density"),
-    "lc_servo": Arm(part("lc_servo", shape="1-sqrt"), "density"),
-    "loss_wsd": Arm(part("lc_wsd", reading="log_loss"), "loss"),
+    "lc_wsd": Arm(spec("lc_wsd"), "density"),
+    "lc_hold": Arm(spec("lc_hold", shape="1-sqrt"), "density"),
+    "lc_servo": Arm(spec("lc_servo", shape="1-sqrt"), "density"),
+    "loss_wsd": Arm(spec("lc_wsd", reading="log_loss"), "loss"),
 }
 ARMS |= {f"yoked_{arm}": _yoked(arm) for arm in ("lc_wsd", "lc_hold", "lc_servo")}
 
@@ -237,10 +237,10 @@ def config_of(task: RunConfig, arm: str, decay: str, seed: int, news: Any = ()) 
     return task.replace(
         variant=f"{task.variant}-{decay}-{arm}",
         seed=seed,
-        policy=part("yoked", policy=chosen.policy, news=news) if chosen.donor else chosen.policy,
+        policy=spec("yoked", policy=chosen.policy, news=news) if chosen.donor else chosen.policy,
         signal=signal,
         steps=steps,
-        optimizer=part(task.optimizer.name, **optimizer),
+        optimizer=spec(task.optimizer.name, **optimizer),
         records=tuple(round(steps * k / RECORDS) for k in range(1, RECORDS + 1)),
     )
 
@@ -267,7 +267,7 @@ def run_pair(task: RunConfig, decay: str, pair: tuple[int, int], runs: Path) -> 
     donors: dict[tuple[str, int], Run] = {}
     for arm, chosen in ARMS.items():
         for seed, other in (pair, pair[::-1]):
-            news = gk.heard(donors[chosen.donor, other]) if chosen.donor else ()
+            news = gk.signal_history(donors[chosen.donor, other]) if chosen.donor else ()
             donors[arm, seed] = train(config_of(task, arm, decay, seed, news), runs)
             yield donors[arm, seed]
 
@@ -278,12 +278,12 @@ def pilot(task: RunConfig, seeds: list[int], runs: Path) -> None:
     for seed in seeds:
         watched = config_of(task, "constant", "coupled", seed).replace(signal=_signal(task, "density"))
         done.append(train(watched, runs))
-        shapes.append({"seed": seed, **PeakRule().extent(gk.heard(done[-1]), watched.steps)})
+        shapes.append({"seed": seed, **PeakRule().extent(gk.signal_history(done[-1]), watched.steps)})
         done += [train(config_of(task, arm, "coupled", seed), runs) for arm in ("wsd", "lc_wsd", "lc_hold")]
     print(pd.DataFrame(shapes).round(2).to_string(index=False))
     threshold = THRESHOLDS.get(task.variant, 0.5)
     print(f"steps_to_robust: to a robust accuracy of {threshold}")
-    rows = outcomes(gk.table(done), {task.variant: threshold})
+    rows = compute_outcomes(gk.table(done), {task.variant: threshold})
     wide = rows.pivot(index=["outcome", "seed"], columns="arm", values="value")
     print(wide.groupby("outcome").agg(["mean", "std"]).round(4).T.to_string())
     for arm, reference in (("wsd", "constant"), ("lc_wsd", "wsd"), ("lc_hold", "wsd"), ("lc_hold", "constant")):
@@ -346,12 +346,14 @@ def report(task: str, folder: Path, figures: Path) -> None:
             continue
         chosen = FigureData(rows, {}, data.events)
         drawn = gk.figures.create("policies", chosen, margins=MARGINS, thresholds=THRESHOLDS)
-        print(*gk.figures.save(drawn, figures / f"{task}-{decay}"), sep="\n")
-        ends = with_best(outcomes(rows, THRESHOLDS), LARGER_IS_BETTER)
-        compared = comparisons(ends, usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS)
-        best = {outcome: arm for (_, _, outcome), arm in best_baselines(ends, LARGER_IS_BETTER).items()}
+        print(*gk.figures.save_figure(drawn, figures / f"{task}-{decay}"), sep="\n")
+        ends = add_best_baseline(compute_outcomes(rows, THRESHOLDS), LARGER_IS_BETTER)
+        compared = compare_all(ends, default_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS)
+        best = {outcome: arm for (_, _, outcome), arm in find_best_baselines(ends, LARGER_IS_BETTER).items()}
         other = compared.reference.where(compared.reference != BEST, compared.outcome.map(best).fillna(BEST))
-        told.append(compared.assign(against=other, same_rates=same_rates(rows, zip(compared.arm, other, strict=True))))
+        told.append(
+            compared.assign(against=other, same_rates=find_same_rates(rows, zip(compared.arm, other, strict=True)))
+        )
     verdicts = pd.concat(told, ignore_index=True)
     verdicts.to_csv(folder / f"{task}_verdicts.csv", index=False, float_format="%.6g")
     columns = "decay outcome arm against n same_rates mean low high p_holm cliffs_delta within_margin verdict"
@@ -373,13 +375,13 @@ def main() -> None:
     words.add_argument("--figures", type=Path, default=Path("paper_figures/lr_policies"))
     asked = words.parse_args()
     if asked.what == "collect":
-        return collect(asked.task, seed_list(asked.seeds), asked.runs, asked.out)
+        return collect(asked.task, parse_seeds(asked.seeds), asked.runs, asked.out)
     if asked.what == "report":
         return report(asked.task, asked.out, asked.figures)
-    task = adjusted(TASKS[asked.task](), asked.data, None, None)
+    task = apply_cli_overrides(TASKS[asked.task](), asked.data, None, None)
     if asked.lr is not None:
-        task = task.replace(optimizer=part(task.optimizer.name, **{**task.optimizer.options, "lr": asked.lr}))
-    seeds = seed_list(asked.seeds)
+        task = task.replace(optimizer=spec(task.optimizer.name, **{**task.optimizer.options, "lr": asked.lr}))
+    seeds = parse_seeds(asked.seeds)
     if asked.what == "pilot":
         return pilot(task, seeds, asked.runs)
     place, parts = map(int, asked.part.split("/"))

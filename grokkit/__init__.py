@@ -18,7 +18,7 @@ _HOME = {
     "RunConfig": "grokkit.config.run_config",
     "Signal": "grokkit.recording.signal",
     "LocalComplexitySignal": "grokkit.recording.signal",
-    "heard": "grokkit.recording.signal",
+    "signal_history": "grokkit.recording.signal",
     "attribute": "grokkit.attributions",
     "complexity_interval": "grokkit.spline",
     "complexity_spectrum": "grokkit.spline",
@@ -30,7 +30,7 @@ _HOME = {
     "log_spaced": "grokkit.config.schedule",
     "lr_range_test": "grokkit.diagnostics.lr_range",
     "open_run": "grokkit.trajectory",
-    "part": "grokkit.config.run_config",
+    "spec": "grokkit.config.run_config",
     "partition_segment": "grokkit.spline",
     "pgd": "grokkit.robustness",
     "preset": "grokkit.spline",
@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from grokkit.analysis.tables import table as table
     from grokkit.attributions import attribute as attribute
     from grokkit.config.run_config import RunConfig as RunConfig
-    from grokkit.config.run_config import part as part
+    from grokkit.config.run_config import spec as spec
     from grokkit.config.schedule import log_spaced as log_spaced
     from grokkit.data import load as load_data  # noqa: F401
     from grokkit.data.probes import probe_sets as probe_sets
@@ -97,7 +97,7 @@ if TYPE_CHECKING:
     from grokkit.recording.record import record as record
     from grokkit.recording.signal import LocalComplexitySignal as LocalComplexitySignal
     from grokkit.recording.signal import Signal as Signal
-    from grokkit.recording.signal import heard as heard
+    from grokkit.recording.signal import signal_history as signal_history
     from grokkit.replay import import_checkpoints as import_checkpoints
     from grokkit.replay import replay_run as replay_run
     from grokkit.robustness import pgd as pgd

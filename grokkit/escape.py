@@ -10,7 +10,8 @@ a surrogate pair, which no terminal can be sent."""
 
 
 def escape_controls(text: str, keep: str = "") -> str:
-    """Write every control character of `text` as an escape, such as `\\x1b`; the characters in `keep` stay."""
+    """Write every control character of `text` as an escape, such as `\\x1b`; the characters in `mark_fixed_decay`
+    stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

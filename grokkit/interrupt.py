@@ -21,7 +21,7 @@ ECHO_SECONDS = 3.0
 of them directly and through their parents."""
 
 
-class Stopped(BaseException):
+class StopRequested(BaseException):
     """A stop was asked for; raised between two batches of an analysis. Not an `Exception`: nobody is to take it for a
     measure that failed."""
 
@@ -81,7 +81,7 @@ class StopRequest:
             self._heard.append((number, frame))
 
 
-def keep_early_saves_harmless() -> None:
+def ignore_early_sigusr1() -> None:
     """Ignore SIGUSR1 outside of `StopRequest`, unless somebody hears it: it would end a process that still prepares."""
     in_main = threading.current_thread() is threading.main_thread()
     if in_main and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
@@ -92,7 +92,7 @@ _listening: list[StopRequest] = []
 """Those whose blocks are open, the innermost last; a block of another thread may be left in any order."""
 
 
-def poll(grace: float = GRACE_SECONDS) -> None:
+def check_interrupt(grace: float = GRACE_SECONDS) -> None:
     """To be called between two batches of an analysis, and with `grace=0` between two analyses.
 
     Raises:
@@ -100,4 +100,4 @@ def poll(grace: float = GRACE_SECONDS) -> None:
     """
     stop = _listening[-1] if _listening else None
     if stop is not None and stop.asked and time.monotonic() - stop.since >= grace:
-        raise Stopped
+        raise StopRequested

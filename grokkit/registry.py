@@ -24,7 +24,7 @@ STUDY_PREFIX = "grokkit_study_"
 """How the modules are called that studies become."""
 
 
-def nearest(word: str, allowed: list[str]) -> str:
+def did_you_mean(word: str, allowed: list[str]) -> str:
     """The part of an error that names the closest allowed word, or nothing."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
@@ -75,7 +75,7 @@ class Registry:
         if name not in self._members:
             known = self.names()
             raise UnknownNameError(
-                f"no {self.kind} is called {name!r}.{nearest(name, known)} Known: {', '.join(known)}"
+                f"no {self.kind} is called {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}"
             )
         return self._members[name]
 
@@ -99,7 +99,7 @@ class Registry:
         for parameter in parameters:
             if parameter not in allowed and not takes_any:
                 raise UsageError(
-                    f"{self.kind} {name!r} has no parameter {parameter!r}.{nearest(parameter, list(allowed))} "
+                    f"{self.kind} {name!r} has no parameter {parameter!r}.{did_you_mean(parameter, list(allowed))} "
                     f"It takes: {', '.join(allowed) or 'none'}"
                 )
         return member
@@ -124,17 +124,17 @@ def study_name(source: bytes) -> str:
     return f"{STUDY_PREFIX}{hashlib.sha256(source).hexdigest()[:16]}"
 
 
-def run_file(path: Path) -> ModuleType:
+def import_study(path: Path) -> ModuleType:
     """Run a study's own file, so that what it registers has a name; a file with the same text is run once.
 
     Raises:
         UsageError: the file cannot be imported.
     """
-    return run_source(path.read_bytes(), path)
+    return import_source(path.read_bytes(), path)
 
 
-def run_source(source: bytes, path: Path, parse: Callable[[bytes], ast.Module] = ast.parse) -> ModuleType:
-    """`run_file` of a text that was read from `path` before; nothing is read again. `parse` makes its syntax tree.
+def import_source(source: bytes, path: Path, parse: Callable[[bytes], ast.Module] = ast.parse) -> ModuleType:
+    """`import_study` of a text that was read from `path` before; nothing is read again. `parse` makes its syntax tree.
 
     Raises:
         UsageError: the text cannot be imported.

@@ -9,29 +9,29 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from grokkit.config.run_config import Part
+from grokkit.config.run_config import Spec
 from grokkit.config.schedule import as_step
 from grokkit.device.preserved_state import unwrap
-from grokkit.device.select import SMALL_MACS, fitting_threads, resolve
+from grokkit.device.select import SMALL_MACS, fit_threads, select_device
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
-from grokkit.interrupt import Stopped, StopRequest, poll
+from grokkit.interrupt import StopRequest, StopRequested, check_interrupt
 from grokkit.measures import Context, Measure
-from grokkit.measures.runner import AttributionPlan, is_taken, take_any
+from grokkit.measures.runner import AttributionSpec, is_stored, run_instrument
 from grokkit.names import ProbeSet
-from grokkit.recording.attempt import must_be_as_begun
-from grokkit.recording.instruments import as_list, as_measures, as_plans
+from grokkit.recording.attempt import require_unchanged
+from grokkit.recording.instruments import as_attribution_specs, as_list, as_measures
 from grokkit.recording.record import record
 from grokkit.stored_code import import_unknown
-from grokkit.training.build import build_model, config_of, macs_of, placed
-from grokkit.training.required_names import names_asked, names_to_replay
-from grokkit.trajectory import Run, as_path, manifest, open_run
+from grokkit.training.build import build_model, count_macs, load_config, to_device
+from grokkit.training.required_names import instrument_names, replay_names
+from grokkit.trajectory import Run, manifest, open_run, to_path
 from grokkit.trajectory.lock import RunLock
 
 
 def replay_run(
     run: Run | str | Path,
-    measures: Iterable[str | Part | Measure] = (),
-    attributions: Iterable[str | Part | AttributionPlan] = (),
+    measures: Iterable[str | Spec | Measure] = (),
+    attributions: Iterable[str | Spec | AttributionSpec] = (),
     *,
     model: nn.Module | None = None,
     steps: Iterable[int] | None = None,
@@ -67,23 +67,23 @@ def replay_run(
         Interrupted: it was asked to stop.
     """
     run = run if isinstance(run, Run) else open_run(run)
-    must_be_as_begun(run.path)
+    require_unchanged(run.path)
     work = SMALL_MACS
     measures, attributions = as_list(measures), as_list(attributions)
-    of_model = names_to_replay(config_of(run)) if model is None else []
-    import_unknown([run.path], [*of_model, *names_asked(measures, attributions)], trust=trust)
+    of_model = replay_names(load_config(run)) if model is None else []
+    import_unknown([run.path], [*of_model, *instrument_names(measures, attributions)], trust=trust)
     if model is None:
-        model, work = _built(run, device)
-    subjects: list[Measure | AttributionPlan] = [*as_measures(measures), *as_plans(attributions)]
+        model, work = _build(run, device)
+    subjects: list[Measure | AttributionSpec] = [*as_measures(measures), *as_attribution_specs(attributions)]
     context = Context(model, run.probes, run.config.get("loss", "cross_entropy"), run.config.get("seed", 0))
-    with RunLock(run.path), fitting_threads(work), StopRequest():
-        return _taken(run, context, subjects, list(run.steps() if steps is None else steps), on_step)
+    with RunLock(run.path), fit_threads(work), StopRequest():
+        return _run_missing(run, context, subjects, list(run.steps() if steps is None else steps), on_step)
 
 
-def _taken(
+def _run_missing(
     run: Run,
     context: Context,
-    subjects: list[Measure | AttributionPlan],
+    subjects: list[Measure | AttributionSpec],
     chosen: list[int],
     on_step: Callable[[int, int], None] | None,
 ) -> int:
@@ -91,32 +91,32 @@ def _taken(
     added = done = 0
     try:
         for done, step in enumerate(chosen, start=1):
-            for each in _missing(run, step, context, subjects):
-                poll(grace=0)
-                take_any(run.path, step, each, context)
+            for each in _iter_missing(run, step, context, subjects):
+                check_interrupt(grace=0)
+                run_instrument(run.path, step, each, context)
                 added += 1
-            manifest.sync(run.path)
+            manifest.sync_manifest(run.path)
             if on_step is not None:
                 on_step(done, len(chosen))
-    except Stopped:
+    except StopRequested:
         raise Interrupted(
             f"stopped at snapshot {done} of {len(chosen)} with {added} results added; the same command goes on"
         ) from None
     return added
 
 
-def _built(run: Run, device: str | None) -> tuple[nn.Module, int]:
+def _build(run: Run, device: str | None) -> tuple[nn.Module, int]:
     """The model of a run that `grokkit.train` made, and the multiply-adds of its forward pass over one batch."""
-    config, facts = config_of(run), run.environment["data"]
-    model = placed(build_model(config, facts), resolve(device).torch_device)
-    return model, macs_of(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
+    config, facts = load_config(run), run.environment["data"]
+    model = to_device(build_model(config, facts), select_device(device).torch_device)
+    return model, count_macs(model, facts["input_shape"]) * min(config.batch_size, facts["train"])
 
 
-def _missing(
-    run: Run, step: int, context: Context, subjects: list[Measure | AttributionPlan]
-) -> list[Measure | AttributionPlan]:
+def _iter_missing(
+    run: Run, step: int, context: Context, subjects: list[Measure | AttributionSpec]
+) -> list[Measure | AttributionSpec]:
     """The subjects without a result at `step`, with the weights of that step in the model where there are any."""
-    missing = [each for each in subjects if not is_taken(run.path, step, each, context)]
+    missing = [each for each in subjects if not is_stored(run.path, step, each, context)]
     if missing:
         _load_into(context.model, run, step)
     return missing
@@ -159,7 +159,7 @@ def import_checkpoints(
     by_step = {as_step(k): v for k, v in files.items()} if isinstance(files, Mapping) else _by_step(files)
     if not by_step or min(by_step) < 0:
         raise UsageError(f"`files` needs one checkpoint or more, at steps of at least 0; got {sorted(by_step)}")
-    states = {step: _checkpoint(as_path(by_step[step]), model) for step in sorted(by_step)}
+    states = {step: _checkpoint(to_path(by_step[step]), model) for step in sorted(by_step)}
     recorder = record(
         path, model, probes=probes, measures=(), schedule=(), seed=seed, loss=loss, initial=False,
         total_steps=max(states, default=0),

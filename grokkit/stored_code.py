@@ -11,15 +11,15 @@ from typing import Any
 
 from grokkit.errors import UntrustedCodeError, UsageError
 from grokkit.old_names import translate
-from grokkit.registry import STUDY_PREFIX, run_source, study_name
+from grokkit.registry import STUDY_PREFIX, import_source, study_name
 from grokkit.trust import digest_of, is_trusted, list_path, read_regular
 
-FILE = "experiment.py"
+STUDY_FILE = "experiment.py"
 """The source of the study in a run folder."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class NameRequest:
     """A name that something is asked for by.
 
     Args:
@@ -31,7 +31,7 @@ class Wanted:
     find: Callable[[str], Any]
 
 
-def import_unknown(folders: Sequence[Path], wanted: Iterable[Wanted], *, trust: bool = False) -> None:
+def import_unknown(folders: Sequence[Path], wanted: Iterable[NameRequest], *, trust: bool = False) -> None:
     """Execute the experiment.py of run folders as far as that is needed to know every name in `wanted`.
 
     Nothing is read where all names are known to grokkit, to installed packages, or to the calling program. A name that
@@ -60,31 +60,31 @@ def import_unknown(folders: Sequence[Path], wanted: Iterable[Wanted], *, trust: 
         _execute(source, path, missing[0])
         missing = _still_missing(missing, sources)
     if missing and refused:
-        raise UntrustedCodeError(_refusal(missing[0], *refused[0]))
+        raise UntrustedCodeError(_describe_refusal(missing[0], *refused[0]))
     for each in missing:
         each.find(each.name)
 
 
-def _sources(folders: Sequence[Path], wanted: Wanted) -> dict[bytes, Path]:
+def _sources(folders: Sequence[Path], wanted: NameRequest) -> dict[bytes, Path]:
     """Source text -> where it is, the same text once. Raises UsageError for one that cannot be read."""
     found: dict[bytes, Path] = {}
     for folder in folders:
-        path = folder / FILE
+        path = folder / STUDY_FILE
         try:
             found.setdefault(read_regular(path), path)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise UsageError(f"{_said(wanted)} {path} is not read: {error.strerror}") from error
+            raise UsageError(f"{_describe_unknown(wanted)} {path} is not read: {error.strerror}") from error
     return found
 
 
-def _still_missing(wanted: Iterable[Wanted], sources: Iterable[bytes]) -> list[Wanted]:
+def _still_missing(wanted: Iterable[NameRequest], sources: Iterable[bytes]) -> list[NameRequest]:
     own = {study_name(source) for source in sources}
     return [each for each in wanted if not _is_known(each, own)]
 
 
-def _is_known(wanted: Wanted, own: Collection[str]) -> bool:
+def _is_known(wanted: NameRequest, own: Collection[str]) -> bool:
     """Whether the name is registered, and not by another study than those whose modules are called as in `own`."""
     try:
         module = str(getattr(wanted.find(wanted.name), "__module__", ""))
@@ -93,9 +93,9 @@ def _is_known(wanted: Wanted, own: Collection[str]) -> bool:
     return module in own or not module.startswith(STUDY_PREFIX)
 
 
-def _execute(source: bytes, path: Path, wanted: Wanted) -> None:
+def _execute(source: bytes, path: Path, wanted: NameRequest) -> None:
     try:
-        run_source(source, path, translate)
+        import_source(source, path, translate)
     except UsageError as error:
         raise UsageError(
             f"{wanted.name!r} is looked for there, and {error}. A name that another study took in this process is free "
@@ -103,18 +103,19 @@ def _execute(source: bytes, path: Path, wanted: Wanted) -> None:
         ) from error
 
 
-def _refusal(wanted: Wanted, path: Path, source: bytes) -> str:
+def _describe_refusal(wanted: NameRequest, path: Path, source: bytes) -> str:
     try:
         where = str(list_path())
     except OSError:
         where = "there is none: this user has no home folder"
     return (
-        f"{_said(wanted)} {path} may register it (sha256 {digest_of(source)[:12]}), and was not executed: it is not "
+        f"{_describe_unknown(wanted)} {path} may register it (sha256 {digest_of(source)[:12]}), and was not "
+        "executed: it is not "
         f"on your list of trusted code ({where})."
     )
 
 
-def _said(wanted: Wanted) -> str:
+def _describe_unknown(wanted: NameRequest) -> str:
     """That the name is unknown, with the nearest one."""
     try:
         wanted.find(wanted.name)

@@ -19,7 +19,7 @@ from pathlib import Path
 VARIABLE = "GROKKIT_TRUSTED"
 """Environment variable with further digests, separated by commas: how a queue tells its workers what it accepted."""
 
-MAX_BYTES = 16 * 2**20
+MAX_SOURCE_BYTES = 16 * 2**20
 """Largest file that is read as a study's source."""
 
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -50,10 +50,10 @@ def list_path() -> Path:
 def is_trusted(source: bytes) -> bool:
     """Whether this source text is on the user's list, or among the digests of GROKKIT_TRUSTED."""
     found = digest_of(source)
-    return found in _from_environment() or found in _listed()
+    return found in _from_environment() or found in _read_list()
 
 
-def remember(source: str) -> None:
+def add_trusted(source: str) -> None:
     """Add a source text to the user's list. A list that cannot be written is a warning, once; it ends no training."""
     global _warned
     try:
@@ -68,7 +68,7 @@ def remember(source: str) -> None:
             )
 
 
-def environment_with(digests: Iterable[str]) -> dict[str, str]:
+def worker_environment(digests: Iterable[str]) -> dict[str, str]:
     """The environment variable for a worker that may execute sources with these digests; empty where there are none.
     Digests that this process was given by its own GROKKIT_TRUSTED are handed on."""
     every = sorted({*_from_environment(), *digests})
@@ -86,11 +86,11 @@ def read_regular(path: Path) -> bytes:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         with open(handle, "rb", closefd=False) as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read(MAX_SOURCE_BYTES + 1)
     finally:
         os.close(handle)
-    if len(content) > MAX_BYTES:
-        raise OSError(errno.EFBIG, f"larger than {MAX_BYTES >> 20} MiB", str(path))
+    if len(content) > MAX_SOURCE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_SOURCE_BYTES >> 20} MiB", str(path))
     return content
 
 
@@ -98,7 +98,7 @@ def _from_environment() -> set[str]:
     return set(_DIGEST.findall(os.environ.get(VARIABLE, "").lower()))
 
 
-def _listed() -> set[str]:
+def _read_list() -> set[str]:
     with suppress(OSError):
         return set(_lines(read_regular(list_path())))
     return set()

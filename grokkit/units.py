@@ -178,7 +178,7 @@ def _pair(input: Any, other: Any = None, *_: Any, **__: Any) -> Any:
     return input - other if isinstance(other, Tensor) and input.dtype != torch.bool else None
 
 
-def pool_arguments(
+def normalise_pool_arguments(
     _: Tensor,
     kernel_size: Any,
     stride: Any = None,
@@ -336,7 +336,7 @@ class _Interception(TorchFunctionMode):
             kinks = activation.kinks(z, *args[1:], **rest)
         if z is None or not (z.is_floating_point() or z.is_complex()):
             return None  # indices and masks have no slope
-        layer = _numbered(self._seen, self._path.layer(activation.name))
+        layer = _number_layers(self._seen, self._path.layer(activation.name))
         if not z.is_floating_point():
             raise ModelContractError(
                 f"{activation.name} in {layer!r} is called on complex numbers, which have no sign; measure a model "
@@ -349,10 +349,10 @@ class _Interception(TorchFunctionMode):
 
     def _pool_call(self, pool: Pool, out: Any, args: Any, kwargs: Any) -> PoolCall:
         z = args[0] if args else kwargs["input"]
-        layer = _numbered(self._pools, self._path.layer(pool.name))
+        layer = _number_layers(self._pools, self._path.layer(pool.name))
         self._check_batch(z.shape[: z.dim() - pool.spatial], pool.name, layer, "first", z)
         rest = {name: value for name, value in kwargs.items() if name != "input"}
-        arguments = None if pool.adaptive else pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
+        arguments = None if pool.adaptive else normalise_pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
         made, source = self._rectified or (lambda: None, None)
         pooled = out[0] if isinstance(out, tuple) else out
         return PoolCall(layer, pool, z, pooled, arguments, source if made() is z else None)
@@ -366,7 +366,7 @@ class _Interception(TorchFunctionMode):
             )
 
 
-def _numbered(seen: Counter[str], base: str) -> str:
+def _number_layers(seen: Counter[str], base: str) -> str:
     seen[base] += 1
     return base if seen[base] == 1 else f"{base}#{seen[base]}"
 

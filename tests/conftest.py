@@ -71,7 +71,7 @@ def machine(tmp_path: Path, monkeypatch):
         monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
         monkeypatch.setattr(preflight, "PROC", proc)
         monkeypatch.setattr(preflight, "DEV", dev)
-        monkeypatch.setattr(preflight, "first_product", product or (lambda index: None))
+        monkeypatch.setattr(preflight, "run_small_product", product or (lambda index: None))
         monkeypatch.setattr(torch.version, "cuda", cuda)
         for name, value in {
             "is_available": available, "device_count": int(available), "get_device_capability": capability,

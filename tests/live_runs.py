@@ -18,7 +18,7 @@ def make(path: Path, seed: int = 0, total: int | None = 1000, **config: object) 
     text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in {"seed": seed, **config}.items())
     facts = {"device": "cpu", "data": {"train": 120, "classes": ["no", "yes"]}}
     status = {"state": "starting", "step": 0, "total_steps": total, "attempt": 1}
-    run.create(path, config=text, environment=facts, probes=PROBES, status=status)
+    run.create_run(path, config=text, environment=facts, probes=PROBES, status=status)
     return path
 
 
@@ -45,7 +45,7 @@ def complexity(path: Path, step: int, *layers: float, seed: int = 0, radius: flo
     reading = Reading("local_complexity", values, tuple(coords), coords, "units", 2, settings=settings)
     folder = path / "measures" / f"local_complexity-{seed:08x}"
     store.write_reading(folder, step, reading)
-    return folder / store.file_name(step)
+    return folder / store.step_file_name(step)
 
 
 def maps(path: Path, step: int, values: np.ndarray, method: str = "integrated_gradients") -> None:

@@ -5,27 +5,27 @@ import os
 import signal
 from pathlib import Path
 
-from grokkit.callbacks.base import Silent
-from grokkit.config.run_config import RunConfig, part
+from grokkit.callbacks.base import BaseCallback
+from grokkit.config.run_config import RunConfig, spec
 
 SMALL = RunConfig(
     experiment="small",
-    data=part("digits", size=8, train=120, test=60),
-    model=part("mlp", widths=(12, 12)),
+    data=spec("digits", size=8, train=120, test=60),
+    model=spec("mlp", widths=(12, 12)),
     batch_size=50,
     steps=24,
     records=5,
     probes={"train": 20, "test": 20, "random": 10},
     measures=(
-        part("accuracy"),
-        part("loss"),
-        part("local_complexity", radii=(0.05, 0.5), directions=4, points=8),
-        part("robust_accuracy", epsilons=(0.1,), steps=2, points=8),
-        part("weight_norm"),
-        part("logit_scale"),
+        spec("accuracy"),
+        spec("loss"),
+        spec("local_complexity", radii=(0.05, 0.5), directions=4, points=8),
+        spec("robust_accuracy", epsilons=(0.1,), steps=2, points=8),
+        spec("weight_norm"),
+        spec("logit_scale"),
     ),
-    attributions=(part("saliency", images=2), part("integrated_gradients", images=2, n_steps=4)),
-    policy=part("lc_wsd"),
+    attributions=(spec("saliency", images=2), spec("integrated_gradients", images=2, n_steps=4)),
+    policy=spec("lc_wsd"),
     signal={"every": 4, "points": 8, "directions": 4},
 )
 """Everything at once, in about a second."""
@@ -47,7 +47,7 @@ def stripped(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in ("crc", "attempt", "time")}
 
 
-class PressesCtrlC(Silent):
+class PressesCtrlC(BaseCallback):
     """Sends SIGINT to this very process in step `at`, when the step before it is reported."""
 
     def __init__(self, at: int) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 import grokkit as gk
 from grokkit.analysis.csv_text import write_csv
-from grokkit.analysis.derived_rows import ratio
-from grokkit.analysis.tables import _typed, read_table
+from grokkit.analysis.derived_rows import fieller_ratio
+from grokkit.analysis.tables import _set_dtypes, read_table
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS
 from tests.runs import SMALL
@@ -74,24 +74,24 @@ def _mean(values: np.ndarray) -> dict[str, float]:
 def test_the_interval_of_a_quotient_is_fiellers() -> None:
     exact = {"value": 2.0, "low": 2.0, "high": 2.0}
     spread = {"value": 6.0, "low": 5.0, "high": 7.0}
-    assert ratio(spread, exact) == (3.0, 2.5, 3.5)
-    value, low, high = ratio(exact, spread)
+    assert fieller_ratio(spread, exact) == (3.0, 2.5, 3.5)
+    value, low, high = fieller_ratio(exact, spread)
     assert (value, low, high) == pytest.approx((1 / 3, 2 / 7, 2 / 5)), "the inverse of the bottom's interval"
     a, b = {"value": 3.0, "low": 2.6, "high": 3.4}, {"value": 5.0, "low": 4.0, "high": 6.0}
-    for bound in ratio(a, b)[1:]:
+    for bound in fieller_ratio(a, b)[1:]:
         assert (3 - bound * 5) ** 2 == pytest.approx(0.4**2 + bound**2 * 1.0**2), "its defining equation"
     nothing = {"value": 0.0, "low": 0.0, "high": 0.0}
-    assert ratio(nothing, spread) == (0.0, 0.0, 0.0)
+    assert fieller_ratio(nothing, spread) == (0.0, 0.0, 0.0)
     wide, unknown = {"value": 1.0, "low": -0.1, "high": 2.1}, {"value": 1.0, "low": np.nan, "high": np.nan}
     for top, bottom in ((spread, wide), (unknown, spread), (spread, unknown)):
-        assert np.isnan(ratio(top, bottom)[1:]).all()
+        assert np.isnan(fieller_ratio(top, bottom)[1:]).all()
 
 
 def test_the_interval_of_a_quotient_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     held = []
     for _ in range(2000):
-        _, low, high = ratio(_mean(rng.poisson(6, 60)), _mean(rng.poisson(3, 60)))
+        _, low, high = fieller_ratio(_mean(rng.poisson(6, 60)), _mean(rng.poisson(3, 60)))
         held.append(low <= 2 <= high)
     assert 0.935 < np.mean(held) < 0.965
 
@@ -115,7 +115,7 @@ CELLS = ["=1+1", "+a", "-5", "@x", "\ta", "\rb", "'=x", "''-", "'abc", "NA", "na
 @pytest.mark.parametrize("cells", [CELLS, [cell for cell in CELLS if "\r" not in cell]])
 def test_text_that_a_spreadsheet_would_run_is_quoted_and_comes_back_as_it_was(tmp_path, cells) -> None:
     rows = [{"run": text, "layer": text, "measure": text, "step": n, "value": -n / 7} for n, text in enumerate(cells)]
-    frame = gk.table([]).reindex(range(len(cells))).assign(**pd.DataFrame(rows)).pipe(_typed)
+    frame = gk.table([]).reindex(range(len(cells))).assign(**pd.DataFrame(rows)).pipe(_set_dtypes)
     write_csv(frame, tmp_path / "table.csv")
     with open(tmp_path / "table.csv", newline="") as file:
         written = list(csv.DictReader(file))

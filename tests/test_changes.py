@@ -45,7 +45,7 @@ def interrupted(path: Path) -> Run:
 
 
 def snapshot_of(run: Run, step: int) -> Path:
-    return run.path / "snapshots" / store.file_name(step)
+    return run.path / "snapshots" / store.step_file_name(step)
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_a_log_that_is_cut_after_a_resume_is_told(run):
     recorder.step(4)
     recorder._writer.wait()
     os.truncate(run.path / "metrics.jsonl", 0)
-    assert manifest.read(run.path).ended == {}
+    assert manifest.read_manifest(run.path).ended == {}
     assert [each for each in run.verify() if "metrics.jsonl was cut: it has 0 bytes" in each]
     recorder.close("interrupted")
 
@@ -88,7 +88,7 @@ def test_a_torn_last_line_at_an_end_is_not_known_of(run, monkeypatch):
     with open(run.path / "metrics.jsonl", "ab") as file:
         whole = file.tell()
         file.write(b'{"step":4,"spl')
-    manifest.end(run.path, "failed")
+    manifest.add_end(run.path, "failed")
     assert records(run, "ended")[-1]["logs"]["metrics.jsonl"]["bytes"] == whole
     resumed(run, 4)
     assert not [each for each in run.verify() if "metrics" in each]
@@ -101,8 +101,11 @@ def test_whole_lines_are_measured_over_the_edges_of_blocks(tmp_path, monkeypatch
     (tmp_path / "log").write_bytes(text)
     whole = text[: text.rfind(b"\n") + 1]
     (tmp_path / "whole").write_bytes(whole)
-    assert manifest.measured(tmp_path / "log") == {"bytes": len(whole), "sha256": manifest.sha256(tmp_path / "whole")}
-    assert manifest.measured(tmp_path / "log", size)["sha256"] == manifest.sha256(tmp_path / "log")
+    assert manifest.measure_log(tmp_path / "log") == {
+        "bytes": len(whole),
+        "sha256": manifest.hash_file(tmp_path / "whole"),
+    }
+    assert manifest.measure_log(tmp_path / "log", size)["sha256"] == manifest.hash_file(tmp_path / "log")
 
 
 # --- snapshots that nobody listed -------------------------------------------------------------------------------------
@@ -290,15 +293,15 @@ ODD = [
 
 @pytest.mark.parametrize("record", ODD, ids=lambda record: str(record)[:60])
 def test_an_odd_line_of_a_manifest_is_damage_and_changes_nothing(run, record):
-    known = manifest.read(run.path)
+    known = manifest.read_manifest(run.path)
     lines = (run.path / "MANIFEST").read_bytes().splitlines(keepends=True)
-    odd = log.as_line(json.dumps(record).encode())
+    odd = log.encode_line(json.dumps(record).encode())
     (run.path / "MANIFEST").write_bytes(b"".join([*lines[:2], odd, *lines[2:]]))
     status = json.loads((run.path / "status.json").read_text())
     status["manifest"] += len(odd)
     (run.path / "status.json").write_text(json.dumps(status))
     assert run.verify() == [f"line 3 of {run.path}/MANIFEST is damaged"]
-    now = manifest.read(run.path)
+    now = manifest.read_manifest(run.path)
     assert now.damaged == 1 and replace(now, damaged=0) == known and set(run.probes) == {"train", "test", "random"}
     assert resumed(run, 4) == []
 
@@ -343,7 +346,7 @@ def test_a_line_that_was_not_written_takes_no_snapshot_out_of_the_run(run, monke
 
 @pytest.mark.parametrize("moment", ["files listed", "lines to be read", "lines read"])
 def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkeypatch, moment):
-    read, rooms, recorders = manifest.read, store.rooms, []
+    read, rooms, recorders = manifest.read_manifest, store.result_folders, []
 
     def resumes():
         if not recorders:
@@ -363,8 +366,8 @@ def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkey
         resumes() if moment == "lines read" else None
         return found
 
-    monkeypatch.setattr(store, "rooms", listed)
-    monkeypatch.setattr(manifest, "read", lines)
+    monkeypatch.setattr(store, "result_folders", listed)
+    monkeypatch.setattr(manifest, "read_manifest", lines)
     assert run.verify() == []
     assert 4 in run.steps()
     recorders.pop().close()
@@ -419,8 +422,8 @@ def test_nobody_goes_on_over_choices_that_cannot_be_read(run, name, text):
 
 
 def test_the_manifest_may_be_as_long_as_a_log(run, monkeypatch):
-    def read_bytes(path, limit=documents.MAX_BYTES, offset=0):
-        assert path.name != "MANIFEST" or limit == log.MAX_BYTES
+    def read_bytes(path, limit=documents.MAX_DOCUMENT_BYTES, offset=0):
+        assert path.name != "MANIFEST" or limit == log.MAX_LOG_BYTES
         return documents.read_bytes(path, limit, offset)
 
     for module in (log, manifest, verify):
@@ -447,7 +450,7 @@ def test_files_of_names_that_no_writer_gives_are_a_persons_own(run, name):
 
 @pytest.mark.parametrize("step", [0, 7, 999999999999, 10**12, 2**63 - 1])
 def test_every_name_that_a_writer_gives_is_its_own(step):
-    assert checksummed.step_of(store.file_name(step)) == step
+    assert checksummed.parse_step(store.step_file_name(step)) == step
 
 
 @pytest.mark.parametrize("name", ["._train.h5", "mine.h5", "train.h5.bak"])
@@ -479,7 +482,7 @@ def test_between_a_resume_and_its_end_nobody_says_which_snapshots_belong(tmp_pat
 
 def test_a_replay_does_not_take_back_what_the_end_has_said(run, tmp_path):
     gk.replay_run(run, ["logit_scale"], model=net(), steps=[0])
-    assert manifest.read(run.path).ended["state"] == "done"
+    assert manifest.read_manifest(run.path).ended["state"] == "done"
     shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
     with open(run.path / "metrics.jsonl", "ab") as file:
         file.write(b"later lines are no fault")
@@ -523,7 +526,7 @@ def test_a_state_beyond_its_line_is_listed_with_what_it_holds(run):
     (run.path / "MANIFEST").write_bytes(kept)
     as_killed(run)
     assert run.verify() == [] and resumed(run) == []
-    record = manifest.read(run.path).files["resume/0.h5"]
+    record = manifest.read_manifest(run.path).files["resume/0.h5"]
     assert (record["save"], record["digest"]) == (newest["save"], checksummed.read_digest(run.path / "resume" / "0.h5"))
 
 
@@ -596,30 +599,32 @@ def test_the_first_file_of_a_form_is_read_back_before_it_has_its_name(tmp_path, 
     """A layout in which two arrays have each other's places is noticed before anyone relies on it."""
     form = {"of_this_test": np.arange(7, dtype=np.int16), "of_this_one": np.ones(7, np.int16)}
     skeleton, other = (
-        checksummed._skeleton,
+        checksummed._build_skeleton,
         {"data/of_this_test": "data/of_this_one", "data/of_this_one": "data/of_this_test"},
     )
-    monkeypatch.setattr(checksummed, "_skeleton", lambda *key: tuple(other.get(each, each) for each in skeleton(*key)))
+    monkeypatch.setattr(
+        checksummed, "_build_skeleton", lambda *key: tuple(other.get(each, each) for each in skeleton(*key))
+    )
     with pytest.raises(TrajectoryError, match="what was written does not read back"):
         checksummed.write(tmp_path / "f.h5", "reading", form, {})
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     checksummed.write(tmp_path / "f.h5", "reading", form, {})
-    assert checksummed.is_whole(tmp_path / "f.h5", "reading")
+    assert checksummed.matches_digest(tmp_path / "f.h5", "reading")
 
 
 @pytest.mark.parametrize("depth", [200, *range(420, 500, 4), 2000, 100_000])
 def test_a_state_that_is_nested_too_deep_is_damage(run, monkeypatch, depth):
     tree = '{"$":"list","items":[' * depth + "1" + "]}" * depth
-    note = f'{{"save":9,"step":3,"run":"{manifest.run_id(run.path)}","tree":{tree}}}'.encode()
+    note = f'{{"save":9,"step":3,"run":"{manifest.read_run_id(run.path)}","tree":{tree}}}'.encode()
     arrays, _ = checksummed.read(run.path / "resume" / "0.h5", "resume")
-    monkeypatch.setattr(checksummed, "as_json", lambda value: value)
-    monkeypatch.setattr(checksummed, "is_whole", lambda *_: True)  # no writer of ours would read such a one back
-    text = {"layout": snapshot.hash_of(arrays["layout"].tobytes())}
+    monkeypatch.setattr(checksummed, "canonical_json", lambda value: value)
+    monkeypatch.setattr(checksummed, "matches_digest", lambda *_: True)  # no writer of ours would read such a one back
+    text = {"layout": snapshot.hash_layout(arrays["layout"].tobytes())}
     checksummed.write(run.path / "resume" / "0.h5", "resume", arrays, note, attributes=text, replace=True)
     monkeypatch.undo()
     try:
-        step, state = resume.Slots(run.path / "resume").load()
+        step, state = resume.ResumeStore(run.path / "resume").load()
     except DamagedError as error:
         assert "is damaged" in str(error)
     else:
@@ -629,7 +634,7 @@ def test_a_state_that_is_nested_too_deep_is_damage(run, monkeypatch, depth):
 @pytest.mark.parametrize("room", ["measures", "attributions"])
 @pytest.mark.parametrize("name", ["{0}.bak", "{0} (1)", "{0} copy", "{0}-old", ".{0}"])
 def test_a_persons_copy_of_a_folder_is_left_alone(tmp_path, room, name):
-    with opened(tmp_path / "run", attributions=[gk.part("saliency", images=2)], schedule=[1]) as recorder:
+    with opened(tmp_path / "run", attributions=[gk.spec("saliency", images=2)], schedule=[1]) as recorder:
         recorder.step(1)
         recorder.save(1)
     run = gk.open_run(tmp_path / "run")
@@ -681,13 +686,13 @@ def test_a_name_that_cannot_be_one_of_a_folder_is_not_registered(name):
 def test_every_listed_file_is_verified_whatever_its_folder_is_called(run):
     folder = run.path / "measures" / "a folder.of an odd name"
     (identity,) = run.measures()
-    arrays, note = checksummed.read(run.path / "measures" / identity / store.file_name(1), "reading")
-    digest = checksummed.write(folder / store.file_name(1), "reading", arrays, {**note, "identity": folder.name})
-    manifest.add(run.path, folder / store.file_name(1), "reading", 1, digest)
+    arrays, note = checksummed.read(run.path / "measures" / identity / store.step_file_name(1), "reading")
+    digest = checksummed.write(folder / store.step_file_name(1), "reading", arrays, {**note, "identity": folder.name})
+    manifest.add_file(run.path, folder / store.step_file_name(1), "reading", 1, digest)
     assert run.verify() == []
-    raw = bytearray((folder / store.file_name(1)).read_bytes())
+    raw = bytearray((folder / store.step_file_name(1)).read_bytes())
     raw[-30] ^= 1
-    (folder / store.file_name(1)).write_bytes(raw)
+    (folder / store.step_file_name(1)).write_bytes(raw)
     assert [each for each in run.verify() if "is damaged" in each]
 
 

@@ -9,17 +9,17 @@ import pytest
 from PIL import Image
 
 import grokkit as gk
-from grokkit.cli import VERBS, main
+from grokkit.cli import COMMANDS, main
 from tests.runs import SMALL
 
 STUDY = '''"""Two small arms."""
-from grokkit import RunConfig, part
+from grokkit import RunConfig, spec
 
 def plain() -> RunConfig:
     return RunConfig(
-        experiment="study", variant="plain", data=part("digits", train=60), model=part("cnn", channels=(4, 4, 4, 4, 8)),
+        experiment="study", variant="plain", data=spec("digits", train=60), model=spec("cnn", channels=(4, 4, 4, 4, 8)),
         batch_size=20, steps=6, records=3, probes={"train": 8, "test": 8, "random": 4},
-        measures=(part("accuracy"),),
+        measures=(spec("accuracy"),),
     )
 
 def scaled() -> RunConfig:
@@ -102,7 +102,7 @@ def test_train_runs_every_variant_and_ls_lists_them(study: Path, capsys) -> None
 
 
 def test_every_verb_explains_itself(capsys) -> None:
-    for verb in VERBS:
+    for verb in COMMANDS:
         with pytest.raises(SystemExit) as ended:
             main([verb, "--help"])
         said = capsys.readouterr().out
@@ -138,7 +138,7 @@ def test_a_mistake_is_answered_with_one_sentence_and_its_code(
     study, capsys, monkeypatch, words, code, sentence
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("grokkit.device.select.physical_gpus", lambda: 0)
+    monkeypatch.setattr("grokkit.device.select.count_physical_gpus", lambda: 0)
     x, y = pictures(10)
     np.savez("empty.npz", a=x)
     head = "from grokkit import RunConfig\ndef arm() -> RunConfig:\n    return "
@@ -183,7 +183,7 @@ def test_a_damaged_snapshot_is_named_with_code_four(small_run, capsys) -> None:
 
 
 def test_a_loss_that_diverges_ends_with_five(study, capsys) -> None:
-    Path("wild.py").write_text(STUDY.replace("batch_size", 'optimizer=part("sgd", lr=1e30), batch_size'))
+    Path("wild.py").write_text(STUDY.replace("batch_size", 'optimizer=spec("sgd", lr=1e30), batch_size'))
     assert main(["train", "wild.py:plain", "--device", "cpu"]) == 5
     assert "the training loss is" in capsys.readouterr().err
 

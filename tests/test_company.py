@@ -7,17 +7,17 @@ import pytest
 from rich.console import Console
 
 import grokkit as gk
-from grokkit.callbacks.base import Guarded, Lines, Live, Silent, guarded
-from grokkit.config.run_config import part
+from grokkit.callbacks.base import BaseCallback, CallbackList, LogLines, ProgressBar, as_callback_list
+from grokkit.config.run_config import spec
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.training import slowdown
-from grokkit.training.slowdown import Pace
+from grokkit.training.slowdown import SlowdownDetector
 from tests.runs import SMALL, PressesCtrlC, contents
 
-BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})
+BARE = SMALL.replace(measures=(), attributions=(), policy=spec("constant"), signal={})
 
 
-class Listens(Silent):
+class Listens(BaseCallback):
     def __init__(self) -> None:
         self.heard: list[tuple] = []
 
@@ -31,7 +31,7 @@ class Listens(Silent):
         self.heard.append(("close", summary[:8]))
 
 
-class Breaks(Silent):
+class Breaks(BaseCallback):
     """Raises in the method `where`."""
 
     def __init__(self, where: str) -> None:
@@ -48,7 +48,7 @@ class Breaks(Silent):
 def test_an_observer_that_raises_is_told_about_once_and_the_run_goes_on(tmp_path, where: str) -> None:
     breaks, listens = Breaks(where), Listens()
     with pytest.warns(UserWarning, match=rf"Breaks failed in `{where}` \(OSError: the terminal is gone\)") as told:
-        run = gk.train(BARE, runs=tmp_path, device="cpu", observer=Guarded(breaks, listens))
+        run = gk.train(BARE, runs=tmp_path, device="cpu", observer=CallbackList(breaks, listens))
     assert run.status["state"] == "done" and breaks.calls == 1 and len(told) == 1
     assert listens.heard[-1] == ("done", 24, "done at step 24"), "the others hear on"
 
@@ -60,8 +60,11 @@ def test_it_goes_on_even_where_warnings_are_errors(tmp_path) -> None:
 
 
 def test_the_run_is_the_same_with_and_without_all_company(tmp_path) -> None:
-    company = Guarded(
-        Lines(io.StringIO(), seconds=0.0), Live(Console(file=io.StringIO(), force_terminal=True)), Silent(), Listens()
+    company = CallbackList(
+        LogLines(io.StringIO(), seconds=0.0),
+        ProgressBar(Console(file=io.StringIO(), force_terminal=True)),
+        BaseCallback(),
+        Listens(),
     )
     with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", observer=company)
     alone = gk.train(SMALL, runs=tmp_path / "b", device="cpu")
@@ -80,7 +83,7 @@ def test_company_hears_every_event_and_the_end(tmp_path) -> None:
 
     listens = Listens()
     with pytest.raises(Interrupted):
-        gk.train(BARE, runs=tmp_path, device="cpu", observer=Guarded(PressesCtrlC(9), listens))
+        gk.train(BARE, runs=tmp_path, device="cpu", observer=CallbackList(PressesCtrlC(9), listens))
     kind, step, text = listens.heard[-1]
     assert (kind, step) == ("interrupted", 8) and "grokkit resume" in text
 
@@ -90,7 +93,7 @@ def test_company_hears_every_event_and_the_end(tmp_path) -> None:
     assert listens.heard[-1][0] == "budget"
 
     listens = Listens()
-    wild = BARE.replace(optimizer=part("sgd", lr=1e30))
+    wild = BARE.replace(optimizer=spec("sgd", lr=1e30))
     with pytest.raises(NumericsError):
         gk.train(wild, runs=tmp_path, device="cpu", observer=listens)
     assert listens.heard[-1][0] == "failed" and listens.heard[-1][2].startswith("NumericsError: the training loss is")
@@ -100,13 +103,13 @@ def test_a_stack_and_processes_tell_their_end_too(tmp_path) -> None:
     listens = Listens()
     gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", observer=listens)
     assert [each[0] for each in listens.heard] == ["start", "close", "done"]
-    assert guarded(None)._company == []
+    assert as_callback_list(None)._company == []
 
 
 @pytest.mark.slow
 def test_events_come_from_processes_with_their_seed(tmp_path) -> None:
     listens = Listens()
-    config = SMALL.replace(model=part("cnn", channels=(4, 4, 4, 4, 8)), measures=(), attributions=(), batch_size=60)
+    config = SMALL.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), measures=(), attributions=(), batch_size=60)
     runs = gk.train_seeds(config, [0, 1], runs=tmp_path, device="cpu", observer=listens)
     decided = {
         f"seed {seed}: {e['text']}" for seed, run in enumerate(runs) for e in run.events if e["kind"] == "policy"
@@ -117,7 +120,7 @@ def test_events_come_from_processes_with_their_seed(tmp_path) -> None:
 
 def test_the_device_stands_in_every_line() -> None:
     stream = io.StringIO()
-    lines = Lines(stream, seconds=0.0, device="cpu")
+    lines = LogLines(stream, seconds=0.0, device="cpu")
     lines.start("a run", 0, 10)
     lines.report(3, {"loss": 0.5})
     lines.event(4, "slow", "it is slow")
@@ -128,7 +131,7 @@ def test_the_device_stands_in_every_line() -> None:
     assert "step 5: accuracy failed: ValueError: planted\n" in stream.getvalue() and "only" not in stream.getvalue()
     assert "not for here" not in stream.getvalue()
     stream = io.StringIO()
-    live = Live(Console(file=stream, force_terminal=True, width=80), "cpu")
+    live = ProgressBar(Console(file=stream, force_terminal=True, width=80), "cpu")
     live.start("a run", 0, 10)
     live.report(3, {"loss": 0.5})
     live.close()
@@ -137,7 +140,7 @@ def test_the_device_stands_in_every_line() -> None:
 
 def told(*speeds: float, seconds: float = slowdown.SECONDS) -> list[str | None]:
     """What a run says that trains at these speeds, one stretch each."""
-    watch, step, now = Pace(), 0, 100.0
+    watch, step, now = SlowdownDetector(), 0, 100.0
     said = [watch.slow(step, now)]
     for speed in speeds:
         now += max(seconds, slowdown.STEPS / speed)
@@ -164,7 +167,7 @@ def test_a_short_dip_a_slow_start_and_a_slightly_slower_run_are_not_told() -> No
 
 def test_a_slow_run_has_an_event(tmp_path, monkeypatch) -> None:
     said = iter([None, "it is slow"])
-    monkeypatch.setattr(Pace, "slow", lambda self, step, seconds: next(said, None))
+    monkeypatch.setattr(SlowdownDetector, "slow", lambda self, step, seconds: next(said, None))
     listens = Listens()
     run = gk.train(BARE, runs=tmp_path, device="cpu", observer=listens)
     (event,) = (event for event in run.events if event["kind"] == "slow")

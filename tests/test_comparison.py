@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from grokkit.analysis.comparison import Comparison, compare, comparisons, paired_differences, verdict
+from grokkit.analysis.comparison import Comparison, claim, compare, compare_all, paired_differences
 from grokkit.errors import UsageError
 from grokkit.stats.intervals import bca_interval, t_bounds
-from grokkit.stats.paired import cliffs_delta, holm, signed_rank_p
+from grokkit.stats.paired import adjust_holm, cliffs_delta, signed_rank_p
 
 
 def rows_of(**arms: list[float] | np.ndarray) -> pd.DataFrame:
@@ -31,14 +31,14 @@ def found(n: int = 10, low: float = -1.0, high: float = 1.0, within: bool = Fals
 
 
 def test_holm_of_a_textbook_example() -> None:
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(holm([0.6, 0.9]), [1, 1])
-    assert holm([]).shape == (0,)
+    np.testing.assert_allclose(adjust_holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(adjust_holm([0.6, 0.9]), [1, 1])
+    assert adjust_holm([]).shape == (0,)
 
 
 def test_holm_leaves_nan_out_of_the_family() -> None:
-    np.testing.assert_allclose(holm([np.nan, 0.01, 0.04, np.nan]), [np.nan, 0.02, 0.04, np.nan])
-    assert np.isnan(holm([np.nan])).all()
+    np.testing.assert_allclose(adjust_holm([np.nan, 0.01, 0.04, np.nan]), [np.nan, 0.02, 0.04, np.nan])
+    assert np.isnan(adjust_holm([np.nan])).all()
 
 
 def test_holm_is_its_slow_twin() -> None:
@@ -52,7 +52,7 @@ def test_holm_is_its_slow_twin() -> None:
                 if p[index] > level / left:
                     break
                 rejected[index] = True
-            assert ((holm(p) <= level) == rejected).all()
+            assert ((adjust_holm(p) <= level) == rejected).all()
 
 
 def test_five_differences_of_one_sign_have_p_one_in_sixteen() -> None:
@@ -132,7 +132,7 @@ def test_equal_differences_are_a_point_and_equal_arms_have_p_one() -> None:
     assert shifted.within_margin
     same = compared(np.arange(10.0), np.arange(10.0), margin=0.1)
     assert (same.p, same.low, same.high, same.dominance) == (1, 0, 0, 0) and same.within_margin
-    assert verdict(same, same.p, True) == "equivalent"
+    assert claim(same, same.p, True) == "equivalent"
 
 
 def test_one_pair_has_no_interval_and_none_has_nothing() -> None:
@@ -150,7 +150,7 @@ def test_pairs_share_a_seed_and_nan_is_dropped_and_counted() -> None:
     assert differences.difference.tolist()[:2] == [1, 2] and differences.difference.isna().tolist()[2:] == [True] * 2
     result = compare(differences)
     assert (result.n, result.dropped, result.mean) == (2, 2, 1.5)
-    (row,) = comparisons(rows, [("a", "b")], {"accuracy": True}).itertuples()
+    (row,) = compare_all(rows, [("a", "b")], {"accuracy": True}).itertuples()
     assert (row.n, row.dropped, row.unpaired) == (2, 2, 1)
 
 
@@ -184,14 +184,14 @@ def test_equivalence_is_two_one_sided_tests_at_five_per_cent() -> None:
 
 def test_words_follow_the_first_rule_that_holds() -> None:
     up, down, near = found(low=0.5), found(low=-1, high=-0.5), found(within=True)
-    assert verdict(up, 0.04, True) == verdict(down, 0.04, False) == "better"
-    assert verdict(up, 0.04, False) == verdict(down, 0.04, True) == "worse"
-    assert verdict(up, 0.05, True) == "undecided", "Holm's p, not the test's own"
-    assert verdict(found(), 0.001, True) == "undecided", "the interval holds 0"
-    assert verdict(near, 0.5, True) == "equivalent"
-    assert verdict(found(low=0.1, high=0.2, within=True), 0.001, True) == "better", "sure, though within the margin"
-    assert verdict(found(n=9, low=0.5, within=True), 0.001, True) == "not tested"
-    assert verdict(up, math.nan, True) == "undecided"
+    assert claim(up, 0.04, True) == claim(down, 0.04, False) == "better"
+    assert claim(up, 0.04, False) == claim(down, 0.04, True) == "worse"
+    assert claim(up, 0.05, True) == "undecided", "Holm's p, not the test's own"
+    assert claim(found(), 0.001, True) == "undecided", "the interval holds 0"
+    assert claim(near, 0.5, True) == "equivalent"
+    assert claim(found(low=0.1, high=0.2, within=True), 0.001, True) == "better", "sure, though within the margin"
+    assert claim(found(n=9, low=0.5, within=True), 0.001, True) == "not tested"
+    assert claim(up, math.nan, True) == "undecided"
 
 
 def study(rng: np.random.Generator, shifts: dict[str, float], spread: float = 1.0, seeds: int = 10) -> pd.DataFrame:
@@ -211,25 +211,25 @@ MARGINS = {(task, outcome): 0.5 for task in ("digits", "mnist") for outcome in B
 def test_a_planted_shift_is_found_and_a_planted_null_is_equivalent() -> None:
     rng = np.random.default_rng(8)
     rows = study(rng, {"lc": 2.0, "twin": 0.0, "wsd": 0.0}, spread=0.2)
-    table = comparisons(rows, [("lc", "wsd"), ("twin", "wsd")], BETTER, MARGINS)
+    table = compare_all(rows, [("lc", "wsd"), ("twin", "wsd")], BETTER, MARGINS)
     assert len(table) == 2 * 2 * 2
     words = table.set_index(["arm", "outcome"]).verdict.groupby(level=[0, 1]).agg(set).to_dict()
     assert words == {
         ("lc", "accuracy"): {"better"}, ("lc", "steps"): {"worse"},
         ("twin", "accuracy"): {"equivalent"}, ("twin", "steps"): {"equivalent"},
     }  # fmt: skip
-    assert comparisons(rows, [("twin", "wsd")], BETTER).within_margin.sum() == 0, "no margin, no equivalence"
+    assert compare_all(rows, [("twin", "wsd")], BETTER).within_margin.sum() == 0, "no margin, no equivalence"
 
 
 def test_the_family_is_one_task_and_decay_over_all_pairs_and_outcomes() -> None:
     rows = study(np.random.default_rng(9), {"a": 0.8, "b": 0.0, "c": 0.4})
-    table = comparisons(rows, [("a", "b"), ("c", "b")], BETTER)
+    table = compare_all(rows, [("a", "b"), ("c", "b")], BETTER)
     for _, family in table.groupby(["task", "decay"]):
         assert len(family) == 4
-        np.testing.assert_allclose(family.p_holm, holm(family.p))
+        np.testing.assert_allclose(family.p_holm, adjust_holm(family.p))
     twice = pd.concat([rows, rows.assign(decay="coupled")])
-    np.testing.assert_allclose(comparisons(twice, [("a", "b")], BETTER).p_holm[:4].to_numpy(),
-                               comparisons(rows, [("a", "b")], BETTER).p_holm.to_numpy())  # fmt: skip
+    np.testing.assert_allclose(compare_all(twice, [("a", "b")], BETTER).p_holm[:4].to_numpy(),
+                               compare_all(rows, [("a", "b")], BETTER).p_holm.to_numpy())  # fmt: skip
 
 
 def test_a_claim_is_false_in_a_family_at_most_one_time_in_twenty() -> None:
@@ -237,7 +237,7 @@ def test_a_claim_is_false_in_a_family_at_most_one_time_in_twenty() -> None:
     rng, families = np.random.default_rng(10), 250
     parts = [rows_of(**dict(zip("abcdefgh", rng.normal(size=(8, 10)), strict=True))) for _ in range(families)]
     rows = pd.concat([part.assign(task=f"task{i}") for i, part in enumerate(parts)], ignore_index=True)
-    table = comparisons(rows, [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")], {"accuracy": True}, resamples=200)
+    table = compare_all(rows, [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h")], {"accuracy": True}, resamples=200)
     false = table.verdict.isin(("better", "worse")).groupby(table.task).any()
     bare = (table.p < 0.05).groupby(table.task).any()
     allowed = 0.05 + 3 * math.sqrt(0.05 * 0.95 / families)
@@ -247,20 +247,20 @@ def test_a_claim_is_false_in_a_family_at_most_one_time_in_twenty() -> None:
 def test_pairs_without_a_common_seed_are_there_and_not_tested() -> None:
     rows = rows_of(a=[1, 2], b=[1, 2])
     rows.loc[rows.arm == "b", "seed"] += 5
-    (row,) = comparisons(rows, [("a", "b")], {"accuracy": True}).itertuples()
+    (row,) = compare_all(rows, [("a", "b")], {"accuracy": True}).itertuples()
     assert (row.n, row.unpaired, row.verdict) == (0, 4, "not tested")
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
     rows = rows_of(a=[1, 2], b=[1, 2])
     with pytest.raises(UsageError, match="name arms among a, b; got c"):
-        comparisons(rows, [("a", "c")], {"accuracy": True})
+        compare_all(rows, [("a", "c")], {"accuracy": True})
     with pytest.raises(UsageError, match="it lacks accuracy"):
-        comparisons(rows, [("a", "b")], {})
+        compare_all(rows, [("a", "b")], {})
     with pytest.raises(UsageError, match="margin must be a positive number"):
-        comparisons(rows, [("a", "b")], {"accuracy": True}, {("digits", "accuracy"): 0.0})
+        compare_all(rows, [("a", "b")], {"accuracy": True}, {("digits", "accuracy"): 0.0})
     with pytest.raises(UsageError, match=r"with an outcome among accuracy; got \('digits', 'acuracy'\)"):
-        comparisons(rows, [("a", "b")], {"accuracy": True}, {("digits", "acuracy"): 1.0})
+        compare_all(rows, [("a", "b")], {"accuracy": True}, {("digits", "acuracy"): 1.0})
     with pytest.raises(UsageError, match=r"seed 0 of a .* has two of accuracy"):
         paired_differences(pd.concat([rows, rows[:1]]), "a", "b")
     with pytest.raises(UsageError, match=r"missing: \['arm'\]"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import grokkit as gk
-from grokkit.recording.timers import Costs, in_words
+from grokkit.recording.timers import Timers, summarize_timers
 from tests.runs import SMALL
 
 
@@ -18,7 +18,7 @@ class Clock:
 
 def test_seconds_go_to_the_outer_instrument_and_the_rest_to_training() -> None:
     clock = Clock()
-    costs = Costs(torch.device("cpu"), {"training": 1.0, "loss": 0.5}, clock)
+    costs = Timers(torch.device("cpu"), {"training": 1.0, "loss": 0.5}, clock)
     clock.now += 4
     with costs.of("signal"):
         clock.now += 1
@@ -33,9 +33,9 @@ def test_seconds_go_to_the_outer_instrument_and_the_rest_to_training() -> None:
     seconds = costs.seconds()
     assert seconds == {"training": 6.0, "snapshots": 9.0, "signal": 3.0, "loss": 0.5}
     assert list(seconds) == ["training", "snapshots", "signal", "loss"]
-    text = in_words(seconds)
+    text = summarize_timers(seconds)
     clock.now += 2
-    with (shared := Costs(torch.device("cpu"), {"training": 1.0}, clock, runs=4)).of("loss"):
+    with (shared := Timers(torch.device("cpu"), {"training": 1.0}, clock, runs=4)).of("loss"):
         clock.now += 8
     clock.now += 4
     assert shared.seconds() == {"training": 2.0, "loss": 2.0}, "a quarter of it each, beside what was paid before"

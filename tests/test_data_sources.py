@@ -20,7 +20,7 @@ from torchvision import datasets as official
 
 from grokkit import data, seeding
 from grokkit.data import archive
-from grokkit.data.base import Dataset, as_images, as_labels, stratified
+from grokkit.data.base import Dataset, sample_stratified, to_images, to_labels
 from grokkit.data.probes import probe_sets
 from grokkit.errors import DataError, UnknownNameError, UsageError
 
@@ -74,10 +74,10 @@ def test_the_hash_covers_pixels_labels_and_classes_but_not_the_name():
     assert len(base.hash) == 16 and int(base.hash, 16) >= 0
     assert small("other").hash == base.hash
     for field in ("x_train", "y_train", "x_test", "y_test"):
-        parts = {key: getattr(base, key).copy() for key in archive.KEYS}
+        parts = {key: getattr(base, key).copy() for key in archive.ARCHIVE_KEYS}
         parts[field].flat[0] ^= 1
         assert Dataset("toy", **parts, classes=base.classes).hash != base.hash, field
-    parts = {key: getattr(base, key) for key in archive.KEYS}
+    parts = {key: getattr(base, key) for key in archive.ARCHIVE_KEYS}
     assert Dataset("toy", **parts, classes=("x", "y", "z")).hash != base.hash
 
 
@@ -108,19 +108,19 @@ def test_a_malformed_dataset_is_refused_with_what_came(change, message):
 def test_every_layout_of_the_same_images_becomes_the_same_array():
     nchw = bytes_of(4, 3, 6, 5)
     for came in (nchw, nchw.transpose(0, 2, 3, 1), (nchw / 255).astype(np.float32), nchw.transpose(0, 2, 3, 1) / 255):
-        made = as_images(came)
+        made = to_images(came)
         assert made.dtype == np.uint8 and made.flags.c_contiguous
         np.testing.assert_array_equal(made, nchw)
-    np.testing.assert_array_equal(as_images(nchw[:, 0]), nchw[:, :1])
+    np.testing.assert_array_equal(to_images(nchw[:, 0]), nchw[:, :1])
 
 
 def test_the_last_axis_wins_where_two_could_be_the_channels():
     came = bytes_of(2, 3, 4, 1)
-    np.testing.assert_array_equal(as_images(came), came.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(to_images(came), came.transpose(0, 3, 1, 2))
 
 
 def test_floats_are_rounded_not_cut():
-    assert as_images(np.array([[[0.0, 0.999, 1.0, 99.6 / 255]]])).ravel().tolist() == [0, 255, 255, 100]
+    assert to_images(np.array([[[0.0, 0.999, 1.0, 99.6 / 255]]])).ravel().tolist() == [0, 255, 255, 100]
 
 
 @pytest.mark.parametrize(
@@ -137,15 +137,15 @@ def test_floats_are_rounded_not_cut():
 )
 def test_other_pixels_are_refused(came, message):
     with pytest.raises(DataError, match=message):
-        as_images(came)
+        to_images(came)
 
 
 def test_labels_come_from_any_integers_in_a_row_or_column():
-    assert as_labels(np.array([[3], [1]], np.uint8)).tolist() == [3, 1]
-    assert as_labels([2, 0]).dtype == np.int64
+    assert to_labels(np.array([[3], [1]], np.uint8)).tolist() == [3, 1]
+    assert to_labels([2, 0]).dtype == np.int64
     for wrong in (np.eye(3, dtype=int), np.array([1.0]), np.array(["a"])):
         with pytest.raises(DataError, match="integer class numbers"):
-            as_labels(wrong)
+            to_labels(wrong)
 
 
 # ---- subsets
@@ -155,18 +155,18 @@ def test_a_subset_keeps_class_shares_and_repeats_nothing():
     labels = np.repeat([0, 1, 2], [600, 300, 100])
     rng = np.random.default_rng(3)
     for count in (1, 7, 10, 333, 999, 1000):
-        chosen = stratified(labels, count, rng)
+        chosen = sample_stratified(labels, count, rng)
         assert len(chosen) == len(set(chosen.tolist())) == count
         shares = np.bincount(labels[chosen], minlength=3)
         assert np.all(np.abs(shares - count * np.array([0.6, 0.3, 0.1])) < 1)
-    assert np.bincount(labels[stratified(labels, 10, rng)]).tolist() == [6, 3, 1]
+    assert np.bincount(labels[sample_stratified(labels, 10, rng)]).tolist() == [6, 3, 1]
 
 
 def test_a_subset_is_in_random_order_and_reaches_every_sample():
     labels = np.repeat([0, 1], 50)
-    seen = {int(i) for seed in range(40) for i in stratified(labels, 10, np.random.default_rng(seed))}
+    seen = {int(i) for seed in range(40) for i in sample_stratified(labels, 10, np.random.default_rng(seed))}
     assert len(seen) == 100
-    drawn = labels[stratified(labels, 100, np.random.default_rng(0))]
+    drawn = labels[sample_stratified(labels, 100, np.random.default_rng(0))]
     assert 0 < drawn[:20].sum() < 20
 
 
@@ -213,7 +213,7 @@ def test_a_validation_split_is_a_stratified_part_of_the_training_images_and_leav
 
 def test_which_images_are_held_out_is_the_stream_validation_of_the_seed():
     base = small(train=60, test=30)
-    chosen = stratified(base.y_train, 9, np.random.default_rng(seeding.stream(4, "validation")))
+    chosen = sample_stratified(base.y_train, 9, np.random.default_rng(seeding.stream(4, "validation")))
     assert np.array_equal(base.with_validation(9, seed=4).x_val, base.x_train[chosen])
     assert not np.array_equal(base.with_validation(9, seed=5).x_val, base.x_train[chosen])
 
@@ -572,7 +572,7 @@ def test_a_bare_array_and_odd_class_names_are_refused(tmp_path):
         np.save(file, np.zeros(3))
     with pytest.raises(DataError, match="one bare array"):
         data.load(tmp_path / "bare.npz")
-    parts = {key: getattr(small(), key) for key in archive.KEYS}
+    parts = {key: getattr(small(), key) for key in archive.ARCHIVE_KEYS}
     np.savez(tmp_path / "odd.npz", **parts, classes=3)
     with pytest.raises(DataError, match="must be a list of words"):
         data.load(tmp_path / "odd.npz")

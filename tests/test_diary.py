@@ -11,27 +11,27 @@ import h5py
 import pytest
 
 import grokkit as gk
-from grokkit.analysis.compare_runs import SOURCE_LINES, differences
+from grokkit.analysis.compare_runs import SOURCE_LINES, compare_runs
 from grokkit.cli import main
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
 from tests.runs import SMALL
 from tests.test_layers import HEAVY
 
-PLAIN = SMALL.replace(measures=(gk.part("weight_norm"),), attributions=(), signal={}, policy="constant")
+PLAIN = SMALL.replace(measures=(gk.spec("weight_norm"),), attributions=(), signal={}, policy="constant")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     """Some runs that differ in one thing each."""
     root = tmp_path_factory.mktemp("runs")
-    late = PLAIN.replace(policy=gk.part("cosine", warmup=0.5))
+    late = PLAIN.replace(policy=gk.spec("cosine", warmup=0.5))
     made = {
         "base": gk.train(PLAIN, runs=root, device="cpu", experiment="a = 1\nb = 2\n").path,
         "twin": gk.train(PLAIN, runs=root / "twin", device="cpu", experiment="a = 1\nb = 3\n").path,
         "seed": gk.train(PLAIN.replace(seed=1), runs=root, device="cpu").path,
         "data": gk.train(
-            PLAIN.replace(data=gk.part("digits", size=8, train=100, test=60)), runs=root, device="cpu"
+            PLAIN.replace(data=gk.spec("digits", size=8, train=100, test=60)), runs=root, device="cpu"
         ).path,
         "late": gk.train(late, runs=root, device="cpu").path,
     }
@@ -68,7 +68,7 @@ def test_a_note_needs_no_git(runs, monkeypatch, tmp_path) -> None:
 
 
 def told(runs, a: str, b: str) -> dict:
-    return differences(gk.open_run(runs[a]), gk.open_run(runs[b]))
+    return compare_runs(gk.open_run(runs[a]), gk.open_run(runs[b]))
 
 
 def test_twins_differ_in_nothing_but_their_source(runs) -> None:

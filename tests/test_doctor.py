@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grokkit.cli import doctor, main
-from grokkit.device.precision import advice
+from grokkit.device.precision import describe_precision
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def quick(monkeypatch) -> None:
 def test_a_machine_without_a_gpu_is_ready_for_the_cpu(monkeypatch, capsys) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for module in ("select", "preflight"):
-        monkeypatch.setattr(f"grokkit.device.{module}.physical_gpus", lambda: 0)
+        monkeypatch.setattr(f"grokkit.device.{module}.count_physical_gpus", lambda: 0)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     names = ("torch ", "device    cpu", "memory ", "precision float32", "disk ", "data ", "python ", "speed ")
@@ -59,4 +59,4 @@ def test_a_hidden_gpu_and_a_wheel_for_the_cpu_are_told(machine, monkeypatch, cap
 )
 def test_the_advice_names_precision_and_capability(machine, capability, words: str) -> None:
     machine(capability=capability)
-    assert advice(torch.device("cuda")).startswith(words)
+    assert describe_precision(torch.device("cuda")).startswith(words)

@@ -6,9 +6,16 @@ import pytest
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.diagnostics import estimate as room
-from grokkit.diagnostics.estimate import Estimate, Instrument, Training, estimate, in_words, refuse_above
+from grokkit.diagnostics.estimate import (
+    Estimate,
+    Instrument,
+    Training,
+    estimate,
+    require_time_limit,
+    summarize_estimate,
+)
 from grokkit.errors import DeviceRefusedError
 from tests.runs import SMALL
 
@@ -18,7 +25,7 @@ LONGER = SMALL.replace(steps=130, records=9, signal={"every": 13, "points": 8, "
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     """Counts do not depend on how long is measured."""
-    monkeypatch.setattr(room, "SECONDS", 0.1)
+    monkeypatch.setattr(room, "UPDATE_SECONDS", 0.1)
     monkeypatch.delenv("GROKKIT_PRICE", raising=False)
 
 
@@ -28,8 +35,8 @@ def folder_size(path: Path) -> int:
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, LONGER, LONGER.replace(data=part("digits", size=8, train=120, test=60, validation=30), records=1),
-     SMALL.replace(measures=(), attributions=(), signal={}, policy=part("constant"), steps=3)],
+    [SMALL, LONGER, LONGER.replace(data=spec("digits", size=8, train=120, test=60, validation=30), records=1),
+     SMALL.replace(measures=(), attributions=(), signal={}, policy=spec("constant"), steps=3)],
     ids=["small", "longer", "validation", "bare"],
 )  # fmt: skip
 def test_counts_and_bytes_are_those_of_the_run(tmp_path, config) -> None:
@@ -62,21 +69,21 @@ def test_the_sums_are_by_hand() -> None:
     assert found.training_seconds == 12.0 and found.seconds == 35.0 and found.bytes == 4_300_000
     assert found.dollars(36.0) == 0.35
     assert Training((5, 2.0), 10, 0.01, 0.01, 0.01).seconds(3) == 0.03, "a run shorter than the warm-up"
-    told = in_words(found, 36.0)
+    told = summarize_estimate(found, 36.0)
     assert told == "a box | 100 steps/s | 1,005 steps 12 s | 11 records +23 s | disk 4.3 MB | about $0.35 at $36.00/h"
-    assert "$" not in in_words(found)
+    assert "$" not in summarize_estimate(found)
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(8.24, "8.2 s"), (0.0012, "0.0012 s"), (250, "4m10"), (8220, "2h17"), (90000, "25h00")]
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
-    assert room.duration(seconds) == text
+    assert room.format_duration(seconds) == text
 
 
 def test_slots_are_saved_by_the_clock_within_their_share_of_the_time() -> None:
     def count(seconds: float, each: float) -> int:
-        return room._slots(seconds, Instrument("resume slots", 2, each, each)).count
+        return room._estimate_resume_states(seconds, Instrument("resume slots", 2, each, each)).count
 
     assert count(10.0, 0.1) == 1 and count(301.0, 0.01) == 11
     assert count(1000.0, 4.0) == 6, "two per cent of the time, and the last"
@@ -85,15 +92,15 @@ def test_slots_are_saved_by_the_clock_within_their_share_of_the_time() -> None:
 def test_a_run_that_takes_too_long_is_refused_before_it_starts(tmp_path, monkeypatch) -> None:
     tried = []
     monkeypatch.setattr(room, "estimate", lambda config, *_, enough: tried.append(enough) or example())
-    assert refuse_above(2.0, [SMALL, SMALL], 1, tmp_path) == 70.0
+    assert require_time_limit(2.0, [SMALL, SMALL], 1, tmp_path) == 70.0
     assert tried == [120.0, 85.0], "the second one has what the first leaves"
     with pytest.raises(DeviceRefusedError) as refusal:
-        refuse_above(1.0, [SMALL, SMALL], 1, tmp_path)
+        require_time_limit(1.0, [SMALL, SMALL], 1, tmp_path)
     told = str(refusal.value)
     assert "there is no GPU here, and on this CPU it would take about 70 s" in told and refusal.value.exit_code == 3
     assert "beyond --cpu-limit 1 (minutes)" in told and "--device cpu" in told
     with pytest.raises(DeviceRefusedError, match="more than 4m40"):
-        refuse_above(1.0, [SMALL, SMALL], 8, tmp_path)
+        require_time_limit(1.0, [SMALL, SMALL], 8, tmp_path)
 
 
 def test_measuring_ends_as_soon_as_enough_is_known(tmp_path) -> None:
@@ -104,7 +111,7 @@ def test_measuring_ends_as_soon_as_enough_is_known(tmp_path) -> None:
 @pytest.fixture
 def no_gpu(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("grokkit.device.select.physical_gpus", lambda: 0)
+    monkeypatch.setattr("grokkit.device.select.count_physical_gpus", lambda: 0)
 
 
 def test_without_a_gpu_the_command_line_says_so_and_stops_where_it_takes_too_long(

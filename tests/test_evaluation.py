@@ -8,15 +8,15 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.errors import DataError, Interrupted
 from grokkit.training import evaluation, loop
 from grokkit.training.build import build_model
 from tests.runs import SMALL, PressesCtrlC, contents
 
 FLIPPED = SMALL.replace(
-    measures=(), attributions=(), signal={}, policy=part("constant"), augment=("crop1", "flip"),
-    optimizer=part("sgd", lr=1.5),
+    measures=(), attributions=(), signal={}, policy=spec("constant"), augment=("crop1", "flip"),
+    optimizer=spec("sgd", lr=1.5),
 )  # fmt: skip
 
 
@@ -41,9 +41,9 @@ def right(logits: torch.Tensor, labels: np.ndarray) -> float:
 
 @pytest.mark.parametrize("word", ["flip", "altflip"])
 def test_tta_is_the_mean_of_image_and_mirror_at_the_last_step_alone(word: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(evaluation, "EVALUATED", 7)  # six hundred images, the last batch is ragged
+    monkeypatch.setattr(evaluation, "EVAL_BATCH", 7)  # six hundred images, the last batch is ragged
     digits = {"size": 8, "train": 120, "test": 600}
-    config = FLIPPED.replace(augment=(word,), optimizer=part("adamw", lr=0.01), data=part("digits", **digits))
+    config = FLIPPED.replace(augment=(word,), optimizer=spec("adamw", lr=0.01), data=spec("digits", **digits))
     run = gk.train(config, runs=tmp_path, device="cpu")
     data = gk.load_data("digits", **digits)
     plain, tta = rows(run, "test_set", "accuracy"), rows(run, "test_set", "accuracy_tta")
@@ -86,8 +86,8 @@ def test_what_a_run_says_at_its_end_is_its_last_step_and_not_its_best(tmp_path: 
 # ---- validation
 
 HELD = SMALL.replace(
-    data=part("digits", size=8, train=120, test=60, validation=30), measures=(), attributions=(), signal={},
-    policy=part("plateau", reading="validation_loss", patience=0, factor=0.5), optimizer=part("sgd", lr=1.0),
+    data=spec("digits", size=8, train=120, test=60, validation=30), measures=(), attributions=(), signal={},
+    policy=spec("plateau", reading="validation_loss", patience=0, factor=0.5), optimizer=spec("sgd", lr=1.0),
     steps=40, records=20,
 )  # fmt: skip
 
@@ -111,7 +111,7 @@ def test_the_validation_split_is_asked_at_every_recorded_step_and_the_test_set_a
 
 
 def test_no_batch_holds_an_image_of_the_validation_split() -> None:
-    job = loop.build(HELD, torch.device("cpu"))
+    job = loop.build_trainer(HELD, torch.device("cpu"))
     data = gk.load_data("digits", size=8, train=120, test=60, validation=30)
     trained = {x.numpy().tobytes() for x in job.batches.images}
     assert len(job.batches.images) == 90 and not trained & {x.tobytes() for x in data.x_val}
@@ -142,10 +142,10 @@ def test_a_run_with_validation_resumes_to_the_same_bits(held, tmp_path: Path) ->
 
 
 def test_the_command_line_keeps_validation_on_other_data(tmp_path: Path, monkeypatch) -> None:
-    from grokkit.config.overrides import adjusted
+    from grokkit.config.overrides import apply_cli_overrides
 
-    config = adjusted(HELD, "own.npz", None, None)
-    assert config.data == part("own.npz", train=120, validation=30)
+    config = apply_cli_overrides(HELD, "own.npz", None, None)
+    assert config.data == spec("own.npz", train=120, validation=30)
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     arrays = {f"x_{split}": rng.integers(0, 256, (150, 8, 8, 1), np.uint8) for split in ("train", "test")}

@@ -12,7 +12,7 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.live.page import assembled
+from grokkit.live.page import assemble
 from grokkit.training.loop import train
 from tests import live_runs
 from tests.runs import SMALL
@@ -153,4 +153,4 @@ def test_no_text_of_a_run_can_end_the_page_s_script(tmp_path):
 
 def test_numbers_that_json_cannot_hold_are_refused_rather_than_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
-        assembled({"x": math.nan})
+        assemble({"x": math.nan})

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from grokkit import figures
 from grokkit.errors import UsageError
-from grokkit.figures.theme import PROBE_COLOURS, save
+from grokkit.figures.theme import PROBE_COLOURS, save_figure
 from grokkit.names import TABLE_COLUMNS, FigureData
 
 STEPS = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192]
@@ -499,7 +499,7 @@ def test_no_text_overlaps_another_in_the_legends_and_titles():
 
 def test_save_writes_pdf_and_png_with_true_type_fonts(tmp_path):
     figure = drawn("policy")
-    paths = save(figure, tmp_path / "new" / "policy-r0.05")
+    paths = save_figure(figure, tmp_path / "new" / "policy-r0.05")
     assert [path.name for path in paths] == ["policy-r0.05.pdf", "policy-r0.05.png"]
     pdf = paths[0].read_bytes()
     assert pdf.startswith(b"%PDF") and b"/FontFile2" in pdf and b"/Type3" not in pdf and b"CreationDate" not in pdf
@@ -508,13 +508,13 @@ def test_save_writes_pdf_and_png_with_true_type_fonts(tmp_path):
 
 def test_the_same_figure_saves_to_the_same_bytes_in_another_process(tmp_path):
     code = (
-        "import runpy, sys; from grokkit import figures; from grokkit.figures.theme import save;"
+        "import runpy, sys; from grokkit import figures; from grokkit.figures.theme import save_figure;"
         "synthetic = runpy.run_path(sys.argv[1])['synthetic'];"
-        "save(figures.create('phases', synthetic()), sys.argv[2])"
+        "save_figure(figures.create('phases', synthetic()), sys.argv[2])"
     )
     environment = os.environ | {"PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", code, __file__, str(tmp_path / "there")], check=True, env=environment)
-    here = save(drawn("phases"), tmp_path / "here")
+    here = save_figure(drawn("phases"), tmp_path / "here")
     assert [p.read_bytes() for p in here] == [(tmp_path / f"there{p.suffix}").read_bytes() for p in here]
 
 

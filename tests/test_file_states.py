@@ -78,11 +78,11 @@ def one_of_each(run: Run) -> list[tuple[Path, Callable[[], object]]]:
     """A file of every kind and a way to read it."""
     (measure,) = run.measures()
     return [
-        (run.path / "snapshots" / store.file_name(2), lambda: run.load(2)),
-        (run.path / "snapshots" / store.file_name(2), lambda: run.load(2, ["1.weight"])),
-        (run.path / "snapshots" / store.file_name(2), lambda: run.trajectory("1.weight")),
-        (run.path / "measures" / measure / store.file_name(2), lambda: run.reading(measure, 2)),
-        (run.path / "resume" / "1.h5", lambda: resume.Slots(run.path / "resume").load()),
+        (run.path / "snapshots" / store.step_file_name(2), lambda: run.load(2)),
+        (run.path / "snapshots" / store.step_file_name(2), lambda: run.load(2, ["1.weight"])),
+        (run.path / "snapshots" / store.step_file_name(2), lambda: run.trajectory("1.weight")),
+        (run.path / "measures" / measure / store.step_file_name(2), lambda: run.reading(measure, 2)),
+        (run.path / "resume" / "1.h5", lambda: resume.ResumeStore(run.path / "resume").load()),
         (run.path / "probes" / "test.h5", lambda: run.probes),
     ]
 
@@ -258,7 +258,7 @@ def test_probes_that_cannot_be_read_are_not_said_to_be_changed(run, monkeypatch)
 
 def test_a_state_under_the_name_of_the_other_one_is_told(run):
     """The newest one, over an older one, looks like one that was saved after the manifest's last line."""
-    one, other = (run.path / "resume" / name for name in resume.SLOTS)
+    one, other = (run.path / "resume" / name for name in resume.FILES)
     one.write_bytes(other.read_bytes())
     assert [problem for problem in run.verify() if f"{one} is whole, and not the file" in problem]
 
@@ -311,7 +311,7 @@ def test_damage_is_told_and_put_aside_and_the_other_state_goes_on(run, damage):
 
 
 def test_a_run_is_never_begun_again_over_states_that_were_put_aside(run):
-    for name in resume.SLOTS:
+    for name in resume.FILES:
         path = run.path / "resume" / name
         path.write_bytes(path.read_bytes()[:-30])
     with pytest.warns(UserWarning, match="was moved to"):
@@ -343,7 +343,7 @@ def hostile(path: Path, kind: str, change: Callable[[h5py.File], None], meta: by
     try:
         with h5py.File(path, "r+") as file:
             arrays = {name: np.asarray(file["data"][name][()]) for name in file["data"]}
-            digest = checksummed.digest_of(kind, meta, arrays)
+            digest = checksummed.compute_digest(kind, meta, arrays)
             file["digest"] = np.frombuffer(digest.encode(), np.uint8)
     except (OSError, MemoryError, TypeError, RuntimeError, KeyError, ValueError):
         with h5py.File(path, "r+") as file:
@@ -407,14 +407,14 @@ HOSTILE = {each.__name__: each for each in (
 @pytest.mark.parametrize("how", HOSTILE)
 @pytest.mark.parametrize("kind", ["snapshot", "reading", "resume"])
 def test_no_file_reads_another_one_or_more_than_it_holds(tmp_path, how, kind):
-    path = tmp_path / store.file_name(3)
+    path = tmp_path / store.step_file_name(3)
     hostile(path, kind, HOSTILE[how])
     tracemalloc.start()
     try:
         with pytest.raises(DamagedError):
             checksummed.read(path, kind)
         with pytest.raises(DamagedError):
-            snapshot.read(path, verify=False) if kind == "snapshot" else checksummed.read(path, kind)
+            snapshot.read_snapshot(path, verify=False) if kind == "snapshot" else checksummed.read(path, kind)
         assert tracemalloc.get_traced_memory()[1] < 1 << 26
     finally:
         tracemalloc.stop()
@@ -422,7 +422,7 @@ def test_no_file_reads_another_one_or_more_than_it_holds(tmp_path, how, kind):
 
 @pytest.mark.parametrize("how", ["packed", "unallocated"])
 def test_a_note_or_a_digest_that_is_packed_or_not_there_is_not_unpacked(tmp_path, how):
-    path = tmp_path / store.file_name(3)
+    path = tmp_path / store.step_file_name(3)
     options = {"chunks": (1 << 20,), "compression": "gzip"} if how == "packed" else {"fillvalue": 32}
     for name in ("meta", "digest"):
         with h5py.File(path, "w", libver=("v110", "v110")) as file:
@@ -435,22 +435,22 @@ def test_a_note_or_a_digest_that_is_packed_or_not_there_is_not_unpacked(tmp_path
 
 
 def test_a_note_that_is_too_long_is_refused(tmp_path, monkeypatch):
-    path = tmp_path / store.file_name(3)
+    path = tmp_path / store.step_file_name(3)
     checksummed.write(path, "reading", {}, {"step": 3, "words": "x" * 5000})
     assert checksummed.read(path, "reading")[1]["step"] == 3
-    monkeypatch.setattr(hdf5, "LONGEST_NOTE", 4096)
+    monkeypatch.setattr(hdf5, "MAX_METADATA_BYTES", 4096)
     with pytest.raises(DamagedError, match="its note has"):
         checksummed.read(path, "reading")
 
 
 @pytest.mark.parametrize("meta", [b"[1]", b"null", b"{", b"[" * 100000, b'{"step": ' + b"9" * 9999 + b"}", b"\xff"])
 def test_a_note_that_is_no_table_is_damage(tmp_path, meta):
-    path = tmp_path / store.file_name(3)
+    path = tmp_path / store.step_file_name(3)
     checksummed.write(path, "reading", {}, {"step": 3})
     with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs["format"], file.attrs["kind"], file.attrs["version"] = b"grokkit", b"reading", 2
         file["meta"] = np.frombuffer(meta, np.uint8)
-        file["digest"] = np.frombuffer(checksummed.digest_of("reading", meta, {}).encode(), np.uint8)
+        file["digest"] = np.frombuffer(checksummed.compute_digest("reading", meta, {}).encode(), np.uint8)
     with h5py.File(path, "r+") as file:
         for name, value in (("format", "grokkit"), ("kind", "reading")):
             file.attrs[name] = np.bytes_(value)
@@ -483,39 +483,39 @@ LAYOUTS = {
 @pytest.mark.parametrize("kind", ["snapshot", "resume"])
 def test_a_layout_is_believed_in_nothing(tmp_path, what, kind):
     """Digest, hash and checksums are right; what the layout says is not."""
-    path = tmp_path / ("0.h5" if kind == "resume" else store.file_name(3))
+    path = tmp_path / ("0.h5" if kind == "resume" else store.step_file_name(3))
     entry = GOOD | LAYOUTS[what]
-    text = checksummed.as_json({key: [value] for key, value in entry.items()})
+    text = checksummed.canonical_json({key: [value] for key, value in entry.items()})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
     note = {"step": 3, "save": 1, "tree": {"$": "tensor", "key": "w"}}
-    checksummed.write(path, kind, arrays, note, attributes={"layout": snapshot.hash_of(text)})
-    looks: list[Callable[[], object]] = [lambda: resume.Slots(tmp_path).load()]
+    checksummed.write(path, kind, arrays, note, attributes={"layout": snapshot.hash_layout(text)})
+    looks: list[Callable[[], object]] = [lambda: resume.ResumeStore(tmp_path).load()]
     if kind == "snapshot":
-        looks = [lambda: snapshot.read(path), lambda: snapshot.read(path, verify=False),
-                 lambda: snapshot.read(path, ["w"], verify=False)]  # fmt: skip
+        looks = [lambda: snapshot.read_snapshot(path), lambda: snapshot.read_snapshot(path, verify=False),
+                 lambda: snapshot.read_snapshot(path, ["w"], verify=False)]  # fmt: skip
     for look in looks:
         with pytest.raises(DamagedError, match="is damaged"):
             look()
 
 
 def test_two_tensors_of_one_name_are_damage(tmp_path):
-    path = tmp_path / store.file_name(3)
-    text = checksummed.as_json({key: [value, value] for key, value in GOOD.items()})
+    path = tmp_path / store.step_file_name(3)
+    text = checksummed.canonical_json({key: [value, value] for key, value in GOOD.items()})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(2, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
-    checksummed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_layout(text)})
     with pytest.raises(DamagedError, match="two tensors of one name"):
-        snapshot.read(path)
+        snapshot.read_snapshot(path)
 
 
 def test_a_good_layout_of_that_form_is_read(tmp_path):
-    path = tmp_path / store.file_name(3)
-    text = checksummed.as_json({key: [value] for key, value in GOOD.items()})
+    path = tmp_path / store.step_file_name(3)
+    text = checksummed.canonical_json({key: [value] for key, value in GOOD.items()})
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
-    checksummed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_of(text)})
-    assert snapshot.read(path)["w"].tolist() == [0.0, 1.0]
+    checksummed.write(path, "snapshot", arrays, {"step": 3}, attributes={"layout": snapshot.hash_layout(text)})
+    assert snapshot.read_snapshot(path)["w"].tolist() == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("arrays", [{}, {"values": np.ones(5)}, {"values": np.ones(2), "low": np.ones(3)}])
@@ -523,7 +523,7 @@ def test_a_good_layout_of_that_form_is_read(tmp_path):
 def test_a_reading_that_no_measure_writes_is_damage(run, arrays, change):
     """Its digest is right, its content is none."""
     (measure,) = run.measures()
-    path = run.path / "measures" / measure / store.file_name(2)
+    path = run.path / "measures" / measure / store.step_file_name(2)
     good, note = checksummed.read(path, "reading")
     note = {name: value for name, value in (note | change).items() if value is not ...}
     checksummed.write(path, "reading", arrays, note, replace=True)
@@ -534,7 +534,7 @@ def test_a_reading_that_no_measure_writes_is_damage(run, arrays, change):
 
 def test_maps_and_probes_that_nobody_writes_are_damage(run):
     maps = run.path / "attributions" / "saliency-00000000"
-    checksummed.write(maps / store.file_name(2), "attribution", {"values": np.ones(3)}, {"step": 2})
+    checksummed.write(maps / store.step_file_name(2), "attribution", {"values": np.ones(3)}, {"step": 2})
     with pytest.raises(DamagedError, match="no such file as grokkit writes"):
         run.attribution(maps.name, 2)
     path = run.path / "probes" / "test.h5"
@@ -546,7 +546,7 @@ def test_maps_and_probes_that_nobody_writes_are_damage(run):
 
 
 def test_attributes_of_any_length_are_not_read(tmp_path):
-    path = tmp_path / store.file_name(3)
+    path = tmp_path / store.step_file_name(3)
     checksummed.write(path, "reading", {}, {"step": 3})
     with h5py.File(path, "r+") as file:
         file.attrs["kind"] = "a text of variable length, which lies in a heap"
@@ -555,12 +555,12 @@ def test_attributes_of_any_length_are_not_read(tmp_path):
 
 
 def test_a_state_in_a_tree_that_refers_to_nothing_is_an_error(tmp_path):
-    slots = resume.Slots(tmp_path / "resume")
-    slots.save(resume.hold(1, {"x": torch.ones(2)}, Staging()))
+    slots = resume.ResumeStore(tmp_path / "resume")
+    slots.save(resume.stage(1, {"x": torch.ones(2)}, Staging()))
     path = tmp_path / "resume" / "0.h5"
     arrays, note = checksummed.read(path, "resume")
     for tree in ({"$": "tensor", "key": "7"}, {"$": "nonsense"}, {"no": 1}, {"$": "dict", "items": [[1]]}, 7):
         checksummed.write(path, "resume", arrays, {**note, "tree": tree}, replace=True)
         with pytest.raises(TrajectoryError):
-            resume.Slots(tmp_path / "resume").load()
+            resume.ResumeStore(tmp_path / "resume").load()
     assert json.dumps(note)

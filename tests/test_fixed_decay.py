@@ -11,7 +11,7 @@ from torch.optim.swa_utils import SWALR
 
 import grokkit as gk
 from grokkit import policies
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.ensemble.stack import Stack, StackedUpdate
 from grokkit.errors import UsageError
 from grokkit.optim import decay
@@ -217,7 +217,7 @@ def test_a_scheduler_that_overwrites_initial_lr_does_not_move_the_decay() -> Non
         optimizer.step()
         policy.step()
         cycle.step()
-        decay.hold_decay(optimizer)
+        decay.apply_fixed_decay(optimizer)
         (group,) = optimizer.param_groups
         assert group["lr"] * group["weight_decay"] == pytest.approx(RATE * DECAY)
 
@@ -252,23 +252,23 @@ def test_a_mark_of_the_users_own_is_no_slip() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
 def test_a_config_names_it_as_an_option_of_the_optimizer(name: str) -> None:
-    chosen = part(name, lr=0.1, weight_decay=0.3, fixed_decay=True)
+    chosen = spec(name, lr=0.1, weight_decay=0.3, fixed_decay=True)
     config = SMALL.replace(optimizer=chosen)
     assert RunConfig.from_toml(config.to_toml()).optimizer == chosen
     parameters = list(nn.Linear(3, 2).parameters())
     groups = build_optimizer(chosen, parameters).param_groups
     assert all(group["fixed_decay"] is True for group in groups)
-    plain = build_optimizer(part(name, lr=0.1, weight_decay=0.3), parameters).param_groups
+    plain = build_optimizer(spec(name, lr=0.1, weight_decay=0.3), parameters).param_groups
     assert not any("fixed_decay" in group for group in plain)
 
 
 @pytest.mark.parametrize(
     ("chosen", "words"),
     [
-        (part("sgd", lr=0.1, fixed_decay=True), "weight decay of SGD is 0 unless it is named"),
-        (part("adam", lr=0.1, weight_decay=0.1, fixed_decay=True), "Take AdamW"),
-        (part("adamw", lr=0.1, fixed_decay=1), "must be True or False; got 1"),
-        (part("adamw", lr=0.1, fix_decay=True), "no option 'fix_decay'. Did you mean 'fixed_decay'"),
+        (spec("sgd", lr=0.1, fixed_decay=True), "weight decay of SGD is 0 unless it is named"),
+        (spec("adam", lr=0.1, weight_decay=0.1, fixed_decay=True), "Take AdamW"),
+        (spec("adamw", lr=0.1, fixed_decay=1), "must be True or False; got 1"),
+        (spec("adamw", lr=0.1, fix_decay=True), "no option 'fix_decay'. Did you mean 'fixed_decay'"),
     ],
 )
 def test_a_config_whose_decay_cannot_be_kept_is_refused(chosen, words: str) -> None:
@@ -277,12 +277,12 @@ def test_a_config_whose_decay_cannot_be_kept_is_refused(chosen, words: str) -> N
 
 
 def test_a_decay_of_zero_in_a_sweep_is_kept_too() -> None:
-    assert build_optimizer(part("sgd", lr=0.1, weight_decay=0.0, fixed_decay=True), [weight()]).param_groups
+    assert build_optimizer(spec("sgd", lr=0.1, weight_decay=0.0, fixed_decay=True), [weight()]).param_groups
 
 
 def test_muon_keeps_the_decay_of_its_vectors_and_matrices() -> None:
     bias, head = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3, 3))
-    chosen = part("muon", lr=0.1, sgd_momentum=0.0, vector_lr=0.5, weight_decay=0.01, fixed_decay=True)
+    chosen = spec("muon", lr=0.1, sgd_momentum=0.0, vector_lr=0.5, weight_decay=0.01, fixed_decay=True)
     optimizer = build_optimizer(chosen, [bias, head])
     scheduler = PolicyLR(optimizer, "cosine", UPDATES)
     for parameter in (bias, head):
@@ -311,7 +311,7 @@ def test_momentum_brings_the_decay_of_earlier_updates_to_later_rates() -> None:
 @pytest.mark.parametrize("parts_at", [None, 4])
 def test_a_stack_decays_its_nets_as_nets_alone(parts_at: int | None) -> None:
     """`parts_at`: from this step on the rates of the nets differ, and every net has an optimizer of its own."""
-    chosen = part("adamw", lr=RATE, weight_decay=DECAY, fixed_decay=True)
+    chosen = spec("adamw", lr=RATE, weight_decay=DECAY, fixed_decay=True)
     nets = [nn.Linear(2, 2).double() for _ in range(3)]
     before = copy.deepcopy([list(net.parameters()) for net in nets])
     optimizers = [build_optimizer(chosen, net.parameters()) for net in nets]
@@ -342,9 +342,9 @@ def test_a_graph_is_refused_and_auto_is_eager(monkeypatch) -> None:
 
 
 def test_a_run_keeps_its_decay(tmp_path) -> None:
-    chosen = part("adamw", lr=0.01, weight_decay=0.3, fixed_decay=True)
-    config = SMALL.replace(optimizer=chosen, policy=part("cosine"), measures=(), attributions=())
+    chosen = spec("adamw", lr=0.01, weight_decay=0.3, fixed_decay=True)
+    config = SMALL.replace(optimizer=chosen, policy=spec("cosine"), measures=(), attributions=())
     run = gk.train(config, runs=tmp_path, device="cpu")
-    coupled = gk.train(config.replace(optimizer=part("adamw", lr=0.01, weight_decay=0.3)), runs=tmp_path, device="cpu")
+    coupled = gk.train(config.replace(optimizer=spec("adamw", lr=0.01, weight_decay=0.3)), runs=tmp_path, device="cpu")
     last, other = run.load(config.steps), coupled.load(config.steps)
     assert any(not torch.equal(last[name], other[name]) for name in last)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from grokkit.device.preserved_state import borrowed, device_of, dtype_of, strict_precision, unwrap
+from grokkit.device.preserved_state import device_of, dtype_of, preserved_state, strict_precision, unwrap
 from grokkit.errors import ModelContractError, UnknownNameError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.registry import Registry
@@ -87,7 +87,7 @@ def test_a_borrowed_model_comes_back_as_it_was() -> None:
     inner[0].bias.grad = torch.ones(2)
     wrapped = torch.compile(nn.DataParallel(inner), backend="eager")
     assert unwrap(wrapped) is inner
-    with pytest.raises(ZeroDivisionError), borrowed(wrapped) as model:
+    with pytest.raises(ZeroDivisionError), preserved_state(wrapped) as model:
         assert model is inner and not any(module.training for module in model.modules())
         model[0].weight.requires_grad_(True)
         model[0].bias.grad = None
@@ -111,13 +111,13 @@ class Counts(nn.Module):
 
 def test_buffers_come_back_and_a_backward_pass_under_way_is_not_spoiled() -> None:
     model = Counts()
-    with borrowed(model) as inner:
+    with preserved_state(model) as inner:
         inner(torch.ones(1))
         assert model.calls == 1
     assert model.calls == 0
     norm = nn.BatchNorm1d(2).eval()
     loss = norm(torch.ones(3, 2)).sum()
-    with borrowed(norm) as inner, torch.no_grad():
+    with preserved_state(norm) as inner, torch.no_grad():
         inner(torch.ones(3, 2))
     loss.backward()
 

@@ -12,10 +12,10 @@ import torch
 
 import grokkit as gk
 from grokkit import interrupt, replay
-from grokkit.callbacks.base import Silent
-from grokkit.config.run_config import part
+from grokkit.callbacks.base import BaseCallback
+from grokkit.config.run_config import spec
 from grokkit.errors import Interrupted
-from grokkit.interrupt import Stopped, StopRequest, poll
+from grokkit.interrupt import StopRequest, StopRequested, check_interrupt
 from grokkit.measures import base
 from grokkit.recording import recorder
 from grokkit.training import loop
@@ -28,12 +28,12 @@ def press(number: int = signal.SIGINT) -> None:
 
 def test_nothing_is_heard_outside_the_block_and_handlers_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
-    poll(grace=0)
+    check_interrupt(grace=0)
     with StopRequest() as stop:
-        poll(grace=0)
+        check_interrupt(grace=0)
         press(signal.SIGTERM)
         assert stop.asked and not stop.save_asked
-    poll(grace=0)
+    check_interrupt(grace=0)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
 
@@ -42,14 +42,14 @@ def test_a_measure_may_go_on_for_the_grace_and_no_longer(monkeypatch) -> None:
     monkeypatch.setattr(interrupt.time, "monotonic", lambda: now[0])
     with StopRequest():
         press()
-        poll()
+        check_interrupt()
         now[0] += interrupt.GRACE_SECONDS - 0.01
-        poll()
-        with pytest.raises(Stopped):
-            poll(grace=0)
+        check_interrupt()
+        with pytest.raises(StopRequested):
+            check_interrupt(grace=0)
         now[0] += 0.02
-        with pytest.raises(Stopped):
-            poll()
+        with pytest.raises(StopRequested):
+            check_interrupt()
 
 
 def test_a_wish_to_save_that_comes_too_early_ends_no_command() -> None:
@@ -65,7 +65,7 @@ def test_a_wish_to_save_that_comes_too_early_ends_no_command() -> None:
 def test_usr1_asks_for_a_save_and_for_nothing_else() -> None:
     with StopRequest() as stop:
         press(signal.SIGUSR1)
-        poll(grace=0)
+        check_interrupt(grace=0)
         assert stop.save_asked and not stop.asked
 
 
@@ -102,7 +102,7 @@ IMAGES = torch.rand(40, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(40) % 3
 
 ANALYSES = {
-    "logits": lambda model: base.logits_of(model, IMAGES),
+    "logits": lambda model: base.predict_logits(model, IMAGES),
     "vertex": lambda model: gk.local_complexity(model, IMAGES, 0.1, 4),
     "tangent": lambda model: gk.complexity_spectrum(model, IMAGES, [0.1], 4),
     "bound": lambda model: gk.local_complexity(model, IMAGES, 0.1, 4, method="bound"),
@@ -123,11 +123,11 @@ def test_every_analysis_stops_within_one_forward_pass_and_leaves_no_trace(name: 
     handle = MODEL[1].register_forward_hook(lambda *_: calls.append(1))
     try:
         monkeypatch.setattr(interrupt, "GRACE_SECONDS", 0.0)
-        monkeypatch.setattr(interrupt.poll, "__defaults__", (0.0,))
+        monkeypatch.setattr(interrupt.check_interrupt, "__defaults__", (0.0,))
         random, mode = torch.get_rng_state(), MODEL.training
         with StopRequest():
             press()
-            with pytest.raises(Stopped):
+            with pytest.raises(StopRequested):
                 ANALYSES[name](MODEL)
         asked_first = len(calls)
         ANALYSES[name](MODEL)
@@ -141,20 +141,20 @@ def test_every_analysis_stops_within_one_forward_pass_and_leaves_no_trace(name: 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-class Presses(Silent):
+class Presses(BaseCallback):
     """Sends a signal when a measure is taken for the `at`-th time."""
 
     def __init__(self, monkeypatch, at: int, number: int = signal.SIGTERM) -> None:
         self.taken: list[tuple[int, str]] = []
-        take = recorder.take_any
+        take = recorder.run_instrument
 
         def taking(run, step, subject, context):
-            self.taken.append((step, recorder.name_of(subject)))
+            self.taken.append((step, recorder.instrument_name(subject)))
             if len(self.taken) == at:
                 press(number)
             return take(run, step, subject, context)
 
-        monkeypatch.setattr(recorder, "take_any", taking)
+        monkeypatch.setattr(recorder, "run_instrument", taking)
 
 
 @pytest.fixture(scope="module")
@@ -179,13 +179,13 @@ def test_a_run_stopped_amid_its_measures_goes_on_with_the_next_one(straight, tmp
 
 def test_a_save_that_is_asked_for_changes_nothing(straight, tmp_path: Path, monkeypatch) -> None:
     presses, saved = Presses(monkeypatch, 12, signal.SIGUSR1), []
-    save = loop.save
+    save = loop.save_state
 
     def saves(job, recorder, step, **how):
         saved.append(step)
         save(job, recorder, step, **how)
 
-    monkeypatch.setattr(loop, "save", saves)
+    monkeypatch.setattr(loop, "save_state", saves)
     run = gk.train(SMALL, runs=tmp_path, device="cpu")
     assert saved == [presses.taken[11][0], SMALL.steps]
     assert contents(run.path) == contents(straight.path)
@@ -193,7 +193,7 @@ def test_a_save_that_is_asked_for_changes_nothing(straight, tmp_path: Path, monk
 
 def test_a_replay_that_is_stopped_says_so_and_goes_on(straight, tmp_path: Path, monkeypatch) -> None:
     bare = gk.train(SMALL.replace(measures=(), attributions=()), runs=tmp_path, device="cpu")
-    take, taken = replay.take_any, []
+    take, taken = replay.run_instrument, []
 
     def taking(run, step, subject, context):
         taken.append(step)
@@ -201,10 +201,10 @@ def test_a_replay_that_is_stopped_says_so_and_goes_on(straight, tmp_path: Path, 
             press()
         return take(run, step, subject, context)
 
-    monkeypatch.setattr(replay, "take_any", taking)
+    monkeypatch.setattr(replay, "run_instrument", taking)
     with pytest.raises(Interrupted, match=r"stopped at snapshot 2 of 6 with 4 results added; the same command goes on"):
-        gk.replay_run(bare, [part("accuracy"), part("loss"), part("weight_norm")])
-    assert gk.replay_run(bare, [part("accuracy"), part("loss"), part("weight_norm")]) == 14
+        gk.replay_run(bare, [spec("accuracy"), spec("loss"), spec("weight_norm")])
+    assert gk.replay_run(bare, [spec("accuracy"), spec("loss"), spec("weight_norm")]) == 14
     assert len(taken) == 18
 
 
@@ -224,4 +224,4 @@ def test_a_block_of_another_thread_that_ends_later_leaves_nobody_stopped() -> No
         assert stop.asked
     over.set()
     thread.join()
-    poll(grace=0)
+    check_interrupt(grace=0)

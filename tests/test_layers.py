@@ -103,7 +103,7 @@ def test_a_page_with_data_is_served_without_anything_heavy(tmp_path: Path) -> No
     live_runs.complexity(live_runs.make(tmp_path / "run"), 1, 2.0)
     code = (
         "import sys\nfrom pathlib import Path\nfrom grokkit.live import page, run_browser, server\n"
-        "assert 'complexity' in page.one_file(run_browser.Study([Path('run')]))\n"
+        "assert 'complexity' in page.build_single_file(run_browser.RunBrowser([Path('run')]))\n"
         f"print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)

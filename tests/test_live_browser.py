@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from grokkit.cli import main
-from grokkit.live.run_browser import Study
+from grokkit.live.run_browser import RunBrowser
 from grokkit.live.server import Server
 from grokkit.training.loop import train
 from grokkit.trajectory import open_run
@@ -95,7 +95,7 @@ class Tab:
 
 @contextmanager
 def served(*folders: Path):
-    with Server(Study(folders)) as server:
+    with Server(RunBrowser(folders)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         try:

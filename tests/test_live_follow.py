@@ -10,8 +10,8 @@ import pytest
 
 from grokkit.live import run_browser as study_module
 from grokkit.live.follow import Follower
-from grokkit.live.panels import of_metric, of_reading
-from grokkit.live.run_browser import Study, as_json
+from grokkit.live.panels import metric_trace, reading_traces
+from grokkit.live.run_browser import RunBrowser, finite_json
 from grokkit.names import Reading
 from grokkit.trajectory import log as log_room
 from grokkit.trajectory import open_run
@@ -19,7 +19,7 @@ from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.run import write_status
 from tests import live_runs
 
-LOSS = of_metric("batch", "loss", "")
+LOSS = metric_trace("batch", "loss", "")
 
 
 def points(follower, trace=LOSS):
@@ -50,8 +50,8 @@ def test_an_update_reads_the_new_bytes_of_the_logs_only(run, follower, monkeypat
     asked = []
     monkeypatch.setattr(
         log_room,
-        "read_from",
-        lambda path, offset, check, real=log_room.read_from: (
+        "read_log_from",
+        lambda path, offset, check, real=log_room.read_log_from: (
             asked.append((path.name, offset)) or real(path, offset, check)
         ),
     )
@@ -168,10 +168,10 @@ def test_a_standard_error_bounds_the_signal_and_is_no_curve(run, follower):
     live_runs.log(run, (0, -np.inf), (4, 1.0), (8, 2.0), split="signal", metric="log_density")
     live_runs.log(run, (0, np.inf), (4, 0.25), split="signal", metric="log_density_se")
     follower.refresh(2)
-    steps, values, low, high = follower.points(of_metric("signal", "log_density", ""), 0)
+    steps, values, low, high = follower.points(metric_trace("signal", "log_density", ""), 0)
     expected = [[0, 4, 8], [-np.inf, 1, 2], [np.nan, 0.75, np.nan], [np.nan, 1.25, np.nan]]
     np.testing.assert_array_equal([steps, values, low, high], expected)
-    told = Study([run]).update()
+    told = RunBrowser([run]).update()
     assert [curve["label"] for curve in told["curves"]] == ["batches", "log density"]
     assert told["curves"][1]["y"] == [None, 1.0, 2.0] and told["curves"][1]["low"] == [None, 0.75, None]
 
@@ -182,14 +182,14 @@ def robust(values):
 
 
 def test_the_worst_attack_counts_at_each_epsilon():
-    rows = list(of_reading(robust([[0.5, 0.25], [0.1, 0.2]])))
+    rows = list(reading_traces(robust([[0.5, 0.25], [0.1, 0.2]])))
     found = [(trace.label, value) for trace, value, _, _ in rows]
     assert found == [("test, eps = 8/255", 0.25), ("test, eps = 0.1", 0.1)]
 
 
 def test_a_measure_of_one_s_own_gets_a_chart_with_a_curve_per_layer():
     coords = {"layer": ("a", "b"), "probe_set": ("train",)}
-    rows = list(of_reading(Reading("my_rank", np.array([[1.0], [2.0]]), tuple(coords), coords, "1")))
+    rows = list(reading_traces(Reading("my_rank", np.array([[1.0], [2.0]]), tuple(coords), coords, "1")))
     found = [(trace.panel, trace.label, value) for trace, value, _, _ in rows]
     assert found == [("my_rank", "train, a", 1.0), ("my_rank", "train, b", 2.0)]
 
@@ -220,7 +220,7 @@ class Client:
 def test_a_client_is_told_only_what_is_new_and_has_all_of_it(tmp_path):
     rng = np.random.default_rng(0)
     paths = [live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=60_000) for seed in range(2)]
-    study, step = Study([tmp_path]), 0
+    study, step = RunBrowser([tmp_path]), 0
     client = Client(study)
     for turn in range(12):
         for path in paths:
@@ -243,7 +243,7 @@ def test_a_window_has_every_row_of_its_own_and_no_other(tmp_path):
     for seed in range(2):
         path = live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=60_000)
         live_runs.log(path, *((n, float(n + 10 * seed)) for n in range(0, 60_000, 3)))
-    study = Study([tmp_path])
+    study = RunBrowser([tmp_path])
     (key,) = study.update()["shown"]
     (piece,) = study.window(key, 30_000, 31_000)
     steps = list(range(30_000, 31_000, 3))
@@ -262,7 +262,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path
         path = live_runs.make(tmp_path / "a" / f"x-s{seed}-0123abcd", seed, batch_size=50)
         live_runs.log(path, (1, loss), *([(2, 2 * loss)] if seed else []))
         live_runs.complexity(path, 5, loss, seed=seed)
-    told = Study([tmp_path]).update()
+    told = RunBrowser([tmp_path]).update()
     (group,) = told["groups"]
     assert group["label"] == "a/x" and len(group["runs"]) == 3 and group["steps_per_epoch"] == 3.0
     loss, layer, total = told["curves"]
@@ -282,12 +282,12 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path
 def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path):
     for root, rate in (("one", 0.1), ("two", 0.2)):
         live_runs.make(tmp_path / root / "a" / "x-s0", lr=rate, batch_size=5)
-    told = Study([tmp_path / "one", tmp_path / "two"]).update()
+    told = RunBrowser([tmp_path / "one", tmp_path / "two"]).update()
     assert sorted(group["label"] for group in told["groups"]) == ["a/x (lr 0.1)", "a/x (lr 0.2)"]
 
 
 def test_runs_may_appear_later_and_go_again(tmp_path):
-    client = Client(Study([tmp_path / "later"]))
+    client = Client(RunBrowser([tmp_path / "later"]))
     assert client.ask()["groups"] == []
     path = live_runs.make(tmp_path / "later" / "a" / "x-s0")
     live_runs.log(path, (1, 0.5))
@@ -299,7 +299,7 @@ def test_runs_may_appear_later_and_go_again(tmp_path):
 
 
 def test_a_cursor_of_another_server_tells_everything(run):
-    study = Study([run])
+    study = RunBrowser([run])
     for cursor in ("", "nonsense", "00000000-1", "00000000-99"):
         assert study.update(cursor)["reset"] and study.update(cursor)["curves"]
     cursor = study.update()["cursor"]
@@ -311,7 +311,7 @@ def test_a_run_that_outgrows_its_grid_is_told_anew(tmp_path):
     path = live_runs.make(tmp_path / "a" / "x-s0", total=None)
     live_runs.log(path, *((n, float(n)) for n in range(1000)))
     write_status(path, state="done", step=999, total_steps=None, attempt=1)
-    client = Client(Study([tmp_path]))
+    client = Client(RunBrowser([tmp_path]))
     client.ask()
     live_runs.log(path, *((n, float(n)) for n in range(1000, 9000)))
     write_status(path, state="done", step=8999, total_steps=None, attempt=1)
@@ -323,7 +323,7 @@ def test_a_run_that_outgrows_its_grid_is_told_anew(tmp_path):
 def test_only_four_groups_are_drawn_until_somebody_chooses(tmp_path):
     for name in "abcdef":
         live_runs.log(live_runs.make(tmp_path / "s" / f"{name}-s0"), (1, 1.0))
-    study = Study([tmp_path])
+    study = RunBrowser([tmp_path])
     told = study.update()
     assert len(told["groups"]) == 6 == len(told["runs"]) and len(told["shown"]) == 4
     assert len(told["curves"]) == 4
@@ -341,11 +341,11 @@ def test_an_event_with_a_number_that_json_does_not_know_is_told_without_it(run):
     body = b'{"attempt":1,"kind":"eval","loss":NaN,"of":[Infinity],"step":4,"text":"of an older version"}'
     with open(run / "events.jsonl", "ab") as file:
         file.write(body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body))
-    (events,) = Study([run.parent]).update()["events"].values()
+    (events,) = RunBrowser([run.parent]).update()["events"].values()
     assert events[0]["loss"] == "nan" and events[0]["of"] == ["inf"] and events[0]["step"] == 3
     assert events[1]["loss"] is None and events[1]["of"] == [None] and events[1]["step"] == 4
 
 
 def test_numbers_keep_seven_digits_and_what_is_not_finite_becomes_none():
     values = np.array([0.0, 1 / 3, -1.23456789e-12, 9.87654321e20, np.nan, np.inf, -np.inf])
-    assert as_json(values) == [0.0, 0.3333333, -1.234568e-12, 9.876543e20, None, None, None]
+    assert finite_json(values) == [0.0, 0.3333333, -1.234568e-12, 9.876543e20, None, None, None]

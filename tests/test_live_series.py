@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
-from grokkit.live.decimate import COLUMNS, even, kept, logarithmic, magnified, size_for, stale_from
-from grokkit.live.series import Series, band
+from grokkit.live.decimate import (
+    MAX_COLUMNS,
+    decimate,
+    decimate_window,
+    first_stale_step,
+    grid_size,
+    linear_grid,
+    log_grid,
+)
+from grokkit.live.series import Series, merge_seeds
 
 
 def rows(values, attempt=1):
@@ -20,21 +28,21 @@ def contents(series: Series) -> dict[int, float]:
 
 @pytest.mark.parametrize(("last", "size"), [(0, 1024), (1023, 1024), (1024, 2048), (2047, 2048), (200_000, 262_144)])
 def test_a_grid_spans_the_power_of_two_above_the_last_step(last: int, size: int) -> None:
-    assert size_for(last) == size
-    for grid in (even, logarithmic):
+    assert grid_size(last) == size
+    for grid in (linear_grid, log_grid):
         columns = grid(np.arange(size), size)
-        assert columns[0] == 0 and columns.max() <= COLUMNS and (np.diff(columns) >= 0).all()
+        assert columns[0] == 0 and columns.max() <= MAX_COLUMNS and (np.diff(columns) >= 0).all()
 
 
 def test_of_a_column_the_first_minimum_and_the_first_maximum_stay() -> None:
     steps = np.arange(100_000, 100_008)  # one column of either grid: 128 steps wide, and 1.2 % of the step
-    assert len(set(even(steps, 131_072))) == len(set(logarithmic(steps, 131_072))) == 1
+    assert len(set(linear_grid(steps, 131_072))) == len(set(log_grid(steps, 131_072))) == 1
     values = np.array([3.0, 1.0, 5.0, 1.0, 5.0, 2.0, np.inf, np.nan])
-    assert np.flatnonzero(kept(steps, [values], 131_072)).tolist() == [1, 2]
+    assert np.flatnonzero(decimate(steps, [values], 131_072)).tolist() == [1, 2]
     low = np.array([2.0, 1, 1, 1, 1, -1, 1, 1])
-    assert np.flatnonzero(kept(steps, [values, low], 131_072)).tolist() == [0, 1, 2, 5]
-    assert np.flatnonzero(kept(steps, [np.full(8, np.nan)], 131_072)).tolist() == [0], "a gap stays a gap"
-    assert kept(np.array([], dtype=int), [np.array([])], 1024).tolist() == []
+    assert np.flatnonzero(decimate(steps, [values, low], 131_072)).tolist() == [0, 1, 2, 5]
+    assert np.flatnonzero(decimate(steps, [np.full(8, np.nan)], 131_072)).tolist() == [0], "a gap stays a gap"
+    assert decimate(np.array([], dtype=int), [np.array([])], 1024).tolist() == []
 
 
 def test_every_minimum_and_maximum_survives_in_order_and_thinning_again_changes_nothing() -> None:
@@ -42,43 +50,44 @@ def test_every_minimum_and_maximum_survives_in_order_and_thinning_again_changes_
     steps = np.sort(rng.choice(400_000, 60_000, replace=False))
     curves = [rng.standard_normal(60_000), rng.standard_cauchy(60_000)]
     curves[0][rng.random(60_000) < 0.1] = np.nan
-    size = size_for(int(steps[-1]))
-    mask = kept(steps, curves, size)
-    assert 2 * COLUMNS < mask.sum() < 8 * (COLUMNS + 1)
-    for grid in (even, logarithmic):
+    size = grid_size(int(steps[-1]))
+    mask = decimate(steps, curves, size)
+    assert 2 * MAX_COLUMNS < mask.sum() < 8 * (MAX_COLUMNS + 1)
+    for grid in (linear_grid, log_grid):
         columns = grid(steps, size)
-        for column in range(COLUMNS + 1):
+        for column in range(MAX_COLUMNS + 1):
             inside = columns == column
             for curve in curves:
                 whole, left = curve[inside], curve[inside & mask]
                 if np.isfinite(whole).any():
                     assert np.nanmin(whole) == np.nanmin(left) and np.nanmax(whole) == np.nanmax(left)
     assert (np.diff(steps[mask]) > 0).all()
-    assert kept(steps[mask], [curve[mask] for curve in curves], size).all()
+    assert decimate(steps[mask], [curve[mask] for curve in curves], size).all()
 
 
 def test_a_window_shows_every_row_where_a_chart_has_a_column_for_each() -> None:
-    steps = np.arange(70_000, 70_000 + COLUMNS)
-    values = np.random.default_rng(0).standard_normal(COLUMNS)
-    assert magnified(steps, [values], 70_000, 70_000 + COLUMNS).all()
-    assert kept(steps, [values], 131_072).sum() < COLUMNS / 10
+    steps = np.arange(70_000, 70_000 + MAX_COLUMNS)
+    values = np.random.default_rng(0).standard_normal(MAX_COLUMNS)
+    assert decimate_window(steps, [values], 70_000, 70_000 + MAX_COLUMNS).all()
+    assert decimate(steps, [values], 131_072).sum() < MAX_COLUMNS / 10
     assert (
-        magnified(steps[:1], [values[:1]], 70_000, 70_000).all() and magnified(steps[:0], [values[:0]], 3, 5).size == 0
+        decimate_window(steps[:1], [values[:1]], 70_000, 70_000).all()
+        and decimate_window(steps[:0], [values[:0]], 3, 5).size == 0
     )
 
 
 def test_a_window_keeps_the_extremes_of_its_own_columns() -> None:
-    low, high = 1 << 16, (1 << 16) + 64 * COLUMNS  # 64 steps a column
+    low, high = 1 << 16, (1 << 16) + 64 * MAX_COLUMNS  # 64 steps a column
     steps = np.arange(low, high)
     values = np.zeros(len(steps))
     values[64 * 5 + 7], values[64 * 5 + 30] = 2.0, -2.0
-    found = steps[magnified(steps, [values], low, high)]
-    assert {low + 64 * 5 + 7, low + 64 * 5 + 30} <= set(found) and len(found) <= 4 * (COLUMNS + 1)
+    found = steps[decimate_window(steps, [values], low, high)]
+    assert {low + 64 * 5 + 7, low + 64 * 5 + 30} <= set(found) and len(found) <= 4 * (MAX_COLUMNS + 1)
 
 
 def test_what_is_sent_piece_by_piece_is_what_would_have_been_sent_at_once() -> None:
     rng = np.random.default_rng(1)
-    series, size, seen = Series(), size_for(50_000), -1
+    series, size, seen = Series(), grid_size(50_000), -1
     page = np.empty((2, 0))
     for tick in range(1, 61):
         first = int(rng.integers(0, 48_000)) if tick % 7 == 0 else (series.last[0] + 1 if len(series) else 0)
@@ -86,20 +95,20 @@ def test_what_is_sent_piece_by_piece_is_what_would_have_been_sent_at_once() -> N
         series.extend(steps, rows(rng.standard_normal(len(steps)), attempt=tick), tick)
         since = series.changed_since(seen)
         if rng.random() < 0.6 and since is not None:
-            changed, needed = stale_from(since, size)
+            changed, needed = first_stale_step(since, size)
             x, y, _, _ = series.since(needed)
-            mask = kept(x, [y], size) & (x >= changed)
+            mask = decimate(x, [y], size) & (x >= changed)
             page = np.hstack([page[:, page[0] < changed], [x[mask], y[mask]]])
             seen = tick
             x, y, _, _ = series.since(0)
-            mask = kept(x, [y], size)
+            mask = decimate(x, [y], size)
             assert np.array_equal(page, [x[mask], y[mask]])
 
 
 def test_an_appended_row_reaches_back_by_one_column_only() -> None:
-    changed, needed = stale_from(200_000, size_for(200_000))
+    changed, needed = first_stale_step(200_000, grid_size(200_000))
     assert 200_000 * 0.97 < needed <= changed <= 200_000
-    assert stale_from(0, 1024) == (0, 0)
+    assert first_stale_step(0, 1024) == (0, 0)
 
 
 def test_of_a_repeated_step_the_newest_attempt_counts_whichever_comes_last() -> None:
@@ -137,10 +146,12 @@ def test_seeds_become_mean_minimum_and_maximum_of_those_that_have_the_step() -> 
     def curve(steps, values):
         return np.array(steps), np.array(values, dtype=float), np.full(len(steps), nan), np.full(len(steps), nan)
 
-    (steps, mean, low, high), count = band([curve([0, 1, 2], [-np.inf, 1, 4]), curve([0, 1], [nan, 3]), curve([], [])])
+    (steps, mean, low, high), count = merge_seeds(
+        [curve([0, 1, 2], [-np.inf, 1, 4]), curve([0, 1], [nan, 3]), curve([], [])]
+    )
     assert steps.tolist() == [0, 1, 2] and count.tolist() == [0, 2, 1]
     np.testing.assert_array_equal([mean, low, high], [[nan, 2, 4], [nan, 1, 4], [nan, 3, 4]])
     alone = np.array([3]), np.array([0.5]), np.array([0.4]), np.array([0.6])
-    found, count = band([alone])
+    found, count = merge_seeds([alone])
     assert [part.tolist() for part in found] == [[3], [0.5], [0.4], [0.6]] and count.tolist() == [1]
-    assert band([curve([], []), curve([], [])])[0][0].tolist() == []
+    assert merge_seeds([curve([], []), curve([], [])])[0][0].tolist() == []

@@ -20,9 +20,9 @@ from PIL import Image
 
 from grokkit.errors import UsageError
 from grokkit.live import server as server_module
-from grokkit.live.maps import DIVERGING, coloured, photographs, png
-from grokkit.live.page import STATIC, static
-from grokkit.live.run_browser import Study
+from grokkit.live.maps import DIVERGING, apply_colours, encode_png, to_photographs
+from grokkit.live.page import STATIC, read_static
+from grokkit.live.run_browser import RunBrowser
 from grokkit.live.server import Server
 from tests import live_runs
 
@@ -40,7 +40,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def served(run):
-    with Server(Study([run.parent])) as found:
+    with Server(RunBrowser([run.parent])) as found:
         thread = threading.Thread(target=found.serve_forever, args=(0.01,))
         thread.start()
         yield found
@@ -64,11 +64,11 @@ def data(served, query=""):
 def test_it_listens_on_this_machine_only_and_tells_a_long_random_token(served, run):
     assert served.socket.getsockname()[0] == "127.0.0.1"
     assert served.url == f"http://127.0.0.1:{served.port}/{served.token}/"
-    with Server(Study([run])) as other:
+    with Server(RunBrowser([run])) as other:
         assert len(served.token) == len(other.token) == 32 and served.token != other.token
         assert other.port != served.port
     with pytest.raises(UsageError, match=rf"port {served.port} cannot be listened on: .*; give another --port"):
-        Server(Study([run]), served.port)
+        Server(RunBrowser([run]), served.port)
 
 
 @pytest.mark.parametrize("path", ["/", "/data", "/static/page.js", "/nowhere"])
@@ -185,7 +185,7 @@ def test_every_number_in_an_address_gets_an_answer(served, path, number):
 
 
 def test_what_nobody_foresaw_is_answered(served, monkeypatch):
-    monkeypatch.setattr(Study, "update", lambda *_: [][0])
+    monkeypatch.setattr(RunBrowser, "update", lambda *_: [][0])
     answer, body = get(served, "/data")
     assert answer.status == 500 and body == b"the page cannot be made: IndexError: list index out of range\n"
     assert_headers(answer)
@@ -193,14 +193,14 @@ def test_what_nobody_foresaw_is_answered(served, monkeypatch):
 
 def test_the_page_comes_with_a_policy_that_lets_it_reach_nobody_else(served):
     answer, body = get(served, "/")
-    assert answer.status == 200 and body.decode() == static("index.html")
+    assert answer.status == 200 and body.decode() == read_static("index.html")
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
     assert answer.headers["Referrer-Policy"] == "no-referrer", "the address holds the token"
     for name in STATIC:
         answer, body = get(served, f"/static/{name}")
-        assert answer.status == 200 and body.decode() == static(name)
-        assert f'"static/{name}"' in static("index.html")
+        assert answer.status == 200 and body.decode() == read_static(name)
+        assert f'"static/{name}"' in read_static("index.html")
 
 
 def test_a_cursor_brings_what_is_new_over_the_wire(served, run):
@@ -226,15 +226,15 @@ def test_long_answers_are_compressed_for_those_who_can(served, run):
 
 
 def test_the_first_free_port_is_taken(run, monkeypatch):
-    with Server(Study([run])) as first:
+    with Server(RunBrowser([run])) as first:
         monkeypatch.setattr(server_module, "FIRST_PORT", first.port)
-        with Server(Study([run])) as second:
+        with Server(RunBrowser([run])) as second:
             assert first.port < second.port < first.port + server_module.TRIED
 
 
 def test_a_number_that_is_no_port_is_refused(run):
     with pytest.raises(UsageError, match=r"port 80000 cannot be listened on: .*; give another --port"):
-        Server(Study([run]), 80000)
+        Server(RunBrowser([run]), 80000)
 
 
 def test_maps_are_pictures_on_one_scale(served):
@@ -244,7 +244,7 @@ def test_maps_are_pictures_on_one_scale(served):
     assert maps["limit"] == pytest.approx(2.0)
     early, late = (picture(served, f"/maps/{run}/{maps['identity']}/{step}.png") for step in (10, 20))
     assert early.shape == late.shape == (3, 6, 3)
-    ends = coloured(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), DIVERGING).tolist()
+    ends = apply_colours(np.array([0.0, 0.25, 0.5, 0.75, 1.0]), DIVERGING).tolist()
     assert early[0, :3].tolist() == [ends[4], ends[0], ends[2]], "2 is all of the scale, 1 half of it"
     assert late[0, :3].tolist() == [ends[3], ends[1], ends[2]]
     images = picture(served, f"/maps/{run}/{maps['identity']}/images.png")
@@ -260,17 +260,17 @@ def picture(served, path):
 def test_a_png_is_the_picture_that_went_in():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    assert np.array_equal(np.array(Image.open(BytesIO(png(pixels)))), pixels)
+    assert np.array_equal(np.array(Image.open(BytesIO(encode_png(pixels)))), pixels)
 
 
 def test_probe_images_become_colours():
     grey = np.array([[[[0, 128], [255, 1]]]], dtype=np.uint8)
-    assert photographs(grey)[0, ..., 1].tolist() == [[0, 128], [255, 1]]
+    assert to_photographs(grey)[0, ..., 1].tolist() == [[0, 128], [255, 1]]
     colour = np.zeros((1, 3, 1, 1), np.float32)
     colour[0, 2] = 1.0
-    assert photographs(colour)[0, 0, 0].tolist() == [0, 0, 255]
-    assert photographs(np.array([[[[-1.0, 1.0]]]], np.float32))[0, 0, :, 0].tolist() == [0, 255]
-    assert photographs(np.zeros((2, 4, 3, 3), np.uint8)).shape == (2, 3, 3, 3)
+    assert to_photographs(colour)[0, 0, 0].tolist() == [0, 0, 255]
+    assert to_photographs(np.array([[[[-1.0, 1.0]]]], np.float32))[0, 0, :, 0].tolist() == [0, 255]
+    assert to_photographs(np.zeros((2, 4, 3, 3), np.uint8)).shape == (2, 3, 3, 3)
 
 
 def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run, tmp_path):

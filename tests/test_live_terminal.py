@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grokkit.cli import main
 from grokkit.live.follow import Follower
-from grokkit.live.terminal import duration, headline, sparkline, watch_run
+from grokkit.live.terminal import format_wall_time, render_sparkline, select_curves, watch_run
 from grokkit.trajectory import open_run
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.run import write_status
@@ -36,13 +36,13 @@ def ended(run, state="done", **more):
     ([np.nan, 1, np.inf, 2], "·▁·█"), ([np.nan], "·"), ([0, 0, 4, 4, 8, 8], "▁▁▅▅██"),
 ])  # fmt: skip
 def test_a_sparkline_shows_the_course(values, line):
-    assert sparkline(np.array(values, dtype=float)) == line
-    assert sparkline(np.repeat(values, 100), width=len(values)) == line
+    assert render_sparkline(np.array(values, dtype=float)) == line
+    assert render_sparkline(np.repeat(values, 100), width=len(values)) == line
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(-3, "0 s"), (59.4, "59 s"), (65, "1 min 05 s"), (7800, "2 h 10 min")])
 def test_durations_in_words(seconds, words):
-    assert duration(seconds) == words
+    assert format_wall_time(seconds) == words
 
 
 def test_a_finished_run_is_shown_once_with_all_there_is(run, capsys):
@@ -95,7 +95,7 @@ def test_a_terminal_shows_one_radius_and_no_layers(run):
     live_runs.complexity(run, 60, 5.0, seed=1, radius=0.5)
     follower = Follower(open_run(run), maps=False)
     follower.refresh(1)
-    assert [(trace.panel, trace.choice) for trace in headline(follower)] == [
+    assert [(trace.panel, trace.choice) for trace in select_curves(follower)] == [
         ("loss", ""), ("complexity", "r = 0.1, 4 directions"), ("rate", ""),
     ]  # fmt: skip
 

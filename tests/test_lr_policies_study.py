@@ -7,26 +7,26 @@ import pytest
 
 import grokkit as gk
 from grokkit import policies
-from grokkit.analysis.outcomes import outcomes
+from grokkit.analysis.outcomes import compute_outcomes
 from grokkit.analysis.tables import read_table
 from grokkit.errors import UsageError
-from grokkit.registry import run_file
+from grokkit.registry import import_study
 
 FILE = Path(__file__).resolve().parents[1] / "experiments" / "lr_policies.py"
 
 
 @pytest.fixture(scope="module")
 def study():
-    return run_file(FILE)
+    return import_study(FILE)
 
 
 def _small(study):
     """The digits task with 120 updates and a reading every 6, attacked a little."""
-    attack = gk.part("robust_accuracy", epsilons=(0.1,), points=40, steps=2)
+    attack = gk.spec("robust_accuracy", epsilons=(0.1,), points=40, steps=2)
     return study.digits().replace(
-        measures=(gk.part("accuracy"), attack), steps=120, signal={"every": 6},
+        measures=(gk.spec("accuracy"), attack), steps=120, signal={"every": 6},
         probes={"train": 128, "test": 60, "random": 0},
-        data=gk.part("digits", size=8, train=128), batch_size=64,
+        data=gk.spec("digits", size=8, train=128), batch_size=64,
     )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_every_arm_builds_its_policy_and_its_run_folder_says_task_decay_and_arm(
 def test_the_full_tasks_train_on_all_images(study):
     for name in ("mnist", "cifar10"):
         task = study.TASKS[f"{name}_full"]()
-        assert task.data == gk.part(name) and task.model == study.TASKS[name]().model
+        assert task.data == gk.spec(name) and task.model == study.TASKS[name]().model
 
 
 def test_readings_are_charged_in_updates(study):
@@ -90,8 +90,8 @@ def test_a_pair_of_seeds_runs_is_collected_once_and_reported(study, tmp_path, mo
     study.collect("digits", [0, 1], runs, out)
     assert (out / "digits.csv.gz").read_bytes() == first
     table = read_table(out / "digits.csv.gz")
-    whole = outcomes(gk.table(done), {"digits": 0.1})
-    thinned = outcomes(table, {"digits": 0.1})
+    whole = compute_outcomes(gk.table(done), {"digits": 0.1})
+    thinned = compute_outcomes(table, {"digits": 0.1})
     keys = ["arm", "seed", "outcome"]
     pd.testing.assert_frame_equal(
         whole.sort_values(keys, ignore_index=True), thinned.sort_values(keys, ignore_index=True), check_exact=True

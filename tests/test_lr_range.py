@@ -18,20 +18,20 @@ import grokkit as gk
 from grokkit import figures
 from grokkit.analysis.tables import read_table
 from grokkit.cli import main
-from grokkit.config.run_config import RunConfig, part
-from grokkit.device.select import resolve
-from grokkit.diagnostics.lr_range import LRRange, _learnt
-from grokkit.diagnostics.range_curve import RangeCurve, Watch, judged, smooth, sweep_rates
+from grokkit.config.run_config import RunConfig, spec
+from grokkit.device.select import select_device
+from grokkit.diagnostics.lr_range import LRRange, _learned_loss
+from grokkit.diagnostics.range_curve import DivergenceDetector, RangeCurve, analyse_curve, smooth, sweep_rates
 from grokkit.errors import Interrupted, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.seeding import seeded
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 
 RATES = sweep_rates(1e-6, 10.0, 200)
 X = np.log10(RATES)
 DIGITS = RunConfig(
-    experiment="digits", variant="adamw", data=part("digits", size=8, train=500, test=100),
-    model=part("mlp", widths=(32, 32)), optimizer=part("adamw", lr=1e-3, weight_decay=0.1), batch_size=40,
+    experiment="digits", variant="adamw", data=spec("digits", size=8, train=500, test=100),
+    model=spec("mlp", widths=(32, 32)), optimizer=spec("adamw", lr=1e-3, weight_decay=0.1), batch_size=40,
 )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def noisy(losses: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
 
 
 def falling(middle: float, width: float = 0.4) -> np.ndarray:
-    """From 2.3 to 0.3, fastest where log10 of the rate is `middle`."""
+    """From 2.3 to 0.3, fastest where log10 of the rate is `middle_directions`."""
     return 2.3 - 2.0 / (1 + np.exp(-(X - middle) / width))
 
 
@@ -72,7 +72,7 @@ def test_the_average_is_pandas_and_has_no_bias_at_its_start() -> None:
 
 
 def test_a_parabola_in_the_logarithm_is_lowest_at_its_own_minimum() -> None:
-    curve = judged(RATES, (X + 1) ** 2 + 0.5)
+    curve = analyse_curve(RATES, (X + 1) ** 2 + 0.5)
     assert curve.minimum == pytest.approx(0.1, rel=0.05), "within one update, which is 8 %"
     assert curve.suggestion == curve.minimum / 10
     assert curve.diverged_at is None and len(curve.losses) == 200
@@ -82,14 +82,14 @@ def test_a_parabola_in_the_logarithm_is_lowest_at_its_own_minimum() -> None:
 @pytest.mark.parametrize("middle", [-4.0, -2.5, -1.5])
 def test_the_steepest_place_is_found_where_it_was_planted(middle: float) -> None:
     losses = falling(middle) + np.exp(12 * (X - 0.5))
-    exact, rough = judged(RATES, losses), judged(RATES, noisy(losses, 0.03))
+    exact, rough = analyse_curve(RATES, losses), analyse_curve(RATES, noisy(losses, 0.03))
     assert np.log10(exact.steepest) == pytest.approx(middle, abs=0.1)
     assert np.log10(rough.steepest) == pytest.approx(middle, abs=0.25)
 
 
 def test_a_sweep_ends_where_the_smoothed_loss_is_four_times_its_best() -> None:
     losses = np.where(RATES < 0.1, falling(-3), 3.0)
-    curve, best = judged(RATES, losses), smooth(losses, 10.0)[RATES < 0.1].min()
+    curve, best = analyse_curve(RATES, losses), smooth(losses, 10.0)[RATES < 0.1].min()
     above = np.flatnonzero(smooth(losses, 10.0)[RATES >= 0.1] > 4 * best)[0] + (RATES < 0.1).sum()
     assert curve.diverged_at == RATES[above] and len(curve.losses) == len(curve.smoothed) == above + 1
     assert 0.1 / 3 < curve.minimum <= 0.1 and curve.suggestion == curve.minimum / 10
@@ -97,7 +97,7 @@ def test_a_sweep_ends_where_the_smoothed_loss_is_four_times_its_best() -> None:
 
 
 def test_an_unlucky_batch_near_zero_is_no_divergence() -> None:
-    watch = Watch(20)  # so short that nothing is smoothed
+    watch = DivergenceDetector(20)  # so short that nothing is smoothed
     assert not any(map(watch.diverged, [2.3, 1.0, 0.1, 0.01, 0.05, 0.5, 1.1]))
     assert watch.diverged(1.2), "half of what was gained is lost again"
 
@@ -105,61 +105,63 @@ def test_an_unlucky_batch_near_zero_is_no_divergence() -> None:
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_ends_the_sweep(broken: float) -> None:
     losses = np.where(RATES < 0.1, falling(-3), broken)
-    curve = judged(RATES, losses)
+    curve = analyse_curve(RATES, losses)
     assert curve.diverged_at == RATES[RATES >= 0.1][0] and not np.isfinite(curve.losses[-1])
     assert np.isfinite(curve.losses[:-1]).all() and curve.minimum < 0.1 and curve.suggestion == curve.minimum / 10
 
 
 def test_nan_at_once_suggests_nothing_and_says_so() -> None:
-    curve = judged(RATES, [float("nan")])
+    curve = analyse_curve(RATES, [float("nan")])
     assert (curve.suggestion, curve.minimum, curve.steepest) == (None, None, None) and np.isnan(curve.lowest)
     assert curve.diverged_at == RATES[0] and "the loss of the first batch is nan, before any update" in curve.reason
 
 
 def test_a_curve_that_still_falls_at_the_end_suggests_nothing() -> None:
-    curve = judged(RATES, noisy(falling(0.5), 0.02))
+    curve = analyse_curve(RATES, noisy(falling(0.5), 0.02))
     assert curve.suggestion is None and curve.diverged_at is None and curve.steepest is not None
     assert curve.reason.startswith("the loss did not rise again up to a rate of 10")
 
 
 def test_noise_alone_suggests_nothing() -> None:
-    curves = [judged(RATES, noisy(np.full(200, 2.3), 0.2, seed)) for seed in range(300)]
+    curves = [analyse_curve(RATES, noisy(np.full(200, 2.3), 0.2, seed)) for seed in range(300)]
     assert sum(curve.minimum is not None for curve in curves) <= 3
     assert "did not fall by more than chance up to a rate of 10" in curves[0].reason
 
 
 def test_a_divergence_without_a_fall_suggests_nothing() -> None:
-    curve = judged(RATES, np.where(RATES < 1e-2, noisy(np.full(200, 2.3), 0.05), 1e6))
+    curve = analyse_curve(RATES, np.where(RATES < 1e-2, noisy(np.full(200, 2.3), 0.05), 1e6))
     assert curve.suggestion is None and curve.minimum is None
     assert curve.reason.startswith("the loss diverged at 0.01 without having fallen")
 
 
 def test_where_hardly_any_loss_is_left_nothing_is_suggested() -> None:
     losses = 2.3 * 10 ** (-4 * np.clip((X + 4) / 2, 0, 1)) + np.exp(12 * (X - 0.5))
-    lowest = judged(RATES, losses).lowest
-    curve = judged(RATES, losses, 1.01 * lowest)
+    lowest = analyse_curve(RATES, losses).lowest
+    curve = analyse_curve(RATES, losses, 1.01 * lowest)
     assert curve.suggestion is None and curve.minimum is not None
     assert "so little is left to learn that any rate looks good: sweep with fewer steps" in curve.reason
-    assert judged(RATES, losses, 0.99 * lowest).suggestion is not None
+    assert analyse_curve(RATES, losses, 0.99 * lowest).suggestion is not None
 
 
 def test_memorised_images_suggest_nothing() -> None:
-    few = DIGITS.replace(data=part("digits", size=8, train=60, test=100), batch_size=30)
-    found = gk.lr_range_test(few.replace(policy=part("lc_hold")), device="cpu")
+    few = DIGITS.replace(data=spec("digits", size=8, train=60, test=100), batch_size=30)
+    found = gk.lr_range_test(few.replace(policy=spec("lc_hold")), device="cpu")
     assert found.suggestion is None and "so little is left to learn" in str(found)
 
 
 def test_what_is_left_to_learn_is_what_the_formula_says() -> None:
     smooth = [0.9 + 0.1 / 7] + 6 * [0.1 / 7]
     entropy = -sum(p * np.log(p) for p in smooth)
-    assert _learnt(DIGITS, 7) == pytest.approx(0.01 * np.log(7))
-    assert _learnt(DIGITS.replace(label_smoothing=0.1), 7) == pytest.approx(entropy + 0.01 * (np.log(7) - entropy))
-    assert _learnt(DIGITS.replace(loss="mse"), 10) == pytest.approx(0.01 * 0.09)
-    assert _learnt(DIGITS.replace(loss="mse", label_smoothing=0.1), 10) == pytest.approx(0.01 * 0.09 * 0.81)
+    assert _learned_loss(DIGITS, 7) == pytest.approx(0.01 * np.log(7))
+    assert _learned_loss(DIGITS.replace(label_smoothing=0.1), 7) == pytest.approx(
+        entropy + 0.01 * (np.log(7) - entropy)
+    )
+    assert _learned_loss(DIGITS.replace(loss="mse"), 10) == pytest.approx(0.01 * 0.09)
+    assert _learned_loss(DIGITS.replace(loss="mse", label_smoothing=0.1), 10) == pytest.approx(0.01 * 0.09 * 0.81)
 
 
 def test_a_suggestion_below_the_sweep_is_not_made() -> None:
-    curve = judged(sweep_rates(0.05, 10, 200), (np.log10(sweep_rates(0.05, 10, 200)) + 0.5) ** 2 + 0.01)
+    curve = analyse_curve(sweep_rates(0.05, 10, 200), (np.log10(sweep_rates(0.05, 10, 200)) + 0.5) ** 2 + 0.01)
     assert curve.suggestion is None and "is below the lowest rate of the sweep: begin at a lower one" in curve.reason
 
 
@@ -190,11 +192,11 @@ def test_seeds_that_suggest_nothing_are_told() -> None:
 
 
 def test_every_rate_of_an_optimizer_keeps_its_proportion() -> None:
-    assert of(0.0123).optimizer == part("adamw", lr=0.012, weight_decay=0.1)
+    assert of(0.0123).optimizer == spec("adamw", lr=0.012, weight_decay=0.1)
     found = of(0.02)
-    object.__setattr__(found, "config", DIGITS.replace(optimizer=part("muon", lr=0.2, momentum=0.5)))
+    object.__setattr__(found, "config", DIGITS.replace(optimizer=spec("muon", lr=0.2, momentum=0.5)))
     object.__setattr__(found, "base_lr", 0.2)
-    assert found.optimizer == part("muon", lr=0.02, momentum=0.5, vector_lr=0.01, matrix_lr=0.01)
+    assert found.optimizer == spec("muon", lr=0.02, momentum=0.5, vector_lr=0.01, matrix_lr=0.01)
 
 
 # the sweep
@@ -203,7 +205,7 @@ def test_every_rate_of_an_optimizer_keeps_its_proportion() -> None:
 def plain_losses(config: RunConfig, rates: np.ndarray) -> list[float]:
     """A range test in ten lines of PyTorch, from the same weights and batches."""
     with seeded(config.seed, "training"):
-        job = build(config, resolve("cpu").torch_device)
+        job = build_trainer(config, select_device("cpu").torch_device)
         optimizer = torch.optim.AdamW(job.model.parameters(), lr=1.0, weight_decay=0.1)
         job.model.train()
         losses = []
@@ -220,7 +222,7 @@ def plain_losses(config: RunConfig, rates: np.ndarray) -> list[float]:
 
 @pytest.fixture(scope="module")
 def found() -> LRRange:
-    return gk.lr_range_test(DIGITS.replace(policy=part("wsd")), steps=100, seeds=[0, 1, 2], device="cpu")
+    return gk.lr_range_test(DIGITS.replace(policy=spec("wsd")), steps=100, seeds=[0, 1, 2], device="cpu")
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -240,7 +242,7 @@ def dropping(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 def test_dropout_draws_from_the_run_s_own_stream(monkeypatch) -> None:
     gk.models.names()
     monkeypatch.setitem(gk.models.registry._members, "dropping", dropping)
-    config = DIGITS.replace(model=part("dropping"))
+    config = DIGITS.replace(model=spec("dropping"))
     curve = gk.lr_range_test(config, high=1e-2, steps=20, device="cpu").curves[0]
     np.testing.assert_allclose(curve.losses, plain_losses(config, curve.rates), rtol=1e-5)
 
@@ -248,7 +250,7 @@ def test_dropout_draws_from_the_run_s_own_stream(monkeypatch) -> None:
 def test_what_it_suggests_trains_and_what_diverged_does_not(found: LRRange, tmp_path: Path) -> None:
     assert 3e-4 < found.suggestion < 3e-2 and found.spread[1] / found.spread[0] < 10
     short = DIGITS.replace(steps=60, records=1, probes={"train": 1, "test": 0, "random": 0}, variant="good")
-    wild = short.replace(variant="wild", optimizer=part("adamw", lr=found.curves[0].diverged_at))
+    wild = short.replace(variant="wild", optimizer=spec("adamw", lr=found.curves[0].diverged_at))
     good, bad = (
         gk.train(each, runs=tmp_path, device="cpu").newest_metrics()["test_set.accuracy"]
         for each in (short.replace(optimizer=found.optimizer), wild)
@@ -267,9 +269,9 @@ def test_groups_keep_their_proportions_and_the_policy_is_not_asked(monkeypatch) 
         return update(self, x, y)
 
     monkeypatch.setattr(room.TrainStep, "_update", watched)
-    muon = part("muon", lr=0.2, vector_lr=0.1, matrix_lr=0.05)
+    muon = spec("muon", lr=0.2, vector_lr=0.1, matrix_lr=0.05)
     config = DIGITS.replace(
-        model=part("cnn", channels=(4, 4), strides=(1, 2)), optimizer=muon, policy=part("one_cycle")
+        model=spec("cnn", channels=(4, 4), strides=(1, 2)), optimizer=muon, policy=spec("one_cycle")
     )
     gk.lr_range_test(config, low=1e-4, high=1e-3, steps=20, device="cpu")
     expected = np.geomspace(1e-4, 1e-3, 20)[:, None] * [1, 0.5, 0.25]
@@ -278,12 +280,12 @@ def test_groups_keep_their_proportions_and_the_policy_is_not_asked(monkeypatch) 
 
 def test_an_optimizer_without_a_rate_is_refused() -> None:
     with pytest.raises(UsageError, match=r"`lr` must be above 0, .*got 0\.0"):
-        gk.lr_range_test(DIGITS.replace(optimizer=part("adamw", lr=0.0)), device="cpu")
+        gk.lr_range_test(DIGITS.replace(optimizer=spec("adamw", lr=0.0)), device="cpu")
 
 
 def test_nothing_is_trained_beyond_a_divergence() -> None:
     done: list[int] = []
-    config = DIGITS.replace(optimizer=part("sgd", lr=0.1, momentum=0.9))
+    config = DIGITS.replace(optimizer=spec("sgd", lr=0.1, momentum=0.9))
     found = gk.lr_range_test(config, high=1e4, steps=60, device="cpu", on_update=lambda update, _: done.append(update))
     (curve,) = found.curves
     assert done == list(range(1, len(curve.losses) + 1)) and len(done) < 60
@@ -370,23 +372,23 @@ def test_variants_with_other_losses_have_labels_of_their_own(found: LRRange) -> 
 
 
 def test_sweeps_that_say_nothing_can_be_drawn() -> None:
-    curves = judged(RATES, [float("nan")]), judged(RATES, [2.3, float("inf")])
+    curves = analyse_curve(RATES, [float("nan")]), analyse_curve(RATES, [2.3, float("inf")])
     rows = LRRange(DIGITS, (0, 1), curves, 200, 1e-3, "cpu").rows()
     table = pd.DataFrame(rows).reindex(columns=list(TABLE_COLUMNS))
     assert figures.create("lr_range", FigureData(table, {}, pd.DataFrame())).axes
 
 
 STUDY = '''"""Two arms."""
-from grokkit import RunConfig, part
+from grokkit import RunConfig, spec
 
 def adamw() -> RunConfig:
     return RunConfig(
-        experiment="study", variant="adamw", data=part("digits", size=8, train=300), model=part("mlp", widths=(16,)),
-        optimizer=part("adamw", lr=0.5, weight_decay=0.1), batch_size=30,
+        experiment="study", variant="adamw", data=spec("digits", size=8, train=300), model=spec("mlp", widths=(16,)),
+        optimizer=spec("adamw", lr=0.5, weight_decay=0.1), batch_size=30,
     )
 
 def sgd() -> RunConfig:
-    return adamw().replace(variant="sgd", optimizer=part("sgd", lr=0.1, momentum=0.9))
+    return adamw().replace(variant="sgd", optimizer=spec("sgd", lr=0.1, momentum=0.9))
 '''
 
 
@@ -403,7 +405,7 @@ def test_the_verb_prints_a_line_per_seed_and_how_to_use_it(study: Path, capsys) 
     assert said[0].startswith("study/adamw  on cpu") and said[1].split("  ")[0] == "seed"
     assert [line.split()[0] for line in said[2:4]] == ["0", "1"]
     (lr_max,) = [line.split()[1] for line in said[:6] if line.startswith("lr_max")]
-    assert f'now 0.5; to use it: optimizer=part("adamw", lr={lr_max}, weight_decay=0.1)' in said[5]
+    assert f'now 0.5; to use it: optimizer=spec("adamw", lr={lr_max}, weight_decay=0.1)' in said[5]
     assert f'"optimizer.lr" = [{lr_max}]' in said[5]
     assert sum(line.startswith("lr_max") for line in said) == 2
     assert said[-3:] == ["lr_range/study.pdf", "lr_range/study.png", "lr_range/study.csv"]

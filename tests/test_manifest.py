@@ -56,12 +56,12 @@ def as_killed(run: Run, dropped: tuple[str, ...] = ()) -> None:
 
 
 def records(run: Run, kind: str) -> list[dict]:
-    return [record for record in log.read(run.path / "MANIFEST") if record["kind"] == kind]
+    return [record for record in log.read_log(run.path / "MANIFEST") if record["kind"] == kind]
 
 
 def test_states_are_listed_with_their_ordinals(run):
     assert [record["save"] for record in records(run, "resume")] == [1, 2, 3]
-    assert [checksummed.read(run.path / "resume" / name, "resume")[1]["save"] for name in resume.SLOTS] == [3, 2]
+    assert [checksummed.read(run.path / "resume" / name, "resume")[1]["save"] for name in resume.FILES] == [3, 2]
 
 
 def test_everything_of_which_status_speaks_is_durable_before_it(tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_a_replay_makes_its_lines_durable(run, monkeypatch):
 def test_a_line_beyond_what_status_knows_may_be_torn_by_a_machine_that_dies(run):
     as_killed(run)
     with open(run.path / "MANIFEST", "ab") as file:
-        file.write(b'{"kind":"snapshot","half\n' + log.as_line(b'{"kind":"aside","name":"x","to":"y"}'))
+        file.write(b'{"kind":"snapshot","half\n' + log.encode_line(b'{"kind":"aside","name":"x","to":"y"}'))
     assert run.verify() == []
     with opened(run.path, resume=True) as recorder:
         assert recorder.restore() == 3
@@ -142,11 +142,11 @@ def test_a_run_of_an_older_version_is_not_read_as_a_whole_to_go_on(run, monkeypa
     )
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
-    assert store.file_name(0) not in looked_at and store.file_name(3) in looked_at
+    assert store.step_file_name(0) not in looked_at and store.step_file_name(3) in looked_at
 
 
 def test_a_file_that_was_put_aside_is_told_once_and_is_not_missing(run):
-    path = run.path / "snapshots" / store.file_name(3)
+    path = run.path / "snapshots" / store.step_file_name(3)
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="is damaged and was moved to"), opened(run.path, resume=True) as recorder:
         assert recorder.restore() == 3
@@ -155,7 +155,7 @@ def test_a_file_that_was_put_aside_is_told_once_and_is_not_missing(run):
 
 def test_the_newest_file_of_another_run_is_put_aside(run, tmp_path):
     other = recorded(tmp_path / "other", seed=1)
-    target = run.path / "snapshots" / store.file_name(3)
+    target = run.path / "snapshots" / store.step_file_name(3)
     shutil.copy(other.path / "snapshots" / target.name, target)
     with (
         pytest.warns(UserWarning, match="is whole, and not the file that this run has written under its name; it was"),
@@ -165,7 +165,7 @@ def test_the_newest_file_of_another_run_is_put_aside(run, tmp_path):
 
 
 def test_a_change_is_told_once(run):
-    (run.path / "snapshots" / store.file_name(1)).unlink()
+    (run.path / "snapshots" / store.step_file_name(1)).unlink()
     with pytest.warns(UserWarning, match=r"000000000001\.h5 is missing"), opened(run.path, resume=True) as recorder:
         recorder.restore()
         recorder.step(4)
@@ -201,17 +201,17 @@ def test_a_state_of_another_run_counts_for_nobody(run, tmp_path):
     """Also where nobody has put it aside, as in the other processes of a team; and where no line speaks of it."""
     other = recorded(tmp_path / "other", saves=4)
     shutil.copy(other.path / "resume" / "1.h5", run.path / "resume" / "1.h5")
-    found = resume.Slots(run.path / "resume").load()
+    found = resume.ResumeStore(run.path / "resume").load()
     assert found is not None and found[0] == 3
     as_killed(run, ("resume/1.h5",))
     assert run.verify() == [f"{run.path / 'resume' / '1.h5'} is the state of another run"]
 
 
 def test_the_third_save_of_a_writer_replaces_the_first(tmp_path):
-    slots = resume.Slots(tmp_path / "resume")
+    slots = resume.ResumeStore(tmp_path / "resume")
     for step in (5, 6, 7, 8):
-        slots.save(resume.hold(step, {}, Staging()))
-    told = [checksummed.read(tmp_path / "resume" / name, "resume")[1] for name in resume.SLOTS]
+        slots.save(resume.stage(step, {}, Staging()))
+    told = [checksummed.read(tmp_path / "resume" / name, "resume")[1] for name in resume.FILES]
     assert [(note["step"], note["save"]) for note in told] == [(7, 3), (8, 4)]
 
 
@@ -220,7 +220,7 @@ def test_the_third_save_of_a_writer_replaces_the_first(tmp_path):
 
 @pytest.mark.parametrize("marks", [1, 4, 5])
 def test_every_mark_of_an_open_file_is_seen_through(run, marks):
-    path = run.path / "snapshots" / store.file_name(2)
+    path = run.path / "snapshots" / store.step_file_name(2)
     raw = bytearray(path.read_bytes())
     raw[11] |= marks
     raw[44:48] = hdf5.lookup3(bytes(raw[:44])).to_bytes(4, "little")
@@ -231,26 +231,30 @@ def test_every_mark_of_an_open_file_is_seen_through(run, marks):
 
 
 def test_verify_looks_into_the_layout_of_a_snapshot(run):
-    path = run.path / "snapshots" / store.file_name(9)
-    text = checksummed.as_json({"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [3], "shape": [[2]]})
+    path = run.path / "snapshots" / store.step_file_name(9)
+    text = checksummed.canonical_json(
+        {"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [3], "shape": [[2]]}
+    )
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
-    checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_of(text)})
+    checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_layout(text)})
     assert [problem for problem in run.verify() if "reaches out of 'f4'" in problem]
 
 
 def test_numbers_in_the_order_of_another_machine_are_damage(tmp_path):
-    text = checksummed.as_json({"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [0], "shape": [[2]]})
+    text = checksummed.canonical_json(
+        {"name": ["w"], "dtype": ["float32"], "array": ["f4"], "offset": [0], "shape": [[2]]}
+    )
     arrays = {"f4": np.arange(2, dtype=">f4"), "crc": np.zeros(1, np.uint32), "layout": np.frombuffer(text, np.uint8)}
-    path = tmp_path / store.file_name(9)
-    checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_of(text)})
+    path = tmp_path / store.step_file_name(9)
+    checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_layout(text)})
     with pytest.raises(DamagedError, match="its layout has a tensor of 'float32'"):
-        snapshot.read(path)
+        snapshot.read_snapshot(path)
 
 
 def test_a_reading_that_cannot_be_read_just_now_is_not_taken_for_one_that_is_there(run):
     (measure,) = run.measures()
-    path = run.path / "measures" / measure / store.file_name(1)
+    path = run.path / "measures" / measure / store.step_file_name(1)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(TrajectoryError, match="in use or unreadable"):
@@ -268,14 +272,14 @@ def test_no_reading_is_there_before_the_weights_that_it_was_taken_of(tmp_path, m
 
     from grokkit.recording import recorder as recorders
 
-    take = recorders.take_any
+    take = recorders.run_instrument
 
     def looks(run_path, step, subject, context):
-        seen.append((run_path / "snapshots" / store.file_name(step)).exists())
+        seen.append((run_path / "snapshots" / store.step_file_name(step)).exists())
         take(run_path, step, subject, context)
 
     monkeypatch.setattr(snapshot, "write_packed", late)
-    monkeypatch.setattr(recorders, "take_any", looks)
+    monkeypatch.setattr(recorders, "run_instrument", looks)
     with opened(tmp_path / "run") as recorder:
         recorder.step(1)
     assert seen == [True, True]
@@ -317,7 +321,7 @@ def test_a_folder_that_came_between_the_look_and_the_rename_is_put_back(tmp_path
 
 
 def test_a_whole_file_of_another_kind_is_misplaced_and_a_foreign_one_too(tmp_path):
-    path = tmp_path / store.file_name(3)
+    path = tmp_path / store.step_file_name(3)
     checksummed.write(path, "reading", {}, {"step": 3})
     with pytest.raises(MisplacedError):
         checksummed.read(path, "snapshot")
@@ -332,7 +336,7 @@ def test_a_torn_last_line_is_cut_before_the_next_one_is_written(run):
     (run.path / "MANIFEST").write_bytes(whole + b'{"kind":"reading","na')
     gk.replay_run(run, ["logit_scale"], model=net(), steps=[0])
     now = (run.path / "MANIFEST").read_bytes()
-    assert now.startswith(whole) and log.damaged_lines(run.path / "MANIFEST") == []
+    assert now.startswith(whole) and log.find_damaged_lines(run.path / "MANIFEST") == []
     assert now.count(b"\n") == whole.count(b"\n") + 1 and run.unlisted() == []
 
 
@@ -344,17 +348,17 @@ def test_a_line_that_does_not_fit_on_the_disk_is_an_error(run, monkeypatch):
 
 
 def test_maps_of_another_recording_are_told_by_a_read(tmp_path):
-    kept = [gk.part("saliency", images=2), gk.part("saliency", images=3), gk.part("input_x_gradient", images=2)]
+    kept = [gk.spec("saliency", images=2), gk.spec("saliency", images=3), gk.spec("input_x_gradient", images=2)]
     with opened(tmp_path / "run", attributions=kept, measures=[], schedule=[1]) as recorder:
         recorder.step(1)
     run = gk.open_run(tmp_path / "run")
     one, two, other = (tmp_path / "run" / "attributions" / name for name in sorted(run.attributions(), reverse=True))
     for source in (two, other):
-        shutil.copy(source / store.file_name(0), one / store.file_name(0))
+        shutil.copy(source / store.step_file_name(0), one / store.step_file_name(0))
         with pytest.raises(MisplacedError, match="and its name says"):
             run.attribution(one.name, 0)
-    arrays, note = checksummed.read(other / store.file_name(0), "attribution")
+    arrays, note = checksummed.read(other / store.step_file_name(0), "attribution")
     del note["identity"]  # as an older version wrote it
-    checksummed.write(one / store.file_name(0), "attribution", arrays, note, replace=True)
+    checksummed.write(one / store.step_file_name(0), "attribution", arrays, note, replace=True)
     with pytest.raises(MisplacedError, match="holds method 'input_x_gradient'"):
         run.attribution(one.name, 0)

@@ -9,9 +9,9 @@ from torch import nn
 from grokkit import measures
 from grokkit.errors import NumericsError, UsageError
 from grokkit.measures import Context
-from grokkit.measures.base import wilson
-from grokkit.measures.loss import loss_function
-from grokkit.measures.runner import AttributionPlan, take, take_attribution
+from grokkit.measures.base import wilson_interval
+from grokkit.measures.loss import get_loss
+from grokkit.measures.runner import AttributionSpec, attribute_and_store, measure_and_store
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.names import ProbeSet
 from grokkit.spline import local_complexity
@@ -50,7 +50,7 @@ def test_losses_by_hand(linear) -> None:
 def test_mse_with_smoothing_is_the_mean_over_smoothed_targets() -> None:
     logits, labels = torch.tensor([[1.0, 0.0, 2.0]]), torch.tensor([2])
     target = torch.tensor([[0.1 / 3, 0.1 / 3, 0.9 + 0.1 / 3]])
-    assert torch.allclose(loss_function("mse")(logits, labels, 0.1), F.mse_loss(logits, target))
+    assert torch.allclose(get_loss("mse")(logits, labels, 0.1), F.mse_loss(logits, target))
 
 
 def test_weight_norm_and_logit_scale_by_hand(linear) -> None:
@@ -117,7 +117,7 @@ def test_a_small_input_is_measured_in_all_its_directions(linear) -> None:
 
 
 def test_the_wilson_interval_is_the_textbook_one() -> None:
-    low, high = wilson(np.array([0, 8, 10]), np.array([10, 10, 10]))
+    low, high = wilson_interval(np.array([0, 8, 10]), np.array([10, 10, 10]))
     assert low == pytest.approx([0, 0.4902, 0.7225], abs=1e-4) and high == pytest.approx([0.2775, 0.9433, 1], abs=1e-4)
 
 
@@ -128,11 +128,11 @@ def test_missing_probe_sets_and_values_that_are_not_finite(linear, tmp_path) -> 
     with torch.no_grad():
         linear[1].weight.mul_(float("nan"))
     with pytest.raises(NumericsError, match=r"logit_scale-\w+ at step 7: a value is not finite"):
-        take(tmp_path, 7, measures.create("logit_scale"), context)
+        measure_and_store(tmp_path, 7, measures.create("logit_scale"), context)
     assert not any(tmp_path.rglob("*.h5"))
 
 
 def test_images_without_labels_are_not_attributed(linear, tmp_path) -> None:
     context = Context(linear, {"random": probe(IMAGES, [-1] * 4, "random")})
     with pytest.raises(UsageError, match="have no labels; choose others"):
-        take_attribution(tmp_path, 0, AttributionPlan("saliency", probe_set="random"), context)
+        attribute_and_store(tmp_path, 0, AttributionSpec("saliency", probe_set="random"), context)

@@ -12,15 +12,15 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.errors import BudgetReached, Interrupted, UsageError
 from grokkit.recording import recorder
-from grokkit.recording.budget import Bill, Purse, dollars
-from grokkit.recording.timers import Costs
+from grokkit.recording.budget import Budget, CostTracker, format_dollars
+from grokkit.recording.timers import Timers
 from tests.runs import SMALL, PressesCtrlC, contents
 
-BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})
-CONV = BARE.replace(model=part("cnn", channels=(4, 4, 4, 4, 8)), batch_size=60)
+BARE = SMALL.replace(measures=(), attributions=(), policy=spec("constant"), signal={})
+CONV = BARE.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), batch_size=60)
 HOUR = 3600.0
 
 
@@ -33,22 +33,22 @@ def no_price(monkeypatch) -> None:
 def ticking(monkeypatch) -> None:
     """A second goes by at every look at the clock, so that a run costs what it cost the last time."""
     clock = itertools.count()
-    monkeypatch.setattr(recorder, "Costs", lambda device, before: Costs(device, before, lambda: next(clock)))
+    monkeypatch.setattr(recorder, "Timers", lambda device, before: Timers(device, before, lambda: next(clock)))
 
 
 def test_a_bill_goes_on_over_attempts_and_prices() -> None:
-    assert Bill(0.5).after(2 * HOUR) == 1.0 and Bill(None).after(HOUR) is None
+    assert CostTracker(0.5).after(2 * HOUR) == 1.0 and CostTracker(None).after(HOUR) is None
     status = {"costs": {"training": 1.5 * HOUR, "loss": 0.5 * HOUR}, "price": 0.5, "spent": 1.0}
-    assert Bill.going_on(status, 2.0).after(3 * HOUR) == 3.0, "two hours at 0.5, one at 2"
-    assert Bill.going_on(status).after(3 * HOUR) == 1.5, "the old price goes on"
-    assert Bill.going_on(status | {"price": None}).after(3 * HOUR) == 1.0, "known dollars are not forgotten"
-    assert Bill.going_on(status | {"price": None, "spent": None}, 0.1).after(3 * HOUR) == pytest.approx(0.1)
-    assert Bill.going_on({"costs": None}, 1.0).after(HOUR) == 1.0, "a status of older versions"
+    assert CostTracker.going_on(status, 2.0).after(3 * HOUR) == 3.0, "two hours at 0.5, one at 2"
+    assert CostTracker.going_on(status).after(3 * HOUR) == 1.5, "the old price goes on"
+    assert CostTracker.going_on(status | {"price": None}).after(3 * HOUR) == 1.0, "known dollars are not forgotten"
+    assert CostTracker.going_on(status | {"price": None, "spent": None}, 0.1).after(3 * HOUR) == pytest.approx(0.1)
+    assert CostTracker.going_on({"costs": None}, 1.0).after(HOUR) == 1.0, "a status of older versions"
 
 
 def test_the_total_of_costs_is_all_of_the_time() -> None:
     now = [0.0]
-    costs = Costs(torch.device("cpu"), {"training": 10.0, "loss": 2.0}, lambda: now[0], runs=2)
+    costs = Timers(torch.device("cpu"), {"training": 10.0, "loss": 2.0}, lambda: now[0], runs=2)
     with costs.of("loss"):
         now[0] = 6.0
     now[0] = 8.0
@@ -56,18 +56,18 @@ def test_the_total_of_costs_is_all_of_the_time() -> None:
 
 
 def test_a_purse_is_checked_and_knows_the_environment(monkeypatch) -> None:
-    assert Purse.of() == Purse(None, None)
+    assert Budget.of() == Budget(None, None)
     monkeypatch.setenv("GROKKIT_PRICE", "0.28")
-    assert Purse.of(budget=1.0) == Purse(0.28, 1.0) and Purse.of(0.5).price == 0.5
+    assert Budget.of(budget=1.0) == Budget(0.28, 1.0) and Budget.of(0.5).price == 0.5
     monkeypatch.setenv("GROKKIT_PRICE", "28 cents")
     with pytest.raises(UsageError, match=r"GROKKIT_PRICE must be dollars an hour, such as 0.28; got '28 cents'"):
-        Purse.of()
+        Budget.of()
     for wrong in ({"price": -1.0}, {"price": float("nan")}, {"price": 1.0, "budget": 0.0}):
         with pytest.raises(UsageError, match="must be dollars"):
-            Purse.of(**wrong)
+            Budget.of(**wrong)
     with pytest.raises(UsageError, match="a budget needs a price"):
-        Purse(None, 1.0).needs_price()
-    assert Purse(1.0, 6.0).shared(3, 2) == Purse(0.5, 2.0)
+        Budget(None, 1.0).needs_price()
+    assert Budget(1.0, 6.0).shared(3, 2) == Budget(0.5, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_purse_is_checked_and_knows_the_environment(monkeypatch) -> None:
     [(1.2345, "$1.23"), (1234.5, "$1,234.50"), (0, "$0.00"), (0.00421, "$0.0042"), (3e-7, "$0.0000003")],
 )
 def test_small_amounts_keep_two_digits(amount: float, text: str) -> None:
-    assert dollars(amount) == text
+    assert format_dollars(amount) == text
 
 
 def test_a_run_says_what_it_has_cost(tmp_path) -> None:
@@ -171,12 +171,12 @@ def test_a_recorder_in_a_loop_of_ones_own_counts_too(tmp_path) -> None:
 
 
 STUDY = '''"""Two arms."""
-from grokkit import RunConfig, part
+from grokkit import RunConfig, spec
 
 def plain() -> RunConfig:
     return RunConfig(
-        experiment="study", variant="plain", data=part("digits", size=8, train=60, test=20),
-        model=part("mlp", widths=(8,)), batch_size=20, steps=6, records=2, probes={"train": 8, "test": 8, "random": 4},
+        experiment="study", variant="plain", data=spec("digits", size=8, train=60, test=20),
+        model=spec("mlp", widths=(8,)), batch_size=20, steps=6, records=2, probes={"train": 8, "test": 8, "random": 4},
     )
 
 def scaled() -> RunConfig:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.errors import UsageError
 from grokkit.optim import muon
 from grokkit.optim.build import build_optimizer
-from grokkit.optim.muon import Muon, orthogonalised
+from grokkit.optim.muon import Muon, orthogonalize
 
 SHAPES = [(64, 576), (256, 64), (10, 10), (1, 27)]
 
@@ -32,16 +32,16 @@ def by_singular_values(matrix):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_newton_schulz_equals_its_polynomial_on_the_singular_values(shape):
     matrix = normal(*shape)
-    made = orthogonalised(matrix)
+    made = orthogonalize(matrix)
     assert made.dtype == matrix.dtype and made.shape == matrix.shape
     torch.testing.assert_close(made.double(), by_singular_values(matrix), atol=2e-5, rtol=0)
-    torch.testing.assert_close(orthogonalised(1e4 * matrix), made, atol=2e-5, rtol=0)
+    torch.testing.assert_close(orthogonalize(1e4 * matrix), made, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(64, 576), (256, 64), (256, 2304)])
 def test_singular_values_end_near_one_with_their_vectors_kept(shape):
     matrix = normal(*shape)
-    made = orthogonalised(matrix).double()
+    made = orthogonalize(matrix).double()
     values = torch.linalg.svdvals(made)
     assert values.min() > 0.68 and values.max() < 1.21
     u, _, v = torch.linalg.svd(matrix.double(), full_matrices=False)
@@ -50,18 +50,18 @@ def test_singular_values_end_near_one_with_their_vectors_kept(shape):
 
 def test_an_orthogonal_matrix_stays_a_multiple_of_itself_and_zero_stays_zero():
     q, _ = torch.linalg.qr(normal(16, 16, dtype=torch.float64))
-    made = orthogonalised(q)
+    made = orthogonalize(q)
     assert made.dtype == torch.float64
     factor = (made * q).sum() / 16
     torch.testing.assert_close(made, factor * q, atol=1e-5, rtol=0)
-    assert not orthogonalised(torch.zeros(3, 5)).any()
+    assert not orthogonalize(torch.zeros(3, 5)).any()
 
 
 def test_in_bfloat16_the_update_points_the_same_way(monkeypatch):
     matrix = normal(64, 576)
-    exact = orthogonalised(matrix)
+    exact = orthogonalize(matrix)
     monkeypatch.setattr(muon, "_precision", lambda device: torch.bfloat16)
-    rounded = orthogonalised(matrix)
+    rounded = orthogonalize(matrix)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
 
@@ -178,7 +178,7 @@ def test_loaded_state_goes_on_bit_for_bit():
 
 def test_it_is_built_by_name_and_refuses_what_it_cannot_take():
     net = Net()
-    made = build_optimizer(part("muon", lr=0.1, matrix_lr=0.5), net.parameters())
+    made = build_optimizer(spec("muon", lr=0.1, matrix_lr=0.5), net.parameters())
     assert isinstance(made, Muon) and [group["lr"] for group in made.param_groups] == [0.1, 0.1, 0.5]
     for options, message in (
         ({"lr": -1.0}, "`lr` must be 0 or more; got -1.0"),
@@ -186,4 +186,4 @@ def test_it_is_built_by_name_and_refuses_what_it_cannot_take():
         ({"nesterov": True}, "nesterov"),
     ):
         with pytest.raises(UsageError, match=message):
-            build_optimizer(part("muon", **options), net.parameters())
+            build_optimizer(spec("muon", **options), net.parameters())

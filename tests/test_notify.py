@@ -8,14 +8,14 @@ import pytest
 
 import grokkit as gk
 from grokkit.callbacks import webhook
-from grokkit.callbacks.base import Guarded
-from grokkit.callbacks.webhook import Webhook, payload
+from grokkit.callbacks.base import CallbackList
+from grokkit.callbacks.webhook import Webhook, build_payload
 from grokkit.cli import main
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.errors import BudgetReached, Interrupted, NumericsError, UsageError
 from tests.runs import SMALL, PressesCtrlC, contents
 
-BARE = SMALL.replace(measures=(), attributions=(), policy=part("constant"), signal={})
+BARE = SMALL.replace(measures=(), attributions=(), policy=spec("constant"), signal={})
 
 
 @pytest.fixture(autouse=True)
@@ -76,11 +76,11 @@ def test_a_run_tells_its_start_its_first_numbers_its_decisions_and_its_end(serve
 
 def test_failures_stops_and_empty_purses_are_told(server, tmp_path) -> None:
     for number, (error, config, wanted) in enumerate((
-        (NumericsError, BARE.replace(optimizer=part("sgd", lr=1e30)), {}),
+        (NumericsError, BARE.replace(optimizer=spec("sgd", lr=1e30)), {}),
         (BudgetReached, BARE, {"price": 1e6, "budget": 1e-3}),
         (Interrupted, BARE, {"observer": True}),
     )):  # fmt: skip
-        company = Guarded(*([PressesCtrlC(9)] if wanted.pop("observer", False) else []), Webhook(server.url))
+        company = CallbackList(*([PressesCtrlC(9)] if wanted.pop("observer", False) else []), Webhook(server.url))
         with pytest.raises(error):
             gk.train(config, runs=tmp_path / str(number), device="cpu", observer=company, **wanted)
     ends = [each for each in server.told if each["kind"] in ("failed", "budget", "interrupted")]
@@ -177,8 +177,8 @@ TOLD = {
     ],
 )
 def test_every_host_gets_the_form_it_understands(host: str, body: bytes) -> None:
-    assert payload(host, TOLD) == body
-    assert len(json.loads(payload("discord.com", TOLD | {"text": "x" * 5000}))["content"]) == 2000
+    assert build_payload(host, TOLD) == body
+    assert len(json.loads(build_payload("discord.com", TOLD | {"text": "x" * 5000}))["content"]) == 2000
 
 
 def test_ntfy_is_told_that_it_is_text(monkeypatch) -> None:

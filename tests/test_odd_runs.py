@@ -24,7 +24,7 @@ from grokkit.errors import GrokkitError, TrajectoryError
 from grokkit.escape import escape_controls
 from grokkit.live import page, terminal
 from grokkit.live.follow import Follower
-from grokkit.live.run_browser import Study
+from grokkit.live.run_browser import RunBrowser
 from grokkit.trajectory import diary, documents
 from grokkit.trajectory.run import write_status
 from tests import live_runs
@@ -155,8 +155,8 @@ def test_the_terminal_view_draws_every_run(folder) -> None:
         follower = Follower(gk.open_run(path), maps=False)
         follower.refresh(1)
         console = Console(file=io.StringIO(), width=140)
-        console.print(terminal.view(follower, 140))
-        console.print(terminal.plain_line(follower))
+        console.print(terminal.render(follower, 140))
+        console.print(terminal.format_line(follower))
         assert not set("\x1b\x07\u202e") & set(console.file.getvalue())
 
     assert failures(folder, draw) == []
@@ -182,7 +182,7 @@ def test_ls_shows_every_run_and_why_one_cannot_be_read(folder, capsys) -> None:
 
 
 def test_the_page_shows_every_run_and_what_is_wrong(folder) -> None:
-    study = Study([folder])
+    study = RunBrowser([folder])
     told = study.update()
     told = study.update(groups=[group["key"] for group in told["groups"]])
     json.dumps(told, allow_nan=False)
@@ -207,7 +207,7 @@ def test_the_page_shows_every_run_and_what_is_wrong(folder) -> None:
     for run, maps in told["maps"].items():
         for each in maps:
             try:
-                page.picture(study.followers[run], each["identity"], str(each["steps"][0]))
+                page.render_picture(study.followers[run], each["identity"], str(each["steps"][0]))
             except TrajectoryError:
                 pytest.fail(f"{study.followers[run].run.name} tells of maps that cannot be drawn")
     again = study.update(told["cursor"])
@@ -219,7 +219,7 @@ def test_what_nobody_foresaw_is_the_problem_of_one_run(folder, monkeypatch) -> N
         return 1 / 0 if self.run.path.name == GOOD else real(self, tick, deep)
 
     monkeypatch.setattr(Follower, "_read", burst)
-    runs = Study([folder]).update()["runs"].values()
+    runs = RunBrowser([folder]).update()["runs"].values()
     (good,) = (run for run in runs if run["name"].endswith(GOOD))
     assert good["state"] == "unreadable" and good["problems"][0].endswith("ZeroDivisionError: division by zero")
     assert len(runs) == len(odd_ones(folder)) + 1
@@ -269,7 +269,7 @@ def test_a_name_that_is_no_text_is_shown(tmp_path, capsys) -> None:
     path = live_runs.make(Path(os.fsdecode(os.fsencode(tmp_path) + b"/study/\xff\x1b[2J-s0")))
     live_runs.log(path, (1, 1.0))
     assert main(["ls", str(tmp_path)]) == 0 and "\\udcff\\x1b[2J-s0" in capsys.readouterr().out
-    told = Study([tmp_path]).update()
+    told = RunBrowser([tmp_path]).update()
     assert len(told["curves"]) == 1 and json.dumps(told, allow_nan=False)
     assert main(["export", str(tmp_path), "--csv", "--out", str(tmp_path / "table.csv")]) == 0
     assert set(tables.read_table(tmp_path / "table.csv").run) == {"study/\\udcff\x1b[2J-s0"}
@@ -290,7 +290,7 @@ def test_the_deepest_document_that_is_read(tmp_path, limit) -> None:
     path = live_runs.make(tmp_path / "deep-s0")
     (path / "environment.json").write_text('{"a":' * limit + "1" + "}" * limit)
     if limit == documents.MAX_DEPTH:
-        assert Study([tmp_path]).update()["runs"]
+        assert RunBrowser([tmp_path]).update()["runs"]
         assert gk.open_run(path).environment.keys() == {"a"}
     else:
         with pytest.raises(TrajectoryError, match=r"environment\.json cannot be read: it is nested deeper than 64"):

@@ -94,7 +94,7 @@ def test_a_recorded_loop_keeps_every_rate_and_decision(tmp_path, monkeypatch):
     for block in ("plain", "recorder"):
         exec(compile(BLOCKS[block], f"{PAGE.name}:{block}", "exec"), space)
     run = gk.open_run("runs/listening")
-    news, decisions = gk.heard("runs/listening"), space["policy"].decisions
+    news, decisions = gk.signal_history("runs/listening"), space["policy"].decisions
     told = [(event["step"], event["text"], event["lr"]) for event in run.events if event["kind"] == "policy"]
     assert told == [(each["step"], each["reason"], each["lr"]) for each in decisions] and len(told) >= 2
     assert [step for step, _ in news] == [1, *range(10, 201, 10)]

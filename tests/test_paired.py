@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from grokkit.analysis.paired import apart_from, paired_ratio
+from grokkit.analysis.paired import find_separation, paired_ratio
 
 
 def rows_of(over: np.ndarray, under: np.ndarray) -> pd.DataFrame:
@@ -46,7 +46,7 @@ def test_what_has_no_partner_is_left_out() -> None:
 
 def test_apart_from_is_the_start_of_the_last_unbroken_stretch() -> None:
     def told(low: list[float], high: list[float]) -> int | None:
-        return apart_from(pd.DataFrame({"step": [0, 5, 9], "low": low, "high": high}))
+        return find_separation(pd.DataFrame({"step": [0, 5, 9], "low": low, "high": high}))
 
     assert told([0.9, 1.1, 1.2], [1.1, 1.3, 1.4]) == 5
     assert told([0.5, 0.9, 0.5], [0.6, 1.1, 0.7]) == 9, "an interval over 1 ends the stretch before it"

@@ -5,16 +5,16 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.device import placement
-from grokkit.device.placement import check_placement, placed_update
+from grokkit.device.placement import check_placement, explain_device_mismatch
 from grokkit.errors import PlacementError
 from grokkit.models.resnet import resnet18
 from grokkit.training import loop
 from tests.runs import SMALL, contents
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-BARE = {"measures": (), "attributions": (), "policy": part("constant"), "signal": {}}
+BARE = {"measures": (), "attributions": (), "policy": spec("constant"), "signal": {}}
 
 
 def net() -> nn.Sequential:
@@ -80,9 +80,9 @@ def test_a_module_in_a_plain_list_is_named() -> None:
 def test_a_tensor_made_in_forward_is_explained_and_other_errors_are_not_touched() -> None:
     model = MadeInForward().to(META)
     with pytest.raises(PlacementError, match=r"the first update mixes devices: .*device=x.device"):
-        placed_update(lambda: model(torch.ones(2, 4, device=META)))
+        explain_device_mismatch(lambda: model(torch.ones(2, 4, device=META)))
     with pytest.raises(RuntimeError, match="a and b must have same"):
-        placed_update(lambda: model(torch.ones(2, 5)))
+        explain_device_mismatch(lambda: model(torch.ones(2, 5)))
     assert "device=x.device" in refused(META, model, logits=torch.ones(2, 2))
 
 
@@ -136,14 +136,14 @@ def test_a_run_checks_at_its_start_after_the_first_update_and_later_again(tmp_pa
 
 
 def test_a_run_with_a_tensor_elsewhere_ends_as_failed(tmp_path, monkeypatch) -> None:
-    build = loop.build
+    build = loop.build_trainer
 
     def misplaced(*arguments, **named):
         job = build(*arguments, **named)
         job.model.net.kept = [nn.Linear(1, 1, device="meta")]
         return job
 
-    monkeypatch.setattr(loop, "build", misplaced)
+    monkeypatch.setattr(loop, "build_trainer", misplaced)
     with pytest.raises(PlacementError, match=r"net.kept\[0\].weight of the model is on meta, and the run is on cpu"):
         gk.train(SMALL.replace(**BARE), runs=tmp_path, device="cpu")
     assert not any(tmp_path.rglob("*.h5")), "nothing was recorded: the mended run is to have its name"

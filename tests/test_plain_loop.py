@@ -11,10 +11,10 @@ import torch
 import grokkit as gk
 from bench.accuracy import grokkit_curve
 from bench.accuracy_report import interval
-from grokkit.config.run_config import RunConfig, part
-from grokkit.device.select import resolve
+from grokkit.config.run_config import RunConfig, spec
+from grokkit.device.select import select_device
 from grokkit.recipes import cifar10_in_minutes
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 from tests.reference import plain_loop
 from tests.reference.plain_loop import Cutout, Epoch, Recipe
 
@@ -24,9 +24,9 @@ TOLERANCE = 1e-5
 IMAGES, BATCH, EPOCHS = 150, 40, 3  # 4 batches an epoch, the last one of 30
 
 SHARED = {
-    "data": part("digits", size=8, train=IMAGES, test=60),
+    "data": spec("digits", size=8, train=IMAGES, test=60),
     # no BatchNorm after biases: their gradients are rounding alone, and Adam makes steps of the full rate out of them
-    "model": part("cnn", channels=(8, 8), strides=(1, 2), hidden=16),
+    "model": spec("cnn", channels=(8, 8), strides=(1, 2), hidden=16),
     "batch_size": BATCH, "steps": EPOCHS * 4, "augment": (),
     "records": 3, "measures": (), "probes": {"train": 1, "test": 0, "random": 0},
 }  # fmt: skip
@@ -39,8 +39,8 @@ TWINS = {
     "sgd_triangle": (
         RunConfig(
             experiment="triangle", **SHARED,
-            optimizer=part("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-            policy=part("wsd", warmup=0.25, decay_share=0.75, shape="linear", final_scale=1e-12),
+            optimizer=spec("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+            policy=spec("wsd", warmup=0.25, decay_share=0.75, shape="linear", final_scale=1e-12),
         ),
         Recipe("sgd", 0.1, 5e-4, "triangle", EPOCHS, BATCH, peak=0.25),
     ),
@@ -54,7 +54,7 @@ def _grey(images: np.ndarray) -> np.ndarray:
 
 def _plain_twin(config: RunConfig, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[Epoch]]:
     """Weights and curve of the plain loop from grokkit's initial weights and in grokkit's order."""
-    job = build(config, resolve("cpu").torch_device)
+    job = build_trainer(config, select_device("cpu").torch_device)
     net, dataset, per_epoch = job.model.net, job.dataset, job.batches.steps_per_epoch
 
     def order(epoch: int) -> list[int]:

@@ -9,9 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from grokkit import figures
-from grokkit.analysis.arms import usual_pairs, with_best
-from grokkit.analysis.comparison import comparisons
-from grokkit.analysis.outcomes import LARGER_IS_BETTER, outcomes
+from grokkit.analysis.arms import add_best_baseline, default_pairs
+from grokkit.analysis.comparison import compare_all
+from grokkit.analysis.outcomes import LARGER_IS_BETTER, compute_outcomes
 from grokkit.errors import UsageError
 from grokkit.figures.theme import PALETTE
 from grokkit.names import TABLE_COLUMNS, FigureData
@@ -95,9 +95,9 @@ def mean_of(arm: str, measure: str, attack: str = "") -> np.ndarray:
 
 
 def told_of(**options) -> pd.DataFrame:
-    ends = outcomes(study().table, {"digits": 0.4})
-    return comparisons(
-        with_best(ends, LARGER_IS_BETTER), usual_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS, **options
+    ends = compute_outcomes(study().table, {"digits": 0.4})
+    return compare_all(
+        add_best_baseline(ends, LARGER_IS_BETTER), default_pairs(ends["arm"]), LARGER_IS_BETTER, MARGINS, **options
     )
 
 
@@ -190,7 +190,7 @@ def test_a_sure_difference_within_the_margin_is_called_small() -> None:
 
 
 def test_unreached_thresholds_are_counted_in_the_note() -> None:
-    ends = outcomes(study().table, {"digits": 0.4})
+    ends = compute_outcomes(study().table, {"digits": 0.4})
     note = " ".join(drawn().texts[0].get_text().split())
     assert f"{ends.censored.sum()} of {10 * len(ARMS)} runs never reached" in note
     assert "Holm over 18 comparisons" in note and note.startswith("digits coupled.")

@@ -15,7 +15,7 @@ from grokkit import policies
 from grokkit.errors import UsageError
 from grokkit.optim.policy_lr import PolicyLR
 from grokkit.policies.simulate import simulate
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 from tests.runs import SMALL
 
 RISE_AND_FALL = [10.0, 4.0, 1.0, 2.0, 3.5, 5.0, 4.8, 4.4, 4.3, 4.2, 4.1, 4.0]
@@ -353,7 +353,7 @@ def test_a_step_before_the_first_update_is_warned_of_as_by_torch():
 
 def test_a_run_whose_first_update_is_skipped_is_not_warned_of():
     """The loss scaler of float16 skips it where its first factor is too large."""
-    job = build(SMALL.replace(measures=(), attributions=()), torch.device("cpu"))
+    job = build_trainer(SMALL.replace(measures=(), attributions=()), torch.device("cpu"))
     job.policy.step()
     assert job.policy.updates == 1
 

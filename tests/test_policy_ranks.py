@@ -116,7 +116,7 @@ def test_the_state_does_not_say_who_decides(ranks) -> None:
 
 
 def test_a_run_of_grokkits_own_sends_nothing_twice(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(policy_lr, "_of_rank_0", lambda news: pytest.fail("the team tells the news"))
+    monkeypatch.setattr(policy_lr, "_broadcast_from_rank_zero", lambda news: pytest.fail("the team tells the news"))
     with pytest.raises(pytest.fail.Exception):
         gk.PolicyLR(torch.optim.SGD([torch.zeros(1)]), "cosine", 10).observe(None)
     gk.train(SMALL.replace(measures=(), attributions=()), runs=tmp_path, device="cpu")

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame, passes
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity, passes
 from tests.reference.lc_nets import ResidualNet, randomised
 from tests.reference.slow_pools import adaptive, regular, tangent_pool, vertex_pool, windows
 
@@ -58,7 +58,7 @@ POOLS_2D = {
 
 
 def _assert_twin(net, images, pooled, listed, radius, method, directions=3):
-    frame = orthonormal_frame(directions, images[0].numel(), 5)
+    frame = draw_orthonormal_frame(directions, images[0].numel(), 5)
     result = local_complexity(net, images, radius, directions, method, seed=5)
     with torch.no_grad():
         slow = [TWINS[method](pooled, x, frame, radius, listed) for x in images]

@@ -66,12 +66,12 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_cause_and_command(machine, na
     state, sentences = CAUSES[name]
     machine(**state)
     with pytest.raises(DeviceRefusedError) as refusal:
-        select.resolve()
+        select.select_device()
     told = str(refusal.value)
     assert all(sentence in told for sentence in sentences), told
     assert told.startswith("a GPU is present, but ") and told.endswith("say --device cpu") and "\n" not in told
     assert refusal.value.exit_code == 3
-    assert select.resolve("cpu").torch_device.type == "cpu"
+    assert select.select_device("cpu").torch_device.type == "cpu"
 
 
 @pytest.mark.parametrize("visible", ["", "-1"])
@@ -79,15 +79,15 @@ def test_a_hidden_gpu_is_named(machine, monkeypatch, visible: str) -> None:
     machine(available=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(DeviceRefusedError, match="CUDA_VISIBLE_DEVICES is empty and hides it; run: unset CUDA_VIS"):
-        select.resolve()
+        select.select_device()
 
 
 def test_a_number_that_no_gpu_has_is_named(machine, monkeypatch) -> None:
     machine(available=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(DeviceRefusedError, match="with CUDA_VISIBLE_DEVICES=7"):
-        select.resolve()
-    machine_has_one = preflight.unusable_because
+        select.select_device()
+    machine_has_one = preflight.explain_unusable
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert machine_has_one(1) == "torch sees 1 of them and none has number 1"
@@ -97,24 +97,24 @@ def test_memory_is_told_by_nvidia_smi_where_torch_cannot(machine, monkeypatch) -
     machine(product=FULL, smi='echo "$*" >> "$0.asked"; ' + HELD)
     monkeypatch.setattr(torch.cuda, "mem_get_info", raises(RuntimeError("out of memory")))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert "no memory left (3 MiB free of 16384 MiB)" in str(preflight.unusable_because(0))
+    assert "no memory left (3 MiB free of 16384 MiB)" in str(preflight.explain_unusable(0))
     asked = (preflight.PROC.parent / "bin" / "nvidia-smi.asked").read_text()
     assert "--id=3 " in asked and "--id=0 " not in asked, "nvidia-smi counts all GPUs, torch the visible ones"
 
 
 def test_a_gpu_that_computes_is_taken(machine) -> None:
     machine()
-    assert select.resolve().torch_device.type == "cuda" and preflight.physical_gpus() == 1
+    assert select.select_device().torch_device.type == "cuda" and preflight.count_physical_gpus() == 1
 
 
 def test_the_driver_is_read_from_the_kernel_or_from_nvidia_smi(machine, monkeypatch) -> None:
     machine(driver=None, smi="echo 550.54.14")
-    assert preflight.driver_version() == "550.54.14"
+    assert preflight.get_driver_version() == "550.54.14"
     (preflight.PROC / "version").write_text(OPEN_KERNEL)
-    assert preflight.driver_version() == "570.86.15"
+    assert preflight.get_driver_version() == "570.86.15"
     (preflight.PROC / "version").unlink()
     (preflight.PROC.parent / "bin" / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")
-    assert preflight.driver_version() is None
+    assert preflight.get_driver_version() is None
 
 
 def test_machine_code_runs_on_its_major_version_and_ptx_on_anything_newer() -> None:
@@ -129,7 +129,7 @@ def test_the_first_product_is_computed_where_it_is_told(monkeypatch) -> None:
     asked = []
     ones = torch.ones
     monkeypatch.setattr(torch, "ones", lambda *shape, device: asked.append(device) or ones(*shape))
-    preflight.first_product(2)
+    preflight.run_small_product(2)
     assert asked == [torch.device("cuda", 2)]
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from grokkit import data, policies, recipes
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.policies.simulate import simulate
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 
-ACCURACY = recipes.shipped("cifar10_accuracy").variants
+ACCURACY = recipes.load_shipped("cifar10_accuracy").variants
 TRIANGLES = {
     "resnet9": (0.4, 98, 5, 24),
     "resnet18": (0.2, 100, 5.2, 26),
@@ -48,13 +48,13 @@ def test_rates_are_the_triangle_that_one_would_write_by_hand(variant: str) -> No
 
 
 def test_the_speed_recipe_decays_in_a_straight_line_from_the_start() -> None:
-    config = recipes.shipped("cifar10_speed").variants["speednet"]()
+    config = recipes.load_shipped("cifar10_speed").variants["speednet"]()
     rates = rates_of(config)
     np.testing.assert_allclose(rates, 0.24 * (1 - np.arange(200) / 200), atol=1e-4 * 0.24)
 
 
 def test_every_variant_is_told_in_the_table_of_its_module() -> None:
-    text = recipes.shipped("cifar10_accuracy").text
+    text = recipes.load_shipped("cifar10_accuracy").text
     told = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| ") and "%" in line]
     assert {name.strip(): int(epochs) for name, epochs, _ in told} == {
         name: triangle[3] for name, triangle in TRIANGLES.items()
@@ -64,17 +64,17 @@ def test_every_variant_is_told_in_the_table_of_its_module() -> None:
 
 @pytest.mark.parametrize("name", ["cifar10_accuracy", "cifar10_in_minutes", "cifar10_speed"])
 def test_instruments_are_few_and_options_known(name: str) -> None:
-    for variant, make in recipes.shipped(name).variants.items():
+    for variant, make in recipes.load_shipped(name).variants.items():
         config = make()
         assert config.variant == variant and config.experiment == name and config.records <= 26
         assert RunConfig.from_toml(config.to_toml()).run_name == config.run_name
-        assert config.data == part("cifar10") and {"flip", "altflip"} & set(config.augment)
+        assert config.data == spec("cifar10") and {"flip", "altflip"} & set(config.augment)
 
 
 @pytest.mark.parametrize("name", ["cifar10_accuracy", "cifar10_speed"])
 def test_the_experiments_folder_offers_the_same(name: str, monkeypatch) -> None:
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
-    found, shipped = recipes.find(name), recipes.shipped(name)
+    found, shipped = recipes.find_experiment(name), recipes.load_shipped(name)
     assert found.variants.keys() == shipped.variants.keys()
     assert all(make() == shipped.variants[variant]() for variant, make in found.variants.items())
 
@@ -87,9 +87,9 @@ def test_every_variant_starts(name: str, monkeypatch) -> None:
         tuple("0123456789"),
     )  # fmt: skip
     monkeypatch.setattr(data, "load", lambda *_, **__: noise)
-    for make in recipes.shipped(name).variants.values():
+    for make in recipes.load_shipped(name).variants.values():
         config = make()
-        model = part(config.model.name, **config.model.options, width=8)
-        job = build(config.replace(model=model), torch.device("cpu"))
+        model = spec(config.model.name, **config.model.options, width=8)
+        job = build_trainer(config.replace(model=model), torch.device("cpu"))
         x, _ = job.batches.at(1)
         assert job.model(x).shape == (20, 10)

@@ -23,7 +23,7 @@ from grokkit.trajectory.lock import RunLock, is_held
 from tests.runs import SMALL
 
 PROBES = gk.probe_sets(gk.load_data("digits", size=8), train=8, test=8)
-TINY = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.part("constant"), steps=4, records=2)
+TINY = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.spec("constant"), steps=4, records=2)
 
 
 def net() -> nn.Module:
@@ -315,7 +315,7 @@ def test_a_run_on_data_by_a_relative_path_goes_on_from_another_folder(tmp_path, 
              y_test=data.y_test[:60])  # fmt: skip
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    config = TINY.replace(data=gk.part("mine.npz"), steps=24)
+    config = TINY.replace(data=gk.spec("mine.npz"), steps=24)
     with pytest.raises(Interrupted):
         gk.train(config, runs="runs", device="cpu", observer=ChangesDirectory(tmp_path / "elsewhere"))
     assert Path.cwd() == tmp_path / "elsewhere"
@@ -411,18 +411,18 @@ def test_a_log_on_a_full_disk_does_not_keep_the_reason_from_the_status(tmp_path,
 def test_two_that_make_one_run_at_a_time_are_told_apart(tmp_path, monkeypatch):
     """The second one finds the name free and then taken."""
     gate, told = threading.Barrier(2), list[str]()
-    publish = run_folder.publish
+    publish = run_folder.write_atomic
 
     def together(path, content, **options):
         publish(path, content, **options)
         if path.name == "status.json" and path.parent.name.endswith(".tmp"):
             gate.wait(10)
 
-    monkeypatch.setattr(run_folder, "publish", together)
+    monkeypatch.setattr(run_folder, "write_atomic", together)
 
     def makes() -> None:
         try:
-            run_folder.create(tmp_path / "run", config="", environment={}, probes=(), status={"state": "starting"})
+            run_folder.create_run(tmp_path / "run", config="", environment={}, probes=(), status={"state": "starting"})
         except TrajectoryError as error:
             told.append(str(error))
 

@@ -8,7 +8,7 @@ from torchvision import transforms
 
 from grokkit import seeding
 from grokkit.data import augment
-from grokkit.data.resident import Batches, pixels
+from grokkit.data.resident import Batches, to_pixels
 from grokkit.errors import DataError, UsageError
 
 
@@ -29,7 +29,7 @@ def coordinates(count, height, width):
 
 def ours(specs, x, seed=0):
     drawn = generator(seed)
-    for change in augment.parse(specs):
+    for change in augment.parse_augment(specs):
         x = change(x, generator=drawn)
     return x
 
@@ -178,14 +178,14 @@ def test_words_say_the_order_and_the_sizes():
 @pytest.mark.parametrize("word", ["crop", "crop0", "crop-1", "crop4:edge", "cutout", "cutout0", "Flip", "flip2", ""])
 def test_other_words_are_answered_with_those_allowed(word):
     with pytest.raises(UsageError, match=r"'flip', 'altflip', 'crop<pad>'.*'cutout<size>'; got"):
-        augment.parse([word])
+        augment.parse_augment([word])
 
 
 def test_a_near_miss_is_named_and_a_bare_text_is_refused():
     with pytest.raises(UsageError, match="Did you mean 'cutout8'"):
-        augment.parse(("cutuot8",))
+        augment.parse_augment(("cutuot8",))
     with pytest.raises(UsageError, match="must be a tuple of words"):
-        augment.parse("flip")
+        augment.parse_augment("flip")
 
 
 # ---- batches
@@ -347,10 +347,10 @@ def test_altflip_is_a_pure_function_of_seed_and_step_wherever_it_stands():
 
 def test_bytes_become_pixels_and_floats_are_left():
     x = images(3, 1, 2, 2)
-    assert torch.equal(pixels(x.numpy()), x.float() / 255) and torch.equal(pixels(x), x.float() / 255)
+    assert torch.equal(to_pixels(x.numpy()), x.float() / 255) and torch.equal(to_pixels(x), x.float() / 255)
     held = torch.randn(3, 2)
-    assert pixels(held) is held
-    assert pixels(np.array([255, 0], np.uint8)).tolist() == [1.0, 0.0]
+    assert to_pixels(held) is held
+    assert to_pixels(np.array([255, 0], np.uint8)).tolist() == [1.0, 0.0]
     for wrong in (held.double(), torch.arange(3)):
         with pytest.raises(DataError, match=r"uint8 in 0\.\.255 or float32; got torch"):
-            pixels(wrong)
+            to_pixels(wrong)

@@ -11,14 +11,14 @@ import pytest
 
 import grokkit as gk
 from grokkit import policies
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.optim.build import OPTIMIZERS
 from tests.runs import SMALL, contents
 
 BASE = SMALL.replace(
-    data=part("digits", size=8, train=60, test=20), model=part("cnn", channels=(8, 8, 8, 8, 8), norm="batch"),
-    optimizer=part("sgd", lr=0.05, momentum=0.9), batch_size=16, steps=12, records=3,
-    probes={"train": 8, "test": 8, "random": 0}, measures=(part("accuracy"),), attributions=(),
+    data=spec("digits", size=8, train=60, test=20), model=spec("cnn", channels=(8, 8, 8, 8, 8), norm="batch"),
+    optimizer=spec("sgd", lr=0.05, momentum=0.9), batch_size=16, steps=12, records=3,
+    probes={"train": 8, "test": 8, "random": 0}, measures=(spec("accuracy"),), attributions=(),
     signal={"every": 2, "points": 4, "directions": 2},
 )  # fmt: skip
 """Four steps are an epoch."""
@@ -27,8 +27,8 @@ PARAMETERS = {"plateau": {"patience": 1}}
 AUGMENTATIONS = ("flip", "altflip", "crop2", "crop2:constant", "cutout2")
 
 CONFIGS = (
-    {f"policy {name}": BASE.replace(policy=part(name, **PARAMETERS.get(name, {}))) for name in policies.names()}
-    | {f"optimizer {name}": BASE.replace(optimizer=part(name, lr=0.01)) for name in OPTIMIZERS}
+    {f"policy {name}": BASE.replace(policy=spec(name, **PARAMETERS.get(name, {}))) for name in policies.names()}
+    | {f"optimizer {name}": BASE.replace(optimizer=spec(name, lr=0.01)) for name in OPTIMIZERS}
     | {f"augmentation {name}": BASE.replace(augment=(name,)) for name in AUGMENTATIONS}
     | {"all augmentations": BASE.replace(augment=("crop2", "altflip", "cutout2"))}
 )
@@ -39,12 +39,12 @@ import torch
 import grokkit as gk
 from grokkit.training import loop
 from grokkit.config.run_config import RunConfig
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 
 torch.set_num_threads(1)
 loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, 1e9  # a slot after every step
 
-class Kills(Silent):
+class Kills(BaseCallback):
     def report(self, step, values):
         if step == {KILLED_AT}:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -13,11 +13,11 @@ from grokkit.trajectory.snapshot import Staging
 
 
 def save(folder, step, state):
-    resume.Slots(folder).save(resume.hold(step, state, Staging()))
+    resume.ResumeStore(folder).save(resume.stage(step, state, Staging()))
 
 
 def load(folder):
-    return resume.Slots(folder).load()
+    return resume.ResumeStore(folder).load()
 
 
 def through(folder, value):
@@ -142,15 +142,15 @@ def test_an_array_that_torch_does_not_know_is_a_type_error(tmp_path):
 
 
 def steps_in_slots(folder):
-    return [checksummed.read(folder / name, "resume")[1]["step"] for name in resume.SLOTS if (folder / name).exists()]
+    return [checksummed.read(folder / name, "resume")[1]["step"] for name in resume.FILES if (folder / name).exists()]
 
 
 def test_one_writer_alternates_without_reading_its_slots_again(tmp_path, monkeypatch):
-    slots = resume.Slots(tmp_path)
-    slots.save(resume.hold(10, {}, Staging()))
+    slots = resume.ResumeStore(tmp_path)
+    slots.save(resume.stage(10, {}, Staging()))
     monkeypatch.setattr(checksummed, "read", lambda *_: pytest.fail("a slot was read"))
     for step in (20, 30):
-        slots.save(resume.hold(step, {}, Staging()))
+        slots.save(resume.stage(step, {}, Staging()))
     monkeypatch.undo()
     assert steps_in_slots(tmp_path) == [30, 20]
 
@@ -182,12 +182,12 @@ def flip(path, at=-20):
 def test_a_damaged_newest_slot_falls_back_to_the_older_and_is_written_next(tmp_path, newest):
     for step in (10, 20) if newest == 1 else (5, 10, 20):
         save(tmp_path, step, {"weight": torch.full((100,), float(step))})
-    flip(tmp_path / resume.SLOTS[newest])
+    flip(tmp_path / resume.FILES[newest])
     step, state = load(tmp_path)
     assert step == 10 and state["weight"].eq(10).all()
-    good = (tmp_path / resume.SLOTS[1 - newest]).read_bytes()
+    good = (tmp_path / resume.FILES[1 - newest]).read_bytes()
     save(tmp_path, 15, {"weight": torch.full((100,), 15.0)})
-    assert (tmp_path / resume.SLOTS[1 - newest]).read_bytes() == good, "the only good slot was overwritten"
+    assert (tmp_path / resume.FILES[1 - newest]).read_bytes() == good, "the only good slot was overwritten"
     assert load(tmp_path)[0] == 15
 
 
@@ -203,7 +203,7 @@ def test_a_damaged_older_slot_does_no_harm(tmp_path):
 def test_two_damaged_slots_are_no_slot(tmp_path):
     for step in (10, 20):
         save(tmp_path, step, {"weight": torch.zeros(100)})
-    for name in resume.SLOTS:
+    for name in resume.FILES:
         flip(tmp_path / name)
         with pytest.raises(TrajectoryError):
             checksummed.read(tmp_path / name, "resume")

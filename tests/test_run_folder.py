@@ -29,7 +29,7 @@ def new_run(path, **changes):
         "probes": [probe("random"), probe("test"), probe("train")],
         "status": {"state": "running", "step": 0},
     }
-    run.create(path, **(parts | changes))
+    run.create_run(path, **(parts | changes))
     return open_run(path)
 
 
@@ -139,8 +139,8 @@ def test_runs_are_found_in_order_and_drafts_are_not(tmp_path):
 def test_snapshots_are_listed_by_step_and_loaded(tmp_path):
     made = new_run(tmp_path / "a")
     for step in (100, 0, 20):
-        snapshot.write(
-            made.path / "snapshots" / store.file_name(step), step, {"w": torch.tensor([step]), "b": torch.ones(2)}
+        snapshot.write_snapshot(
+            made.path / "snapshots" / store.step_file_name(step), step, {"w": torch.tensor([step]), "b": torch.ones(2)}
         )
     for stray in ("0001 (copy).h5", ".000000000050.h5.ab.tmp", "notes.txt"):
         (made.path / "snapshots" / stray).write_text("")
@@ -242,18 +242,18 @@ def test_an_attribution_comes_back(tmp_path):
 
 def test_an_identity_is_stable_and_changes_with_parameters_and_probes():
     settings = {"radius": 0.005, "directions": 20}
-    base = store.identity("lc", settings, [probe()])
-    assert base == store.identity("lc", dict(reversed(settings.items())), iter([probe()]))
+    base = store.make_identity("lc", settings, [probe()])
+    assert base == store.make_identity("lc", dict(reversed(settings.items())), iter([probe()]))
     assert base == "lc-3e808594", "stored readings of earlier versions would not be found again"
     others = {
-        store.identity("lb", settings, [probe()]),
-        store.identity("lc", settings | {"radius": 0.006}, [probe()]),
-        store.identity("lc", settings | {"seed": 1}, [probe()]),
-        store.identity("lc", settings, [probe(first=1)]),
-        store.identity("lc", settings, [probe(source="digits/test")]),
-        store.identity("lc", settings, [probe("test")]),
-        store.identity("lc", settings, [probe(), probe("test")]),
-        store.identity("lc", settings, []),
+        store.make_identity("lb", settings, [probe()]),
+        store.make_identity("lc", settings | {"radius": 0.006}, [probe()]),
+        store.make_identity("lc", settings | {"seed": 1}, [probe()]),
+        store.make_identity("lc", settings, [probe(first=1)]),
+        store.make_identity("lc", settings, [probe(source="digits/test")]),
+        store.make_identity("lc", settings, [probe("test")]),
+        store.make_identity("lc", settings, [probe(), probe("test")]),
+        store.make_identity("lc", settings, []),
     }
     assert len(others - {base}) == 8
 
@@ -264,9 +264,11 @@ def test_an_identity_is_stable_and_changes_with_parameters_and_probes():
 def full_run(path):
     made = new_run(path, experiment="...")
     for step in (0, 10):
-        snapshot.write(made.path / "snapshots" / store.file_name(step), step, {"w": torch.arange(100.0) + step})
-        slot = resume.hold(step, {"w": torch.arange(100.0)}, snapshot.Staging())
-        resume.Slots(made.path / "resume").save(slot)
+        snapshot.write_snapshot(
+            made.path / "snapshots" / store.step_file_name(step), step, {"w": torch.arange(100.0) + step}
+        )
+        slot = resume.stage(step, {"w": torch.arange(100.0)}, snapshot.Staging())
+        resume.ResumeStore(made.path / "resume").save(slot)
         store.write_reading(made.path / "measures" / "lc-1", step, reading())
         store.write_attribution(made.path / "attributions" / "g-1", step, np.ones((2, 3, 4, 4)), np.zeros(2), {})
     append(made.path / "metrics.jsonl", 1, metric(1, 0.5), metric(2, 0.4))

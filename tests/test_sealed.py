@@ -70,13 +70,13 @@ def test_plain_h5py_reads_the_documented_layout(tmp_path):
 def test_the_digest_knows_kind_note_names_types_shapes_and_bits():
     base = {"x": np.zeros(4, np.float32)}
     others = [
-        checksummed.digest_of("reading", b"{}", base),
-        checksummed.digest_of("probes", b"{}", base),
-        checksummed.digest_of("reading", b"{ }", base),
-        checksummed.digest_of("reading", b"{}", {"y": base["x"]}),
-        checksummed.digest_of("reading", b"{}", {"x": base["x"].astype(np.int32)}),
-        checksummed.digest_of("reading", b"{}", {"x": base["x"].reshape(2, 2)}),
-        checksummed.digest_of("reading", b"{}", {"x": -base["x"]}),
+        checksummed.compute_digest("reading", b"{}", base),
+        checksummed.compute_digest("probes", b"{}", base),
+        checksummed.compute_digest("reading", b"{ }", base),
+        checksummed.compute_digest("reading", b"{}", {"y": base["x"]}),
+        checksummed.compute_digest("reading", b"{}", {"x": base["x"].astype(np.int32)}),
+        checksummed.compute_digest("reading", b"{}", {"x": base["x"].reshape(2, 2)}),
+        checksummed.compute_digest("reading", b"{}", {"x": -base["x"]}),
     ]
     assert len(set(others)) == len(others)
 
@@ -144,7 +144,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("another writer's")
     with pytest.raises(TrajectoryError, match="nothing was changed"):
-        checksummed.publish(path, b"mine", replace=False)
+        checksummed.write_atomic(path, b"mine", replace=False)
     assert path.read_text() == "another writer's" and listing(tmp_path) == ["a.h5"]
 
 
@@ -258,7 +258,7 @@ def test_the_reserve_of_the_disk_is_for_the_small_notes(tmp_path, monkeypatch):
         f_frsize, f_bavail = real.f_frsize, checksummed.RESERVE // real.f_frsize
 
     monkeypatch.setattr(os, "statvfs", lambda path: Nearly)
-    checksummed.publish(tmp_path / "status.json", b"{}")
+    checksummed.write_atomic(tmp_path / "status.json", b"{}")
     with pytest.raises(TrajectoryError, match="No space left"):
         checksummed.write(tmp_path / "a.h5", "reading", {}, {})
     assert listing(tmp_path) == ["status.json"]

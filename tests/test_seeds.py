@@ -13,24 +13,24 @@ import pytest
 import torch
 
 import grokkit as gk
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.cli import main
-from grokkit.config.overrides import seed_list
-from grokkit.config.run_config import part
+from grokkit.config.overrides import parse_seeds
+from grokkit.config.run_config import spec
 from grokkit.ensemble import vmapped
 from grokkit.ensemble.stack import Stack
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 from tests.runs import SMALL, contents
 
 SEEDS = [0, 3, 7]
 CONV = SMALL.replace(
-    data=part("digits", size=8, train=60, test=30), model=part("cnn", channels=(4, 4, 4, 4, 4)), measures=("accuracy",),
-    attributions=(), policy=part("constant"), signal={}, steps=6, records=3, batch_size=25,
+    data=spec("digits", size=8, train=60, test=30), model=spec("cnn", channels=(4, 4, 4, 4, 4)), measures=("accuracy",),
+    attributions=(), policy=spec("constant"), signal={}, steps=6, records=3, batch_size=25,
 )  # fmt: skip
 
 
-class PressesCtrlC(Silent):
+class PressesCtrlC(BaseCallback):
     """Sends SIGINT to this very process when a step of at least `at` is reported."""
 
     def __init__(self, at: int) -> None:
@@ -42,7 +42,7 @@ class PressesCtrlC(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-class Listens(Silent):
+class Listens(BaseCallback):
     def __init__(self) -> None:
         self.title, self.told, self.summary = "", {}, ""
 
@@ -105,7 +105,7 @@ def test_a_run_says_that_it_was_computed_in_a_stack(stacked, alone) -> None:
 
 BATCHNORM = """
 from torch import nn
-from grokkit import RunConfig, models, part
+from grokkit import RunConfig, models, spec
 
 @models.register("flat_norm")
 def flat_norm(input_shape, classes):
@@ -124,38 +124,38 @@ def weak(input_shape, classes):
     return net
 
 def arm() -> RunConfig:
-    return RunConfig(experiment="own", model=part("flat_norm"))
+    return RunConfig(experiment="own", model=spec("flat_norm"))
 """
-BARE = {"measures": (), "attributions": (), "signal": {}, "policy": part("constant"), "steps": 12}
+BARE = {"measures": (), "attributions": (), "signal": {}, "policy": spec("constant"), "steps": 12}
 ARMS = {
     "sgd, cosine, augmented, crossed entropy smoothed": {
-        "optimizer": part("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4), "policy": part("cosine"),
+        "optimizer": spec("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4), "policy": spec("cosine"),
         "augment": ("crop1", "altflip", "cutout2"), "label_smoothing": 0.1,
     },
-    "large weights, squared error, norm clipped": {"init_scale": 3.0, "loss": "mse", "clip": part("norm", limit=0.5)},
+    "large weights, squared error, norm clipped": {"init_scale": 3.0, "loss": "mse", "clip": spec("norm", limit=0.5)},
     "shuffled labels, Adam, clipped by value": {
-        "data": part("digits", size=8, train=90, test=30, shuffle_labels=True), "clip": part("value", limit=0.01),
-        "optimizer": part("adam", lr=0.01),
+        "data": spec("digits", size=8, train=90, test=30, shuffle_labels=True), "clip": spec("value", limit=0.01),
+        "optimizer": spec("adam", lr=0.01),
     },
     "batch norm, a validation split": {
-        "model": part("flat_norm"), "data": part("digits", size=8, train=110, test=30, validation=30),
+        "model": spec("flat_norm"), "data": spec("digits", size=8, train=110, test=30, validation=30),
         # Adam would enlarge the gradients that are 0 but for rounding
-        "optimizer": part("sgd", lr=0.05),
+        "optimizer": spec("sgd", lr=0.05),
     },
     "rates that come to differ": {
-        "policy": part("plateau", patience=0, threshold=0.01, factor=0.5), "steps": 16,
-        "optimizer": part("sgd", lr=0.1, momentum=0.9),
+        "policy": spec("plateau", patience=0, threshold=0.01, factor=0.5), "steps": 16,
+        "optimizer": spec("sgd", lr=0.1, momentum=0.9),
     },
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_models(tmp_path_factory) -> None:
-    from grokkit.registry import run_file
+    from grokkit.registry import import_study
 
     file = tmp_path_factory.mktemp("study") / "study.py"
     file.write_text(BATCHNORM)
-    run_file(file)
+    import_study(file)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -171,10 +171,10 @@ def test_every_way_of_training_is_the_same_in_a_stack(arm: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "optimizer", [part("adamw", lr=0.01), part("sgd", lr=0.1, momentum=0.9), part("muon", lr=0.01)]
+    "optimizer", [spec("adamw", lr=0.01), spec("sgd", lr=0.1, momentum=0.9), spec("muon", lr=0.01)]
 )
 def test_one_folder_of_an_interrupted_stack_is_resumed_alone(optimizer, tmp_path: Path, capsys) -> None:
-    config = SMALL.replace(**BARE | {"optimizer": optimizer, "policy": part("cosine")})
+    config = SMALL.replace(**BARE | {"optimizer": optimizer, "policy": spec("cosine")})
     with pytest.raises(Interrupted, match=r"stopped after step \d+ of 12; go on with: grokkit resume \S+ \S+ \S+$"):
         gk.train_seeds(config, SEEDS, runs=tmp_path / "parts", device="cpu", observer=PressesCtrlC(5))
     paths = [tmp_path / "parts" / config.replace(seed=seed).run_name for seed in SEEDS]
@@ -190,7 +190,7 @@ def test_one_folder_of_an_interrupted_stack_is_resumed_alone(optimizer, tmp_path
 def test_a_slot_of_a_stack_has_the_form_of_a_slot_alone(stacked, alone) -> None:
     from grokkit.trajectory import resume
 
-    (_, mine), (_, other) = (resume.Slots(runs[1].path / "resume").load() for runs in (stacked, alone))
+    (_, mine), (_, other) = (resume.ResumeStore(runs[1].path / "resume").load() for runs in (stacked, alone))
     assert mine["optimizer"]["state"].keys() == other["optimizer"]["state"].keys()
     for number, state in other["optimizer"]["state"].items():
         for key, value in state.items():
@@ -240,7 +240,7 @@ def test_a_stack_that_is_stopped_tells_of_the_seeds_it_had_lost(tmp_path: Path, 
 
 
 def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:
-    config = SMALL.replace(**BARE | {"optimizer": part("sgd", lr=1e30), "steps": 400})
+    config = SMALL.replace(**BARE | {"optimizer": spec("sgd", lr=1e30), "steps": 400})
     with pytest.raises(NumericsError, match="3 of 3 seeds failed"):
         gk.train_seeds(config, SEEDS, runs=tmp_path, device="cpu")
     assert all(gk.open_run(tmp_path / config.replace(seed=seed).run_name).status["step"] < 100 for seed in SEEDS)
@@ -259,14 +259,14 @@ def test_the_company_of_a_stack_hears_means_and_costs(tmp_path: Path) -> None:
 
 def test_which_nets_are_stacked_and_why_the_others_are_not() -> None:
     def because(**changes) -> str | None:
-        return vmapped.no_stack_because(build(SMALL.replace(**changes), torch.device("cpu")))
+        return vmapped.explain_no_stack(build_trainer(SMALL.replace(**changes), torch.device("cpu")))
 
-    assert because() is None and because(model=part("flat_norm")) is None
+    assert because() is None and because(model=spec("flat_norm")) is None
     assert "convolutions are grouped" in because(model=CONV.model)
-    assert "torch.func does not follow this net" in because(model=part("flat_dropout"))
-    job = build(SMALL.replace(model=part("flat_norm")), torch.device("cpu"))
+    assert "torch.func does not follow this net" in because(model=spec("flat_dropout"))
+    job = build_trainer(SMALL.replace(model=spec("flat_norm")), torch.device("cpu"))
     before = {name: value.clone() for name, value in job.model.state_dict().items()}
-    vmapped.no_stack_because(job)
+    vmapped.explain_no_stack(job)
     assert all(torch.equal(before[name], value) for name, value in job.model.state_dict().items())
 
 
@@ -281,10 +281,10 @@ def test_seeds_that_cannot_be_are_refused_before_anything_is_written(tmp_path: P
         with pytest.raises(UsageError, match=f"at least one and no two the same; got {came}"):
             gk.train_seeds(SMALL, seeds, runs=tmp_path, device="cpu")
     with pytest.raises(UnknownNameError, match="Did you mean 'weight_norm'"):
-        gk.train_seeds(SMALL.replace(measures=(part("weight_nrom"),)), SEEDS, runs=tmp_path, device="cpu")
+        gk.train_seeds(SMALL.replace(measures=(spec("weight_nrom"),)), SEEDS, runs=tmp_path, device="cpu")
     with pytest.raises(UsageError, match="radi"):  # found at step 0 only
         gk.train_seeds(
-            SMALL.replace(measures=(part("local_complexity", radii=(-1.0,)),)), SEEDS, runs=tmp_path, device="cpu"
+            SMALL.replace(measures=(spec("local_complexity", radii=(-1.0,)),)), SEEDS, runs=tmp_path, device="cpu"
         )
     assert not any(tmp_path.rglob("*.h5"))
     there = tmp_path / SMALL.replace(seed=3).run_name
@@ -306,19 +306,21 @@ def test_a_measure_that_fails_at_the_first_step_of_a_later_seed_leaves_no_folder
         return taken(self, context)
 
     monkeypatch.setattr(WeightNorm, "__call__", fails_at_the_second)
-    config = SMALL.replace(**BARE | {"measures": (part("weight_norm"),)})
+    config = SMALL.replace(**BARE | {"measures": (spec("weight_norm"),)})
     with pytest.raises(NumericsError, match="planted"):
         gk.train_seeds(config, SEEDS, runs=tmp_path, device="cpu")
     assert not any(tmp_path.rglob("config.toml"))
 
 
 def test_seeds_on_the_command_line() -> None:
-    assert seed_list("0-3") == [0, 1, 2, 3] and seed_list("0,3, 7") == [0, 3, 7] and seed_list("0-1,9") == [0, 1, 9]
+    assert (
+        parse_seeds("0-3") == [0, 1, 2, 3] and parse_seeds("0,3, 7") == [0, 3, 7] and parse_seeds("0-1,9") == [0, 1, 9]
+    )
     for wrong in ("3-1", "", "a", "0,,1", "-1", "1-", "1-2-3", "0.5"):
         with pytest.raises(UsageError, match="takes numbers and ranges that grow, such as 0-31"):
-            seed_list(wrong)
+            parse_seeds(wrong)
     with pytest.raises(UsageError, match="names a seed more than once: 0-3,2"):
-        seed_list("0-3,2")
+        parse_seeds("0-3,2")
 
 
 def test_the_command_trains_the_seeds_it_is_given(tmp_path: Path, capsys) -> None:
@@ -345,11 +347,11 @@ def test_convolutional_seeds_get_processes_and_equal_runs_alone_bit_for_bit(tmp_
 @pytest.mark.slow
 def test_a_process_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     """`weak` fails for the seeds whose first bias is positive; it is known to the processes by the study's text."""
-    config = CONV.replace(model=part("weak"))
+    config = CONV.replace(model=spec("weak"))
     good, bad = [], []
     for seed in range(8):
         try:
-            build(config.replace(seed=seed), torch.device("cpu"))
+            build_trainer(config.replace(seed=seed), torch.device("cpu"))
             good.append(seed)
         except Exception:
             bad.append(seed)
@@ -371,7 +373,7 @@ def test_ctrl_c_reaches_the_processes(tmp_path: Path) -> None:
     assert saved and all(gk.open_run(path).status["state"] == "interrupted" for path in saved)
 
 
-class SavesThenStops(Silent):
+class SavesThenStops(BaseCallback):
     """Sends SIGUSR1 at the first report, and Ctrl-C when a slot is there or 15 s have brought none."""
 
     def __init__(self, runs: Path) -> None:

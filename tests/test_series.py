@@ -26,10 +26,12 @@ def state(step):
 
 @pytest.fixture
 def made(tmp_path):
-    run.create(tmp_path / "run", config="seed = 0\n", environment={}, probes=[], status={"state": "done", "step": 0})
+    run.create_run(
+        tmp_path / "run", config="seed = 0\n", environment={}, probes=[], status={"state": "done", "step": 0}
+    )
     opened = open_run(tmp_path / "run")
     for step in STEPS:
-        snapshot.write(opened.path / "snapshots" / store.file_name(step), step, state(step))
+        snapshot.write_snapshot(opened.path / "snapshots" / store.step_file_name(step), step, state(step))
     return opened
 
 
@@ -49,7 +51,7 @@ def test_a_large_tensor_is_read_by_two_threads_to_the_same_numbers(made, monkeyp
     assert torch.equal(out, torch.stack([state(step)["big"] for step in STEPS]))
     with pytest.raises(UsageError, match=r"`out` must be contiguous, torch.float32 and of shape \[4, 30, 7\]; got"):
         made.trajectory("big", out=torch.empty(3, 30, 7))
-    (made.path / "snapshots" / store.file_name(1000)).write_bytes(b"")
+    (made.path / "snapshots" / store.step_file_name(1000)).write_bytes(b"")
     with pytest.raises(TrajectoryError, match="is damaged"):
         made.trajectory("big")
 
@@ -67,7 +69,7 @@ def test_checkpoints_come_in_order_with_what_was_asked_for(made):
 
 
 def test_every_flipped_bit_of_a_tensor_is_found(made):
-    path = made.path / "snapshots" / store.file_name(40)
+    path = made.path / "snapshots" / store.step_file_name(40)
     whole = path.read_bytes()
     start = whole.index(state(40)["half"].view(torch.uint8).numpy().tobytes())
     for bit in range(8 * 20):
@@ -80,7 +82,7 @@ def test_every_flipped_bit_of_a_tensor_is_found(made):
 
 
 def test_a_file_cut_short_is_an_error(made):
-    path = made.path / "snapshots" / store.file_name(40)
+    path = made.path / "snapshots" / store.step_file_name(40)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(TrajectoryError, match="damaged"):
         made.trajectory("big")
@@ -88,7 +90,7 @@ def test_a_file_cut_short_is_an_error(made):
 
 def test_a_model_that_grew_keeps_its_common_tensors_readable(made):
     grown = state(2000) | {"new": torch.ones(4)}
-    snapshot.write(made.path / "snapshots" / store.file_name(2000), 2000, grown)
+    snapshot.write_snapshot(made.path / "snapshots" / store.step_file_name(2000), 2000, grown)
     whole = torch.stack([state(step)["big"] for step in (*STEPS, 2000)])
     assert torch.equal(made.trajectory("big"), whole)
     with pytest.raises(TrajectoryError, match="holds no tensor 'new'"):
@@ -102,14 +104,14 @@ def test_the_same_names_in_another_order_are_another_layout(made):
     second = {"b": torch.ones(4), "a": torch.zeros(4)}
     folder = made.path / "other"
     for step, each in enumerate((first, second)):
-        snapshot.write(folder / store.file_name(step), step, each)
-    files = [folder / store.file_name(step) for step in range(2)]
+        snapshot.write_snapshot(folder / store.step_file_name(step), step, each)
+    files = [folder / store.step_file_name(step) for step in range(2)]
     assert files[0].stat().st_size == files[1].stat().st_size
-    assert tensor_series.read(files, "a", verify=False).tolist() == [[0] * 4] * 2
+    assert tensor_series.read_series(files, "a", verify=False).tolist() == [[0] * 4] * 2
 
 
 def test_a_tensor_that_changes_its_shape_is_named(made):
-    snapshot.write(made.path / "snapshots" / store.file_name(2000), 2000, {"big": torch.zeros(31, 7)})
+    snapshot.write_snapshot(made.path / "snapshots" / store.step_file_name(2000), 2000, {"big": torch.zeros(31, 7)})
     with pytest.raises(TrajectoryError, match=r"'big' of .*2000.h5 is float32 \[31, 7\], that of the first"):
         made.trajectory("big")
 
@@ -158,7 +160,7 @@ def test_following_a_live_run_gives_what_comes_and_gives_up_after_a_while(made, 
     monkeypatch.setattr(run_module, "is_held", lambda path: True)
     following = made.follow(timeout=0.05, poll=0.01)
     assert [next(following) for _ in STEPS] == list(STEPS)
-    snapshot.write(made.path / "snapshots" / store.file_name(2000), 2000, state(2000))
+    snapshot.write_snapshot(made.path / "snapshots" / store.step_file_name(2000), 2000, state(2000))
     assert list(following) == [2000]
 
 
@@ -166,15 +168,15 @@ def test_a_run_is_followed_from_before_its_lock(made):
     run.write_status(made.path, state="starting", step=0)
     following = made.follow(timeout=5, poll=0.01)
     assert [next(following) for _ in STEPS] == list(STEPS)
-    later = made.path / "snapshots" / store.file_name(2000), 2000, state(2000)
-    threading.Timer(0.2, snapshot.write, later).start()
+    later = made.path / "snapshots" / store.step_file_name(2000), 2000, state(2000)
+    threading.Timer(0.2, snapshot.write_snapshot, later).start()
     assert next(following) == 2000
     run.write_status(made.path, state="running", step=0)
     assert made.state == "killed" and list(following) == []
 
 
 def test_a_damaged_layout_of_the_first_file_gives_no_rows(made):
-    path = made.path / "snapshots" / store.file_name(0)
+    path = made.path / "snapshots" / store.step_file_name(0)
     content = bytearray(path.read_bytes())
     content[content.index(b'"offset":[') + 11] ^= 1
     path.write_bytes(content)

@@ -14,7 +14,7 @@ import grokkit as gk
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures.oui import gate_distances
 from grokkit.recording.signal import check_listener
-from grokkit.stats.trends import RESAMPLES, log_mean, slope, theil_sen
+from grokkit.stats.trends import SLOPE_RESAMPLES, fit_slope, log_mean, theil_sen
 from tests.reference.patterns import patterns
 
 
@@ -49,13 +49,15 @@ def test_theil_sen_is_the_one_of_scipy_and_takes_an_outlier():
 def test_slope_of_an_exact_power_law_is_its_exponent_without_an_interval():
     steps = [100, 200, 400, 800]
     values = np.array([[s**-0.7 * factor for factor in (1.0, 2.0, 5.0)] for s in steps])
-    found = slope(steps, values)
+    found = fit_slope(steps, values)
     assert found == pytest.approx((-0.7, -0.7, -0.7))
-    assert slope(steps, values, scales=[float(s) for s in steps]) == pytest.approx((-1.7, -1.7, -1.7))
+    assert fit_slope(steps, values, scales=[float(s) for s in steps]) == pytest.approx((-1.7, -1.7, -1.7))
 
 
 def test_slope_of_fewer_than_two_readings_is_none():
-    assert all(math.isnan(end) for end in slope([], np.empty((0, 3)))) and math.isnan(slope([5], np.ones((1, 3))).value)
+    assert all(math.isnan(end) for end in fit_slope([], np.empty((0, 3)))) and math.isnan(
+        fit_slope([5], np.ones((1, 3))).value
+    )
 
 
 def _course(rng, points: int, trend: float) -> tuple[list[int], np.ndarray]:
@@ -68,9 +70,9 @@ def _course(rng, points: int, trend: float) -> tuple[list[int], np.ndarray]:
 def test_the_interval_covers_the_trend_of_the_population():
     rng = np.random.default_rng(2)
     steps, everything = _course(rng, 200_000, -0.3)
-    truth = slope(steps, everything[:, :20_000]).value
+    truth = fit_slope(steps, everything[:, :20_000]).value
     chosen = [rng.choice(everything.shape[1], 128) for _ in range(300)]
-    ends = np.array([slope(steps, everything[:, own])[1:] for own in chosen])
+    ends = np.array([fit_slope(steps, everything[:, own])[1:] for own in chosen])
     covered = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
     assert 0.88 <= covered <= 0.99
 
@@ -78,7 +80,7 @@ def test_the_interval_covers_the_trend_of_the_population():
 def test_the_points_being_the_same_is_used_by_the_interval():
     steps, values = _course(np.random.default_rng(3), 128, -0.3)
     mixed = np.stack([np.random.default_rng(k).permutation(row) for k, row in enumerate(values)])
-    paired, unpaired = slope(steps, values), slope(steps, mixed)
+    paired, unpaired = fit_slope(steps, values), fit_slope(steps, mixed)
     assert paired.value == pytest.approx(unpaired.value)
     assert unpaired.high - unpaired.low > 1.3 * (paired.high - paired.low)
 
@@ -86,12 +88,12 @@ def test_the_points_being_the_same_is_used_by_the_interval():
 def test_samples_without_a_crossing_are_left_out_up_to_half_of_them():
     # one point of two is crossed: a quarter of the samples miss it, and two such rows miss more than half
     steps, row = [1, 2], np.array([1.0, 0.0])
-    assert np.isfinite(slope(steps, np.stack([row, 2 * row]))).all()
+    assert np.isfinite(fit_slope(steps, np.stack([row, 2 * row]))).all()
     few = np.array([1.0, *[0.0] * 9])
-    assert np.isfinite(slope(steps, np.stack([few, few]))).all()
-    found = slope(steps, np.stack([few, few[::-1]]))
+    assert np.isfinite(fit_slope(steps, np.stack([few, few]))).all()
+    found = fit_slope(steps, np.stack([few, few[::-1]]))
     assert found.value == 0.0 and math.isnan(found.low) and math.isnan(found.high)
-    assert RESAMPLES == 200
+    assert SLOPE_RESAMPLES == 200
 
 
 @pytest.fixture
@@ -275,18 +277,18 @@ def test_the_ten_lines_of_the_readme_steer_a_rate(net, images):
 
 def test_what_a_run_heard_is_told_to_a_yoked_policy(tmp_path):
     config = gk.RunConfig(
-        experiment="yoke", data=gk.part("digits", train=60), model=gk.part("mlp", widths=(16,)), steps=40,
+        experiment="yoke", data=gk.spec("digits", train=60), model=gk.spec("mlp", widths=(16,)), steps=40,
         batch_size=30, probes={"train": 40, "test": 0, "random": 0}, records=2,
         signal={"every": 4, "points": 20, "directions": 3},
-        policy=gk.part("lc_wsd", min_stable=0.0, patience=1, errors=0.0, range_share=0.2),
+        policy=gk.spec("lc_wsd", min_stable=0.0, patience=1, errors=0.0, range_share=0.2),
     )  # fmt: skip
     donor = gk.train(config, runs=tmp_path, device="cpu")
-    news = gk.heard(donor)
+    news = gk.signal_history(donor)
     assert [step for step, _ in news] == [1, *range(4, 41, 4)]
     assert news[3][1]["log_density"] == donor.metrics.query("metric == 'log_density' and step == 12").value.item()
-    yoked = config.replace(seed=1, policy=gk.part("yoked", policy=config.policy, news=news), signal={})
+    yoked = config.replace(seed=1, policy=gk.spec("yoked", policy=config.policy, news=news), signal={})
     assert gk.RunConfig.from_toml(yoked.to_toml()).run_name == yoked.run_name
-    assert _same(gk.heard(donor.path), news)
+    assert _same(gk.signal_history(donor.path), news)
     twin = gk.train(yoked, runs=tmp_path, device="cpu")
     rates = [run.metrics.query("metric == 'learning_rate'").value.tolist() for run in (donor, twin)]
     assert rates[0] == rates[1]
@@ -371,8 +373,8 @@ def test_such_a_run_leaves_no_folder(tmp_path):
 
 
 LONELY = gk.RunConfig(
-    experiment="lonely", data=gk.part("digits", train=60), model=gk.part("mlp", widths=(16,)), steps=10, batch_size=30,
-    policy=gk.part("lc_hold"),
+    experiment="lonely", data=gk.spec("digits", train=60), model=gk.spec("mlp", widths=(16,)), steps=10, batch_size=30,
+    policy=gk.spec("lc_hold"),
 )  # fmt: skip
 
 
@@ -383,7 +385,7 @@ def test_a_recorder_tells_the_reading_of_step_0_once(tmp_path):
     asked = {"probes": probes, "measures": ("accuracy",), "schedule": [0, 3], "signal": {"every": 2, "points": 20}}
     with gk.record(tmp_path / "a", net, **asked) as recorder:
         told = [recorder.step(step) for step in range(1, 4)]
-    news = gk.heard(tmp_path / "a")
+    news = gk.signal_history(tmp_path / "a")
     levels = [each["log_density"] for each in told[:2]]
     assert levels == [each["log_density"] for _, each in news] and told[2] is None
     assert [step for step, _ in news] == [1, 2]

@@ -52,10 +52,10 @@ def all_bits(state):
 
 def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
     state = tensors()
-    snapshot.write(tmp_path / "a.h5", 12, state)
-    back = snapshot.read(tmp_path / "a.h5")
+    snapshot.write_snapshot(tmp_path / "a.h5", 12, state)
+    back = snapshot.read_snapshot(tmp_path / "a.h5")
     assert list(back) == list(state)
-    assert all_bits(back) == all_bits(state) == all_bits(snapshot.read(tmp_path / "a.h5", verify=False))
+    assert all_bits(back) == all_bits(state) == all_bits(snapshot.read_snapshot(tmp_path / "a.h5", verify=False))
     assert all(tensor.is_contiguous() and not tensor.requires_grad for tensor in back.values())
 
 
@@ -70,35 +70,35 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
 )
 def test_a_tensor_that_cannot_be_kept_is_named_and_nothing_is_written(tmp_path, tensor, form):
     with pytest.raises(UsageError, match=f"^'mask' cannot be kept: {form}"):
-        snapshot.write(tmp_path / "a.h5", 0, {"weight": torch.ones(2), "mask": tensor})
+        snapshot.write_snapshot(tmp_path / "a.h5", 0, {"weight": torch.ones(2), "mask": tensor})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_partial_read_gives_the_same_tensors_in_the_wanted_order(tmp_path):
     state = tensors()
-    snapshot.write(tmp_path / "a.h5", 12, state)
+    snapshot.write_snapshot(tmp_path / "a.h5", 12, state)
     for name in state:
-        assert all_bits(snapshot.read(tmp_path / "a.h5", [name])) == {name: bits(state[name])}
-    some = snapshot.read(tmp_path / "a.h5", (name for name in ("special", "bool")))
+        assert all_bits(snapshot.read_snapshot(tmp_path / "a.h5", [name])) == {name: bits(state[name])}
+    some = snapshot.read_snapshot(tmp_path / "a.h5", (name for name in ("special", "bool")))
     assert list(some) == ["special", "bool"] and all_bits(some) == {n: bits(state[n]) for n in some}
-    assert snapshot.read(tmp_path / "a.h5", []) == {}
+    assert snapshot.read_snapshot(tmp_path / "a.h5", []) == {}
 
 
 def test_tensors_that_come_back_can_be_written_to_without_harm(tmp_path):
-    snapshot.write(tmp_path / "a.h5", 0, {"x": torch.zeros(3)})
+    snapshot.write_snapshot(tmp_path / "a.h5", 0, {"x": torch.zeros(3)})
     for verify in (True, False):
-        snapshot.read(tmp_path / "a.h5", verify=verify)["x"].add_(1)
-        assert snapshot.read(tmp_path / "a.h5")["x"].tolist() == [0, 0, 0]
+        snapshot.read_snapshot(tmp_path / "a.h5", verify=verify)["x"].add_(1)
+        assert snapshot.read_snapshot(tmp_path / "a.h5")["x"].tolist() == [0, 0, 0]
 
 
 def test_an_empty_state_is_a_snapshot(tmp_path):
-    snapshot.write(tmp_path / "a.h5", 0, {})
-    assert snapshot.read(tmp_path / "a.h5") == {}
+    snapshot.write_snapshot(tmp_path / "a.h5", 0, {})
+    assert snapshot.read_snapshot(tmp_path / "a.h5") == {}
 
 
 def test_plain_h5py_finds_every_tensor_through_the_layout(tmp_path):
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0]).bfloat16(), "c": torch.tensor(3.0)}
-    snapshot.write(tmp_path / "a.h5", 12, state)
+    snapshot.write_snapshot(tmp_path / "a.h5", 12, state)
     with h5py.File(tmp_path / "a.h5", "r") as file:
         meta = json.loads(file["meta"][()].tobytes())
         assert meta == {"step": 12} and sorted(file["data"]) == ["crc", "f4", "i2", "layout"]
@@ -118,31 +118,31 @@ def test_plain_h5py_finds_every_tensor_through_the_layout(tmp_path):
 
 def test_the_same_state_again_is_fine_and_another_is_refused(tmp_path):
     path = tmp_path / "a.h5"
-    digest = snapshot.write(path, 3, {"x": torch.zeros(3)})
+    digest = snapshot.write_snapshot(path, 3, {"x": torch.zeros(3)})
     raw = path.read_bytes()
-    assert snapshot.write(path, 3, {"x": torch.zeros(3)}) == digest
+    assert snapshot.write_snapshot(path, 3, {"x": torch.zeros(3)}) == digest
     for step, state in ((3, {"x": -torch.zeros(3)}), (4, {"x": torch.zeros(3)}), (3, {"y": torch.zeros(3)})):
         with pytest.raises(TrajectoryError, match="other content"):
-            snapshot.write(path, step, state)
+            snapshot.write_snapshot(path, step, state)
     assert path.read_bytes() == raw
 
 
 def test_a_snapshot_holds_a_state_or_another_one(tmp_path):
     path, state = tmp_path / "a.h5", tensors()
-    snapshot.write(path, 3, state)
-    assert snapshot.holds(path, tensors())
+    snapshot.write_snapshot(path, 3, state)
+    assert snapshot.has_state(path, tensors())
     for name, other in (
         ("special", state["special"].neg()), ("strided", state["strided"].double()), ("scalar", torch.tensor([7])),
         ("new", torch.zeros(1)),
     ):  # fmt: skip
-        assert not snapshot.holds(path, {**state, name: other}), name
-    assert not snapshot.holds(path, {name: state[name] for name in list(state)[1:]})
+        assert not snapshot.has_state(path, {**state, name: other}), name
+    assert not snapshot.has_state(path, {name: state[name] for name in list(state)[1:]})
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(tmp_path):
-    snapshot.write(tmp_path / "a.h5", 3, {"fc.weight": torch.zeros(3)})
+    snapshot.write_snapshot(tmp_path / "a.h5", 3, {"fc.weight": torch.zeros(3)})
     with pytest.raises(TrajectoryError, match=r"no tensor 'fc.wieght'\. Did you mean 'fc.weight'\?"):
-        snapshot.read(tmp_path / "a.h5", ["fc.wieght"])
+        snapshot.read_snapshot(tmp_path / "a.h5", ["fc.wieght"])
 
 
 def layered():
@@ -158,7 +158,7 @@ def layered():
 def harmless(path, names, wanted):
     """Whether the file can be read; the data must then be right."""
     try:
-        found = snapshot.read(path, names)
+        found = snapshot.read_snapshot(path, names)
     except TrajectoryError:
         return False
     assert all_bits(found) == wanted
@@ -167,7 +167,7 @@ def harmless(path, names, wanted):
 
 def test_damage_is_an_error_or_harmless_but_never_wrong_tensors(tmp_path):
     path, state, rng = tmp_path / "a.h5", layered(), np.random.default_rng(2)
-    snapshot.write(path, 3, state)
+    snapshot.write_snapshot(path, 3, state)
     raw, wanted = path.read_bytes(), all_bits(state)
     survived = 0
     for trial in range(150):
@@ -188,7 +188,7 @@ def test_damage_is_an_error_or_harmless_but_never_wrong_tensors(tmp_path):
 
 def test_no_flipped_bit_of_the_layout_gives_another_tensor_under_a_name(tmp_path):
     path, state, rng = tmp_path / "a.h5", layered(), np.random.default_rng(3)
-    snapshot.write(path, 3, state)
+    snapshot.write_snapshot(path, 3, state)
     raw, wanted = path.read_bytes(), all_bits(state)
     places = [at for name in state for at in [raw.index(f'"{name}"'.encode()) + len('"layers.')]]
     start, end = raw.index(b'{"array"'), raw.rindex(b"]]}")
@@ -209,12 +209,12 @@ import torch
 from grokkit.trajectory import resume, snapshot
 
 def write_for_ever(folder, step, said):
-    slots = resume.Slots(folder / "resume")
+    slots = resume.ResumeStore(folder / "resume")
     while True:
         step += 1
         state = {"weight": torch.full((40_000,), float(step)), "count": torch.tensor(step)}
-        snapshot.write(folder / "snapshots" / f"{step:012d}.h5", step, state)
-        slots.save(resume.hold(step, {"state": state, "step": step}, snapshot.Staging()))
+        snapshot.write_snapshot(folder / "snapshots" / f"{step:012d}.h5", step, state)
+        slots.save(resume.stage(step, {"state": state, "step": step}, snapshot.Staging()))
         os.write(said, b"%d " % step)
 
 generator = random.Random(5)
@@ -242,9 +242,9 @@ def test_a_killed_writer_leaves_whole_files_and_everything_it_acknowledged(tmp_p
         files = list((run / "snapshots").glob("[0-9]*.h5"))
         assert {int(path.stem) for path in files} >= set(range(1, acknowledged + 1))
         for path in files:
-            state = snapshot.read(path)
+            state = snapshot.read_snapshot(path)
             assert state["weight"].eq(int(path.stem)).all() and state["count"] == int(path.stem)
-        step, state = resume.Slots(run / "resume").load()
+        step, state = resume.ResumeStore(run / "resume").load()
         assert step >= acknowledged and state["step"] == step and state["state"]["weight"].eq(step).all()
 
 
@@ -256,7 +256,11 @@ def test_files_of_every_version_are_read(version):
         "weight": torch.arange(6.0).reshape(2, 3), "half": torch.tensor([1.5, -2.0]).bfloat16(),
         "count": torch.tensor(7), "mask": torch.tensor([True, False]),
     }  # fmt: skip
-    assert all_bits(snapshot.read(path)) == all_bits(snapshot.read(path, verify=False)) == all_bits(state)
-    assert all_bits(snapshot.read(path, ["half"])) == {"half": bits(state["half"])}
+    assert (
+        all_bits(snapshot.read_snapshot(path))
+        == all_bits(snapshot.read_snapshot(path, verify=False))
+        == all_bits(state)
+    )
+    assert all_bits(snapshot.read_snapshot(path, ["half"])) == {"half": bits(state["half"])}
     with h5py.File(path) as file:
         assert file.attrs["version"] == version and file["data/f4"][()].tolist() == [0, 1, 2, 3, 4, 5]

@@ -9,8 +9,8 @@ from torch import nn
 
 import tests.test_tangent_lc as bodies
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame, passes
-from grokkit.spline.max_projection import kappa
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity, passes
+from grokkit.spline.max_projection import expected_max_projection
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.slow_lc import preactivations_of, tangents
 
@@ -26,7 +26,7 @@ def _draw(*shape, seed=1):
 
 def test_critical_radii_are_order_statistics_of_the_slow_twin() -> None:
     net, images = randomised(ResidualNet()), _draw(3, 2, 12, 12)
-    frame = orthonormal_frame(4, 288, 5)
+    frame = draw_orthonormal_frame(4, 288, 5)
     levels = (0.001, 0.25, 0.5, 1.0)
     found = complexity_spectrum(net, images, [0.1], 4, seed=5, quantiles=levels)
     for point, x in enumerate(images):
@@ -77,13 +77,15 @@ def test_levels_out_of_range_are_refused(levels) -> None:
 
 def test_kappa_in_closed_form_and_by_simulation() -> None:
     """Case 23."""
-    assert kappa(1, 2) == pytest.approx(2 / math.pi)
-    assert kappa(1, 3) == pytest.approx(1 / 2)
-    assert kappa(2, 2) == pytest.approx(2 * math.sqrt(2) / math.pi)
+    assert expected_max_projection(1, 2) == pytest.approx(2 / math.pi)
+    assert expected_max_projection(1, 3) == pytest.approx(1 / 2)
+    assert expected_max_projection(2, 2) == pytest.approx(2 * math.sqrt(2) / math.pi)
     for directions, size in [(5, 12), (20, 784)]:
-        frame = orthonormal_frame(directions, size, 3)
+        frame = draw_orthonormal_frame(directions, size, 3)
         normals = F.normalize(_draw(20_000, size), dim=1)
-        assert (normals @ frame.T).abs().amax(1).mean() == pytest.approx(kappa(directions, size), rel=0.01)
+        assert (normals @ frame.T).abs().amax(1).mean() == pytest.approx(
+            expected_max_projection(directions, size), rel=0.01
+        )
 
 
 @pytest.mark.parametrize("frames", ["shared", "per_point"])

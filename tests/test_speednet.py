@@ -7,25 +7,25 @@ from torch import nn
 
 import grokkit as gk
 from grokkit import models
-from grokkit.config.run_config import part
-from grokkit.data.resident import pixels
+from grokkit.config.run_config import spec
+from grokkit.data.resident import to_pixels
 from grokkit.errors import Interrupted
 from grokkit.models.speednet import RIDGE, ShiftNorm, identity_conv
-from grokkit.recipes import shipped
+from grokkit.recipes import load_shipped
 from grokkit.seeding import seeded, stream
-from grokkit.training.build import build_data, build_model, facts_of
-from grokkit.training.trainer import build
+from grokkit.training.build import build_data, build_model, dataset_metadata
+from grokkit.training.trainer import build_trainer
 from tests.runs import PressesCtrlC, contents
 
-RECIPE = shipped("cifar10_speed").variants["speednet"]()
+RECIPE = load_shipped("cifar10_speed").variants["speednet"]()
 
 
 def small(batch_size: int = 100, steps: int = 60) -> gk.RunConfig:
     """The recipe at width 8 on digits; a rate for the mean loss goes with the batch, the head's also with the width."""
     return RECIPE.replace(
-        data=part("digits", size=32, train=600, test=400),
-        model=part("speednet", width=8),
-        optimizer=part(
+        data=spec("digits", size=32, train=600, test=400),
+        model=spec("speednet", width=8),
+        optimizer=spec(
             "muon", lr=0.24, vector_lr=0.053 * batch_size, matrix_lr=0.67 * batch_size / 8,
             weight_decay=2e-6 * batch_size,
         ),
@@ -132,15 +132,15 @@ def test_the_net_has_the_sources_size() -> None:
 def test_the_net_is_fitted_once_to_normalised_training_images_of_a_stream_of_its_own() -> None:
     config = small().replace(seed=3)
     dataset = build_data(config)
-    model = build_model(config, facts_of(dataset), dataset)
+    model = build_model(config, dataset_metadata(dataset), dataset)
     rng = np.random.default_rng(stream(3, "init", "images"))
-    shown = pixels(dataset.x_train[rng.permutation(600)])
-    twin = build_model(config, facts_of(dataset))
+    shown = to_pixels(dataset.x_train[rng.permutation(600)])
+    twin = build_model(config, dataset_metadata(dataset))
     assert not torch.equal(twin.net.whiten.weight, model.net.whiten.weight)
     twin.net.initialise_from((shown - model.normalise.mean) / model.normalise.std)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, twin.state_dict()[name])
-    again = build(config, torch.device("cpu")).model
+    again = build_trainer(config, torch.device("cpu")).model
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -150,7 +150,7 @@ def test_only_so_many_images_are_shown(monkeypatch) -> None:
     monkeypatch.setattr("grokkit.models.speednet.SpeedNet.initialise_from", lambda self, images: seen.append(images))
     config = small()
     dataset = build_data(config)
-    build_model(config, facts_of(dataset), dataset)
+    build_model(config, dataset_metadata(dataset), dataset)
     assert [tuple(images.shape) for images in seen] == [(7, 3, 32, 32)] and seen[0].dtype == torch.float32
 
 
@@ -168,8 +168,8 @@ def test_it_learns_digits_in_sixty_steps(tmp_path) -> None:
 
 def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit_and_replay_reads_the_whitening(tmp_path) -> None:
     config = small(batch_size=50, steps=10).replace(
-        data=part("digits", size=32, train=120, test=60), probes={"train": 8, "test": 8},
-        measures=(part("accuracy"), part("local_complexity", radii=(0.05,), directions=4, points=4)),
+        data=spec("digits", size=32, train=120, test=60), probes={"train": 8, "test": 8},
+        measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,), directions=4, points=4)),
     )  # fmt: skip
     straight = gk.train(config, runs=tmp_path / "a", device="cpu")
     with pytest.raises(Interrupted):
@@ -194,7 +194,7 @@ def test_other_nets_use_nothing_of_it() -> None:
 @pytest.mark.slow
 def test_real_images_are_told_apart_after_forty_steps(real_cifar, tmp_path) -> None:
     np.savez(tmp_path / "six.npz", **real_cifar)
-    config = small(batch_size=500, steps=40).replace(data=part(str(tmp_path / "six.npz")), measures=(), records=1)
+    config = small(batch_size=500, steps=40).replace(data=spec(str(tmp_path / "six.npz")), measures=(), records=1)
     run = gk.train(config, runs=tmp_path, device="cpu")
     accuracy = run.metrics.query("split == 'test_set' and metric == 'accuracy' and step == 40").value.item()
     assert accuracy > 0.4, "chance is 0.1"

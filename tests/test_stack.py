@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from grokkit import models
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.device.precision import Autocast
 from grokkit.ensemble.stack import Stack, StackedUpdate
-from grokkit.measures.loss import loss_function
+from grokkit.measures.loss import get_loss
 from grokkit.models.classifier import Classifier, Normalise, scale_init
 from grokkit.optim.build import build_optimizer
 from grokkit.training.build import clip_gradients
@@ -62,11 +62,11 @@ def batches(step: int, size: int = 20) -> tuple[Tensor, Tensor]:
 
 
 def loss_of(name: str, smoothing: float = 0.0):
-    return lambda logits, labels: loss_function(name)(logits, labels, smoothing)
+    return lambda logits, labels: get_loss(name)(logits, labels, smoothing)
 
 
 def close(ours: Tensor, theirs: Tensor, size: float = 1.0) -> None:
-    """Equal within 1e-5 of the largest entry, or of `size` where all are smaller."""
+    """Equal within 1e-5 of the largest entry, or of `format_size` where all are smaller."""
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-5 * max(size, float(theirs.abs().max()))
 
@@ -132,7 +132,7 @@ def test_the_nets_are_views_of_the_stack() -> None:
     assert stack.models[3].norm.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("clip", [None, part("value", limit=0.01), part("norm", limit=0.1)])
+@pytest.mark.parametrize("clip", [None, spec("value", limit=0.01), spec("norm", limit=0.1)])
 def test_gradients_are_clipped_net_by_net(clip) -> None:
     alone = nets("own")
     scale_init(alone[1], 0.1)  # its norm is to lie below the limit, so that it shows whether norms are mixed
@@ -151,11 +151,11 @@ def test_gradients_are_clipped_net_by_net(clip) -> None:
 
 
 OPTIMIZERS = {
-    "sgd": part("sgd", lr=0.05),
-    "momentum": part("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
-    "adam": part("adam", lr=0.01, betas=(0.9, 0.99), amsgrad=True),
-    "adamw": part("adamw", lr=0.01, weight_decay=0.3),
-    "slow": part("adamw", lr=0.01, fused=False),
+    "sgd": spec("sgd", lr=0.05),
+    "momentum": spec("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=1e-3),
+    "adam": spec("adam", lr=0.01, betas=(0.9, 0.99), amsgrad=True),
+    "adamw": spec("adamw", lr=0.01, weight_decay=0.3),
+    "slow": spec("adamw", lr=0.01, fused=False),
 }
 
 
@@ -194,7 +194,7 @@ def test_updates_and_their_state_are_those_of_each_net_alone(name: str, parts_at
 
 
 def test_a_net_that_is_lost_leaves_the_others_alone() -> None:
-    chosen, loss = part("adamw", lr=0.01), loss_of("mse")
+    chosen, loss = spec("adamw", lr=0.01), loss_of("mse")
     stacks = [Stack(nets("own"), loss) for _ in range(2)]
     updates = [
         StackedUpdate(stack, chosen, [build_optimizer(chosen, net.parameters()) for net in stack.models])
@@ -205,7 +205,7 @@ def test_a_net_that_is_lost_leaves_the_others_alone() -> None:
     for step in range(1, 4):
         for stack, update in zip(stacks, updates, strict=True):
             losses, _ = stack.backward(*batches(step))
-            stack.clip(part("norm", limit=0.1))
+            stack.clip(spec("norm", limit=0.1))
             update.step([1.0] * NETS, range(NETS))
     assert losses.isfinite().tolist() == [True, False, True, True]
     for place in (0, 2, 3):

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam, AdamW, lr_scheduler
 import grokkit as gk
 from grokkit.errors import UsageError
 from grokkit.optim.muon import Muon
-from grokkit.recording.state import full_state, load_state
+from grokkit.recording.state import collect_state, load_state
 from grokkit.seeding import preserved_rng
 from tests.runs import SMALL
 
@@ -58,7 +58,7 @@ def same(one, other) -> bool:
 
 def refused(saved, given, match: str) -> None:
     """The state of `saved` is refused by `given`, each a model, an optimizer and parts, and changes nothing."""
-    state, before = full_state(*saved), everything(*given)
+    state, before = collect_state(*saved), everything(*given)
     with preserved_rng():
         torch.rand(3)
         before[-1] = torch.get_rng_state()
@@ -86,13 +86,13 @@ def test_the_state_of_another_optimizer_is_refused(saved, given, told) -> None:
 
 
 def test_how_an_update_is_computed_is_no_difference() -> None:
-    state = full_state(*made(Adam, foreach=True))
+    state = collect_state(*made(Adam, foreach=True))
     model, optimizer, _ = made(Adam, fused=True)
     load_state(state, model, optimizer, {})
     trained(model, optimizer)
     given = made(SGD)
     named = SGD(given[0].named_parameters(), lr=0.1)
-    load_state(full_state(*given), given[0], named, {})
+    load_state(collect_state(*given), given[0], named, {})
 
 
 def of_groups(model, *groups, **options):
@@ -141,7 +141,7 @@ def test_parameters_that_are_not_the_models_are_known_by_place_and_shape() -> No
         optimizer = Adam([nn.Parameter(torch.ones(shape)) for shape in shapes])
         return model, optimizer, {}
 
-    load_state(full_state(*with_own(2, 3)), *with_own(2, 3))
+    load_state(collect_state(*with_own(2, 3)), *with_own(2, 3))
     refused(with_own(2, 3), with_own(3, 2), r"one that is not the model's \(#0\) \[2\] in it and .*#0\) \[3\]")
     model = Net()
     refused(with_own((3, 3)), (model, Adam([model.one.weight]), {}), "not the model's .* and 'one.weight'")
@@ -154,7 +154,7 @@ def test_the_same_shapes_under_other_names_are_another_model() -> None:
 def test_tied_parameters_are_told_from_two_of_the_same_shape() -> None:
     refused((Net(tied=True), None, {}), (Net(), None, {}), r"tied parameters are \[\['one.weight', 'two.weight'\]\]")
     refused(made(SGD), made(SGD, Net(tied=True)), "other numbers of parameters|tied")
-    load_state(full_state(*made(SGD, Net(tied=True))), *made(SGD, Net(tied=True)))
+    load_state(collect_state(*made(SGD, Net(tied=True))), *made(SGD, Net(tied=True)))
 
 
 def test_a_group_with_more_hyper_parameters_is_refused() -> None:
@@ -172,7 +172,7 @@ def test_buffers_and_dtypes_belong_to_the_model() -> None:
 
     refused(with_buffer(Net(), torch.ones(2)), with_buffer(Net(), torch.ones(3)), r"'mean' is \[2\] in it")
     refused(with_buffer(Net(), torch.ones(2)), (Net(), None, {}), "'mean' is .* not there in this one")
-    load_state(full_state(Net(), None, {}), *with_buffer(Net(), torch.ones(2), persistent=False))
+    load_state(collect_state(Net(), None, {}), *with_buffer(Net(), torch.ones(2), persistent=False))
     refused((Net(), None, {}), (Net().double(), None, {}), r"'one.bias' is \[3\] float32 in it and \[3\] float64 in")
     refused((Net(), None, {}), (Net().bfloat16(), None, {}), "bfloat16 in this one")
 
@@ -223,7 +223,7 @@ def test_a_policy_refuses_another_budget_before_anything_is_loaded() -> None:
 
 def test_a_part_that_fails_while_it_loads_leaves_model_optimizer_and_randomness_alone() -> None:
     model, optimizer, _ = made(Adam)
-    state = full_state(model, optimizer, {"part": Counter(3)})
+    state = collect_state(model, optimizer, {"part": Counter(3)})
     given = (*made(Adam)[:2], {"part": Counter(4)})
     with preserved_rng():
         torch.rand(3)
@@ -255,9 +255,9 @@ def test_values_that_were_edited_are_told(kind, then, now, told, scheduled) -> N
         for _ in range(4):
             optimizer.step()
             saved.step()
-        state, parts = full_state(model, optimizer, {"policy": saved}), {"policy": new}
+        state, parts = collect_state(model, optimizer, {"policy": saved}), {"policy": new}
     else:
-        state, parts = full_state(model, optimizer, {}), {}
+        state, parts = collect_state(model, optimizer, {}), {}
     with pytest.warns(UserWarning, match=told) as seen:
         load_state(state, *given[:2], parts)
     assert len(seen) == 1 and "set it in `param_groups` after" in str(seen[0].message)
@@ -291,7 +291,7 @@ def test_what_schedulers_move_is_no_difference(scheduler, fixed, tensors) -> Non
     for _ in range(7):
         trained(model, optimizer, updates=1)
         parts["clock"].step()
-    state, again = copy.deepcopy(full_state(model, optimizer, parts)), built()
+    state, again = copy.deepcopy(collect_state(model, optimizer, parts)), built()
     load_state(state, *again)
     for each in (optimizer, again[1]):
         trained(model if each is optimizer else again[0], each, updates=1)
@@ -304,7 +304,7 @@ def test_a_rate_that_a_loop_moves_by_hand_is_no_difference() -> None:
     model, optimizer, _ = made(SGD)
     optimizer.param_groups[0]["lr"] = 0.003
     given = made(SGD)
-    load_state(full_state(model, optimizer, {}), *given)
+    load_state(collect_state(model, optimizer, {}), *given)
     assert given[1].param_groups[0]["lr"] == 0.003
 
 
@@ -313,7 +313,7 @@ def test_a_rate_that_a_loop_moves_by_hand_is_no_difference() -> None:
 def test_a_run_of_train_that_is_resumed_warns_of_nothing(tmp_path, policy, optimizer) -> None:
     from tests.test_training import PressesCtrlC
 
-    config = SMALL.replace(policy=gk.part(policy), optimizer=gk.part(optimizer), measures=(), attributions=())
+    config = SMALL.replace(policy=gk.spec(policy), optimizer=gk.spec(optimizer), measures=(), attributions=())
     with pytest.raises(gk.errors.Interrupted):
         gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(5))
     with warnings.catch_warnings():
@@ -323,7 +323,7 @@ def test_a_run_of_train_that_is_resumed_warns_of_nothing(tmp_path, policy, optim
 
 def test_a_slot_of_an_older_version_is_compared_as_before() -> None:
     model, optimizer, _ = made(SGD, momentum=0.9)
-    state = {key: value for key, value in full_state(model, optimizer, {}).items() if key != "identity"}
+    state = {key: value for key, value in collect_state(model, optimizer, {}).items() if key != "identity"}
     given = made(SGD, momentum=0.5)
     load_state(state, *given)
     assert given[1].param_groups[0]["momentum"] == 0.9
@@ -349,7 +349,7 @@ def test_a_policy_that_is_restored_without_its_optimizer_is_told(chained) -> Non
         return {"policy": lr_scheduler.ChainedScheduler([policy]) if chained else policy}
 
     model, _, policy = decayed()
-    state = full_state(model, None, held(policy))
+    state = collect_state(model, None, held(policy))
     model, optimizer, _ = made(SGD)
     fresh = gk.PolicyLR(optimizer, "cosine", 20)
     with pytest.warns(UserWarning, match="the optimizer has 0.1, as it was built: load the optimizer's state too"):
@@ -362,7 +362,7 @@ def test_a_policy_that_is_restored_without_its_optimizer_is_told(chained) -> Non
 
 def test_a_policy_of_another_optimizer_than_the_restored_one_is_told() -> None:
     model, optimizer, policy = decayed()
-    state = full_state(model, optimizer, {"policy": policy})
+    state = collect_state(model, optimizer, {"policy": policy})
     model, optimizer, _ = made(SGD)
     other = SGD(model.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="PolicyLR goes on where the rate was 0.01"):
@@ -371,7 +371,7 @@ def test_a_policy_of_another_optimizer_than_the_restored_one_is_told() -> None:
 
 def test_a_policy_whose_optimizer_is_a_part_is_not_told_of() -> None:
     model, optimizer, policy = decayed()
-    state = full_state(model, None, {"policy": policy, "sgd": optimizer})
+    state = collect_state(model, None, {"policy": policy, "sgd": optimizer})
     model, optimizer, _ = made(SGD)
     fresh = gk.PolicyLR(optimizer, "cosine", 20)
     load_state(state, model, None, {"policy": fresh, "sgd": optimizer})

@@ -97,8 +97,8 @@ class Graphs:
         self.recorded = self.replays = 0
         self._refuses = refuses
         monkeypatch.setattr(step, "_no_graph_because", lambda *_: None)
-        monkeypatch.setattr(step, "_beside", lambda update: update())
-        monkeypatch.setattr(step, "captured", self.captured)
+        monkeypatch.setattr(step, "on_side_stream", lambda update: update())
+        monkeypatch.setattr(step, "capture_graph", self.captured)
 
     def captured(self, update: Callable[[], None]) -> Callable[[], None]:
         optimizer: torch.optim.Optimizer = update.__self__._optimizer
@@ -262,7 +262,7 @@ def test_a_gpus_capability_says_its_precisions(monkeypatch, capability, lower: i
 def test_lower_precision_changes_nothing_that_is_measured(monkeypatch, tmp_path) -> None:
     """At step 0 the weights are the same, so the readings are; later on live readings are those of a replay, which
     knows nothing of the training's precision."""
-    config = SMALL.replace(policy=gk.part("constant"), signal={}, precision="bfloat16")
+    config = SMALL.replace(policy=gk.spec("constant"), signal={}, precision="bfloat16")
     with able(monkeypatch, "bfloat16"):
         low = gk.train(config, runs=tmp_path, device="cpu")
     full = gk.train(config.replace(precision="float32"), runs=tmp_path, device="cpu")

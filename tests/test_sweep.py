@@ -18,20 +18,20 @@ from grokkit.cli import main
 from grokkit.errors import DataError, DeviceRefusedError, Interrupted, TrajectoryError, UsageError
 from grokkit.interrupt import StopRequest
 from grokkit.sweep import queue as queue_module
-from grokkit.sweep.cluster import connected
-from grokkit.sweep.local import Local, visible_gpus
-from grokkit.sweep.plan import check, read_plan
-from grokkit.sweep.queue import FRUITLESS, Launcher, Queue
-from grokkit.sweep.run_status import Place, last_words, standings
+from grokkit.sweep.cluster import connect
+from grokkit.sweep.local import Local, list_visible_gpus
+from grokkit.sweep.plan import read_plan, validate_plan
+from grokkit.sweep.queue import MAX_ATTEMPTS_WITHOUT_PROGRESS, Launcher, Queue
+from grokkit.sweep.run_status import SweepFolder, collect_statuses, read_last_line
 from tests.runs import SMALL, contents
 
 STUDY = '''"""Two small arms."""
-from grokkit import RunConfig, part
+from grokkit import RunConfig, spec
 
 def plain() -> RunConfig:
     return RunConfig(
-        experiment="study", variant="plain", data=part("digits", size=8, train=60), model=part("mlp", widths=(4,)),
-        optimizer=part("sgd", lr=0.1, momentum=0.9), batch_size=20, steps=6, records=3,
+        experiment="study", variant="plain", data=spec("digits", size=8, train=60), model=spec("mlp", widths=(4,)),
+        optimizer=spec("sgd", lr=0.1, momentum=0.9), batch_size=20, steps=6, records=3,
         probes={"train": 8, "test": 8, "random": 4},
     )
 
@@ -124,19 +124,19 @@ def test_entries_have_the_keys_at_the_top_unless_they_say_otherwise(folder) -> N
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_named_before_anything_starts(folder, text, sentence) -> None:
     with pytest.raises(UsageError, match=sentence):
-        check(planned(text))
+        validate_plan(planned(text))
 
 
 def test_the_file_in_the_docs_asks_for_what_they_say(folder) -> None:
     page = (Path(__file__).resolve().parents[1] / "docs" / "sweep.md").read_text()
     plan = planned(re.search("```toml\n(.*?)```", page, re.DOTALL)[1])
-    check(plan)
+    validate_plan(plan)
     assert len(plan.of_group("rates")) == 2 * 2 * 3 and plan.runs[12].after == ("rates",) and len(plan.runs) == 13
 
 
 def test_missing_files_are_named(folder, capsys) -> None:
     with pytest.raises(DataError, match=r"there are no data at own\.npz"):
-        check(planned('experiment = "study.py"\ndata = "own.npz"'))
+        validate_plan(planned('experiment = "study.py"\ndata = "own.npz"'))
     assert main(["sweep", "nowhere.toml"]) == 4 and "there is no sweep file nowhere.toml" in capsys.readouterr().err
     Path("torn.toml").write_text("a = ")
     assert main(["sweep", "torn.toml"]) == 4 and "is not TOML" in capsys.readouterr().err
@@ -223,7 +223,7 @@ def impatient(monkeypatch) -> None:
 
 def work(plan, stage, **options):
     said: list[str] = []
-    stands = Queue(plan, Place(Path("runs"), plan.name), stage, say=said.append, **options).work()
+    stands = Queue(plan, SweepFolder(Path("runs"), plan.name), stage, say=said.append, **options).work()
     return {stage.key(run): each for run, each in stands.items()}, said
 
 
@@ -252,7 +252,9 @@ def test_a_failure_passes_by_all_but_what_waits_for_it(folder) -> None:
     assert stands["plain-0"].reason == "code 5" and "waits for pair, and study/plain-s0-" in stands["scaled-0"].reason
     assert "was skipped" in stands["scaled-1"].reason or "failed" in stands["scaled-1"].reason
     assert any(line.startswith("failed") and "code 5" in line for line in said)
-    told = {stage.key(run): each.state for run, each in standings(plan, Place(Path("runs"), "night")).items()}
+    told = {
+        stage.key(run): each.state for run, each in collect_statuses(plan, SweepFolder(Path("runs"), "night")).items()
+    }
     assert told == {key: each.state for key, each in stands.items()}, "the folders alone say the same"
 
 
@@ -265,9 +267,11 @@ def test_a_preempted_run_is_resumed_and_given_up_only_without_progress(folder) -
     assert stands["plain-0"].state == "done"
     assert stage.started[:7] == [("train", "plain-0")] * 2 + [("resume", "plain-0")] * 5
     tries = [verb for verb, key in stage.started if key == "scaled-0"]
-    assert tries == ["train"] + ["resume"] * FRUITLESS, "the first attempt saved two steps, no later one any"
+    assert tries == ["train"] + ["resume"] * MAX_ATTEMPTS_WITHOUT_PROGRESS, (
+        "the first attempt saved two steps, no later one any"
+    )
     assert stands["scaled-0"].state == "failed" and "given up after 3 attempts" in stands["scaled-0"].reason
-    assert sum(line.startswith("preempted") for line in said) == 6 + FRUITLESS
+    assert sum(line.startswith("preempted") for line in said) == 6 + MAX_ATTEMPTS_WITHOUT_PROGRESS
 
 
 def test_the_same_command_passes_by_what_is_done_and_resumes_what_is_not(folder) -> None:
@@ -354,7 +358,7 @@ def test_a_run_that_fails_before_it_has_a_folder_is_told_by_its_last_words(folde
 
     stands, _ = work(plan, Speaking(plan, {"plain-0": [(-1, 4)]}))
     assert stands["plain-0"].state == "failed" and stands["plain-0"].reason == "grokkit train: the data are gone"
-    again = standings(plan, Place(Path("runs"), "night"))[plan.runs[0]]
+    again = collect_statuses(plan, SweepFolder(Path("runs"), "night"))[plan.runs[0]]
     assert (again.state, again.reason) == ("failed", "grokkit train: the data are gone")
 
 
@@ -390,7 +394,7 @@ def test_a_signal_stops_the_processes_first(folder, number, heard) -> None:
     with pytest.raises(Interrupted, match=r"stopped with 2 interrupted, 2 waiting; the same command goes on"):
         work(plan, Ringing(plan, room=2))
     assert signal.getsignal(number) is before
-    states = [each.state for each in standings(plan, Place(Path("runs"), "night")).values()]
+    states = [each.state for each in collect_statuses(plan, SweepFolder(Path("runs"), "night")).values()]
     assert states == ["interrupted", "interrupted", "waiting", "waiting"]
 
 
@@ -510,10 +514,10 @@ def test_a_gpu_stays_taken_while_the_process_of_a_queue_that_died_goes_on(impost
 def test_the_gpus_of_a_sweep_are_those_that_a_run_would_see(monkeypatch) -> None:
     for told, gpus in (("", []), ("-1", []), ("2,3", ["2", "3"]), ("GPU-ab, GPU-cd", ["GPU-ab", "GPU-cd"])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", told)
-        assert visible_gpus() == gpus
+        assert list_visible_gpus() == gpus
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    assert visible_gpus() == ["0", "1", "2"]
+    assert list_visible_gpus() == ["0", "1", "2"]
 
 
 # The command, with real runs
@@ -599,24 +603,24 @@ def ray_with_gpus(impostor):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_ray_gives_each_run_its_share_of_a_gpu(ray_with_gpus, monkeypatch) -> None:
-    with connected(None, None, None) as cluster:
+    with connect(None, None, None) as cluster:
         assert through(cluster, 5, ray_with_gpus / "log")[:5] == [0] * 5
     said = printed(ray_with_gpus / "log")
     assert {line.split()[1] for line in said.splitlines() if line.startswith("saw")} == {"0", "1"}
-    with connected(None, 0.0, None) as cluster:
+    with connect(None, 0.0, None) as cluster:
         assert through(cluster, 1, ray_with_gpus / "none")[:1] == [0]
     assert "saw  " in printed(ray_with_gpus / "none"), "a run without a share sees no GPU"
     refused = pytest.raises(
         DeviceRefusedError, match=r"has 2 GPUs and each run asks for 3; say --gpus-per-run with less"
     )
-    with refused, connected(None, 3.0, None):
+    with refused, connect(None, 3.0, None):
         pass
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_what_ray_stops_or_cannot_start_is_told(ray_with_gpus, monkeypatch) -> None:
-    with connected(None, None, None) as cluster:
+    with connect(None, None, None) as cluster:
         attempt = cluster.start(["long"], ray_with_gpus / "log")
         while "saw" not in (Path("log").read_text() if Path("log").exists() else ""):
             time.sleep(0.05)
@@ -624,7 +628,7 @@ def test_what_ray_stops_or_cannot_start_is_told(ray_with_gpus, monkeypatch) -> N
         assert through_one(attempt) == -signal.SIGTERM
         monkeypatch.setattr("os.getcwd", lambda: "/nowhere")
         assert through_one(cluster.start(["short"], ray_with_gpus / "lost")) == 1
-    assert "/nowhere" in last_words(ray_with_gpus / "lost")
+    assert "/nowhere" in read_last_line(ray_with_gpus / "lost")
 
 
 def through_one(attempt) -> int:
@@ -640,7 +644,7 @@ def test_a_stop_is_still_the_queues_own_beside_ray(monkeypatch) -> None:
     monkeypatch.setattr(ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN))  # it takes its own
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with connected(None, None, "cpu"):
+    with connect(None, None, "cpu"):
         assert signal.getsignal(signal.SIGTERM) is heard
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import grokkit as gk
-from grokkit.sweep.child_process import PARENT, is_written, written
+from grokkit.sweep.child_process import PARENT_VARIABLE, is_log_locked, lock_log
 from grokkit.sweep.local import Local
 from grokkit.sweep.plan import read_plan
-from grokkit.sweep.run_status import Place, standings
+from grokkit.sweep.run_status import SweepFolder, collect_statuses
 from tests.runs import contents
 from tests.test_sweep import (  # noqa: F401  (fixtures)
     Acted,
@@ -58,7 +58,7 @@ time.sleep(60)
 """
 STARTER = f"""
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], env=os.environ | {{{PARENT!r}: str(os.getpid())}})
+child = subprocess.Popen([sys.executable, "-c", {CHILD!r}], env=os.environ | {{{PARENT_VARIABLE!r}: str(os.getpid())}})
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -74,7 +74,9 @@ def test_a_process_ends_with_the_one_that_it_is_told_to_end_with() -> None:
 
 
 def test_a_process_whose_parent_is_gone_already_does_not_begin() -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD], env=os.environ | {PARENT: "1"}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], env=os.environ | {PARENT_VARIABLE: "1"}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
     code = "from grokkit.sweep.child_process import end_with_parent; end_with_parent(); print('here')"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "here\n"
@@ -82,15 +84,15 @@ def test_a_process_whose_parent_is_gone_already_does_not_begin() -> None:
 
 def test_a_log_is_held_by_the_process_that_prints_to_it(tmp_path) -> None:
     log = tmp_path / "log"
-    assert not is_written(log)
-    with written(log) as output:
+    assert not is_log_locked(log)
+    with lock_log(log) as output:
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, stdout=output)
-    assert is_written(log), "though the one that opened it has closed it"
-    with written(log) as output:
+    assert is_log_locked(log), "though the one that opened it has closed it"
+    with lock_log(log) as output:
         assert output is None
     child.communicate()
-    assert not is_written(log)
-    with written(log) as output:
+    assert not is_log_locked(log)
+    with lock_log(log) as output:
         assert output is not None
 
 
@@ -99,9 +101,9 @@ def test_a_log_is_held_by_the_process_that_prints_to_it(tmp_path) -> None:
 
 def hold(run, after: str = "print('at it', flush=True); input()") -> subprocess.Popen:
     """A process that has the run's log, as one whose queue was killed."""
-    log = Place(Path("runs"), "night").log(run)
+    log = SweepFolder(Path("runs"), "night").log(run)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with written(log) as output:
+    with lock_log(log) as output:
         return subprocess.Popen([sys.executable, "-c", after], stdin=subprocess.PIPE, stdout=output, text=True)
 
 
@@ -109,7 +111,7 @@ def hold(run, after: str = "print('at it', flush=True); input()") -> subprocess.
 def test_a_run_that_a_killed_queue_left_alive_is_waited_for_also_before_it_has_a_folder(folder, begun) -> None:  # noqa: F811
     plan = planned('experiment = "study.py:plain"\nseeds = "0-1"\n')
     left = hold(plan.runs[0])
-    assert standings(plan, Place(Path("runs"), "night"))[plan.runs[0]].state == "running"
+    assert collect_statuses(plan, SweepFolder(Path("runs"), "night"))[plan.runs[0]].state == "running"
 
     class Later(Stage):
         def play(self, run, step, code):

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
-from grokkit.spline.passes import run
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
+from grokkit.spline.passes import forward_with_interception
 from grokkit.spline.rules import Dual
 from tests.reference.lc_nets import MLP, ResidualNet, draw, randomised
 from tests.reference.slow_lc import preactivations_of, tangent_count, tangents
@@ -20,7 +20,7 @@ def _carried(net, images, frame):
     seen = {}
     tangent = frame.reshape(-1, 1, *images.shape[1:]).expand(-1, *images.shape)
     with torch.no_grad():
-        run(net, Dual(images.clone(), tangent.clone()), lambda call: seen.update(
+        forward_with_interception(net, Dual(images.clone(), tangent.clone()), lambda call: seen.update(
             {call.layer: (call.z.primal.clone(), call.z.tangent.clone())}
         ))  # fmt: skip
     return seen
@@ -42,7 +42,7 @@ def _assert_carried_equals_jvp(net, images, frame):
 def test_counts_equal_the_slow_twin_to_the_integer(name, radius):
     kind, shape = NETS[name]
     net, images = randomised(kind()), draw(3, *shape)
-    frame = orthonormal_frame(4, images[0].numel(), 5)
+    frame = draw_orthonormal_frame(4, images[0].numel(), 5)
     counts = local_complexity(net, images, radius, 4, "tangent", seed=5).counts
     slow = [tangent_count(preactivations_of(net), x, frame, radius) for x in images]
     assert counts.tolist() == slow
@@ -53,7 +53,7 @@ def test_counts_equal_the_slow_twin_to_the_integer(name, radius):
 def test_values_and_tangents_equal_jvp(name):
     kind, shape = NETS[name]
     net, images = randomised(kind(), 3), draw(3, *shape)
-    _assert_carried_equals_jvp(net, images, orthonormal_frame(5, images[0].numel(), 2))
+    _assert_carried_equals_jvp(net, images, draw_orthonormal_frame(5, images[0].numel(), 2))
 
 
 class _Tapped(nn.Module):
@@ -137,11 +137,11 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_every_kind_of_operation_carries_exact_tangents(name):
     net, images = _Tapped(BODIES[name]), draw(1, 2, 4, 4)
-    _assert_carried_equals_jvp(net, images, orthonormal_frame(3, 32, 0))
+    _assert_carried_equals_jvp(net, images, draw_orthonormal_frame(3, 32, 0))
 
 
 def test_detaching_does_not_flatten_the_function():
-    images, frame = draw(1, 2, 4, 4), orthonormal_frame(3, 32, 0)
+    images, frame = draw(1, 2, 4, 4), draw_orthonormal_frame(3, 32, 0)
     (whole,) = _carried(_Tapped(lambda x: x * x), images, frame).values()
     (cut,) = _carried(_Tapped(lambda x: x.detach() * x.data), images, frame).values()
     assert torch.allclose(whole[1], cut[1], rtol=0, atol=1e-12)

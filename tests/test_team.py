@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.config.run_config import RunConfig, part
-from grokkit.training.ranks import Team
+from grokkit.config.run_config import RunConfig, spec
+from grokkit.training.ranks import Ranks
 from tests.runs import SMALL, contents
 
 CONFIG = SMALL.replace(
-    data=part("digits", size=8, train=110, test=40), batch_size=50, steps=40, records=4, augment=("crop1", "flip"),
-    optimizer=part("sgd", lr=0.05, momentum=0.9), measures=(part("accuracy"), part("local_complexity", radii=(0.05,))),
-    attributions=(part("saliency", images=2),), policy=part("lc_wsd"),
+    data=spec("digits", size=8, train=110, test=40), batch_size=50, steps=40, records=4, augment=("crop1", "flip"),
+    optimizer=spec("sgd", lr=0.05, momentum=0.9), measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,))),
+    attributions=(spec("saliency", images=2),), policy=spec("lc_wsd"),
 )  # fmt: skip
 """The last batch of an epoch has 10 images."""
 
@@ -30,12 +30,12 @@ import grokkit as gk
 from pathlib import Path
 from grokkit.errors import GrokkitError
 from grokkit.config.run_config import RunConfig
-from grokkit.callbacks.base import Silent
-from grokkit.training.ranks import is_first
+from grokkit.callbacks.base import BaseCallback
+from grokkit.training.ranks import is_rank_zero
 
-class Slow(Silent):
+class Slow(BaseCallback):
     def report(self, step, values):
-        if is_first():
+        if is_rank_zero():
             print("step", step, flush=True)
         import time; time.sleep(float(sys.argv[3]))
 
@@ -99,7 +99,7 @@ def test_two_processes_train_the_weights_of_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on_to_the_same_bits(tmp_path: Path) -> None:
-    config = CONFIG.replace(steps=200, model=part("mlp", widths=(12, 12)))
+    config = CONFIG.replace(steps=200, model=spec("mlp", widths=(12, 12)))
     ended(torchrun(tmp_path / "straight", config))
     process = torchrun(tmp_path / "parts", config, "0.02")
     for line in process.stdout:
@@ -124,7 +124,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_batch_with_fewer_images_than_processes_is_refused(tmp_path: Path) -> None:
-    process = torchrun(tmp_path / "small", CONFIG.replace(data=part("digits", size=8, train=101, test=40)))
+    process = torchrun(tmp_path / "small", CONFIG.replace(data=spec("digits", size=8, train=101, test=40)))
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "the last batch of an epoch has 1 images, fewer than the 2 processes" in errors
@@ -132,7 +132,7 @@ def test_a_batch_with_fewer_images_than_processes_is_refused(tmp_path: Path) -> 
 
 
 def test_a_process_alone_is_its_own_team() -> None:
-    team, model = Team(), nn.Linear(2, 2)
+    team, model = Ranks(), nn.Linear(2, 2)
     x, y = torch.rand(5, 2), torch.arange(5)
     assert team.part(x, y) == (x, y) and team.module(model) is model
     assert team.told(lambda: 3, due=False) == 3 and team.agreed(7, True, False) == (True, False) and team.parts() == {}

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from grokkit import figures
-from grokkit.analysis.bottleneck import bound_of, fixed_seconds, verdicts
+from grokkit.analysis.bottleneck import classify_bottleneck, find_bottlenecks, fit_fixed_seconds
 from grokkit.cli import main
-from grokkit.device.select import described
+from grokkit.device.select import describe_device
 from grokkit.diagnostics import throughput
 from grokkit.errors import DataError, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 
-CPU = described(torch.device("cpu"))
+CPU = describe_device(torch.device("cpu"))
 made_up = runpy.run_path(str(Path(__file__).parent / "test_figures.py"))["speed_rows"]
 
 
@@ -31,13 +31,13 @@ made_up = runpy.run_path(str(Path(__file__).parent / "test_figures.py"))["speed_
     ],
 )  # fmt: skip
 def test_what_binds_a_loop(loop: float, made: float, step: float, fixed: float, bound: str) -> None:
-    assert bound_of(loop, made, step, fixed) == bound
+    assert classify_bottleneck(loop, made, step, fixed) == bound
 
 
 def test_what_a_step_takes_without_images_is_on_the_line_through_two() -> None:
-    assert fixed_seconds(0.010 + 2 * 0.001, 2, 0.010 + 32 * 0.001, 32) == pytest.approx(0.010)
-    assert fixed_seconds(0.001, 2, 0.100, 32) == 0.0, "never below nothing"
-    assert fixed_seconds(0.5, 2, 0.4, 32) == 0.4, "never above the step"
+    assert fit_fixed_seconds(0.010 + 2 * 0.001, 2, 0.010 + 32 * 0.001, 32) == pytest.approx(0.010)
+    assert fit_fixed_seconds(0.001, 2, 0.100, 32) == 0.0, "never below nothing"
+    assert fit_fixed_seconds(0.5, 2, 0.4, 32) == 0.4, "never above the step"
 
 
 def table() -> pd.DataFrame:
@@ -46,7 +46,7 @@ def table() -> pd.DataFrame:
 
 
 def test_verdicts_follow_from_the_speeds() -> None:
-    found = {(each.source, each.batch_size): each for each in verdicts(table())}
+    found = {(each.source, each.batch_size): each for each in find_bottlenecks(table())}
     assert {key: each.bound for key, each in found.items()} == {
         ("resident", 16): "host", ("resident", 64): "host", ("resident", 256): "arithmetic",
         ("resident", 1024): "arithmetic", ("DataLoader", 16): "host", ("DataLoader", 64): "input",
@@ -64,11 +64,11 @@ def test_verdicts_follow_from_the_speeds() -> None:
 def test_a_low_share_of_the_ceiling_is_told_and_a_table_with_holes_refused() -> None:
     slow = table()
     slow.loc[slow["measure"] == "ceiling_flop_per_s", "value"] = 1e12
-    assert verdicts(slow)[-2].sentence.endswith(
+    assert find_bottlenecks(slow)[-2].sentence.endswith(
         "0.5% of the device's ceiling; memory traffic and small kernels take the rest"
     )
     with pytest.raises(DataError, match="0 rows of ceiling_flop_per_s"):
-        verdicts(slow[slow["measure"] != "ceiling_flop_per_s"])
+        find_bottlenecks(slow[slow["measure"] != "ceiling_flop_per_s"])
 
 
 class Clock:
@@ -89,7 +89,7 @@ def loader_at_hand(monkeypatch) -> None:
         x, y = zip(*(samples[at] for at in range(size)), strict=True)
         return itertools.repeat((torch.stack(x), torch.tensor(y)))
 
-    monkeypatch.setattr(throughput, "plain_loader", repeated)
+    monkeypatch.setattr(throughput, "make_plain_loader", repeated)
     monkeypatch.setattr(throughput, "MOST_CALLS", 4)
 
 
@@ -103,7 +103,9 @@ def by_hand(clock: Clock, seconds: float = 3.0) -> throughput.Subject:
 
         return step
 
-    return throughput.Subject("by hand", throughput.random_images(300), CPU, "float32", step_for, 5, seconds, clock)
+    return throughput.Subject(
+        "by hand", throughput.make_random_images(300), CPU, "float32", step_for, 5, seconds, clock
+    )
 
 
 def test_a_rate_is_the_median_of_three_stretches() -> None:
@@ -119,10 +121,10 @@ def test_a_rate_is_the_median_of_three_stretches() -> None:
 def test_speeds_and_flop_follow_from_the_clock(loader_at_hand) -> None:
     of = by_hand(Clock())
     assert of.training_flop == 30
-    assert throughput.smallest_step(of).value == pytest.approx(2 / 0.012)
-    (point,) = [each for each in throughput.measure(of, [40]) if each.source == "resident"]
+    assert throughput.measure_smallest_step(of).value == pytest.approx(2 / 0.012)
+    (point,) = [each for each in throughput.measure_speeds(of, [40]) if each.source == "resident"]
     assert point.step.value == point.loop.value == pytest.approx(40 / 0.050)
-    rows = throughput.rows(of, throughput.smallest_step(of), throughput.Rate(9.0, 8.0, 10.0), [point])
+    rows = throughput.to_rows(of, throughput.measure_smallest_step(of), throughput.Rate(9.0, 8.0, 10.0), [point])
     found = {(row["measure"], row["probe_set"], row["n"]): row["value"] for row in rows}
     assert found["training_flop_per_image", "", 0] == 30 and found["ceiling_flop_per_s", "", 0] == 9.0
     assert found["step_images_per_s", "", 40] == found["loop_images_per_s", "resident", 40] == pytest.approx(800)
@@ -131,16 +133,16 @@ def test_speeds_and_flop_follow_from_the_clock(loader_at_hand) -> None:
 
 def test_sizes_whose_step_takes_too_long_are_left_out_but_never_the_first(loader_at_hand) -> None:
     of = by_hand(Clock(), seconds=0.05)
-    assert [each.batch_size for each in throughput.measure(of, [40, 60, 200])] == [40, 40, 60, 60]
-    assert {each.batch_size for each in throughput.measure(of, [200])} == {200}
+    assert [each.batch_size for each in throughput.measure_speeds(of, [40, 60, 200])] == [40, 40, 60, 60]
+    assert {each.batch_size for each in throughput.measure_speeds(of, [200])} == {200}
 
 
 def test_batch_sizes_are_checked() -> None:
-    assert throughput.checked_sizes([64, 16, 16], 100) == [16, 64]
-    assert throughput.checked_sizes([], 100) == [16, 32, 64]
+    assert throughput.validate_batch_sizes([64, 16, 16], 100) == [16, 64]
+    assert throughput.validate_batch_sizes([], 100) == [16, 32, 64]
     for wrong in (2, 101):
         with pytest.raises(UsageError, match=rf"in 3..100, the training images; got {wrong}"):
-            throughput.checked_sizes([wrong], 100)
+            throughput.validate_batch_sizes([wrong], 100)
 
 
 def test_the_command_writes_figure_table_and_verdicts(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -184,7 +186,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> 
         yield throughput.Speeds("resident", sizes[0], *[throughput.Rate(1.0, 1.0, 1.0)] * 3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(throughput, "measure", interrupted)
+    monkeypatch.setattr(throughput, "measure_speeds", interrupted)
     monkeypatch.setattr("os.getloadavg", lambda: (99.5, 0.0, 0.0), raising=False)
     words = ["bench", "throughput", "mlp", "--device", "cpu", "--seconds", "0.003", "--out"]
     assert main([*words, str(tmp_path / "some")]) == 130
@@ -195,7 +197,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> 
     def at_once(of):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(throughput, "ceiling", at_once)
+    monkeypatch.setattr(throughput, "measure_peak_flops", at_once)
     assert main([*words, str(tmp_path / "none")]) == 130
     assert "nothing is written" in capsys.readouterr().err and not (tmp_path / "none").exists()
 

@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.nn.functional as F
 
-from grokkit.spline import local_complexity, orthonormal_frame
+from grokkit.spline import draw_orthonormal_frame, local_complexity
 from tests.reference.lc_nets import MLP, ResidualNet, randomised
 from tests.reference.slow_lc import preactivations_of, tangent_count, vertex_count
 
@@ -32,7 +32,7 @@ def _snapshots(net, x, y, steps=(0, 5, 60)):
 
 
 def _assert_twins_agree(net, images, radius):
-    frame = orthonormal_frame(3, images[0].numel(), 5)
+    frame = draw_orthonormal_frame(3, images[0].numel(), 5)
     for method, slow in (("vertex", vertex_count), ("tangent", tangent_count)):
         counts = local_complexity(net, images, radius, 3, method, seed=5).counts
         assert counts.sum() > 0

@@ -12,14 +12,14 @@ import torchmetrics
 from torch import nn
 
 import grokkit as gk
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.errors import DataError, Interrupted, NumericsError, TrajectoryError, UsageError
-from grokkit.measures.loss import loss_function
+from grokkit.measures.loss import get_loss
 from grokkit.training import loop
 from grokkit.training import trainer as job_room
 from grokkit.training.build import clip_gradients
 from grokkit.training.meter import Meter
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 from tests.runs import SMALL, PressesCtrlC, contents
 
 
@@ -44,8 +44,8 @@ def test_a_run_holds_what_its_config_asks_for(straight) -> None:
 
 
 def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Path) -> None:  # noqa: C901
-    job = build(SMALL, torch.device("cpu"))
-    model, loss_of = job.model, loss_function(SMALL.loss)
+    job = build_trainer(SMALL, torch.device("cpu"))
+    model, loss_of = job.model, get_loss(SMALL.loss)
     images, labels = torch.from_numpy(job.dataset.x_test).float() / 255, torch.from_numpy(job.dataset.y_test)
 
     def whole_test(step: int) -> None:
@@ -121,14 +121,14 @@ def test_interrupted_and_resumed_equals_straight_bit_for_bit(straight, tmp_path:
 
 
 def test_a_run_without_a_slot_starts_again_and_writes_the_same(straight, tmp_path: Path, monkeypatch) -> None:
-    report = loop._report
+    report = loop._log_meter
 
     def dies(job, recorder, observer) -> None:
         if job.policy.updates == 12:
             raise MemoryError("killed")
         report(job, recorder, observer)
 
-    monkeypatch.setattr(loop, "_report", dies)
+    monkeypatch.setattr(loop, "_log_meter", dies)
     with pytest.raises(MemoryError):
         gk.train(SMALL, runs=tmp_path, device="cpu")
     monkeypatch.undo()
@@ -172,8 +172,8 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
 
 def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: Path) -> None:
     config = SMALL.replace(
-        data=part("digits", size=32, train=60, test=20), model=part("nin"), measures=(), attributions=(),
-        policy=part("constant"), signal={}, steps=3, batch_size=20, probes={"train": 8, "test": 8, "random": 0},
+        data=spec("digits", size=32, train=60, test=20), model=spec("nin"), measures=(), attributions=(),
+        policy=spec("constant"), signal={}, steps=3, batch_size=20, probes={"train": 8, "test": 8, "random": 0},
     )  # fmt: skip
     finals = []
     for place in ("a", "b"):
@@ -188,17 +188,17 @@ def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: 
         assert all(torch.equal(finals[0][name], other[name]) for name in other)
 
 
-SGD = part("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-BATCHNORM = part("cnn", channels=(8, 8, 8, 8, 8), norm="batch")
+SGD = spec("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+BATCHNORM = spec("cnn", channels=(8, 8, 8, 8, 8), norm="batch")
 ARMS = {
     "cosine, SGD, augmented": {"policy": "cosine", "optimizer": SGD, "augment": ("crop2", "flip", "cutout2")},
     "one-cycle, Adam, clipped by value": {
-        "policy": "one_cycle", "optimizer": part("adam", lr=0.01, betas=(0.9, 0.99)), "clip": part("value", limit=0.1),
+        "policy": "one_cycle", "optimizer": spec("adam", lr=0.01, betas=(0.9, 0.99)), "clip": spec("value", limit=0.1),
     },
     "plateau, clipped by norm, smoothed": {
-        "policy": part("plateau", patience=1), "clip": part("norm", limit=0.5), "label_smoothing": 0.1, "loss": "mse",
+        "policy": spec("plateau", patience=1), "clip": spec("norm", limit=0.5), "label_smoothing": 0.1, "loss": "mse",
     },
-    "wsd, BatchNorm in channels_last": {"policy": "wsd", "model": BATCHNORM, "data": part("digits", size=32, train=60)},
+    "wsd, BatchNorm in channels_last": {"policy": "wsd", "model": BATCHNORM, "data": spec("digits", size=32, train=60)},
 }  # fmt: skip
 
 
@@ -222,7 +222,7 @@ def test_every_way_of_training_resumes_to_the_same_bits(arm: str, tmp_path: Path
 
 def test_a_decision_made_before_the_first_step_is_told(tmp_path: Path) -> None:
     config = SMALL.replace(
-        policy=part("wsd", warmup=0.0, decay_share=1.0), measures=(), attributions=(), signal={}, steps=4
+        policy=spec("wsd", warmup=0.0, decay_share=1.0), measures=(), attributions=(), signal={}, steps=4
     )
     run = gk.train(config, runs=tmp_path, device="cpu")
     assert [event["step"] for event in run.events if event["kind"] == "policy"] == [0]
@@ -232,8 +232,8 @@ def test_gradients_are_clipped_by_value_and_by_norm() -> None:
     model = nn.Linear(2, 1, bias=False)
     for clip, expected in (
         (None, [3.0, -4.0]),
-        (part("value", limit=1), [1.0, -1.0]),
-        (part("norm", limit=1), [0.6, -0.8]),
+        (spec("value", limit=1), [1.0, -1.0]),
+        (spec("norm", limit=1), [0.6, -0.8]),
     ):
         model.weight.grad = torch.tensor([[3.0, -4.0]])
         clip_gradients(clip, model)
@@ -244,7 +244,7 @@ STUDY = '''
 from dataclasses import dataclass
 import numpy as np
 from torch import nn
-from grokkit import Reading, RunConfig, measures, models, part
+from grokkit import Reading, RunConfig, measures, models, spec
 
 @models.register("own_net")
 def own_net(input_shape, classes):
@@ -259,7 +259,7 @@ class OwnMeasure:
 
 def arm() -> RunConfig:
     return RunConfig(
-        experiment="own", model=part("own_net"), measures=(part("own_measure"),), steps=8, batch_size=50, records=3,
+        experiment="own", model=spec("own_net"), measures=(spec("own_measure"),), steps=8, batch_size=50, records=3,
         probes={"train": 8, "test": 8},
     )
 '''
@@ -270,11 +270,11 @@ def test_what_the_studys_own_file_registers_is_known_to_resume_and_replay(tmp_pa
     (tmp_path / "study.py").write_text(STUDY)
     script = (
         "import os, signal, sys\nimport grokkit as gk\nfrom grokkit import recipes\n"
-        "from grokkit.callbacks.base import Silent\n"
-        "class Stops(Silent):\n"
+        "from grokkit.callbacks.base import BaseCallback\n"
+        "class Stops(BaseCallback):\n"
         "    def report(self, step, values):\n"
         "        if step == 4: os.kill(os.getpid(), signal.SIGINT)\n"
-        "found = recipes.find('study.py')\n"
+        "found = recipes.find_experiment('study.py')\n"
         "gk.train(found.variants['arm'](), device='cpu', observer=Stops(), experiment=found.source)\n"
     )
     first = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
@@ -291,7 +291,7 @@ def test_replay_needs_no_data_and_resume_knows_other_data(tmp_path: Path, monkey
     arrays = {f"x_{split}": rng.integers(0, 256, (40, 8, 8, 1), np.uint8) for split in ("train", "test")}
     arrays |= {f"y_{split}": np.arange(40) % 10 for split in ("train", "test")}
     np.savez(tmp_path / "own.npz", **arrays)
-    config = SMALL.replace(data=part(str(tmp_path / "own.npz")), measures=(), attributions=())
+    config = SMALL.replace(data=spec(str(tmp_path / "own.npz")), measures=(), attributions=())
     with pytest.raises(Interrupted):
         gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(12))
     path = tmp_path / config.run_name
@@ -309,7 +309,7 @@ def test_readings_say_how_they_were_taken(straight) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
-    config = SMALL.replace(optimizer=part("sgd", lr=1e30), policy=part("constant"), measures=(), attributions=())
+    config = SMALL.replace(optimizer=spec("sgd", lr=1e30), policy=spec("constant"), measures=(), attributions=())
     with pytest.raises(NumericsError, match=r"the training loss is (nan|inf) by step \d+; snapshots up to step"):
         gk.train(config, runs=tmp_path, device="cpu")
     run = gk.open_run(tmp_path / config.run_name)
@@ -327,15 +327,15 @@ def test_an_existing_folder_is_never_overwritten(straight) -> None:
 def test_a_wrong_choice_is_found_before_anything_is_written(tmp_path: Path) -> None:
     for change, message in (
         ({"loss": "crossentropy"}, "Did you mean 'cross_entropy'"),
-        ({"optimizer": part("adam_w")}, "Did you mean 'adamw'"),
-        ({"optimizer": part("sgd", lr=0.1, beta=3)}, "beta"),
-        ({"model": part("mpl")}, "Did you mean 'mlp'"),
-        ({"policy": part("cosin")}, "Did you mean 'cosine'"),
-        ({"measures": (part("weight_nrom"),)}, "Did you mean 'weight_norm'"),
-        ({"attributions": (part("salience"),)}, "Did you mean 'saliency'"),
-        ({"clip": part("value")}, "limit > 0"),
+        ({"optimizer": spec("adam_w")}, "Did you mean 'adamw'"),
+        ({"optimizer": spec("sgd", lr=0.1, beta=3)}, "beta"),
+        ({"model": spec("mpl")}, "Did you mean 'mlp'"),
+        ({"policy": spec("cosin")}, "Did you mean 'cosine'"),
+        ({"measures": (spec("weight_nrom"),)}, "Did you mean 'weight_norm'"),
+        ({"attributions": (spec("salience"),)}, "Did you mean 'saliency'"),
+        ({"clip": spec("value")}, "limit > 0"),
         ({"signal": {"every": 0}}, "`every` of a signal must be an int of at least 1"),
-        ({"measures": (part("local_complexity", radii=(-1.0,)),)}, "radi"),
+        ({"measures": (spec("local_complexity", radii=(-1.0,)),)}, "radi"),
     ):
         with pytest.raises(UsageError, match=message):
             gk.train(SMALL.replace(**change), runs=tmp_path, device="cpu")
@@ -355,7 +355,7 @@ def test_a_measure_that_fails_later_is_noted_and_the_run_goes_on(tmp_path: Path,
         return taken(self, context)
 
     monkeypatch.setattr(WeightNorm, "__call__", fails_later)
-    run = gk.train(SMALL.replace(measures=(part("weight_norm"),), attributions=()), runs=tmp_path, device="cpu")
+    run = gk.train(SMALL.replace(measures=(spec("weight_norm"),), attributions=()), runs=tmp_path, device="cpu")
     failed = [event for event in run.events if event["kind"] == "measure_failed"]
     assert run.status["state"] == "done" and len(failed) == len(run.steps()) - 1
     assert "weight_norm" in failed[0]["text"] and "planted" in failed[0]["text"]

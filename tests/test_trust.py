@@ -18,18 +18,18 @@ from rich.console import Console
 import grokkit as gk
 from grokkit import figures, measures, models, policies, stored_code, trust
 from grokkit.cli import main
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.errors import Interrupted, UnknownNameError, UntrustedCodeError, UsageError
-from grokkit.live.run_browser import Study
+from grokkit.live.run_browser import RunBrowser
 from grokkit.live.server import Server
 from grokkit.live.terminal import watch_run
 from grokkit.optim import build
-from grokkit.registry import STUDY_PREFIX, run_file
+from grokkit.registry import STUDY_PREFIX, import_study
 from grokkit.sweep.cluster import Cluster
 from grokkit.sweep.local import Local
 from grokkit.sweep.plan import read_plan
-from grokkit.sweep.run_status import Place, accepted
-from grokkit.training.required_names import names_to_train
+from grokkit.sweep.run_status import SweepFolder, trusted_digests
+from grokkit.training.required_names import training_names
 from grokkit.trajectory import open_run
 from tests import live_runs
 from tests.runs import PressesCtrlC
@@ -45,7 +45,7 @@ STUDY = """
 from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
-from grokkit import Reading, RunConfig, attributions, figures, measures, models, part, policies
+from grokkit import Reading, RunConfig, attributions, figures, measures, models, spec, policies
 from grokkit.attributions.methods import Saliency
 
 @models.register("study_model")
@@ -77,17 +77,17 @@ def study_figure(data):
 
 def arm() -> RunConfig:
     return RunConfig(
-        experiment="study", data=part("digits", size=8, train=40, test=20), model=part("study_model"),
-        policy=part("warmup", share=0.5, policy={"name": "study_policy"}), batch_size=20, steps=6, records=2,
+        experiment="study", data=spec("digits", size=8, train=40, test=20), model=spec("study_model"),
+        policy=spec("warmup", share=0.5, policy={"name": "study_policy"}), batch_size=20, steps=6, records=2,
         probes={"train": 8, "test": 8},
     )
 """
 
 KNOWN = RunConfig(
-    experiment="study", data=part("digits", size=8, train=40, test=20), model=part("mlp", widths=(4,)), batch_size=20,
+    experiment="study", data=spec("digits", size=8, train=40, test=20), model=spec("mlp", widths=(4,)), batch_size=20,
     steps=6, records=2, probes={"train": 8, "test": 8},
 )  # fmt: skip
-OWN = KNOWN.replace(model=part("study_model"), policy=part("warmup", share=0.5, policy={"name": "study_policy"}))
+OWN = KNOWN.replace(model=spec("study_model"), policy=spec("warmup", share=0.5, policy={"name": "study_policy"}))
 
 
 def forget() -> None:
@@ -129,7 +129,7 @@ def source(marker) -> str:
 def interrupted(config: RunConfig, source: str, marker: Path) -> Path:
     """A run of that study, stopped amid it; the process knows nothing of the study afterwards."""
     Path("own.py").write_text(source)
-    run_file(Path("own.py"))
+    import_study(Path("own.py"))
     with pytest.raises(Interrupted):
         gk.train(config, device="cpu", experiment=source, observer=PressesCtrlC(4))
     forget()
@@ -155,9 +155,9 @@ def code(words: str, path: Path) -> int:
 def test_a_hash_on_the_list_is_the_sha256_of_the_text_and_is_there_once(settings) -> None:
     text = "x = 1  # Grüße\n"
     assert not trust.is_trusted(text.encode())
-    trust.remember(text)
-    trust.remember("x = 2\n")
-    trust.remember(text)
+    trust.add_trusted(text)
+    trust.add_trusted("x = 2\n")
+    trust.add_trusted(text)
     expected = [hashlib.sha256(each.encode()).hexdigest() for each in (text, "x = 2\n")]
     assert settings.read_text().splitlines() == expected
     assert trust.is_trusted(text.encode()) and not trust.is_trusted(text.encode() + b" ")
@@ -173,13 +173,13 @@ def test_the_list_of_a_text_known_by_hand(settings) -> None:
 def test_a_line_cut_short_does_not_swallow_the_next(settings) -> None:
     settings.parent.mkdir(parents=True)
     settings.write_text("9f86d081884c7d65")
-    trust.remember("x = 1\n")
+    trust.add_trusted("x = 1\n")
     assert trust.is_trusted(b"x = 1\n") and len(settings.read_text().splitlines()) == 2
 
 
 def test_many_writers_lose_no_line(settings) -> None:
     texts = [f"x = {number}\n" for number in range(64)]
-    writers = [threading.Thread(target=trust.remember, args=(text,)) for text in texts]
+    writers = [threading.Thread(target=trust.add_trusted, args=(text,)) for text in texts]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -199,7 +199,7 @@ def test_the_list_is_at_home_unless_told_and_never_in_the_working_folder(monkeyp
 def test_a_home_that_cannot_be_written_is_a_warning_once_and_ends_no_training(settings, tmp_path) -> None:
     settings.parent.parent.write_text("no folder")
     with pytest.warns(UserWarning, match="list of trusted code cannot be written") as told:
-        trust.remember("x = 1\n")
+        trust.add_trusted("x = 1\n")
         done = gk.train(KNOWN, device="cpu", experiment="x = 2\n")
     assert len(told) == 1 and done.status["state"] == "done"
     assert not trust.is_trusted(b"x = 1\n")
@@ -210,16 +210,16 @@ def test_a_list_that_is_a_pipe_is_neither_waited_for_nor_believed(settings) -> N
     os.mkfifo(settings)
     assert not trust.is_trusted(b"x = 1\n")
     with pytest.warns(UserWarning, match="not a regular file"):
-        trust.remember("x = 1\n")
+        trust.add_trusted("x = 1\n")
 
 
 def test_the_environment_adds_to_the_list_and_is_handed_on(monkeypatch) -> None:
     one, two = (trust.digest_of(text) for text in (b"x = 1\n", b"x = 2\n"))
-    assert trust.environment_with(()) == {}
-    assert trust.environment_with([two, one]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
+    assert trust.worker_environment(()) == {}
+    assert trust.worker_environment([two, one]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
     monkeypatch.setenv("GROKKIT_TRUSTED", f" {one.upper()} , short")
     assert trust.is_trusted(b"x = 1\n") and not trust.is_trusted(b"x = 2\n") and not trust.is_trusted(b"short")
-    assert trust.environment_with([two]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
+    assert trust.worker_environment([two]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
 
 
 def test_train_and_record_write_the_list_and_a_resumed_recorder_does_not(settings, tmp_path) -> None:
@@ -237,8 +237,8 @@ def test_train_and_record_write_the_list_and_a_resumed_recorder_does_not(setting
 
 def test_a_process_for_each_seed_learns_its_study_and_writes_the_list(source, marker, settings) -> None:
     Path("own.py").write_text(source)
-    run_file(Path("own.py"))
-    convolutions = OWN.replace(model=part("cnn", channels=(4, 4, 4, 4, 8)), steps=2)
+    import_study(Path("own.py"))
+    convolutions = OWN.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), steps=2)
     assert [done.status["state"] for done in gk.train_seeds(convolutions, [0, 1], device="cpu", experiment=source)] == [
         "done", "done",
     ]  # fmt: skip
@@ -289,7 +289,7 @@ def test_what_this_user_trained_is_known_again_until_a_byte_of_it_changes(words,
 @pytest.mark.parametrize("listed", [True, False], ids=["own", "of another"])
 @pytest.mark.parametrize("words", VERBS, ids=lambda words: words.split()[0])
 def test_nothing_is_executed_for_names_that_are_known(words, listed, source, marker) -> None:
-    drawn = part("accuracy"), part("local_complexity", radii=(0.05,), directions=2, points=4)
+    drawn = spec("accuracy"), spec("local_complexity", radii=(0.05,), directions=2, points=4)
     path = interrupted(KNOWN.replace(measures=drawn), source, marker)
     if not listed:
         of_another(path)
@@ -315,7 +315,7 @@ def test_verbs_that_only_read_execute_nothing(words, source, marker) -> None:
 def test_the_live_views_execute_nothing(source, marker) -> None:
     path = interrupted(OWN, source, marker)
     watch_run(open_run(path), Console(file=StringIO()))
-    with Server(Study([Path("runs")])) as served:
+    with Server(RunBrowser([Path("runs")])) as served:
         thread = threading.Thread(target=served.serve_forever, args=(0.01,))
         thread.start()
         for page in ("/", "/data"):
@@ -332,13 +332,13 @@ def test_the_live_views_execute_nothing(source, marker) -> None:
 
 
 def test_replay_asks_for_the_names_of_the_call_and_of_the_model_only(source, marker) -> None:
-    path = interrupted(KNOWN.replace(policy=part("study_policy")), source, marker)
+    path = interrupted(KNOWN.replace(policy=spec("study_policy")), source, marker)
     of_another(path)
     assert gk.replay_run(path, ["weight_norm"], device="cpu") > 0 and not marker.exists(), "a policy is not needed"
     with pytest.raises(UsageError, match=r"no measure is called 'study_measure'.* Read it, then pass trust=True"):
         gk.replay_run(path, "study_measure", device="cpu")
     with pytest.raises(UntrustedCodeError, match="no attribution is called 'study_method'"):
-        gk.replay_run(path, attributions=[part("study_method", images=2)], device="cpu")
+        gk.replay_run(path, attributions=[spec("study_method", images=2)], device="cpu")
     with pytest.raises(UntrustedCodeError, match="no policy is called 'study_policy'"):
         gk.resume(path, device="cpu")
     assert not marker.exists()
@@ -378,24 +378,24 @@ def test_the_nearest_name_is_said_in_a_refusal_too(source, marker) -> None:
 @pytest.mark.parametrize(
     ("change", "unknown"),
     [
-        ({"model": part("mine")}, "mine"), ({"data": part("mine")}, "mine"), ({"optimizer": part("mine")}, "mine"),
-        ({"loss": "mine"}, "mine"), ({"policy": part("mine")}, "mine"), ({"measures": (part("mine"),)}, "mine"),
-        ({"attributions": (part("mine"),)}, "mine"), ({"policy": part("warmup", policy="mine")}, "mine"),
-        ({"policy": part("warmup", policy={"name": "clip", "policy": {"name": "mine"}})}, "mine"),
-        ({"data": part("own.npz")}, None), ({"policy": part("warmup", policy="cosine")}, None),
-        ({"augment": ("flip",), "measures": (part("loss"),), "attributions": (part("saliency"),)}, None),
+        ({"model": spec("mine")}, "mine"), ({"data": spec("mine")}, "mine"), ({"optimizer": spec("mine")}, "mine"),
+        ({"loss": "mine"}, "mine"), ({"policy": spec("mine")}, "mine"), ({"measures": (spec("mine"),)}, "mine"),
+        ({"attributions": (spec("mine"),)}, "mine"), ({"policy": spec("warmup", policy="mine")}, "mine"),
+        ({"policy": spec("warmup", policy={"name": "clip", "policy": {"name": "mine"}})}, "mine"),
+        ({"data": spec("own.npz")}, None), ({"policy": spec("warmup", policy="cosine")}, None),
+        ({"augment": ("flip",), "measures": (spec("loss"),), "attributions": (spec("saliency"),)}, None),
     ],
     ids=str,
 )  # fmt: skip
 def test_every_name_of_a_config_is_among_those_looked_up(change, unknown) -> None:
-    def is_known(each: stored_code.Wanted) -> bool:
+    def is_known(each: stored_code.NameRequest) -> bool:
         try:
             each.find(each.name)
         except UsageError:
             return False
         return True
 
-    missing = {each.name for each in names_to_train(KNOWN.replace(**change)) if not is_known(each)}
+    missing = {each.name for each in training_names(KNOWN.replace(**change)) if not is_known(each)}
     assert missing == ({unknown} if unknown else set())
 
 
@@ -404,7 +404,7 @@ def test_what_a_study_puts_into_a_table_by_hand_is_found(marker, monkeypatch) ->
     text = MARK.format(marker=str(marker)) + (
         "from torch.optim import SGD\nfrom grokkit.optim import build\nbuild.OPTIMIZERS['mine'] = SGD\n"
     )
-    path = interrupted(KNOWN.replace(optimizer=part("mine", lr=0.1)), text, marker)
+    path = interrupted(KNOWN.replace(optimizer=spec("mine", lr=0.1)), text, marker)
     del build.OPTIMIZERS["mine"]
     assert gk.resume(path, device="cpu").status["state"] == "done" and marker.exists()
 
@@ -485,7 +485,7 @@ def test_two_texts_of_a_study_do_not_stand_for_each_other(source, marker) -> Non
     """The name is known in the process, from the other text: a count of another net would be silently wrong."""
     path = interrupted(OWN, source, marker)
     Path("edited.py").write_text(source.replace("widths=(4,)", "widths=(4, 4)"))
-    run_file(Path("edited.py"))
+    import_study(Path("edited.py"))
     with pytest.raises(UsageError, match=r"'study_model' is already registered by .* free in a new one"):
         gk.replay_run(path, ["weight_norm"], device="cpu")
     of_another(path)
@@ -498,7 +498,7 @@ def test_a_run_without_a_copy_uses_what_the_process_knows(source, marker) -> Non
     (path / "experiment.py").unlink()
     with pytest.raises(UnknownNameError, match="'study_model'"):
         gk.replay_run(path, ["weight_norm"], device="cpu")
-    run_file(Path("own.py"))
+    import_study(Path("own.py"))
     assert gk.replay_run(path, ["weight_norm"], device="cpu") > 0
 
 
@@ -506,7 +506,7 @@ def test_a_study_that_cannot_be_imported_is_told(marker) -> None:
     path = interrupted(KNOWN, MARK.format(marker=str(marker)), marker)
     text = "import no_such_module\n"
     (path / "experiment.py").write_text(text)
-    trust.remember(text)
+    trust.add_trusted(text)
     with pytest.raises(UsageError, match=r"experiment\.py cannot be imported: ModuleNotFoundError.*no_such_module"):
         gk.replay_run(path, ["mine"], device="cpu")
 
@@ -546,12 +546,12 @@ def test_a_queue_accepts_the_plan_and_what_is_on_the_list_in_its_folders(source,
     path = interrupted(OWN, source, marker)
     Path("own.py").write_text(source + "# edited\n")
     Path("night.toml").write_text(NIGHT)
-    plan, place = read_plan(Path("night.toml")), Place(Path("runs"), "night")
+    plan, place = read_plan(Path("night.toml")), SweepFolder(Path("runs"), "night")
     assert place.run(plan.runs[0]).resolve() == path.resolve()
     old, new = trust.digest_of(source.encode()), trust.digest_of((source + "# edited\n").encode())
-    assert accepted(plan, place) == {old, new}
+    assert trusted_digests(plan, place) == {old, new}
     of_another(path)
-    assert accepted(plan, place) == {new}
+    assert trusted_digests(plan, place) == {new}
 
 
 def test_workers_are_told_by_the_environment_on_this_machine_and_by_ray(monkeypatch, tmp_path) -> None:

@@ -10,8 +10,8 @@ from torch import nn
 
 from grokkit.errors import UsageError
 from grokkit.seeding import generator
-from grokkit.spline import complexity_interval, local_complexity, orthonormal_frame, t_interval
-from grokkit.stats.two_way import two_way
+from grokkit.spline import complexity_interval, draw_orthonormal_frame, local_complexity, t_interval
+from grokkit.stats.two_way import fit_two_way
 from tests.reference.lc_nets import MLP, randomised
 
 
@@ -41,7 +41,7 @@ def test_dead_units_are_shared_out_by_hand() -> None:
 
 
 def test_two_way_by_hand() -> None:
-    found = two_way(np.array([[1.0, 2.0], [3.0, 6.0]]))
+    found = fit_two_way(np.array([[1.0, 2.0], [3.0, 6.0]]))
     # mean squares: points 4, frames 9, residual 1, one degree of freedom each
     assert found.mean == 3 and found.error == pytest.approx(math.sqrt(12 / 4))
     assert found.freedom == pytest.approx(144 / (16 + 81 + 1))
@@ -49,10 +49,10 @@ def test_two_way_by_hand() -> None:
 
 
 def test_two_way_with_a_negative_component_keeps_the_largest_mean_square() -> None:
-    found = two_way(np.array([[1.0, 0.0], [0.0, 1.0]]))
+    found = fit_two_way(np.array([[1.0, 0.0], [0.0, 1.0]]))
     assert found.error == pytest.approx(math.sqrt(1 / 4)) and found.freedom == 1
     assert (found.points, found.frames, found.residual) == (0, 0, 1)
-    still = two_way(np.ones((3, 4)))
+    still = fit_two_way(np.ones((3, 4)))
     assert still.error == 0 and still.residual == 0
 
 
@@ -64,7 +64,7 @@ def test_the_two_way_interval_covers_as_often_as_it_says(spread) -> None:
     components = np.zeros(3)
     for _ in range(draws):
         table = a * random.normal(size=(1, points)) + b * random.normal(size=(frames, 1))
-        found = two_way(table + e * random.normal(size=(frames, points)))
+        found = fit_two_way(table + e * random.normal(size=(frames, points)))
         hits += abs(found.mean) <= stats.t.ppf(0.975, found.freedom) * found.error
         components += (found.points, found.frames, found.residual)
     assert 0.935 < hits / draws < 0.975
@@ -76,7 +76,7 @@ def test_frames_and_points_are_told_apart_and_frames_are_reproducible() -> None:
     few = complexity_interval(net, images, 0.5, 3, frames=2, seed=4)
     more = complexity_interval(net, images, 0.5, 3, frames=4, seed=4)
     assert torch.equal(few.totals, more.totals[:2])
-    frame = orthonormal_frame(3, 6, generator(4, "interval frame", 1))
+    frame = draw_orthonormal_frame(3, 6, generator(4, "interval frame", 1))
     assert torch.equal(more.totals[1], local_complexity(net, images, 0.5, method="tangent", frame=frame).total)
     assert more.mean == more.totals.double().mean() and more.low < more.mean < more.high
     assert sum(more.shares.values()) == pytest.approx(1)

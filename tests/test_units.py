@@ -11,7 +11,7 @@ from torch.nn import TransformerEncoderLayer
 from grokkit import models, units
 from grokkit.errors import ModelContractError
 from grokkit.seeding import seeded
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
 from tests.reference.lc_nets import MLP, randomised
 
 both = pytest.mark.parametrize("method", ("vertex", "tangent"))
@@ -70,7 +70,7 @@ def test_a_maximum_of_two_layers_has_the_closed_form_of_their_difference(method)
         def forward(self, x):
             return torch.max(self.a(x), self.b(x))
 
-    net, images, frame = randomised(Maxout()), _draw(9, 6), orthonormal_frame(3, 6, 0)
+    net, images, frame = randomised(Maxout()), _draw(9, 6), draw_orthonormal_frame(3, 6, 0)
     weight, bias = net.a.weight - net.b.weight, net.a.bias - net.b.bias
     expected = ((images @ weight.T + bias).abs() < 0.3 * (weight @ frame.T).abs().amax(1)).sum(1)
     result = local_complexity(net, images, 0.3, 3, method)

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from grokkit.errors import ModelContractError, NumericsError, UsageError
-from grokkit.spline import local_complexity, orthonormal_frame, passes
+from grokkit.spline import draw_orthonormal_frame, local_complexity, passes
 from tests.reference.lc_nets import MLP, ResidualNet, draw, randomised
 from tests.reference.slow_lc import preactivations_of, vertex_count
 
@@ -30,7 +30,7 @@ def _counts(net, images, radius=0.5, directions=4, method="vertex", **options):
 @pytest.mark.parametrize("radius", [0.1, 0.3, 2.0])
 def test_vertex_counts_equal_the_slow_twin_to_the_integer(kind, shape, radius):
     net, images = randomised(kind(), 4), draw(6, *shape)
-    frame = orthonormal_frame(4, images[0].numel(), 5)
+    frame = draw_orthonormal_frame(4, images[0].numel(), 5)
     counts = _counts(net, images, radius, seed=5)
     assert counts.sum() > 0
     with torch.no_grad():

@@ -15,15 +15,15 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.errors import GrokkitError, Interrupted, MisplacedError, TrajectoryError
 from grokkit.trajectory import Run, manifest, modifications, store
 from grokkit.trajectory.recover import recover
 from tests.runs import SMALL, PressesCtrlC
 
 CONFIG = SMALL.replace(
-    measures=(gk.part("accuracy"), gk.part("weight_norm")), attributions=(gk.part("saliency", images=2),), signal={},
-    policy=gk.part("constant"),
+    measures=(gk.spec("accuracy"), gk.spec("weight_norm")), attributions=(gk.spec("saliency", images=2),), signal={},
+    policy=gk.spec("constant"),
 )  # fmt: skip
 
 
@@ -46,12 +46,12 @@ def copies(runs, tmp_path) -> dict[str, Run]:
 def test_a_run_that_nobody_touched_has_no_problems(copies):
     for run in copies.values():
         assert run.verify() == [] and run.unlisted() == []
-        assert modifications.changes(run.path) == []
+        assert modifications.find_modifications(run.path) == []
 
 
 def test_the_manifest_lists_every_file_with_its_digest(copies):
     run = copies["done"]
-    known = manifest.read(run.path)
+    known = manifest.read_manifest(run.path)
     names = {str(path.relative_to(run.path)) for path in run.path.rglob("*.h5")}
     assert set(known.files) == {name for name in names if not name.startswith("probes/")}
     for name, record in known.files.items():
@@ -68,11 +68,11 @@ def test_the_manifest_lists_every_file_with_its_digest(copies):
 
 def swaps(run: Run, other: Run) -> dict[str, tuple[Path, Path]]:
     """From where to where a whole file is copied."""
-    first, second = (run.path / "snapshots" / store.file_name(step) for step in run.steps()[:2])
+    first, second = (run.path / "snapshots" / store.step_file_name(step) for step in run.steps()[:2])
     accuracy, norm = (next(run.path / "measures" / name for name in run.measures() if name.startswith(word)) for word in
                       ("accuracy", "weight_norm"))  # fmt: skip
     (maps,) = (run.path / "attributions" / name for name in run.attributions())
-    name = store.file_name(0)
+    name = store.step_file_name(0)
     return {
         "a snapshot of another step": (first, second),
         "a snapshot of another run": (other.path / "snapshots" / first.name, first),
@@ -145,8 +145,8 @@ def test_a_trajectory_does_not_take_another_steps_file_for_its_own(copies):
     """The fast way reads places alone; all files but one are of one form."""
     run = copies["done"]
     name = next(iter(run.load(0)))
-    last = run.path / "snapshots" / store.file_name(run.steps()[-1])
-    shutil.copy(run.path / "snapshots" / store.file_name(run.steps()[1]), last)
+    last = run.path / "snapshots" / store.step_file_name(run.steps()[-1])
+    shutil.copy(run.path / "snapshots" / store.step_file_name(run.steps()[1]), last)
     with pytest.raises(MisplacedError, match="another file was copied to its name"):
         run.trajectory(name)
 
@@ -190,7 +190,7 @@ def without_a_line(name: str) -> Callable[[Run], None]:
 def added_snapshot(run: Run) -> None:
     from grokkit.trajectory import snapshot
 
-    snapshot.write(run.path / "snapshots" / store.file_name(7), 7, {"x": torch.ones(2)})
+    snapshot.write_snapshot(run.path / "snapshots" / store.step_file_name(7), 7, {"x": torch.ones(2)})
 
 
 def doubled(name: str) -> Callable[[Run], None]:
@@ -301,7 +301,7 @@ def test_resume_says_what_is_gone_and_goes_on(copies, what):
     change(run)
     heard: list[str] = []
 
-    class Listener(Silent):
+    class Listener(BaseCallback):
         def event(self, step: int, kind: str, text: str) -> None:
             heard.append(text) if kind == "changed" else None
 
@@ -325,7 +325,7 @@ def test_a_diary_figures_and_later_readings_are_no_faults(copies):
     (run.path / "snapshots" / "best.h5").write_text("a person's own")
     (run.path / "measures" / "mine-1").mkdir()
     assert run.verify() == [] and run.unlisted() == []
-    assert "loss" in " ".join(manifest.read(run.path).files)
+    assert "loss" in " ".join(manifest.read_manifest(run.path).files)
     assert recover(run.path) == [] and (run.path / "snapshots" / "best.h5").exists()
 
 
@@ -353,7 +353,7 @@ def test_a_run_of_an_older_version_is_read_resumed_and_known_from_then_on(copies
     gk.replay_run(run, ["loss"], device="cpu")
     assert not (run.path / "MANIFEST").exists()
     done = gk.resume(run.path, device="cpu")
-    assert done.verify() == [] and manifest.read(run.path).adopted
+    assert done.verify() == [] and manifest.read_manifest(run.path).adopted
     edited("config.toml", "batch_size = 50", "batch_size = 51")(done)
     assert [problem for problem in done.verify() if "batch_size was 50 and is 51" in problem]
 
@@ -422,7 +422,7 @@ def test_a_failure_at_step_0_removes_no_run_of_another_writer(tmp_path):
 
 def test_a_failure_at_step_0_removes_ones_own_folder(tmp_path):
     with pytest.raises(GrokkitError):
-        gk.record(tmp_path / "run", net(), probes=PROBES, measures=[gk.part("accuracy", probe_sets=("none",))])
+        gk.record(tmp_path / "run", net(), probes=PROBES, measures=[gk.spec("accuracy", probe_sets=("none",))])
     assert not list(tmp_path.iterdir())
 
 
@@ -455,8 +455,8 @@ def test_the_draft_of_a_living_export_is_left_to_it(copies):
     run = copies["stopped"]
     draft = run.path / ".weights.1a2b3c4d.tmp"
     code = (
-        "import sys, time; from pathlib import Path; from grokkit.trajectory.lock import being_filled\n"
-        "with being_filled(Path(sys.argv[1])):\n    print('filling', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from grokkit.trajectory.lock import mark_being_filled\n"
+        "with mark_being_filled(Path(sys.argv[1])):\n    print('filling', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(draft)], stdout=subprocess.PIPE)
     with other, other.stdout as said:

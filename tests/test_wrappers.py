@@ -207,7 +207,7 @@ def test_what_is_listened_to_is_known_through_wrappers():
         ({"name": "dry_run", "policy": "lc_hold", "instead": "greedy"}, {"log_density", "train_loss"}),
         ({"name": "sham", "policy": "lc_hold"}, set()), ({"name": "yoked", "policy": "lc_hold", "news": news}, set()),
     ]:  # fmt: skip
-        assert policies.followed(policies.as_policy(policy)) == names
+        assert policies.get_followed_readings(policies.as_policy(policy)) == names
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_is_listened_to_is_known_through_wrappers():
     ],
 )  # fmt: skip
 def test_attributes_of_another_meaning_are_no_readings(has, names):
-    assert policies.followed(SimpleNamespace(**has)) == names
+    assert policies.get_followed_readings(SimpleNamespace(**has)) == names
 
 
 def test_numbers_alone_stand_for_the_one_reading_that_is_followed():

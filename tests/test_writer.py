@@ -13,7 +13,7 @@ import torch
 import grokkit as gk
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
 from grokkit.recording import recorder
-from grokkit.recording.state import full_state, load_state, random_state
+from grokkit.recording.state import collect_state, get_random_state, load_state
 from grokkit.seeding import preserved_rng
 from grokkit.training import loop
 from grokkit.trajectory import checksummed, resume, snapshot, store
@@ -83,7 +83,7 @@ def test_seconds_are_those_of_the_jobs():
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
-BARE = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.part("constant"))
+BARE = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.spec("constant"))
 
 
 def full_from(monkeypatch, number):
@@ -111,7 +111,7 @@ def test_a_full_disk_ends_the_run_as_failed_and_keeps_what_was_written(tmp_path,
     done = gk.resume(run.path, device="cpu")
     assert done.status["state"] == "done"
     for step in straight.steps():
-        left, right = (each.path / "snapshots" / store.file_name(step) for each in (done, straight))
+        left, right = (each.path / "snapshots" / store.step_file_name(step) for each in (done, straight))
         assert left.read_bytes() == right.read_bytes()
 
 
@@ -126,12 +126,12 @@ def test_a_writer_that_lost_its_run_to_another_stops_before_it_publishes(tmp_pat
 
 
 def test_what_a_killed_writer_left_is_put_aside_and_nothing_is_deleted(tmp_path):
-    slots = resume.Slots(tmp_path / "resume")
+    slots = resume.ResumeStore(tmp_path / "resume")
     for step in (10, 20):
-        slots.save(resume.hold(step, {"x": torch.ones(30)}, Staging()))
-        snapshot.write(tmp_path / "snapshots" / store.file_name(step), step, {"x": torch.ones(30)})
+        slots.save(resume.stage(step, {"x": torch.ones(30)}, Staging()))
+        snapshot.write_snapshot(tmp_path / "snapshots" / store.step_file_name(step), step, {"x": torch.ones(30)})
     (tmp_path / "snapshots" / ".000000000030.h5.1234.tmp").write_bytes(b"half")
-    newest = [tmp_path / "resume" / "1.h5", tmp_path / "snapshots" / store.file_name(20)]
+    newest = [tmp_path / "resume" / "1.h5", tmp_path / "snapshots" / store.step_file_name(20)]
     for path in newest:
         path.write_bytes(path.read_bytes()[:-50])
     said = recover(tmp_path)
@@ -140,9 +140,9 @@ def test_what_a_killed_writer_left_is_put_aside_and_nothing_is_deleted(tmp_path)
         assert sentence.startswith(f"{path} is damaged and was moved to ")
     kept = sorted(path.name for path in (tmp_path / "quarantine").iterdir())
     assert kept == ["resume-1.h5.0", "snapshots-000000000020.h5.0"]
-    assert store.steps_in(tmp_path / "snapshots") == [10] and resume.Slots(tmp_path / "resume").load()[0] == 10
+    assert store.list_steps(tmp_path / "snapshots") == [10] and resume.ResumeStore(tmp_path / "resume").load()[0] == 10
     assert not list(tmp_path.rglob("*.tmp")) and recover(tmp_path) == []
-    slots.save(resume.hold(30, {}, Staging()))
+    slots.save(resume.stage(30, {}, Staging()))
     (tmp_path / "resume" / "0.h5").write_bytes(b"")
     recover(tmp_path)
     assert "resume-0.h5.0" in {path.name for path in (tmp_path / "quarantine").iterdir()}
@@ -172,13 +172,13 @@ def test_a_run_with_damaged_slots_ends_with_the_bits_of_a_straight_one(tmp_path,
         with pytest.warns(UserWarning, match="is damaged and was moved to"):
             done = gk.resume(path, device="cpu")
     assert [e["kind"] for e in done.events].count("quarantined") == len(slots)
-    last = (each.path / "snapshots" / store.file_name(SMALL.steps) for each in (done, straight))
+    last = (each.path / "snapshots" / store.step_file_name(SMALL.steps) for each in (done, straight))
     assert len({file.read_bytes() for file in last}) == 1
     assert done.metrics.equals(straight.metrics.assign(run=done.name))
 
 
 def test_a_damaged_reading_and_a_damaged_snapshot_are_made_again(tmp_path):
-    config = BARE.replace(measures=(gk.part("accuracy"),))
+    config = BARE.replace(measures=(gk.spec("accuracy"),))
     straight = gk.train(config, runs=tmp_path / "straight", device="cpu")
     with pytest.raises(Interrupted):
         gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(20))
@@ -186,14 +186,14 @@ def test_a_damaged_reading_and_a_damaged_snapshot_are_made_again(tmp_path):
     for slot in ("0.h5", "1.h5"):
         (path / "resume" / slot).unlink(missing_ok=True)
     (folder,) = (path / "measures").iterdir()
-    for damaged in (path / "snapshots" / store.file_name(5), folder / store.file_name(5)):
+    for damaged in (path / "snapshots" / store.step_file_name(5), folder / store.step_file_name(5)):
         damaged.write_bytes(damaged.read_bytes()[:-9])
     with pytest.warns(UserWarning, match="is damaged and was moved to"):
         done = gk.resume(path, device="cpu")
     assert done.verify() == [] and len(list((path / "quarantine").iterdir())) == 2
     for step in straight.steps():
         for room in ("snapshots", f"measures/{folder.name}"):
-            left, right = (each.path / room / store.file_name(step) for each in (done, straight))
+            left, right = (each.path / room / store.step_file_name(step) for each in (done, straight))
             assert left.read_bytes() == right.read_bytes()
 
 
@@ -205,7 +205,7 @@ class Spent:
 def test_slots_are_saved_by_the_clock_and_take_no_more_than_their_share(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    saves = loop.SaveTimes()
+    saves = loop.SaveTimer()
     assert not saves.due(Spent(0.0))
     now[0] += loop.SAVE_SECONDS + 1
     assert saves.due(Spent(0.1)) and not saves.due(Spent(1.0)), "1 s of 31 is more than 2 %"
@@ -291,7 +291,7 @@ def test_what_is_put_aside_is_durable_in_both_folders(tmp_path, monkeypatch):
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / "000000000001.h5").write_bytes(b"damaged")
     synced = []
-    monkeypatch.setattr(checksummed, "sync_folder", lambda folder: synced.append(folder.name))
+    monkeypatch.setattr(checksummed, "fsync_dir", lambda folder: synced.append(folder.name))
     recover(tmp_path)
     assert sorted(synced) == sorted(["quarantine", "snapshots", tmp_path.name]), "the new folder's own name, too"
 
@@ -303,18 +303,18 @@ def test_a_slot_holds_every_random_stream():
         return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
 
     with preserved_rng():
-        kept = full_state(model, None, {})
+        kept = collect_state(model, None, {})
         first = draws()
         assert draws() != first
         load_state(kept, model, None, {})
         assert draws() == first
-        assert random_state(device).keys() == {"python", "numpy", "cpu"}
+        assert get_random_state(device).keys() == {"python", "numpy", "cpu"}
 
 
 def test_a_new_run_is_durable_under_its_name(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(run_folder, "sync_folder", lambda folder: seen.append((folder, (tmp_path / "runs/a").exists())))
-    run_folder.create(tmp_path / "runs/a", config="", environment={}, probes=[], status={"state": "starting"})
+    monkeypatch.setattr(run_folder, "fsync_dir", lambda folder: seen.append((folder, (tmp_path / "runs/a").exists())))
+    run_folder.create_run(tmp_path / "runs/a", config="", environment={}, probes=[], status={"state": "starting"})
     assert seen == [(tmp_path / "runs", True)], "the folder above is synced when the name is there"
 
 
@@ -349,26 +349,26 @@ def test_snapshots_do_not_count_against_the_share_of_the_slots(tmp_path):
 @pytest.mark.parametrize("error", [PermissionError(13, "denied"), OSError(5, "input/output"), OSError(24, "many")])
 def test_a_file_that_cannot_be_read_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch, error):
     """Otherwise healthy slots would be put aside and the run begun anew."""
-    slots = resume.Slots(tmp_path / "resume")
-    slots.save(resume.hold(10, {"x": torch.ones(3)}, Staging()))
+    slots = resume.ResumeStore(tmp_path / "resume")
+    slots.save(resume.stage(10, {"x": torch.ones(3)}, Staging()))
 
     def refuses(*_, **__):
         raise error
 
     monkeypatch.setattr(checksummed.h5py, "File", refuses)
-    for look in (lambda: recover(tmp_path), resume.Slots(tmp_path / "resume").load):
+    for look in (lambda: recover(tmp_path), resume.ResumeStore(tmp_path / "resume").load):
         with pytest.raises(TrajectoryError, match=r"0\.h5 cannot be read"):
             look()
     monkeypatch.undo()
-    assert not (tmp_path / "quarantine").exists() and resume.Slots(tmp_path / "resume").load()[0] == 10
+    assert not (tmp_path / "quarantine").exists() and resume.ResumeStore(tmp_path / "resume").load()[0] == 10
 
 
 def test_a_slot_of_a_newer_version_is_not_taken_for_a_damaged_one(tmp_path, monkeypatch):
     monkeypatch.setattr(checksummed, "VERSION", 3)
-    checksummed._skeleton.cache_clear()
-    resume.Slots(tmp_path / "resume").save(resume.hold(10, {}, Staging()))
+    checksummed._build_skeleton.cache_clear()
+    resume.ResumeStore(tmp_path / "resume").save(resume.stage(10, {}, Staging()))
     monkeypatch.undo()
-    checksummed._skeleton.cache_clear()
+    checksummed._build_skeleton.cache_clear()
     with pytest.raises(TrajectoryError, match="format version 3, newer than 2: update grokkit"):
         recover(tmp_path)
     assert not (tmp_path / "quarantine").exists()
@@ -391,7 +391,7 @@ def test_a_disk_that_takes_no_reading_ends_the_run(tmp_path, monkeypatch):
     probes = gk.probe_sets(gk.load_data("digits", size=8), train=8, test=8, random=0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     rec = gk.record(tmp_path / "run", model, probes=probes, measures=["accuracy"], schedule=range(9))
-    monkeypatch.setattr(recorder, "take_any", lambda *_: fails())
+    monkeypatch.setattr(recorder, "run_instrument", lambda *_: fails())
     with pytest.raises(TrajectoryError, match="the disk is full"):
         rec.step(1)
     rec.close("failed")
@@ -574,10 +574,10 @@ def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):
 
 
 def test_a_replay_makes_a_damaged_reading_again(tmp_path):
-    run = gk.train(BARE.replace(measures=(gk.part("accuracy"),)), runs=tmp_path, device="cpu")
+    run = gk.train(BARE.replace(measures=(gk.spec("accuracy"),)), runs=tmp_path, device="cpu")
     (folder,) = (run.path / "measures").iterdir()
-    whole = (folder / store.file_name(5)).read_bytes()
-    (folder / store.file_name(5)).write_bytes(whole[:-9])
+    whole = (folder / store.step_file_name(5)).read_bytes()
+    (folder / store.step_file_name(5)).write_bytes(whole[:-9])
     with pytest.warns(UserWarning, match="is damaged and was moved to"):
         assert gk.replay_run(run, ["accuracy"]) == 1
-    assert (folder / store.file_name(5)).read_bytes() == whole and run.verify() == []
+    assert (folder / store.step_file_name(5)).read_bytes() == whole and run.verify() == []

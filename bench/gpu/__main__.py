@@ -105,7 +105,7 @@ def plan(settings: list[Setting], minutes: float) -> str:
 
 
 def go(setting: Setting, end: float) -> None:
-    """Run one stage in a process of its own, unless it is finished or no time is left until `end` (monotonic)."""
+    """Run one stage in a process of its own, unless it is finished or no time is left until `add_end` (monotonic)."""
     found = read(setting.path)
     if found is not None and found["complete"] and found["asked"] == asked(setting):
         print(f"{setting.stage}: finished already on {found['date']}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import grokkit as gk
 from bench.gpu.results import Row, Setting, timed
-from grokkit.config.run_config import Part
+from grokkit.config.run_config import Spec
 from grokkit.device.preserved_state import strict_precision
 from grokkit.training.build import build_data, build_model
 
@@ -38,9 +38,9 @@ def offer_data(setting: Setting) -> None:
     os.environ["GROKKIT_DATA"] = str(folder)
 
 
-def data_part(setting: Setting) -> Part:
+def data_part(setting: Setting) -> Spec:
     """The stage's data; next to nothing of it in the miniature."""
-    return gk.part("cifar10", **({"train": 96, "test": 40} if setting.small else {}))
+    return gk.spec("cifar10", **({"train": 96, "test": 40} if setting.small else {}))
 
 
 def test_images(setting: Setting, count: int) -> Tensor:
@@ -54,8 +54,8 @@ def study_config(setting: Setting, steps: int) -> gk.RunConfig:
     """PreActResNet-18, k = 16, without BatchNorm, as the published study trains it: AdamW 1e-3, batch 256, float32."""
     return gk.RunConfig(
         experiment="gpu", variant="study", data=data_part(setting),
-        model=gk.part("preact_resnet18", width=8 if setting.small else 16, norm="none"),
-        optimizer=gk.part("adamw", lr=1e-3, weight_decay=0.0), batch_size=32 if setting.small else 256,
+        model=gk.spec("preact_resnet18", width=8 if setting.small else 16, norm="none"),
+        optimizer=gk.spec("adamw", lr=1e-3, weight_decay=0.0), batch_size=32 if setting.small else 256,
         steps=4 if setting.small else steps, records=1, probes={"train": 16, "test": 16, "random": 16},
         precision="float32", execution="eager",
     )  # fmt: skip

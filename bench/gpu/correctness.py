@@ -20,9 +20,9 @@ from bench.gpu import lc_precision, steps
 from bench.gpu.common import data_part, seeded_net, test_images, trained_model
 from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit import measures, models
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.errors import GrokkitError, Interrupted
-from grokkit.figures.theme import save
+from grokkit.figures.theme import save_figure
 from grokkit.spline import complexity_spectrum, local_complexity
 from grokkit.training.build import build_data
 
@@ -55,7 +55,7 @@ def measure(results: Results) -> None:
     results.measured_last()
     rows = results.parts.get("lc_by_precision", [])
     if rows:
-        save(lc_precision.inflation(rows), setting.out / "lc_by_precision")
+        save_figure(lc_precision.inflation(rows), setting.out / "lc_by_precision")
 
 
 def lines(parts: dict[str, Rows]) -> list[str]:
@@ -118,8 +118,8 @@ def measures_on_both(setting: Setting) -> Iterator[Row]:
     far the readings are apart."""
     model, config = trained_model(setting, lc_precision.STEPS)
     probes = gk.probe_sets(build_data(config), train=16, test=16, random=16)
-    wanted = [gk.part(name, **SMALL.get(name, {})) for name in measures.names() if name != "local_complexity"]
-    wanted += [gk.part("local_complexity", method=method, points=4) for method in ("vertex", "tangent")]
+    wanted = [gk.spec(name, **SMALL.get(name, {})) for name in measures.names() if name != "local_complexity"]
+    wanted += [gk.spec("local_complexity", method=method, points=4) for method in ("vertex", "tangent")]
     tables, files = [], []
     for number, device in enumerate(("cpu", setting.device)):
         path = setting.work / f"measures-{number}"
@@ -141,7 +141,7 @@ def measures_on_both(setting: Setting) -> Iterator[Row]:
 # ---- resume and replay
 
 
-class StopsAt(Silent):
+class StopsAt(BaseCallback):
     """Asks the run to stop, as Ctrl-C does, when a step is reported."""
 
     def __init__(self, step: int) -> None:
@@ -155,10 +155,10 @@ class StopsAt(Silent):
 def resume_and_replay(setting: Setting) -> Iterator[Row]:
     """A small run straight, one interrupted and resumed, and the straight one replayed; how much of it is bit-equal."""
     config = gk.RunConfig(
-        experiment="gpu", variant="resumed", data=data_part(setting), model=gk.part("resnet9", width=8), steps=30,
-        optimizer=gk.part("sgd", lr=0.02, momentum=0.9), augment=("crop4", "flip"), batch_size=32, records=4,
+        experiment="gpu", variant="resumed", data=data_part(setting), model=gk.spec("resnet9", width=8), steps=30,
+        optimizer=gk.spec("sgd", lr=0.02, momentum=0.9), augment=("crop4", "flip"), batch_size=32, records=4,
         probes={"train": 16, "test": 16, "random": 16},
-        measures=(gk.part("accuracy"), gk.part("local_complexity", radii=(0.05,), directions=4, points=8)),
+        measures=(gk.spec("accuracy"), gk.spec("local_complexity", radii=(0.05,), directions=4, points=8)),
     )  # fmt: skip
     folders = {name: setting.work / name for name in ("straight", "parts")}
     for folder in folders.values():

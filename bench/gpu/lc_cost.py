@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from bench.gpu.common import SHAPE, ceilings, median, seeded_net, test_images
 from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit.device.preserved_state import strict_precision
-from grokkit.figures.theme import FULL, PALETTE, save, themed
+from grokkit.figures.theme import FULL, PALETTE, save_figure, themed
 from grokkit.models.profile import profile
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
 
 TITLE = "what local complexity costs: vertex, tangents in float32 and in bfloat16, plain forward passes"
 RADII = np.geomspace(1e-3, 1.0, 16).tolist()
@@ -36,7 +36,7 @@ def measure(results: Results) -> None:
         results.part(name, partial(costs, setting, name, tops), needs=30)
     results.measured_last()
     if costed(results.parts):
-        save(bars(results.parts), setting.out / "lc_cost")
+        save_figure(bars(results.parts), setting.out / "lc_cost")
 
 
 def costs(setting: Setting, name: str, tops: dict[str, float]) -> Iterator[Row]:
@@ -46,7 +46,7 @@ def costs(setting: Setting, name: str, tops: dict[str, float]) -> Iterator[Row]:
     model, options = NETS[name]
     net = seeded_net(model, **(options | {"width": 8} if setting.small else options)).to(setting.device).eval()
     images = test_images(setting, points)
-    frame = orthonormal_frame(directions, images[0].numel()).to(images)
+    frame = draw_orthonormal_frame(directions, images[0].numel()).to(images)
     ways: dict[str, tuple[Callable[[], object], int]] = {
         "forward of 1 + P images a point, float32": (partial(forward, net, images, 1 + directions), 1 + directions),
         "tangent, 16 radii, bfloat16": (

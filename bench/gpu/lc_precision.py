@@ -14,7 +14,7 @@ from bench.gpu.common import test_images, tf32, trained_model
 from bench.gpu.results import ROOT, Row, Rows, Setting
 from grokkit.device.preserved_state import strict_precision
 from grokkit.figures.theme import FULL, themed
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
 
 # by path, because on some machines another package is called `tests`
 published_counts = runpy.run_path(str(ROOT / "tests" / "reference" / "published_lc.py"))["published_counts"]
@@ -36,7 +36,7 @@ def lc_by_precision(setting: Setting) -> Iterator[Row]:
     method are float64's, which the others are compared with."""
     points, directions = (4, 3) if setting.small else (64, 20)
     net, images = trained_model(setting, STEPS)[0].net, test_images(setting, points)
-    frame = orthonormal_frame(directions, images[0].numel()).to(images)
+    frame = draw_orthonormal_frame(directions, images[0].numel()).to(images)
     exact: dict[tuple[str, float], Tensor] = {}
     for (method, arithmetic), count in {**vertex_ways(net, images, frame), **tangent_ways(net, images, frame)}.items():
         for radius, counts in zip(RADII, count(), strict=True):

@@ -59,7 +59,7 @@ def go_on(results: Results) -> Iterator[Row]:
            "attempt": status["attempt"], "costs": status["costs"], "packed_mb": packed.stat().st_size / 1e6,
            "newest": newest(run)}  # fmt: skip
     gk.table([run]).to_csv(setting.out / "delayed_robustness.csv.gz", index=False)
-    gk.figures.save(gk.figures.create("phases", gk.figure_data([run])), setting.out / "delayed_robustness")
+    gk.figures.save_figure(gk.figures.create("phases", gk.figure_data([run])), setting.out / "delayed_robustness")
     if packed.stat().st_size > LARGEST:
         raise UsageError(f"{packed} has {packed.stat().st_size / 1e6:.0f} MB, more than {LARGEST / 1e6:.0f}")
 
@@ -70,8 +70,8 @@ def fitted(setting: Setting) -> gk.RunConfig:
     if not setting.small:
         return config
     cheap = {"local_complexity": {"directions": 2, "points": 4}, "robust_accuracy": {"points": 4, "steps": 1}}
-    small = tuple(gk.part(each.name, **{**each.options, **cheap.get(each.name, {})}) for each in config.measures)
-    return config.replace(model=gk.part("preact_resnet18", width=8, norm="none"), batch_size=32, records=8, steps=2000,
+    small = tuple(gk.spec(each.name, **{**each.options, **cheap.get(each.name, {})}) for each in config.measures)
+    return config.replace(model=gk.spec("preact_resnet18", width=8, norm="none"), batch_size=32, records=8, steps=2000,
                           probes={"train": 16, "test": 16, "random": 8}, measures=small)  # fmt: skip
 
 

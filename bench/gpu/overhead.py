@@ -13,7 +13,7 @@ import grokkit as gk
 from bench.gpu.results import Results, Row, Rows, Setting, told
 from bench.gpu.speed import fitted, run_steps
 from grokkit.recipes import cifar10_accuracy
-from grokkit.training.trainer import build
+from grokkit.training.trainer import build_trainer
 
 TITLE = "overhead: snapshots, measures, signal, evaluation and slots beside the training; no wait within an epoch"
 
@@ -45,7 +45,9 @@ def seen(setting: Setting) -> Iterator[Row]:
 def waits(setting: Setting, execution: str) -> Iterator[Row]:
     """An epoch of steps, and the beginning of the next, under a device that forbids waiting for it; where a step waits
     all the same, the line that did."""
-    job = build(fitted(setting, cifar10_accuracy.resnet9()).replace(execution=execution), torch.device(setting.device))
+    job = build_trainer(
+        fitted(setting, cifar10_accuracy.resnet9()).replace(execution=execution), torch.device(setting.device)
+    )
     epoch, line = job.batches.steps_per_epoch, ""
     run_steps(job, 1, 6)
     run_steps(job, epoch, epoch)  # the ragged batch has kernels of its own, chosen or compiled at its first step
@@ -85,7 +87,7 @@ def recorded(setting: Setting) -> Iterator[Row]:
         experiment="gpu", variant="recorded", steps=6 if setting.small else 392, records=12,
         probes={"train": 32, "test": 32, "random": 16} if setting.small else config.probes,
         signal={"every": 3, "points": 4, "directions": 2} if setting.small else {"every": 50},
-        measures=(gk.part("accuracy"),) if setting.small else config.measures,
+        measures=(gk.spec("accuracy"),) if setting.small else config.measures,
     )  # fmt: skip
     shutil.rmtree(setting.work / config.run_name, ignore_errors=True)
     run = gk.train(config, runs=setting.work, device=setting.device)

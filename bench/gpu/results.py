@@ -107,8 +107,8 @@ class Results:
         return self.setting.seconds - (time.monotonic() - self._began)
 
     def part(self, name: str, measure: Callable[[], Iterable[Row]], *, needs: float = 10.0) -> None:
-        """Measure a part, unless it is there already or fewer than `needs` seconds are left; what fails is written
-        down and does not stop the rest.
+        """Measure a part, unless it is there already or fewer than `require_package` seconds are left; what fails is
+        written down and does not stop the rest.
 
         Args:
             name: of the part, within its stage.

@@ -14,16 +14,16 @@ from torch import Tensor
 import grokkit as gk
 from bench.gpu.common import ceiling_of, ceilings, data_part
 from bench.gpu.results import Results, Row, Rows, Setting, settle
-from grokkit.diagnostics.loader import PerSample, crop_and_flip, plain_loader
-from grokkit.figures.theme import FULL, PALETTE, save, themed
+from grokkit.diagnostics.loader import PerSample, crop_and_flip, make_plain_loader
+from grokkit.figures.theme import FULL, PALETTE, save_figure, themed
 from grokkit.models.profile import profile
 from grokkit.optim.build import build_optimizer
 from grokkit.recipes import cifar10_accuracy, cifar10_in_minutes, cifar10_speed
 from grokkit.seeding import seeded
-from grokkit.training.build import build_data, build_model, clip_gradients, facts_of
-from grokkit.training.evaluation import evaluated
+from grokkit.training.build import build_data, build_model, clip_gradients, dataset_metadata
+from grokkit.training.evaluation import evaluate_split
 from grokkit.training.loop import MIRRORING
-from grokkit.training.trainer import Job, build
+from grokkit.training.trainer import Trainer, build_trainer
 
 TITLE = (
     "seconds to 90 % and 94 % for resnet9, resnet18, speednet; images/s by execution, precision, input; a plain loop"
@@ -78,9 +78,9 @@ def measure(results: Results) -> None:
 
 def draw(parts: dict[str, Rows], setting: Setting) -> None:
     if any(name.rpartition(", seed")[0] in RECIPES for name in parts):
-        save(curves(parts), setting.out / "accuracy_over_time")
+        save_figure(curves(parts), setting.out / "accuracy_over_time")
     if speeds_in(parts):
-        save(speeds_figure(parts), setting.out / "images_per_second")
+        save_figure(speeds_figure(parts), setting.out / "images_per_second")
 
 
 # ---- a recipe against the clock
@@ -92,11 +92,11 @@ def timed_run(setting: Setting, config: gk.RunConfig, seed: int) -> Iterator[Row
     config = fitted(setting, config.replace(seed=seed))
     with seeded(seed, "training"):
         start = time.perf_counter()
-        run_steps(build(config, torch.device(setting.device)), 1, WARM_UP)
+        run_steps(build_trainer(config, torch.device(setting.device)), 1, WARM_UP)
         settle(setting.device)
         warm_up = time.perf_counter() - start
         yield {"epoch": 0, "seconds": 0.0, "warm_up_seconds": warm_up}
-        job = build(config, torch.device(setting.device))
+        job = build_trainer(config, torch.device(setting.device))
         spent, done, epoch = 0.0, 0, 0
         met: dict[str, float | None] = {f"seconds_to_{100 * target:.0f}": None for target in TARGETS}
         while done < config.steps:
@@ -107,7 +107,7 @@ def timed_run(setting: Setting, config: gk.RunConfig, seed: int) -> Iterator[Row
             settle(setting.device)
             spent += time.perf_counter() - start
             mirrored = done == config.steps and not MIRRORING.isdisjoint(config.augment)
-            told = evaluated(job.model, job.test_set, config.loss, mirrored=mirrored)
+            told = evaluate_split(job.model, job.test_set, config.loss, mirrored=mirrored)
             for target, name in zip(TARGETS, met, strict=True):
                 if met[name] is None and told["accuracy"] >= target:
                     met[name] = spent
@@ -115,7 +115,7 @@ def timed_run(setting: Setting, config: gk.RunConfig, seed: int) -> Iterator[Row
             yield row | (met | ends(job, spent, warm_up) if done == config.steps else {})
 
 
-def ends(job: Job, spent: float, warm_up: float) -> Row:
+def ends(job: Trainer, spent: float, warm_up: float) -> Row:
     """What the last row of a run says beside its accuracy."""
     images = len(job.dataset.y_train) * job.config.steps / job.batches.steps_per_epoch
     return {
@@ -125,21 +125,21 @@ def ends(job: Job, spent: float, warm_up: float) -> Row:
     }  # fmt: skip
 
 
-def run_steps(job: Job, first: int, last: int) -> None:
+def run_steps(job: Trainer, first: int, last: int) -> None:
     """Updates number `first` to `last` as the training loop makes them, with nothing recorded."""
     job.model.train()
     for step in range(first, last + 1):
         advance(job, *job.batches.at(step))
 
 
-def advance(job: Job, x: Tensor, y: Tensor) -> None:
+def advance(job: Trainer, x: Tensor, y: Tensor) -> None:
     """One update as the training loop makes it."""
     loss, logits = job.update(x, y)
     job.meter.add(loss, logits, y)
     job.policy.step()
 
 
-def macs(job: Job) -> int:
+def macs(job: Trainer) -> int:
     return profile(job.model.net, job.dataset.input_shape).macs
 
 
@@ -149,7 +149,7 @@ def fitted(setting: Setting, config: gk.RunConfig) -> gk.RunConfig:
     if not setting.small:
         return config
     options = {**config.model.options, "width": 8}
-    return config.replace(model=gk.part(config.model.name, **options), batch_size=32, steps=6)
+    return config.replace(model=gk.spec(config.model.name, **options), batch_size=32, steps=6)
 
 
 # ---- images per second
@@ -174,7 +174,7 @@ def loaded_steps(setting: Setting, config: gk.RunConfig, workers: int, make, cou
     dataset = build_data(config)
     samples = PerSample(dataset.x_train, dataset.y_train, crop_and_flip(dataset.input_shape[1:]))
     update = make(setting, config)
-    loader = iter(plain_loader(samples, config.batch_size, workers=workers, endless=True))
+    loader = iter(make_plain_loader(samples, config.batch_size, workers=workers, endless=True))
     for number in range(WARM_UP + count):
         if number == WARM_UP:
             settle(setting.device)
@@ -187,8 +187,8 @@ def loaded_steps(setting: Setting, config: gk.RunConfig, workers: int, make, cou
 
 def tutorial_step(setting: Setting, config: gk.RunConfig):  # type: ignore[no-untyped-def]
     """Forward, backward, update, and the loss read, as tutorials write it."""
-    model = build_model(config, facts_of(build_data(config))).to(setting.device).train()
-    chosen = gk.part(config.optimizer.name, **{**config.optimizer.options, "fused": False})
+    model = build_model(config, dataset_metadata(build_data(config))).to(setting.device).train()
+    chosen = gk.spec(config.optimizer.name, **{**config.optimizer.options, "fused": False})
     optimizer = build_optimizer(chosen, model.parameters())
 
     def update(x: Tensor, y: Tensor) -> None:
@@ -204,7 +204,7 @@ def tutorial_step(setting: Setting, config: gk.RunConfig):  # type: ignore[no-un
 
 def house_step(setting: Setting, config: gk.RunConfig):  # type: ignore[no-untyped-def]
     """grokkit's own step."""
-    job = build(config, torch.device(setting.device))
+    job = build_trainer(config, torch.device(setting.device))
     job.model.train()
     return partial(advance, job)
 
@@ -222,7 +222,7 @@ def throughput(
 
 def speed_of(setting: Setting, config: gk.RunConfig) -> Row:
     """Images/s of one way to train, batches included, and of the batches alone; full batches only."""
-    job = build(config, torch.device(setting.device))
+    job = build_trainer(config, torch.device(setting.device))
     count = 4 if setting.small else max(20, min(100, 30_000 // config.batch_size))
     start = time.perf_counter()
     run_steps(job, 1, WARM_UP)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from bench.gpu.common import data_part, seeded_net, test_images
 from bench.gpu.results import Row, Setting
-from grokkit.config.run_config import Part, RunConfig, part
+from grokkit.config.run_config import RunConfig, Spec, spec
 from grokkit.data.resident import Batches
 from grokkit.device.preserved_state import strict_precision
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.optim.build import build_optimizer
 from grokkit.spline import local_complexity
-from grokkit.training.build import build_data, clip_gradients, placed
+from grokkit.training.build import build_data, clip_gradients, to_device
 from grokkit.training.step import TrainStep
 
 UPDATES, LR = 12, 1e-4
@@ -26,10 +26,10 @@ UPDATES, LR = 12, 1e-4
 apart."""
 
 OPTIMIZERS = {
-    "sgd": part("sgd", lr=LR, momentum=0.9, nesterov=True, weight_decay=5e-4),
-    "adam": part("adam", lr=LR),
-    "adamw": part("adamw", lr=LR, weight_decay=0.0),
-    "muon": part("muon", lr=LR, vector_lr=LR, matrix_lr=LR),
+    "sgd": spec("sgd", lr=LR, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    "adam": spec("adam", lr=LR),
+    "adamw": spec("adamw", lr=LR, weight_decay=0.0),
+    "muon": spec("muon", lr=LR, vector_lr=LR, matrix_lr=LR),
 }
 """Those of the recipes; each has a way of its own into a graph."""
 
@@ -54,11 +54,11 @@ def one_way(setting: Setting, execution: str, precision: str, optimizer: str) ->
            "passes": passes}  # fmt: skip
 
 
-def updated(setting: Setting, execution: str, precision: str, chosen: Part) -> tuple[Tensor, Tensor, str, bool]:
+def updated(setting: Setting, execution: str, precision: str, chosen: Spec) -> tuple[Tensor, Tensor, str, bool]:
     """All weights before and after, as one vector; how steps were computed; whether the counts are a fresh net's."""
     dataset = build_data(RunConfig(experiment="gpu", data=data_part(setting)))
     net = seeded_net("resnet9", width=8 if setting.small else 16)
-    model = placed(Classifier(Normalise(dataset.mean, dataset.std), net), torch.device(setting.device)).train()
+    model = to_device(Classifier(Normalise(dataset.mean, dataset.std), net), torch.device(setting.device)).train()
     optimizer = build_optimizer(chosen, model.parameters())
     size = 24 if setting.small else 100
     kept = 2 * size + size // 3
@@ -68,7 +68,7 @@ def updated(setting: Setting, execution: str, precision: str, chosen: Part) -> t
     with strict_precision():
         update = TrainStep(
             model, optimizer, F.cross_entropy, batch_size=size, precision=precision, execution=execution,
-            clip=partial(clip_gradients, part("value", limit=0.1), model),
+            clip=partial(clip_gradients, spec("value", limit=0.1), model),
         )  # fmt: skip
         for number in range(1, UPDATES + 1):
             for group in optimizer.param_groups:  # a rate that moves, as a policy moves it

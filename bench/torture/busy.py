@@ -20,7 +20,7 @@ import grokkit as gk
 from bench.torture import samples
 from bench.torture.kills import forked
 from bench.torture.samples import Samples
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
 from grokkit.trajectory import Run
 
@@ -79,7 +79,7 @@ def _look_at_hidden(run: Run, path: Path, hide: Holding, chance: random.Random, 
     with hide(path, chance):
         found += [f"verify says {problem}" for problem in run.verify() if UNREADABLE not in problem]
     with hide(path, chance), suppress(TrajectoryError):
-        gk.resume(run.path, device="cpu", observer=Silent())
+        gk.resume(run.path, device="cpu", observer=BaseCallback())
     return found
 
 

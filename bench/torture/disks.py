@@ -72,9 +72,9 @@ def damaged_files(count: int, folder: Path, seed: int = 0) -> tuple[int, list[st
     (measure,) = run.measures()
     reading = run.reading(measure, 3)
     subjects = [
-        path / "snapshots" / store.file_name(3),
+        path / "snapshots" / store.step_file_name(3),
         path / "resume" / "1.h5",
-        path / "measures" / measure / store.file_name(3),
+        path / "measures" / measure / store.step_file_name(3),
     ]
     for number in range(count):
         file = subjects[number % len(subjects)]
@@ -97,7 +97,7 @@ def _reads_right(file: Path, run: Run, measure: str, reading: object) -> bool:
         one = run.trajectory("layers.7", [3])[0]
         return same(run.load(3), workload.content(3)) and torch.equal(one, workload.content(3)["layers.7"])
     if file.parent.name == "resume":
-        _, state = checksummed.read(file, "resume")[1]["step"], resume.Slots(file.parent).load()
+        _, state = checksummed.read(file, "resume")[1]["step"], resume.ResumeStore(file.parent).load()
         return state is not None and same(state[1]["model"], workload.content(state[0]))
     again = run.reading(measure, 3)
     return bool((again.values == reading.values).all()) and again.coords == reading.coords  # type: ignore[attr-defined]

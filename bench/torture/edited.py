@@ -17,7 +17,7 @@ import tomli_w
 
 import grokkit as gk
 from bench.torture import samples
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.errors import GrokkitError
 from grokkit.trajectory import Run, manifest
 
@@ -90,7 +90,7 @@ def _faults_of_refusing(run: Run) -> list[str]:
     found, before = list[str](), _bytes_of(run)
     calls: dict[str, Callable[[], object]] = {"replay": lambda: gk.replay_run(run, ["loss"], device="cpu")}
     if run.status["state"] != "done":
-        calls["resume"] = lambda: gk.resume(run.path, device="cpu", observer=Silent())
+        calls["resume"] = lambda: gk.resume(run.path, device="cpu", observer=BaseCallback())
     for name, call in calls.items():
         try:
             call()
@@ -215,14 +215,14 @@ def _edit_log(run: Run, chance: random.Random) -> Edit | None:
 
 
 def _edit_manifest(run: Run, chance: random.Random) -> Edit | None:
-    path = run.path / manifest.FILE
-    content, known = path.read_bytes(), manifest.read(run.path)
+    path = run.path / manifest.MANIFEST_FILE
+    content, known = path.read_bytes(), manifest.read_manifest(run.path)
     after, how = _edit_lines(content, chance)
     if after.startswith(content):
         return None  # what is added behind the end is a replay's, or its first lines again
     path.write_bytes(after)
     # Where two lines that speak of different files have changed places, all lines together say what they said.
-    is_same = len(after) == len(content) and manifest.read(run.path) == known
+    is_same = len(after) == len(content) and manifest.read_manifest(run.path) == known
     return Edit(f"{path.name}, {how}", None if is_same else "")
 
 

@@ -41,9 +41,9 @@ def bend(path: Path, kind: str, chance: random.Random) -> str:
 
 def reseal(path: Path, kind: str) -> None:
     """Make the digest right over what a reader of the bent file gets, where it gets something."""
-    with hdf5.opened(path) as file:
+    with hdf5.open_untrusted(path) as file:
         arrays = {name[5:]: file.array(name) for name in file.places if name.startswith("data/")}
-        digest, place = checksummed.digest_of(kind, file.note(), arrays).encode(), file.places["digest"]
+        digest, place = checksummed.compute_digest(kind, file.note(), arrays).encode(), file.places["digest"]
     if place.nbytes == len(digest):
         with open(path, "r+b") as content:
             content.seek(place.offset)
@@ -53,12 +53,12 @@ def reseal(path: Path, kind: str) -> None:
 def _rewrite(path: Path, kind: str, chance: random.Random) -> None:
     """The same content as HDF5 wrote it twenty years ago."""
     arrays, note = checksummed.read(path, kind)
-    with checksummed.opened(path, kind) as good:
+    with checksummed.open_h5(path, kind) as good:
         attributes = dict(good.attributes)
     with h5py.File(path, "w", libver=("earliest", chance.choice(("v108", "v110")))) as file:
         for name, value in attributes.items():
             file.attrs[name] = np.bytes_(value) if isinstance(value, str) else value
-        file["meta"] = np.frombuffer(checksummed.padded(checksummed.as_json(note)), np.uint8)
+        file["meta"] = np.frombuffer(checksummed.pad_metadata(checksummed.canonical_json(note)), np.uint8)
         file["digest"] = np.zeros(64, np.uint8)
         for name, array in arrays.items():
             file[f"data/{name}"] = array

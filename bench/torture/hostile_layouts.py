@@ -31,7 +31,7 @@ def write_layout(path: Path, kind: str, chance: random.Random) -> str:
     """Put a file that is sealed rightly in the place of one, of which a part is another: an entry of the layout, a
     field of the note, an array."""
     arrays, note = checksummed.read(path, kind)
-    with checksummed.opened(path, kind) as good:
+    with checksummed.open_h5(path, kind) as good:
         hashed = good.attributes.get("layout")
     attributes = {} if hashed is None else {"layout": str(hashed)}
     ways = ["note", "arrays", "nested"] + (["layout"] * 5 if "layout" in arrays else [])
@@ -39,7 +39,7 @@ def write_layout(path: Path, kind: str, chance: random.Random) -> str:
     said = ""
     if way == "layout":
         arrays["layout"], said = _bent_layout(arrays["layout"], chance)
-        attributes = {"layout": snapshot.hash_of(arrays["layout"].tobytes())}
+        attributes = {"layout": snapshot.hash_layout(arrays["layout"].tobytes())}
     elif way == "note":
         note, said = _bent_note(note, chance)
     elif way == "arrays":
@@ -51,12 +51,12 @@ def write_layout(path: Path, kind: str, chance: random.Random) -> str:
 
 def _write(path: Path, kind: str, arrays: dict[str, np.ndarray], note: bytes, attributes: dict[str, str]) -> None:
     """As `sealed.write` lays a file out, with a note that may be no JSON; what it would not write is written."""
-    note = checksummed.padded(note)
+    note = checksummed.pad_metadata(note)
     order = sorted(arrays, key=lambda name: (arrays[name].nbytes, name))
     form = tuple((name, arrays[name].dtype.str, arrays[name].shape) for name in order)
-    content = {"meta": note, "digest": checksummed.digest_of(kind, note, arrays).encode()}
+    content = {"meta": note, "digest": checksummed.compute_digest(kind, note, arrays).encode()}
     content |= {f"data/{name}": arrays[name].tobytes() for name in order}
-    pieces = checksummed._skeleton(kind, tuple(attributes.items()), len(note), form)
+    pieces = checksummed._build_skeleton(kind, tuple(attributes.items()), len(note), form)
     path.write_bytes(b"".join(each if isinstance(each, bytes) else content[each] for each in pieces))
 
 

@@ -29,10 +29,10 @@ def write_structure(path: Path, kind: str, chance: random.Random) -> str:
     """Write a file like the one at `path`, with one thing in it that a sealed file does not have; the digest is right
     over what HDF5 reads."""
     arrays, meta = checksummed.read(path, kind)
-    with checksummed.opened(path, kind) as good:
+    with checksummed.open_h5(path, kind) as good:
         attributes = dict(good.attributes)
     how = chance.choice(sorted(PUTS | SPOILS))
-    everything = {"meta": np.frombuffer(checksummed.padded(checksummed.as_json(meta)), np.uint8)}
+    everything = {"meta": np.frombuffer(checksummed.pad_metadata(checksummed.canonical_json(meta)), np.uint8)}
     everything |= {f"data/{name}": arrays[name] for name in arrays}
     hostile = chance.choice(sorted(everything)) if how in PUTS else ""
     _write_secret(path)
@@ -93,7 +93,7 @@ def _digest(path: Path, kind: str) -> str:
     try:
         with h5py.File(path, "r") as file:
             arrays = {name: _read(file["data"][name]) for name in _names(file["data"])}
-            return checksummed.digest_of(kind, _read(file["meta"]).tobytes(), arrays)
+            return checksummed.compute_digest(kind, _read(file["meta"]).tobytes(), arrays)
     except Exception:
         return ""
 

@@ -19,7 +19,7 @@ import grokkit as gk
 from bench.torture import oddities, samples
 from grokkit.cli import main
 from grokkit.errors import GrokkitError, TrajectoryError
-from grokkit.live.run_browser import Study
+from grokkit.live.run_browser import RunBrowser
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import Run, run, store
 from grokkit.trajectory.log import Log
@@ -59,7 +59,7 @@ def make_run(path: Path, seed: int) -> None:
     """A finished run with metrics, an event, a reading and maps."""
     status: dict[str, Any] = {"state": "done", "step": 2, "total_steps": 1000, "attempt": 1, "costs": {"training": 1.0}}
     facts = {"device": "cpu", "data": {"train": 120, "classes": ["no", "yes"]}}
-    run.create(path, config=f'seed = {seed}\nbatch_size = 50\nloss = "mse"\n', environment=facts, probes=[PROBE],
+    run.create_run(path, config=f'seed = {seed}\nbatch_size = 50\nloss = "mse"\n', environment=facts, probes=[PROBE],
                status=status)  # fmt: skip
     metrics, events = Log(path / "metrics.jsonl", 1), Log(path / "events.jsonl", 1)
     for step in (1, 2):
@@ -119,7 +119,7 @@ def _of_ls(place: Path, odd: Path, state: str) -> list[str]:
 
 
 def _of_page(place: Path, odd: Path, state: str) -> list[str]:
-    study = Study([place])
+    study = RunBrowser([place])
     told = study.update()
     told = study.update(groups=[group["key"] for group in told["groups"]])
     json.dumps(told, allow_nan=False)

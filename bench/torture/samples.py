@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 import grokkit as gk
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.errors import Interrupted
 from grokkit.training import loop
 from grokkit.trajectory import Run, resume, snapshot
 
 CONFIG = gk.RunConfig(
-    experiment="torture", data=gk.part("digits", size=8, train=120, test=60), model=gk.part("mlp", widths=(12,)),
-    batch_size=50, steps=24, records=5, probes={"train": 16, "test": 16, "random": 8}, policy=gk.part("constant"),
-    measures=(gk.part("accuracy"), gk.part("weight_norm")), attributions=(gk.part("saliency", images=2),),
+    experiment="torture", data=gk.spec("digits", size=8, train=120, test=60), model=gk.spec("mlp", widths=(12,)),
+    batch_size=50, steps=24, records=5, probes={"train": 16, "test": 16, "random": 8}, policy=gk.spec("constant"),
+    measures=(gk.spec("accuracy"), gk.spec("weight_norm")), attributions=(gk.spec("saliency", images=2),),
 )  # fmt: skip
 """A run of about a fifth of a second."""
 
@@ -48,7 +48,7 @@ class Samples(NamedTuple):
     other_stopped: Run
 
 
-class _Stops(Silent):
+class _Stops(BaseCallback):
     """An observer that stops its run before a step."""
 
     def report(self, step: int, values: Any) -> None:
@@ -65,7 +65,7 @@ def make_samples(folder: Path) -> Samples:
         for root in ("done", "stopped"):
             for seed in (0, 1):
                 config = CONFIG.replace(seed=seed)
-                observer = _Stops() if root == "stopped" else Silent()
+                observer = _Stops() if root == "stopped" else BaseCallback()
                 with suppress(Interrupted):
                     gk.train(config, runs=folder / root, device="cpu", observer=observer)
                 made.append(gk.open_run(folder / root / config.run_name))
@@ -143,13 +143,13 @@ def contents(run: Run, path: Path) -> dict[str, Any]:
         case "attribution":
             values, labels, told = run.attribution(path.parent.name, int(path.stem))
             return {"values": values, "labels": labels, "note": repr(told).encode()}
-    loaded = resume.Slots(path.parent).load()
+    loaded = resume.ResumeStore(path.parent).load()
     return {"step": b"none"} if loaded is None else flatten(*loaded)
 
 
 def state_in(path: Path) -> dict[str, bytes]:
     """What one resume state says, as `read_file` gives the newest of two."""
-    arrays, layout, note, _ = snapshot.whole(path, "resume")
+    arrays, layout, note, _ = snapshot.read_checked(path, "resume")
     told = flatten(note["step"], resume.decode(note["tree"], snapshot.unpack(arrays, layout)))
     return {name: value if isinstance(value, bytes) else raw(value) for name, value in told.items()}
 
@@ -186,7 +186,7 @@ def results(run: Run) -> dict[str, dict[str, bytes]]:
 
 def go_on(run: Run, straight: Run) -> list[str]:
     """Resume a run to its end; what differs from the straight one."""
-    done = gk.resume(run.path, device="cpu", observer=Silent())
+    done = gk.resume(run.path, device="cpu", observer=BaseCallback())
     mine, other = results(done), results(straight)
     found = [f"{name} is another than in a straight run" for name in sorted(mine.keys() | other.keys())
              if mine.get(name) != other.get(name)]  # fmt: skip

@@ -21,16 +21,16 @@ from grokkit.training import loop
 from grokkit.trajectory import Run
 
 CONFIG = gk.RunConfig(
-    experiment="torture", data=gk.part("digits", size=8, train=400, test=200), model=gk.part("mlp", widths=(64, 64)),
+    experiment="torture", data=gk.spec("digits", size=8, train=400, test=200), model=gk.spec("mlp", widths=(64, 64)),
     batch_size=50, steps=400, records=8, probes={"train": 64, "test": 64, "random": 32},
-    optimizer=gk.part("adamw", lr=1e-3), policy=gk.part("lc_wsd"), signal={"every": 40, "points": 16, "directions": 4},
+    optimizer=gk.spec("adamw", lr=1e-3), policy=gk.spec("lc_wsd"), signal={"every": 40, "points": 16, "directions": 4},
     measures=(
-        gk.part("accuracy"), gk.part("local_complexity", radii=(0.05, 0.5), directions=8, points=64),
-        gk.part("robust_accuracy", epsilons=(0.1,), steps=10, points=64), gk.part("weight_norm"),
+        gk.spec("accuracy"), gk.spec("local_complexity", radii=(0.05, 0.5), directions=8, points=64),
+        gk.spec("robust_accuracy", epsilons=(0.1,), steps=10, points=64), gk.spec("weight_norm"),
     ),
-    attributions=(gk.part("saliency", images=4), gk.part("integrated_gradients", images=8, n_steps=32)),
+    attributions=(gk.spec("saliency", images=4), gk.spec("integrated_gradients", images=8, n_steps=32)),
 )  # fmt: skip
-AGAIN = (gk.part("loss"), gk.part("local_complexity", method="vertex", radii=(0.05, 0.2), directions=16, points=64))
+AGAIN = (gk.spec("loss"), gk.spec("local_complexity", method="vertex", radii=(0.05, 0.2), directions=16, points=64))
 """Measures that are replayed over the stored snapshots."""
 
 STOPPED = 75
@@ -157,13 +157,13 @@ def _signalled(work: Callable[[], None], after: float | None, number: signal.Sig
 
 def _told(work: Callable[[], None], say: int) -> None:
     """`work`, whose every measure is told when it is ended; a stop ends the process with its exit code."""
-    take = recorder.take_any
+    take = recorder.run_instrument
 
     def told(run: Path, step: int, subject: object, context: object) -> None:
         take(run, step, subject, context)  # type: ignore[arg-type]
-        os.write(say, f"{recorder.name_of(subject)}@{step}\n".encode())  # type: ignore[arg-type]
+        os.write(say, f"{recorder.instrument_name(subject)}@{step}\n".encode())  # type: ignore[arg-type]
 
-    recorder.take_any = replay.take_any = told  # type: ignore[assignment]
+    recorder.run_instrument = replay.run_instrument = told  # type: ignore[assignment]
     try:
         work()
     except Interrupted:

@@ -17,10 +17,10 @@ import grokkit as gk
 from grokkit.errors import GrokkitError
 
 CONFIG = gk.RunConfig(
-    experiment="torture", data=gk.part("digits", size=8, train=400, test=200), model=gk.part("mlp", widths=(16,)),
+    experiment="torture", data=gk.spec("digits", size=8, train=400, test=200), model=gk.spec("mlp", widths=(16,)),
     batch_size=50, steps=1500, records=6, probes={"train": 32, "test": 32, "random": 16},
-    optimizer=gk.part("adamw", lr=1e-3), policy=gk.part("lc_wsd"), signal={"every": 250, "points": 8, "directions": 4},
-    measures=(gk.part("accuracy"), gk.part("weight_norm")),
+    optimizer=gk.spec("adamw", lr=1e-3), policy=gk.spec("lc_wsd"), signal={"every": 250, "points": 8, "directions": 4},
+    measures=(gk.spec("accuracy"), gk.spec("weight_norm")),
 )  # fmt: skip
 RUNS = 4
 AT_ONCE = 2

@@ -32,7 +32,7 @@ class Families(NamedTuple):
         return [arm for arm in self.others if arm.split("_")[0] not in CONTROLS and arm != BEST]
 
 
-def arms_of(runs: pd.Series) -> pd.DataFrame:
+def parse_arms(runs: pd.Series) -> pd.DataFrame:
     """Columns task, decay and arm, with the index of `runs`, from their names.
 
     `study/digits-coupled-lc_hold-s0-ab12cd34` -> digits, coupled, lc_hold. Of a shorter variant the last part is the
@@ -50,7 +50,7 @@ def _split(variant: str) -> tuple[str, str, str]:
     return (place[0] if place else study, place[1] if len(place) > 1 else "", arm)
 
 
-def families(arms: Iterable[str]) -> Families:
+def group_arms(arms: Iterable[str]) -> Families:
     """Sort the arms of a study by their names; see `Families`."""
     arms = list(dict.fromkeys(arms))
     controls: dict[str, list[str]] = {arm: [] for arm in arms if arm.startswith(_LC)}
@@ -66,17 +66,17 @@ def families(arms: Iterable[str]) -> Families:
     return Families(controls, others)
 
 
-def best_baselines(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> dict[tuple[str, str, str], str]:
+def find_best_baselines(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> dict[tuple[str, str, str], str]:
     """The baseline with the best mean of each outcome, by (task, decay, outcome); without one there is no entry.
 
     It is chosen on the runs that it is then compared on: the best of several is lucky, so the choice speaks against an
     arm that is compared with it, never for it.
 
     Args:
-        rows: as from `grokkit.analysis.outcomes.outcomes`.
+        rows: as from `grokkit.analysis.outcomes.compute_outcomes`.
         larger_is_better: of each outcome.
     """
-    own = rows[rows["arm"].isin(families(rows["arm"]).baselines)]
+    own = rows[rows["arm"].isin(group_arms(rows["arm"]).baselines)]
     found = {}
     for (task, decay, outcome), part in own.groupby(["task", "decay", "outcome"]):
         means = part.groupby("arm")["value"].mean().dropna()
@@ -86,21 +86,22 @@ def best_baselines(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> 
     return found
 
 
-def with_best(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> pd.DataFrame:
+def add_best_baseline(rows: pd.DataFrame, larger_is_better: Mapping[str, bool]) -> pd.DataFrame:
     """The rows and, once more under the name `BEST`, those of the best baseline of each task, decay and outcome."""
     best = [
         rows[(rows[["task", "decay", "outcome"]] == list(place)).all(axis=1) & (rows["arm"] == arm)].assign(arm=BEST)
-        for place, arm in best_baselines(rows, larger_is_better).items()
+        for place, arm in find_best_baselines(rows, larger_is_better).items()
     ]
     return pd.concat([rows, *best], ignore_index=True)
 
 
-def usual_pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
-    """Every `lc_` arm against its yoked twin and, where there is a baseline, against the best one (`with_best`).
+def default_pairs(arms: Iterable[str]) -> list[tuple[str, str]]:
+    """Every `lc_` arm against its yoked twin and, where there is a baseline, against the best one
+    (`add_best_baseline`).
 
     Returns: (arm, reference), in the arms' order; empty where no arm is called `lc_` something.
     """
-    found = families(arms)
+    found = group_arms(arms)
     best = [BEST] if found.baselines else []
     pairs = []
     for arm, controls in found.controls.items():

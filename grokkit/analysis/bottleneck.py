@@ -15,7 +15,7 @@ LOW = 1 / 3
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Bottleneck:
     """How fast a loop runs at one batch size and what binds it.
 
     Args:
@@ -24,7 +24,7 @@ class Verdict:
         batch_size: images per update.
         images_per_s: of the loop.
         share: FLOP/s of the loop over the device's ceiling.
-        bound: `input`, `host` or `arithmetic`, see `bound_of`.
+        bound: `input`, `host` or `arithmetic`, see `classify_bottleneck`.
         sentence: the same with its reason.
     """
 
@@ -37,7 +37,7 @@ class Verdict:
     sentence: str
 
 
-def bound_of(loop: float, input: float, step: float, fixed: float) -> str:
+def classify_bottleneck(loop: float, input: float, step: float, fixed: float) -> str:
     """What binds a training loop.
 
     `input` where making the batches alone takes at least `NEARLY` of the loop's time, or where the loop takes at least
@@ -49,14 +49,14 @@ def bound_of(loop: float, input: float, step: float, fixed: float) -> str:
         loop: seconds per update of the whole loop.
         input: seconds to make a batch, nothing trained; with worker processes, between two batches.
         step: seconds of an update on a fixed batch.
-        fixed: of these, seconds that do not depend on the batch size, see `fixed_seconds`.
+        fixed: of these, seconds that do not depend on the batch size, see `fit_fixed_seconds`.
     """
     if input >= NEARLY * loop or loop >= 2 * step:
         return "input"
     return "host" if fixed >= step / 2 else "arithmetic"
 
 
-def fixed_seconds(smallest: float, few: int, step: float, batch_size: int) -> float:
+def fit_fixed_seconds(smallest: float, few: int, step: float, batch_size: int) -> float:
     """Seconds of a step without any image, on the straight line through two measured ones; never below 0.
 
     Args:
@@ -68,7 +68,7 @@ def fixed_seconds(smallest: float, few: int, step: float, batch_size: int) -> fl
     return max(0.0, min(smallest - few * per_image, step))
 
 
-def verdicts(table: pd.DataFrame) -> list[Verdict]:
+def find_bottlenecks(table: pd.DataFrame) -> list[Bottleneck]:
     """One verdict per run, source and batch size, in the table's order.
 
     Args:
@@ -85,12 +85,12 @@ def verdicts(table: pd.DataFrame) -> list[Verdict]:
         own = table[table["run"] == run]
         step = size / _value(own, "step_images_per_s", size)
         few = int(own.loc[own["measure"] == "step_images_per_s", "n"].min())
-        fixed = fixed_seconds(few / _value(own, "step_images_per_s", few), few, step, size)
+        fixed = fit_fixed_seconds(few / _value(own, "step_images_per_s", few), few, step, size)
         made = _value(own, "input_images_per_s", size, source)
         flop, ceiling = _value(own, "training_flop_per_image"), _value(own, "ceiling_flop_per_s")
-        bound, share = bound_of(size / speed, size / made, step, fixed), speed * flop / ceiling
+        bound, share = classify_bottleneck(size / speed, size / made, step, fixed), speed * flop / ceiling
         sentence = _sentence(bound, share, made, size / step, fixed / step)
-        found.append(Verdict(run, source, size, speed, share, bound, sentence))
+        found.append(Bottleneck(run, source, size, speed, share, bound, sentence))
     return found
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from grokkit.config.overrides import dotted
+from grokkit.config.overrides import flatten
 from grokkit.trajectory import Run, checksummed, documents, log, store
 from grokkit.trust import read_regular
 
@@ -15,7 +15,7 @@ SOURCE_LINES = 60
 """Lines of the difference between two experiments, at most."""
 
 
-def differences(a: Run, b: Run) -> dict[str, Any]:
+def compare_runs(a: Run, b: Run) -> dict[str, Any]:
     """Everything that `b` says otherwise than `a`.
 
     Returns:
@@ -27,21 +27,21 @@ def differences(a: Run, b: Run) -> dict[str, Any]:
     """
     (machine_a, data_a), (machine_b, data_b) = _machine(a), _machine(b)
     return {
-        "config": _unequal(dotted(a.config), dotted(b.config)),
-        "environment": _unequal(machine_a, machine_b),
-        "data": _unequal(data_a, data_b),
+        "config": _find_unequal(flatten(a.config), flatten(b.config)),
+        "environment": _find_unequal(machine_a, machine_b),
+        "data": _find_unequal(data_a, data_b),
         "experiment": _source_difference(a, b),
-        "results": _unequal(_results(a), _results(b)),
-        "metrics": _agreement(_curves(a), _curves(b)),
-        "snapshots": _agreement(*_digests(a, b)),
+        "results": _find_unequal(_results(a), _results(b)),
+        "metrics": _find_agreement(_curves(a), _curves(b)),
+        "snapshots": _find_agreement(*_digests(a, b)),
     }
 
 
-def _unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    return {key: [a.get(key), b.get(key)] for key in {**a, **b} if not _same(a.get(key), b.get(key))}
+def _find_unequal(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {key: [a.get(key), b.get(key)] for key in {**a, **b} if not _is_same(a.get(key), b.get(key))}
 
 
-def _same(a: Any, b: Any) -> bool:
+def _is_same(a: Any, b: Any) -> bool:
     """Equal; a value that is no number is equal to itself."""
     both_nan = isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
     return bool(a == b) or both_nan
@@ -51,7 +51,7 @@ def _machine(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
     """environment.json without the data, and what it says of the data."""
     told = dict(run.environment)
     data = told.pop("data", {})
-    return dotted(told), dotted(data)
+    return flatten(told), flatten(data)
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _source(run: Run) -> list[str]:
 def _curves(run: Run) -> dict[tuple[int, str], Any]:
     """Value at (step, metric); of a repeated step the newest attempt counts."""
     latest: dict[tuple[int, str], tuple[int, Any]] = {}
-    for record in log.read(run.path / "metrics.jsonl", documents.as_metric):
+    for record in log.read_log(run.path / "metrics.jsonl", documents.parse_metric):
         key = record["step"], f"{record['split']}.{record['metric']}"
         if key not in latest or record["attempt"] >= latest[key][0]:
             latest[key] = record["attempt"], record["value"]
@@ -96,12 +96,12 @@ def _digests(a: Run, b: Run) -> tuple[dict[tuple[int, str], Any], dict[tuple[int
 
 def _digest(run: Run, step: int) -> tuple[int, str]:
     """Format version and digest of a snapshot."""
-    path = run.path / "snapshots" / store.file_name(step)
-    with checksummed.opened(path, "snapshot") as file:
+    path = run.path / "snapshots" / store.step_file_name(step)
+    with checksummed.open_h5(path, "snapshot") as file:
         return int(file.attributes["version"]), file.digest()
 
 
-def _agreement(a: Mapping[tuple[int, str], Any], b: Mapping[tuple[int, str], Any]) -> dict[str, Any]:
+def _find_agreement(a: Mapping[tuple[int, str], Any], b: Mapping[tuple[int, str], Any]) -> dict[str, Any]:
     """How far two curves agree bit for bit, at the (step, name) that both have.
 
     Returns:
@@ -109,7 +109,7 @@ def _agreement(a: Mapping[tuple[int, str], Any], b: Mapping[tuple[int, str], Any
         `differs_at`, `differs_in`: where the first difference is and its names, None and empty where there is none.
     """
     shared = sorted(a.keys() & b.keys())
-    unequal = [key for key in shared if not _same(a[key], b[key])]
+    unequal = [key for key in shared if not _is_same(a[key], b[key])]
     differs_at = unequal[0][0] if unequal else None
     before = [step for step, _ in shared if differs_at is None or step < differs_at]
     return {

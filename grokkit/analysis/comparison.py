@@ -11,11 +11,11 @@ import pandas as pd
 
 from grokkit.errors import UsageError
 from grokkit.stats.intervals import RESAMPLES, bca_interval, t_bounds
-from grokkit.stats.paired import cliffs_delta, holm, round_ties, signed_rank_p
+from grokkit.stats.paired import adjust_holm, cliffs_delta, round_ties, signed_rank_p
 
-KEYS = ["task", "decay", "outcome", "seed"]
+PAIR_KEYS = ["task", "decay", "outcome", "seed"]
 """What a pair has in common."""
-LEAST = 10
+MIN_PAIRS = 10
 """Pairs below which nothing is tested: the smallest p of n pairs is 2 / 2^n, so of 9 pairs and more than a dozen
 comparisons none could stay below 5 % after Holm's correction."""
 ALPHA = 0.05
@@ -67,15 +67,15 @@ def paired_differences(rows: pd.DataFrame, arm: str, reference: str) -> pd.DataF
     Returns:
         task, decay, outcome, seed, over, under, difference and censored (0, 1 or 2 of the two values). A pair with a
         NaN value keeps its row, with a NaN difference, so that `compare` can count it. Seeds of one arm only are not
-        there; `comparisons` counts them.
+        there; `compare_all` counts them.
 
     Raises:
         UsageError: a column is missing, or an arm has two values of one seed.
     """
-    rows = _checked(rows)
-    over, under = (rows.loc[rows["arm"] == name, [*KEYS, "value", "censored"]] for name in (arm, reference))
-    both = over.merge(under, on=KEYS, suffixes=("_over", "_under"))
-    found = both[KEYS].assign(over=both["value_over"].astype(float), under=both["value_under"].astype(float))
+    rows = _validate_rows(rows)
+    over, under = (rows.loc[rows["arm"] == name, [*PAIR_KEYS, "value", "censored"]] for name in (arm, reference))
+    both = over.merge(under, on=PAIR_KEYS, suffixes=("_over", "_under"))
+    found = both[PAIR_KEYS].assign(over=both["value_over"].astype(float), under=both["value_under"].astype(float))
     found["difference"] = found["over"] - found["under"]
     found["censored"] = both["censored_over"].astype(int) + both["censored_under"].astype(int)
     return found
@@ -85,7 +85,7 @@ def compare(
     differences: pd.DataFrame,
     margin: float = math.nan,
     *,
-    least: int = LEAST,
+    least: int = MIN_PAIRS,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -122,7 +122,7 @@ def compare(
     )  # fmt: skip
 
 
-def verdict(found: Comparison, p_holm: float, larger_is_better: bool, *, least: int = LEAST) -> str:
+def claim(found: Comparison, p_holm: float, larger_is_better: bool, *, least: int = MIN_PAIRS) -> str:
     """What may be claimed, in one word, by the first rule that holds:
 
     - `not tested`: fewer pairs than `least`;
@@ -140,13 +140,13 @@ def verdict(found: Comparison, p_holm: float, larger_is_better: bool, *, least: 
     return "equivalent" if found.within_margin else "undecided"
 
 
-def comparisons(
+def compare_all(
     rows: pd.DataFrame,
     pairs: Sequence[tuple[str, str]],
     larger_is_better: Mapping[str, bool],
     margins: Mapping[tuple[str, str], float] | None = None,
     *,
-    least: int = LEAST,
+    least: int = MIN_PAIRS,
     resamples: int = RESAMPLES,
 ) -> pd.DataFrame:
     """Every pair of arms in every outcome of every task and decay, with a verdict.
@@ -171,7 +171,7 @@ def comparisons(
         UsageError: an arm is unknown, an outcome has no direction, a margin is not positive or of no outcome, or see
             `paired_differences`.
     """
-    rows, margins = _checked(rows), margins or {}
+    rows, margins = _validate_rows(rows), margins or {}
     _check_plan(rows, pairs, larger_is_better, margins)
     seeds = rows.groupby([*_PLACE, "arm"])["seed"].agg(set).to_dict()
     differences = {pair: paired_differences(rows, *pair) for pair in pairs}
@@ -185,22 +185,24 @@ def comparisons(
             alone = seeds.get((*place, pair[0]), set()) ^ seeds.get((*place, pair[1]), set())
             table.append([*place, *pair, larger_is_better[place[2]], margin, len(alone), *found])
     told = pd.DataFrame(table, columns=[*_PLACE, "arm", "reference", *_GIVEN, *Comparison._fields])
-    told["p_holm"] = told.groupby(["task", "decay"])["p"].transform(lambda p: holm(p.to_numpy()))
-    words = [_word(row, least) for _, row in told.iterrows()]
+    told["p_holm"] = told.groupby(["task", "decay"])["p"].transform(lambda p: adjust_holm(p.to_numpy()))
+    words = [_claim_of_row(row, least) for _, row in told.iterrows()]
     return told.assign(verdict=pd.Series(words, index=told.index, dtype=object))
 
 
-def _word(row: pd.Series, least: int) -> str:
+def _claim_of_row(row: pd.Series, least: int) -> str:
     found = Comparison(*(row[field] for field in Comparison._fields))
-    return verdict(found, float(row["p_holm"]), bool(row["larger_is_better"]), least=least)
+    return claim(found, float(row["p_holm"]), bool(row["larger_is_better"]), least=least)
 
 
-def _checked(rows: pd.DataFrame) -> pd.DataFrame:
+def _validate_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with a column `censored`."""
-    missing = {*KEYS, "arm", "value"} - set(rows.columns)
+    missing = {*PAIR_KEYS, "arm", "value"} - set(rows.columns)
     if missing:
-        raise UsageError(f"rows to compare have the columns {', '.join(KEYS)}, arm, value; missing: {sorted(missing)}")
-    twice = rows[rows.duplicated([*KEYS, "arm"])]
+        raise UsageError(
+            f"rows to compare have the columns {', '.join(PAIR_KEYS)}, arm, value; missing: {sorted(missing)}"
+        )
+    twice = rows[rows.duplicated([*PAIR_KEYS, "arm"])]
     if len(twice):
         first = twice.iloc[0]
         raise UsageError(

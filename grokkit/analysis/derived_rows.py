@@ -12,20 +12,20 @@ NOISE = "random"
 """The probe set that the others are compared with."""
 
 
-def companions(reading: Reading) -> Iterator[dict[str, Any]]:
+def derive_rows(reading: Reading) -> Iterator[dict[str, Any]]:
     """Rows of other measures that a reading brings along.
 
-    `live_units` and `dead_share` (units that are live at no measured point / units) where units were counted, per layer
-    and in total; `local_complexity_ratio` where noise was measured too; and what a measure itself put into its settings
-    under `companions`.
+    `find_live_units` and `dead_share` (units that are live at no measured point / units) where units were counted, per
+    layer and in total; `local_complexity_ratio` where noise was measured too; and what a measure itself put into its
+    settings under `derive_rows`.
     """
-    yield from _liveness(reading)
+    yield from _derive_liveness(reading)
     if reading.measure == "local_complexity":
-        yield from _against_noise(reading)
+        yield from _derive_noise_ratio(reading)
     yield from reading.settings.get("companions", ())
 
 
-def _liveness(reading: Reading) -> Iterator[dict[str, Any]]:
+def _derive_liveness(reading: Reading) -> Iterator[dict[str, Any]]:
     units: Mapping[str, int] = reading.settings.get("units", {})
     images = {row.get("probe_set"): row["n"] for row in reading.rows()}
     for probe_set, live in reading.settings.get("live_units", {}).items():
@@ -39,7 +39,7 @@ def _liveness(reading: Reading) -> Iterator[dict[str, Any]]:
         yield from ({**common, "layer": layer, "value": share} for layer, share in shares.items())
 
 
-def _against_noise(reading: Reading) -> Iterator[dict[str, Any]]:
+def _derive_noise_ratio(reading: Reading) -> Iterator[dict[str, Any]]:
     """LC(set) / LC(random) of the layer `total` at each radius; no row where noise has no crossing."""
     along = {"directions": reading.settings.get("directions", math.nan)}
     rows = [along | row for row in reading.rows() if row.get("layer") == "total"]
@@ -47,11 +47,11 @@ def _against_noise(reading: Reading) -> Iterator[dict[str, Any]]:
     for row in rows:
         if row["probe_set"] == NOISE or row["radius"] not in noise:
             continue
-        value, low, high = ratio(row, noise[row["radius"]])
+        value, low, high = fieller_ratio(row, noise[row["radius"]])
         yield {**row, "measure": "local_complexity_ratio", "value": value, "low": low, "high": high, "unit": "1"}
 
 
-def ratio(top: Mapping[str, float], bottom: Mapping[str, float]) -> tuple[float, float, float]:
+def fieller_ratio(top: Mapping[str, float], bottom: Mapping[str, float]) -> tuple[float, float, float]:
     """Quotient of two independent means with Fieller's interval, from their own symmetric intervals.
 
     The bounds are the t with |a - t b|^2 = da^2 + t^2 db^2, where da and db are the half-widths of the two intervals;

@@ -14,32 +14,32 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from grokkit.analysis.csv_text import csv_bytes
+from grokkit.analysis.csv_text import encode_csv
 from grokkit.analysis.tables import read_each, table
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
-from grokkit.trajectory.checksummed import publish
-from grokkit.trajectory.lock import being_filled
+from grokkit.trajectory.checksummed import write_atomic
+from grokkit.trajectory.lock import mark_being_filled
 
 
-def csv(runs: Sequence[Run], out: Path) -> None:
-    """The tidy table of all readings and metrics (see `table`), as comma-separated text (see `csv_bytes`)."""
-    write_new(out, csv_bytes(table(runs)))
+def export_csv(runs: Sequence[Run], out: Path) -> None:
+    """The tidy table of all readings and metrics (see `table`), as comma-separated text (see `encode_csv`)."""
+    write_new_file(out, encode_csv(table(runs)))
 
 
-def parquet(runs: Sequence[Run], out: Path) -> None:
+def export_parquet(runs: Sequence[Run], out: Path) -> None:
     """The tidy table as Parquet. Raises UsageError where pyarrow is missing."""
-    with needs("pyarrow", "parquet"):
+    with require_package("pyarrow", "parquet"):
         importlib.import_module("pyarrow")
     buffer = io.BytesIO()
     table(runs).to_parquet(buffer, engine="pyarrow", index=False)
-    write_new(out, buffer.getvalue())
+    write_new_file(out, buffer.getvalue())
 
 
-def safetensors(runs: Sequence[Run], out: Path) -> None:
+def export_safetensors(runs: Sequence[Run], out: Path) -> None:
     """Every snapshot as `<out>/<run>/step-<step>.safetensors`, with `run`, `seed` and `step` in its metadata; a single
     run's lie in `out` itself. Raises UsageError where safetensors is missing."""
-    with needs("safetensors", "safetensors"):
+    with require_package("safetensors", "safetensors"):
         importlib.import_module("safetensors")
 
     def write(run: Run, folder: Path) -> None:
@@ -50,21 +50,21 @@ def safetensors(runs: Sequence[Run], out: Path) -> None:
     _folders(runs, out, write)
 
 
-def tensorboard(runs: Sequence[Run], out: Path) -> None:
+def export_tensorboard(runs: Sequence[Run], out: Path) -> None:
     """Metrics and readings as event files below `out`, one folder a run. Raises UsageError where tensorboard is
     missing. What is not finite is left out: TensorBoard cannot draw it."""
-    with needs("tensorboard", "tensorboard"):
+    with require_package("tensorboard", "tensorboard"):
         from torch.utils.tensorboard.writer import SummaryWriter
 
     def write(run: Run, folder: Path) -> None:
         with SummaryWriter(str(folder)) as writer:
-            for tag, step, value in scalars(run):
+            for tag, step, value in iter_scalars(run):
                 writer.add_scalar(tag, value, step)
 
     _folders(runs, out, write)
 
 
-def scalars(run: Run) -> Iterator[tuple[str, int, float]]:
+def iter_scalars(run: Run) -> Iterator[tuple[str, int, float]]:
     """`<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run."""
     for row in table(run).to_dict("records"):
         numbers = [f"{name}={row[name]:g}" for name in ("radius", "epsilon") if not math.isnan(row[name])]
@@ -74,7 +74,7 @@ def scalars(run: Run) -> Iterator[tuple[str, int, float]]:
 
 
 @contextmanager
-def needs(package: str, extra: str) -> Iterator[None]:
+def require_package(package: str, extra: str) -> Iterator[None]:
     """Turn the import error of an optional package into the line that installs it."""
     try:
         yield
@@ -84,15 +84,15 @@ def needs(package: str, extra: str) -> Iterator[None]:
         ) from error
 
 
-def refuse_existing(out: Path) -> None:
+def require_new_path(out: Path) -> None:
     """Raise UsageError where there is something at `out`."""
     if out.exists():
         raise UsageError(f"{out} exists already and is never overwritten; remove it, or give another --out")
 
 
-def write_new(out: Path, content: bytes) -> None:
+def write_new_file(out: Path, content: bytes) -> None:
     """Write a file that appears whole, and only where there is none."""
-    publish(out, content, replace=False)
+    write_atomic(out, content, replace=False)
 
 
 def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None]) -> None:
@@ -109,7 +109,7 @@ def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None])
             raise
 
     try:
-        with being_filled(draft):
+        with mark_being_filled(draft):
             read_each(runs, fill)
             draft.rename(out)
     finally:

@@ -8,19 +8,19 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from grokkit.analysis.arms import arms_of
+from grokkit.analysis.arms import parse_arms
 from grokkit.errors import UsageError
 
 LARGER_IS_BETTER = {"test_accuracy": True, "robust_accuracy": True, "steps_to_robust": False}
 """The outcomes, and of which more is better."""
 ATTACK = "pgd-margin"
 """The attack whose accuracy counts: the margin loss still has a gradient where cross-entropy has none left."""
-CHARGED = 0.1
+CHARGED_SHARE = 0.1
 """Part of the budget that probes may cost an arm; an arm that ends earlier is unfinished."""
 _COLUMNS = ["task", "decay", "arm", "seed", "outcome", "value", "censored"]
 
 
-def outcomes(
+def compute_outcomes(
     table: pd.DataFrame,
     thresholds: Mapping[str, float] | None = None,
     epsilons: Mapping[str, float] | None = None,
@@ -28,7 +28,8 @@ def outcomes(
     """Final test accuracy, final robust accuracy, and the steps until robust accuracy first reached a threshold.
 
     The budget is the last step that any run of the task and decay recorded. An arm whose longest run ends up to
-    `CHARGED` of it earlier has spent the rest on its probes: that is its end, and its steps are worth budget / end. A
+    `CHARGED_SHARE` of it earlier has spent the rest on its probes: that is its end, and its steps are worth budget /
+    end. A
     run whose records end before the end of its arm is unfinished: its final numbers are NaN. The first crossing is
     interpolated linearly between recorded steps, also where accuracy falls back later; a finished run that never
     crossed has the budget as its value and is `censored`.
@@ -46,23 +47,24 @@ def outcomes(
     Raises:
         UsageError: a run holds a number twice, or an epsilon was not measured.
     """
-    clean = _placed(table[(table["probe_set"] == "test") & (table["measure"] == "accuracy")])
-    robust = robust_rows(table, epsilons)
+    clean = _order_rows(table[(table["probe_set"] == "test") & (table["measure"] == "accuracy")])
+    robust = select_robust_rows(table, epsilons)
     found = _final(clean, "test_accuracy") + _final(robust, "robust_accuracy") + _crossings(robust, thresholds or {})
     return pd.DataFrame(found, columns=_COLUMNS)
 
 
-def robust_rows(table: pd.DataFrame, epsilons: Mapping[str, float] | None = None) -> pd.DataFrame:
-    """The rows of robust accuracy that outcomes are made of, with task, decay and arm; arguments as for `outcomes`."""
+def select_robust_rows(table: pd.DataFrame, epsilons: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The rows of robust accuracy that outcomes are made of, with task, decay and arm; arguments as for
+    `compute_outcomes`."""
     rows = table[(table["probe_set"] == "test") & (table["measure"] == "robust_accuracy")]
-    return _at_epsilon(_placed(rows[rows["attack"] == ATTACK]), epsilons or {})
+    return _at_epsilon(_order_rows(rows[rows["attack"] == ATTACK]), epsilons or {})
 
 
-def same_rates(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[int]:
+def find_same_rates(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[int]:
     """For each pair of arms of one task and decay, the seeds for which both had the same learning rates at all the
     logged steps: where that is every seed, nothing but the names of the two differs."""
     rates = table[table["measure"] == "learning_rate"].sort_values("step")
-    rates = rates.assign(arm=arms_of(rates["run"])["arm"])
+    rates = rates.assign(arm=parse_arms(rates["run"])["arm"])
     traces = {
         place: tuple(zip(own["step"], own["value"], strict=True)) for place, own in rates.groupby(["arm", "seed"])
     }
@@ -73,7 +75,7 @@ def same_rates(table: pd.DataFrame, pairs: Iterable[tuple[str, str]]) -> list[in
     ]
 
 
-def first_crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float:
+def find_first_crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> float:
     """The step at which (n,) values first reach the threshold, interpolated linearly; NaN where they never do.
 
     `steps` rise. Values that are NaN are passed over. The first value being high enough, it is the first step.
@@ -90,13 +92,13 @@ def first_crossing(steps: np.ndarray, values: np.ndarray, threshold: float) -> f
     return float(steps[at - 1] + share * (steps[at] - steps[at - 1]))
 
 
-def _placed(rows: pd.DataFrame) -> pd.DataFrame:
+def _order_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows in order of steps, with task, decay, arm, the budget of their task and decay, and the arm's end."""
     rows = rows.sort_values(["run", "step"], kind="stable", ignore_index=True)
-    rows = rows.join(arms_of(rows["run"]))
+    rows = rows.join(parse_arms(rows["run"]))
     budget = rows.groupby(["task", "decay"])["step"].transform("max")
     end = rows.groupby(["task", "decay", "arm"])["step"].transform("max")
-    return rows.assign(budget=budget, end=end.where(end >= (1 - CHARGED) * budget, budget))
+    return rows.assign(budget=budget, end=end.where(end >= (1 - CHARGED_SHARE) * budget, budget))
 
 
 def _at_epsilon(rows: pd.DataFrame, epsilons: Mapping[str, float]) -> pd.DataFrame:
@@ -118,7 +120,7 @@ def _at_epsilon(rows: pd.DataFrame, epsilons: Mapping[str, float]) -> pd.DataFra
 
 def _final(rows: pd.DataFrame, outcome: str) -> list[dict[str, object]]:
     found = []
-    for run, own in _by_run(rows):
+    for run, own in _group_by_run(rows):
         last = own.iloc[-1]
         value = float(last["value"]) if last["step"] == last["end"] else math.nan
         found.append(run | {"outcome": outcome, "value": value, "censored": False})
@@ -127,8 +129,8 @@ def _final(rows: pd.DataFrame, outcome: str) -> list[dict[str, object]]:
 
 def _crossings(rows: pd.DataFrame, thresholds: Mapping[str, float]) -> list[dict[str, object]]:
     found = []
-    for run, own in _by_run(rows[rows["task"].isin(list(thresholds))]):
-        step = first_crossing(own["step"].to_numpy(), own["value"].to_numpy(float), thresholds[str(run["task"])])
+    for run, own in _group_by_run(rows[rows["task"].isin(list(thresholds))]):
+        step = find_first_crossing(own["step"].to_numpy(), own["value"].to_numpy(float), thresholds[str(run["task"])])
         last = own.iloc[-1]
         censored = math.isnan(step) and last["step"] == last["end"] and not math.isnan(last["value"])
         value = float(last["budget"] if censored else step * last["budget"] / last["end"])
@@ -136,7 +138,7 @@ def _crossings(rows: pd.DataFrame, thresholds: Mapping[str, float]) -> list[dict
     return found
 
 
-def _by_run(rows: pd.DataFrame) -> list[tuple[dict[str, object], pd.DataFrame]]:
+def _group_by_run(rows: pd.DataFrame) -> list[tuple[dict[str, object], pd.DataFrame]]:
     """What each run is, and its rows. Raises UsageError where it holds a step twice."""
     found = []
     for name, own in rows.groupby("run", sort=False):

@@ -40,7 +40,7 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
     return found[["n"]].assign(p=p, **{name: np.exp(column) for name, column in bounds.items()}).reset_index()
 
 
-def apart_from(ratios: pd.DataFrame) -> int | None:
+def find_separation(ratios: pd.DataFrame) -> int | None:
     """The first step from which on every interval excludes 1, of one probe set; None where the last one does not."""
     clear = (ratios["low"] > 1) | (ratios["high"] < 1)
     kept = ratios["step"][clear.to_numpy()[::-1].cumprod()[::-1].astype(bool)]

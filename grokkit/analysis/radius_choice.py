@@ -17,7 +17,7 @@ WIDTH = 1.25
 
 
 @dataclass(frozen=True)
-class Found:
+class LinearRange:
     """What one snapshot says, at the P of its slopes.
 
     Args:
@@ -32,7 +32,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RadiusChoice:
     """A setting, or why there is none.
 
     Args:
@@ -43,7 +43,7 @@ class Verdict:
         reason: one sentence.
     """
 
-    snapshots: tuple[Found, ...]
+    snapshots: tuple[LinearRange, ...]
     radius: float | None
     directions: int | None
     reason: str
@@ -55,7 +55,7 @@ class Verdict:
         return min(ends) if ends else None
 
 
-def verdict(rows: pd.DataFrame) -> Verdict:
+def choose_radius(rows: pd.DataFrame) -> RadiusChoice:
     """The rule, on the rows of one run's calibration (measures `calibration` and `calibration_slope`).
 
     A slope between two neighbouring radii is *linear* where its 95 % interval lies in 1 -+ 0.05, *bent* where it is
@@ -65,20 +65,22 @@ def verdict(rows: pd.DataFrame) -> Verdict:
     """
     slopes, counts = (rows[rows["measure"] == name] for name in ("calibration_slope", "calibration"))
     radii = sorted(set(counts["radius"]))
-    found = tuple(judged(int(step), slopes[slopes["step"] == step], radii) for step in sorted(set(counts["step"])))
+    found = tuple(
+        linear_range(int(step), slopes[slopes["step"] == step], radii) for step in sorted(set(counts["step"]))
+    )
     lacking = [each for each in found if each.linear is None]
     if lacking:
-        return Verdict(found, None, None, _why_none(lacking, found, radii))
+        return RadiusChoice(found, None, None, _explain_no_choice(lacking, found, radii))
     radius = min(each.linear[1] for each in found if each.linear is not None)
     directions = _directions(counts[counts["radius"] == radius])
-    return Verdict(
+    return RadiusChoice(
         found, radius, directions,
         f"{radius:g} is the largest radius at which LC is linear in r at all {len(found)} snapshots, and "
         f"{directions} the smallest P whose interval there is at most {WIDTH:g} times as wide as the largest P's",
     )  # fmt: skip
 
 
-def judged(step: int, slopes: pd.DataFrame, radii: list[float]) -> Found:
+def linear_range(step: int, slopes: pd.DataFrame, radii: list[float]) -> LinearRange:
     """The linear range of one snapshot from its slopes, each named by the larger of its two radii."""
     low, high, bent = math.nan, math.nan, None
     ordered = slopes.sort_values("radius")[["radius", "value", "low", "high"]].to_numpy(float).tolist()
@@ -90,10 +92,10 @@ def judged(step: int, slopes: pd.DataFrame, radii: list[float]) -> Found:
         if off + half <= TOLERANCE:
             high = radius
             low = radii[radii.index(high) - 1] if math.isnan(low) else low
-    return Found(step, None if math.isnan(high) else (low, high), bent)
+    return LinearRange(step, None if math.isnan(high) else (low, high), bent)
 
 
-def _why_none(lacking: list[Found], found: tuple[Found, ...], radii: list[float]) -> str:
+def _explain_no_choice(lacking: list[LinearRange], found: tuple[LinearRange, ...], radii: list[float]) -> str:
     """About the snapshot that is bent at the smallest radius, then about the others."""
     worst = min(lacking, key=lambda each: each.bent or math.inf)
     if worst.bent is None:
@@ -118,13 +120,13 @@ def _directions(counts: pd.DataFrame) -> int:
     return int(min(enough.index[enough.to_numpy()]))
 
 
-def middle(rows: pd.DataFrame) -> float:
+def middle_directions(rows: pd.DataFrame) -> float:
     """The number of directions at which slopes and vertices were taken: the upper middle one."""
     numbers = sorted(set(rows["directions"][rows["measure"] == "calibration"]))
     return float(numbers[len(numbers) // 2])
 
 
-def over_kappa(rows: pd.DataFrame, radius: float) -> pd.DataFrame:
+def compare_with_kappa(rows: pd.DataFrame, radius: float) -> pd.DataFrame:
     """LC / kappa(P, D) at one radius over that at the largest P: a column per P, a row per step; 1 where kappa explains
     all of LC's growth with P."""
     counts = rows[(rows["measure"] == "calibration") & (rows["radius"] == radius)]

@@ -10,13 +10,13 @@ from typing import TypeVar
 import numpy as np
 import pandas as pd
 
-from grokkit.analysis.csv_text import without_quotes
-from grokkit.analysis.derived_rows import companions
+from grokkit.analysis.csv_text import unquote_text
+from grokkit.analysis.derived_rows import derive_rows
 from grokkit.errors import DataError, GrokkitError, TrajectoryError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.policies.signal import UNITS
 from grokkit.trajectory import Run, open_run
-from grokkit.trajectory.documents import encodable
+from grokkit.trajectory.documents import escape_surrogates
 
 _TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
 _UNITS = {"accuracy": "share of images", "learning_rate": "1", **UNITS}
@@ -27,8 +27,8 @@ Read = TypeVar("Read")
 def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     """All readings and metrics of `runs` as one frame with the columns `TABLE_COLUMNS`.
 
-    Beside every local complexity stand the live units of each layer (`live_units`), the share of units that are dead
-    (`dead_share`, by layer and in total) and, where noise was measured, LC(set) / LC(random) of the total at each
+    Beside every local complexity stand the live units of each layer (`find_live_units`), the share of units that are
+    dead (`dead_share`, by layer and in total) and, where noise was measured, LC(set) / LC(random) of the total at each
     radius (`local_complexity_ratio`, Fieller's interval); its density is value / radius. Metrics come in with their
     split as `probe_set` (`batch`, `test_set`, `validation`, `signal`) and measure_id `log`. Text columns are empty
     where they do not apply, numeric ones NaN.
@@ -39,7 +39,7 @@ def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
         TrajectoryError: none of the runs can be read, or a path is of no run.
     """
     runs = [runs] if isinstance(runs, Run | str | Path) else runs
-    return _joined(read_each([run if isinstance(run, Run) else open_run(run) for run in runs], _of))
+    return _join(read_each([run if isinstance(run, Run) else open_run(run) for run in runs], _table_of_run))
 
 
 def read_each(runs: Sequence[Run], read: Callable[[Run], Read]) -> list[Read]:
@@ -56,7 +56,7 @@ def read_each(runs: Sequence[Run], read: Callable[[Run], Read]) -> list[Read]:
         except Exception as error:  # whatever nobody foresaw in this folder, the other runs go on
             if len(runs) == 1 and isinstance(error, GrokkitError):
                 raise
-            problems.append(f"{run.path} is left out: {reason_of(error)}")
+            problems.append(f"{run.path} is left out: {describe_error(error)}")
     if problems and not found:
         raise TrajectoryError("no run can be read:\n" + "\n".join(problems))
     for problem in problems:
@@ -64,23 +64,23 @@ def read_each(runs: Sequence[Run], read: Callable[[Run], Read]) -> list[Read]:
     return found
 
 
-def reason_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What an error says; the type of one that is not ours, whose text may mean nothing without it."""
     return str(error) if isinstance(error, GrokkitError) else f"{type(error).__name__}: {error}"
 
 
-def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _join(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(TABLE_COLUMNS))
     return rows.sort_values(["run", "measure", "step"], kind="stable", ignore_index=True)
 
 
-def _of(run: Run) -> pd.DataFrame:
+def _table_of_run(run: Run) -> pd.DataFrame:
     rows = []
     for identity, step, reading in run.readings():
         labels = {"measure_id": identity, "step": step}
         frame_of = {"directions": reading.settings.get("directions", np.nan)}
         rows += [labels | frame_of | row for row in reading.rows()]
-        rows += [labels | row for row in companions(reading)]
+        rows += [labels | row for row in derive_rows(reading)]
     for record in run.metrics.itertuples():
         rows.append({
             "measure": record.metric, "measure_id": "log", "probe_set": record.split, "step": record.step,
@@ -88,7 +88,7 @@ def _of(run: Run) -> pd.DataFrame:
         })  # fmt: skip
     frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
     frame["run"], frame["seed"] = run.name, run.config.get("seed", 0)
-    return _typed(frame)
+    return _set_dtypes(frame)
 
 
 def is_table(path: str | Path) -> bool:
@@ -104,16 +104,16 @@ def read_table(path: str | Path) -> pd.DataFrame:
         frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=numbers)
         if list(frame.columns) != list(TABLE_COLUMNS):
             raise DataError(f"{path} is not a table: its columns must be {', '.join(TABLE_COLUMNS)}")
-        return _typed(without_quotes(frame))
+        return _set_dtypes(unquote_text(frame))
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+def _set_dtypes(frame: pd.DataFrame) -> pd.DataFrame:
     """Text columns empty and counts 0 where nothing applies, the rest floats."""
     for column in TABLE_COLUMNS:
         if column in _TEXT:
-            frame[column] = [encodable(text) if isinstance(text, str) else "" for text in frame[column]]
+            frame[column] = [escape_surrogates(text) if isinstance(text, str) else "" for text in frame[column]]
         elif column in ("seed", "step", "n"):
             frame[column] = frame[column].fillna(0).astype("int64")
         else:
@@ -142,16 +142,16 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
             written.append(read_table(source))
         else:
             opened.append(open_run(source))
-    parts = read_each(opened, lambda run: (run, _of(run), _events(run)))
+    parts = read_each(opened, lambda run: (run, _table_of_run(run), _events(run)))
     arrays: dict[str, np.ndarray] = {}
     for run, *_ in parts:
         try:
             arrays = arrays or _attribution_arrays(run)
         except Exception as error:  # as in `read_each`
-            warnings.warn(f"the maps of {run.path} are left out: {reason_of(error)}", stacklevel=2)
+            warnings.warn(f"the maps of {run.path} are left out: {describe_error(error)}", stacklevel=2)
     events = [event for _, _, own in parts for event in own]
     columns = ["run", "seed", "step", "kind", "text"]
-    rows = _joined([frame for _, frame, _ in parts])
+    rows = _join([frame for _, frame, _ in parts])
     frames = [*written, rows] if opened or not written else written
     rows = pd.concat(frames, ignore_index=True)
     return FigureData(rows, arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))

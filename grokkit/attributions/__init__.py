@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokkit.attributions.checks import completeness, verdict
-from grokkit.device.preserved_state import borrowed, device_of, full_precision
+from grokkit.attributions.checks import check_completeness, completeness_sums
+from grokkit.device.preserved_state import device_of, full_precision, preserved_state
 from grokkit.errors import ModelContractError, NumericsError, UsageError
-from grokkit.interrupt import poll
+from grokkit.interrupt import check_interrupt
 from grokkit.registry import Registry
 from grokkit.seeding import seeded
 
@@ -92,17 +92,24 @@ def attribute(
     """
     explainer = create(method, **parameters)
     _check(images, batch_size)
-    with borrowed(model) as net, seeded(seed, "attribution", method), torch.inference_mode(False), torch.enable_grad():
+    with (
+        preserved_state(model) as net,
+        seeded(seed, "attribution", method),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         dtype = full_precision(net, "attributions need")
         own = images.detach().to(device_of(net), dtype)
         logits = _logits(net, own, batch_size)
-        targets = _targets(target, logits)
+        targets = _to_targets(target, logits)
         explainer, subject = explainer.prepare(net, own[:1].clone())
-        parts = list(_explained(explainer, net, subject, own, targets, logits, batch_size))
+        parts = list(_explain_chunks(explainer, net, subject, own, targets, logits, batch_size))
     values = torch.cat([part for part, _ in parts])
     if not torch.isfinite(values).all():
         raise NumericsError(f"attribution {method!r} gave values that are not finite")
-    checks = verdict([check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype)
+    checks = check_completeness(
+        [check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype
+    )
     settings = {
         "method": method, **asdict(explainer), "seed": seed, "precision": str(dtype).removeprefix("torch."),
         "target": "predicted" if target is None else "given", "targets": targets.tolist(), "captum": version("captum"),
@@ -110,16 +117,16 @@ def attribute(
     return Attribution(values, checks, settings)
 
 
-def _explained(
+def _explain_chunks(
     explainer: Method, net: nn.Module, subject: nn.Module, images: Tensor, targets: Tensor, logits: Tensor, rows: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Per chunk the values on the CPU and, where the method promises completeness, the (n, 3) check."""
     for chunk, target, outputs in zip(images.split(rows), targets.split(rows), logits.split(rows), strict=True):
-        poll()
+        check_interrupt()
         # Captum leaves `requires_grad` set after an exception: it gets a leaf of ours, never the caller's tensor.
         values = explainer.explain(subject, chunk.clone().requires_grad_(), target, rows).detach()
         reference = explainer.reference(chunk)
-        check = None if reference is None else completeness(values, outputs, _logits(net, reference, rows), target)
+        check = None if reference is None else completeness_sums(values, outputs, _logits(net, reference, rows), target)
         yield values.float().cpu(), check
 
 
@@ -128,7 +135,7 @@ def _logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
     outputs = []
     with torch.no_grad():
         for chunk in images.split(rows):
-            poll()
+            check_interrupt()
             outputs.append(net(chunk.clone()))
     if not all(isinstance(part, Tensor) and part.ndim == 2 for part in outputs):
         came = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
@@ -138,7 +145,7 @@ def _logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
     return torch.cat(outputs)
 
 
-def _targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
+def _to_targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
     """(N,) int64 classes on the device of the logits."""
     count, classes = logits.shape
     if target is None:

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-6}
+ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
 """Share of the summands' size that rounding may cost. Float64 is not tighter because Captum casts the weights of
 its quadrature to float32."""
 
 
-def completeness(values: Tensor, outputs: Tensor, at_baseline: Tensor, target: Tensor) -> Tensor:
+def completeness_sums(values: Tensor, outputs: Tensor, at_baseline: Tensor, target: Tensor) -> Tensor:
     """Both sides of the sum per image, in float64 on the CPU.
 
     Args:
@@ -29,8 +29,8 @@ def completeness(values: Tensor, outputs: Tensor, at_baseline: Tensor, target: T
     return torch.stack([flat.sum(1) - (upper - lower), upper - lower, size], dim=1).cpu()
 
 
-def verdict(parts: list[Tensor], tolerance: float, dtype: torch.dtype) -> dict[str, Any]:
-    """The `checks` of an attribution from the chunks of `completeness`; empty where there are none.
+def check_completeness(parts: list[Tensor], tolerance: float, dtype: torch.dtype) -> dict[str, Any]:
+    """The `checks` of an attribution from the chunks of `completeness_sums`; empty where there are none.
 
     `complete` is true if the gaps of all images together are within `tolerance` of their gains together, plus the
     rounding of `dtype`. Image by image the share says little: it has no bound where a logit gains almost nothing.
@@ -38,7 +38,7 @@ def verdict(parts: list[Tensor], tolerance: float, dtype: torch.dtype) -> dict[s
     if not parts:
         return {}
     gap, gain, size = torch.cat(parts).unbind(1)
-    allowed = tolerance * gain.abs().sum() + ROUNDING[dtype] * size.sum()
+    allowed = tolerance * gain.abs().sum() + ROUNDING_TOLERANCE[dtype] * size.sum()
     return {
         "complete": bool(gap.abs().sum() <= allowed), "tolerance": tolerance,
         "completeness_gap": gap, "output_difference": gain,

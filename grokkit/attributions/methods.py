@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attributions import Method, register
-from grokkit.attributions.prepare import max_pools, with_relu_modules
+from grokkit.attributions.prepare import find_max_pools, insert_relu_modules
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTION_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
     "black": torch.zeros_like,
     "mean": lambda images: images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous(),
@@ -27,7 +27,7 @@ BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
 def _check_baseline(name: str) -> None:
     if name not in BASELINES:
         allowed = list(BASELINES)
-        raise UsageError(f"`baseline` must be one of {', '.join(allowed)}; got {name!r}.{nearest(name, allowed)}")
+        raise UsageError(f"`baseline` must be one of {', '.join(allowed)}; got {name!r}.{did_you_mean(name, allowed)}")
 
 
 @register("saliency")
@@ -38,7 +38,7 @@ class Saliency(Method):
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import Saliency as Captum
 
-        return Captum(_on_a_copy(net)).attribute(images, target=target)
+        return Captum(_forward_on_copy(net)).attribute(images, target=target)
 
 
 @register("input_x_gradient")
@@ -49,7 +49,7 @@ class InputXGradient(Method):
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import InputXGradient as Captum
 
-        return Captum(_on_a_copy(net)).attribute(images, target=target)
+        return Captum(_forward_on_copy(net)).attribute(images, target=target)
 
 
 @register("integrated_gradients")
@@ -78,7 +78,7 @@ class IntegratedGradients(Method):
         from captum.attr import IntegratedGradients as Captum
 
         # Without a limit Captum runs all steps of all images as one batch.
-        return Captum(_on_a_copy(net)).attribute(
+        return Captum(_forward_on_copy(net)).attribute(
             images, self.reference(images.detach()), target, n_steps=self.n_steps, internal_batch_size=rows
         )
 
@@ -99,11 +99,13 @@ class GradCam(Method):
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
         modules = dict(net.named_modules())
         if self.layer is not None and self.layer not in modules:
-            raise UsageError(f"the model has no module {self.layer!r}.{nearest(self.layer, list(modules))}")
+            raise UsageError(f"the model has no module {self.layer!r}.{did_you_mean(self.layer, list(modules))}")
         wanted = [
-            n for n, m in modules.items() if (isinstance(m, CONVOLUTIONS) if self.layer is None else n == self.layer)
+            n
+            for n, m in modules.items()
+            if (isinstance(m, CONVOLUTION_TYPES) if self.layer is None else n == self.layer)
         ]
-        seen = _calls(net, example, {name: modules[name] for name in wanted})
+        seen = _record_calls(net, example, {name: modules[name] for name in wanted})
         if not seen:
             what = "calls no convolution module" if self.layer is None else f"never calls {self.layer!r}"
             raise ModelContractError(
@@ -122,7 +124,7 @@ class GradCam(Method):
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import LayerAttribution, LayerGradCam
 
-        captum = LayerGradCam(_on_a_copy(net), net.get_submodule(str(self.layer)))
+        captum = LayerGradCam(_forward_on_copy(net), net.get_submodule(str(self.layer)))
         maps = captum.attribute(images, target=target, relu_attributions=True)
         return LayerAttribution.interpolate(maps, tuple(images.shape[2:]), interpolate_mode="bilinear")
 
@@ -136,7 +138,7 @@ class GuidedBackprop(Method):
     """
 
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
-        traced = with_relu_modules(net, example)
+        traced = insert_relu_modules(net, example)
         if not any(isinstance(module, nn.ReLU) for module in traced.modules()):
             raise ModelContractError(
                 "guided backpropagation changes ReLUs, and the model calls none: it would be the plain gradient. "
@@ -147,7 +149,7 @@ class GuidedBackprop(Method):
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import GuidedBackprop as Captum
 
-        with _hooks_announced():
+        with _silence_hook_warnings():
             return Captum(net).attribute(images, target=target)
 
 
@@ -169,8 +171,8 @@ class DeepLift(Method):
         _check_baseline(self.baseline)
 
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
-        traced = with_relu_modules(net, example)
-        pools = max_pools(traced)
+        traced = insert_relu_modules(net, example)
+        pools = find_max_pools(traced)
         if pools:
             raise ModelContractError(
                 f"deep_lift gives wrong values for max-pooling, which the model does in {', '.join(pools)} "
@@ -186,7 +188,7 @@ class DeepLift(Method):
 
         # It runs each image beside its baseline, two rows per image.
         half = max(1, rows // 2)
-        with _hooks_announced():
+        with _silence_hook_warnings():
             parts = [
                 Captum(net).attribute(part.detach().requires_grad_(), self.reference(part.detach()), chosen)
                 for part, chosen in zip(images.split(half), target.split(half), strict=True)
@@ -194,12 +196,12 @@ class DeepLift(Method):
         return torch.cat([part.detach() for part in parts])
 
 
-def _on_a_copy(net: nn.Module) -> Callable[[Tensor], Tensor]:
+def _forward_on_copy(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """The forward pass on a copy of its input: a model may work in place on what it is given."""
     return lambda images: net(images.clone())
 
 
-def _calls(net: nn.Module, example: Tensor, watched: dict[str, nn.Module]) -> list[tuple[str, Any]]:
+def _record_calls(net: nn.Module, example: Tensor, watched: dict[str, nn.Module]) -> list[tuple[str, Any]]:
     """The watched modules in the order of their calls on `example`, each with its output."""
     seen: list[tuple[str, Any]] = []
 
@@ -217,7 +219,7 @@ def _calls(net: nn.Module, example: Tensor, watched: dict[str, nn.Module]) -> li
 
 
 @contextmanager
-def _hooks_announced() -> Iterator[None]:
+def _silence_hook_warnings() -> Iterator[None]:
     """Captum says on every call that it sets hooks; here they go on modules of our own graph."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks")

@@ -17,17 +17,17 @@ POOL_CALLS = (F.max_pool1d, F.max_pool2d, F.max_pool3d, torch.max_pool1d, torch.
               F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)  # fmt: skip
 POOL_MODULES = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
                 nn.AdaptiveMaxPool3d)  # fmt: skip
-WAY_OUT = "Methods that take any net: integrated_gradients, saliency, input_x_gradient"
+ALTERNATIVES = "Methods that take any net: integrated_gradients, saliency, input_x_gradient"
 
 
-class _ToTheLeaves(fx.Tracer):
+class _LeafTracer(fx.Tracer):
     """Also looks into torch's own containers, whose ReLU calls would otherwise stay hidden."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
 
 
-def with_relu_modules(net: nn.Module, example: Tensor) -> fx.GraphModule:
+def insert_relu_modules(net: nn.Module, example: Tensor) -> fx.GraphModule:
     """A module that computes what `net` computes, sharing its weights, with one fresh `nn.ReLU` per call.
 
     Args:
@@ -38,18 +38,18 @@ def with_relu_modules(net: nn.Module, example: Tensor) -> fx.GraphModule:
         ModelContractError: a net that torch.fx cannot trace, or whose graph computes something else.
     """
     try:
-        traced = _ToTheLeaves().trace(net)
+        traced = _LeafTracer().trace(net)
     except Exception as error:  # whatever the user's own forward raises when it is fed symbols
         raise ModelContractError(
-            f"torch.fx cannot trace the model ({error}), which this method needs. {WAY_OUT}"
+            f"torch.fx cannot trace the model ({error}), which this method needs. {ALTERNATIVES}"
         ) from error
     rewritten = fx.GraphModule(net, traced)
     graph = rewritten.graph
     for number, node in enumerate(list(graph.nodes)):
         if _is_relu(rewritten, node):
-            _put_relu(rewritten, node, f"grokkit_relu_{number}")
+            _insert_relu(rewritten, node, f"grokkit_relu_{number}")
         elif node.op == "placeholder":
-            _put_copy(graph, node)
+            _insert_copy(graph, node)
     graph.lint()
     rewritten.recompile()
     rewritten.training = False
@@ -57,12 +57,12 @@ def with_relu_modules(net: nn.Module, example: Tensor) -> fx.GraphModule:
         if not torch.equal(rewritten(example.clone()), net(example.clone())):
             raise ModelContractError(
                 "the model traced by torch.fx computes something else than the model, so this method would explain "
-                f"another function (an in-place ReLU whose input is read again?). {WAY_OUT}"
+                f"another function (an in-place ReLU whose input is read again?). {ALTERNATIVES}"
             )
     return rewritten
 
 
-def max_pools(net: fx.GraphModule) -> list[str]:
+def find_max_pools(net: fx.GraphModule) -> list[str]:
     """Names of the max-pooling calls in a traced net: the module's path, or the call's name in the graph."""
     functions = [node.name for node in net.graph.nodes if node.target in POOL_CALLS]
     modules = [str(node.target) for node in net.graph.nodes if node.op == "call_module"]
@@ -75,14 +75,14 @@ def _is_relu(net: fx.GraphModule, node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and node.target in RELU_CALLS
 
 
-def _put_copy(graph: fx.Graph, node: fx.Node) -> None:
+def _insert_copy(graph: fx.Graph, node: fx.Node) -> None:
     """Read the input from a copy: a model may work in place on what it is given."""
     with graph.inserting_after(node):
         copy = graph.call_function(torch.clone, (node,))
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
 
 
-def _put_relu(net: fx.GraphModule, node: fx.Node, name: str) -> None:
+def _insert_relu(net: fx.GraphModule, node: fx.Node, name: str) -> None:
     value = node.args[0] if node.args else node.kwargs["input"]
     net.add_submodule(name, nn.ReLU().eval())
     with net.graph.inserting_before(node):

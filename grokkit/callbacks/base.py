@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from grokkit.errors import BudgetReached, Interrupted
-from grokkit.interrupt import Stopped
+from grokkit.interrupt import StopRequested
 
 
-class Observer(Protocol):
+class Callback(Protocol):
     """Read-only company of a run; it never draws random numbers and never changes the run. One of your own is a
-    subclass of `Silent` with the methods that it needs.
+    subclass of `BaseCallback` with the methods that it needs.
 
     `report` brings the numbers of a step that is over, `event` a decision or an incident as events.jsonl has it
     (`policy`, `slow`, `measure_failed`, ...), `close` what the run has cost. The last that it hears of a run is an
@@ -37,11 +37,11 @@ class Observer(Protocol):
     def close(self, summary: str = "") -> None: ...
 
 
-TOLD = frozenset({"slow", "measure_failed", "differs", "restarted", "changed"})
+NOTABLE_EVENTS = frozenset({"slow", "measure_failed", "differs", "restarted", "changed"})
 """Events that are told to a person at once; the others can be read in events.jsonl."""
 
 
-class Silent:
+class BaseCallback:
     """Says nothing."""
 
     def start(self, title: str, done: int, total: int) -> None: ...
@@ -53,7 +53,7 @@ class Silent:
     def close(self, summary: str = "") -> None: ...
 
 
-class Guarded:
+class CallbackList:
     """Several observers as one. One that raises is told about once, and hears nothing more: a paid run is not lost to
     its company.
 
@@ -61,7 +61,7 @@ class Guarded:
         observers: told in this order.
     """
 
-    def __init__(self, *observers: Observer) -> None:
+    def __init__(self, *observers: Callback) -> None:
         self._company = list(observers)
         self._step = 0
 
@@ -99,29 +99,29 @@ class Guarded:
             yield
         except BaseException as error:
             told = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
-            self.event(self._step, _ending(error), told)
+            self.event(self._step, _describe_outcome(error), told)
             raise
         self.event(steps, "done", f"done at step {steps}")
 
 
-ENDS = frozenset({"done", "interrupted", "budget", "failed"})
+FINAL_EVENTS = frozenset({"done", "interrupted", "budget", "failed"})
 """Events that are the last of a run."""
 
 
-def _ending(error: BaseException) -> str:
+def _describe_outcome(error: BaseException) -> str:
     if isinstance(error, BudgetReached):
         return "budget"
-    return "interrupted" if isinstance(error, Interrupted | Stopped | KeyboardInterrupt) else "failed"
+    return "interrupted" if isinstance(error, Interrupted | StopRequested | KeyboardInterrupt) else "failed"
 
 
-def guarded(observer: Observer | None) -> Guarded:
+def as_callback_list(observer: Callback | None) -> CallbackList:
     """`observer` as company that cannot end a run; None is nobody."""
-    if isinstance(observer, Guarded):
+    if isinstance(observer, CallbackList):
         return observer
-    return Guarded() if observer is None else Guarded(observer)
+    return CallbackList() if observer is None else CallbackList(observer)
 
 
-class Lines(Silent):
+class LogLines(BaseCallback):
     """One plain line now and then, for log files and batch systems.
 
     Args:
@@ -143,7 +143,7 @@ class Lines(Silent):
     def report(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
         speed = (step - self._done) / max(now - self._began, 1e-9)
-        self._waiting = f"step {step}/{self._total}{self._device}  {speed:.3g} steps/s  {shown(values)}"
+        self._waiting = f"step {step}/{self._total}{self._device}  {speed:.3g} steps/s  {format_values(values)}"
         if now - self._last >= self._seconds:
             self._print(now)
 
@@ -152,7 +152,7 @@ class Lines(Silent):
         self._last, self._waiting = now, ""
 
     def event(self, step: int, kind: str, text: str) -> None:
-        if kind in TOLD:
+        if kind in NOTABLE_EVENTS:
             print(f"step {step}: {text}", file=self._stream, flush=True)
 
     def close(self, summary: str = "") -> None:
@@ -162,7 +162,7 @@ class Lines(Silent):
             print(summary, file=self._stream, flush=True)
 
 
-class Live(Silent):
+class ProgressBar(BaseCallback):
     """A progress bar with the live metrics, redrawn in place; `device` is named in it."""
 
     def __init__(self, console: Console, device: str = "") -> None:
@@ -179,10 +179,10 @@ class Live(Silent):
         self._bar.start()
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        self._bar.update(self._task, completed=step, values=self._device + shown(values))
+        self._bar.update(self._task, completed=step, values=self._device + format_values(values))
 
     def event(self, step: int, kind: str, text: str) -> None:
-        if kind in TOLD:
+        if kind in NOTABLE_EVENTS:
             self._bar.console.print(f"step {step}: {text}", highlight=False)
 
     def close(self, summary: str = "") -> None:
@@ -191,11 +191,11 @@ class Live(Silent):
             self._bar.console.print(summary, highlight=False)
 
 
-def shown(values: Mapping[str, float]) -> str:
+def format_values(values: Mapping[str, float]) -> str:
     """`loss 0.31  accuracy 0.912`: names and rounded numbers, short enough for a line of 80 characters."""
     return "  ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
-def for_terminal(device: str = "") -> Observer:
+def make_terminal_callback(device: str = "") -> Callback:
     """A live bar where standard error is a terminal, plain lines where it is not; both name `device`."""
-    return Live(Console(stderr=True), device) if sys.stderr.isatty() else Lines(sys.stderr, device=device)
+    return ProgressBar(Console(stderr=True), device) if sys.stderr.isatty() else LogLines(sys.stderr, device=device)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from grokkit.callbacks.base import ENDS, Silent, shown
+from grokkit.callbacks.base import FINAL_EVENTS, BaseCallback, format_values
 from grokkit.errors import UsageError
 
 SECONDS = 3.0
@@ -31,7 +31,7 @@ QUIET = frozenset({"resumed", "restarted", "imported"})
 """Events that no message is sent for."""
 
 
-class Webhook(Silent):
+class Webhook(BaseCallback):
     """Posts a run's start, its first numbers, its decisions and incidents, and how it ended.
 
     ntfy gets plain text with a title, Slack and Discord the field that they show, every other address JSON with `run`,
@@ -67,19 +67,21 @@ class Webhook(Silent):
             return
         self._met = True
         speed = (step - self._began[1]) / max(time.monotonic() - self._began[0], 1e-9)
-        self._send("first_numbers", step, f"step {step} of {self._total}: {shown(values)}; {speed:.3g} steps/s so far")
+        self._send(
+            "first_numbers", step, f"step {step} of {self._total}: {format_values(values)}; {speed:.3g} steps/s so far"
+        )
 
     def event(self, step: int, kind: str, text: str) -> None:
         if kind not in QUIET:
             self._send(kind, step, text)
-        if kind in ENDS:
+        if kind in FINAL_EVENTS:
             self._finish()
 
     def _send(self, kind: str, step: int, text: str) -> None:
         told = {"run": self._run, "kind": kind, "step": step, "total": self._total, "text": text,
                 "host": socket.gethostname(), "time": time.time()}  # fmt: skip
         try:
-            self._waiting.put_nowait(payload(self._host, told))
+            self._waiting.put_nowait(build_payload(self._host, told))
         except queue.Full:
             self._complain("too many messages wait; some are dropped")
 
@@ -122,7 +124,7 @@ class Webhook(Silent):
                       "not told", file=sys.stderr, flush=True)  # fmt: skip
 
 
-def payload(host: str, told: Mapping[str, Any]) -> bytes:
+def build_payload(host: str, told: Mapping[str, Any]) -> bytes:
     """The body that `host` understands."""
     line = f"{told['kind'].replace('_', ' ')}: {told['text']}\n{told['run']} ({told['host']})"
     if _is_ntfy(host):

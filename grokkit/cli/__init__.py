@@ -11,10 +11,10 @@ import warnings
 from grokkit import __version__
 from grokkit.errors import GrokkitError, UntrustedCodeError
 from grokkit.escape import escape_controls
-from grokkit.interrupt import keep_early_saves_harmless
-from grokkit.registry import nearest
+from grokkit.interrupt import ignore_early_sigusr1
+from grokkit.registry import did_you_mean
 
-VERBS = {
+COMMANDS = {
     "demo": "train on digits, measure, explain, draw; no download",
     "train": "train an experiment: a name, or the path of a .py file",
     "estimate": "say how long an experiment would take, how much disk and how many dollars",
@@ -37,7 +37,7 @@ VERBS = {
     "bench": "measure how fast a model trains here, and what binds it",
     "doctor": "check the machine: device, versions, data, disk",
 }
-LINES = "\n\t"
+KEPT_CONTROLS = "\n\t"
 """Control characters that an error may print."""
 EXIT_FILES, EXIT_INTERRUPTED = 4, 130
 
@@ -46,8 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
     6 budget spent, 75 stopped and resumable, 130 left at once)."""
     words = sys.argv[1:] if arguments is None else arguments
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {escape_controls(str(message), keep=LINES)}\n"
-    keep_early_saves_harmless()
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {escape_controls(str(message), keep=KEPT_CONTROLS)}\n"
+    ignore_early_sigusr1()
     try:
         return _run(words)
     except UntrustedCodeError as error:
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"grokkit {words[0]}: {error.reason} Read it, then: {allowed}", file=sys.stderr)
         return error.exit_code
     except GrokkitError as error:
-        print(f"grokkit {words[0]}: {escape_controls(str(error), keep=LINES)}", file=sys.stderr)
+        print(f"grokkit {words[0]}: {escape_controls(str(error), keep=KEPT_CONTROLS)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print(*(stop.args or ("stopped; the same command goes on where it was",)), file=sys.stderr)
@@ -77,8 +77,8 @@ def _run(words: list[str]) -> int:
         print(__version__)
         return 0
     verb, *rest = words
-    if verb not in VERBS:
-        print(f"grokkit has no verb {verb!r}.{nearest(verb, list(VERBS))}\n\n{_help()}", file=sys.stderr)
+    if verb not in COMMANDS:
+        print(f"grokkit has no verb {verb!r}.{did_you_mean(verb, list(COMMANDS))}\n\n{_help()}", file=sys.stderr)
         return 2
     importlib.import_module(f"grokkit.cli.{verb.replace('-', '_')}").main(rest)
     sys.stdout.flush()
@@ -86,8 +86,8 @@ def _run(words: list[str]) -> int:
 
 
 def _help() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, what in VERBS.items()]
+    width = max(map(len, COMMANDS))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in COMMANDS.items()]
     return "\n".join([
         "grokkit watches how a network carves up its input space while it learns.", "", "usage: grokkit VERB ...", "",
         *lines, "", "grokkit VERB --help says more. A first run: grokkit demo",

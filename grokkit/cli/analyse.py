@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grokkit.cli.text import aligned
-from grokkit.config.run_config import Part
+from grokkit.cli.text import align_table
+from grokkit.config.run_config import Spec
 from grokkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
 
-def analyse(
+def run_analysis(
     run: Path,
-    measures: Sequence[Part],
-    attributions: Sequence[Part],
+    measures: Sequence[Spec],
+    attributions: Sequence[Spec],
     device: str | None,
     last: int | None,
     trust: bool = False,
@@ -31,13 +31,13 @@ def analyse(
     if last is not None and last < 1:
         raise UsageError(f"`last` must be at least 1 snapshot; got {last}")
     steps = opened.steps() if last is None else opened.steps()[-last:]
-    replayed(opened, measures, attributions, device, steps, trust)
+    replay_with_progress(opened, measures, attributions, device, steps, trust)
 
 
-def replayed(
+def replay_with_progress(
     run: Run,
-    measures: Sequence[Part | Measure],
-    attributions: Sequence[Part],
+    measures: Sequence[Spec | Measure],
+    attributions: Sequence[Spec],
     device: str | None,
     steps: list[int],
     trust: bool = False,
@@ -58,7 +58,7 @@ def replayed(
     print(f"{added} added, {len(steps) * subjects - added} were there: {subjects} x {len(steps)} snapshots")
 
 
-def print_measure(run: Path, measure: Part) -> None:
+def print_measure(run: Path, measure: Spec) -> None:
     """Print the readings of `measure` with these parameters at about eight steps, layers summed."""
     from grokkit.analysis.tables import table
     from grokkit.measures.runner import measure_id
@@ -76,9 +76,9 @@ def print_measure(run: Path, measure: Part) -> None:
     wide = rows[rows.step.isin(shown)].pivot_table(index="step", columns=columns or "probe_set", values="value")
     print(f"{identity}, {rows.unit.iloc[0]}")
     values = [[str(step), *(f"{value:.4g}" for value in row)] for step, row in wide.iterrows()]
-    print(aligned(["step", *(_title(column) for column in wide.columns)], values))
+    print(align_table(["step", *(_column_title(column) for column in wide.columns)], values))
 
 
-def _title(column: object) -> str:
+def _column_title(column: object) -> str:
     parts = column if isinstance(column, tuple) else (column,)
     return " ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in parts)

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grokkit.cli.analyse import analyse, print_measure
-from grokkit.cli.parse import parse
-from grokkit.config.run_config import part
+from grokkit.cli.analyse import print_measure, run_analysis
+from grokkit.cli.parse import parse_arguments
+from grokkit.config.run_config import spec
 
 
 def main(words: list[str]) -> None:
     """Read the words and attack."""
-    parse("attack", attack, words)
+    parse_arguments("attack", attack, words)
 
 
 def attack(
@@ -42,6 +42,6 @@ def attack(
         trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
             trusted code; read it first.
     """
-    wanted = part("robust_accuracy", epsilons=epsilon, steps=steps, points=points)
-    analyse(run, [wanted], [], device, last, trust)
+    wanted = spec("robust_accuracy", epsilons=epsilon, steps=steps, points=points)
+    run_analysis(run, [wanted], [], device, last, trust)
     print_measure(run, wanted)

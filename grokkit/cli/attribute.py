@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grokkit.cli.analyse import analyse
-from grokkit.cli.parse import parse
-from grokkit.config.run_config import part
+from grokkit.cli.analyse import run_analysis
+from grokkit.cli.parse import parse_arguments
+from grokkit.config.run_config import spec
 
 
 def main(words: list[str]) -> None:
     """Read the words and attribute."""
-    parse("attribute", attribute, words)
+    parse_arguments("attribute", attribute, words)
 
 
 def attribute(
@@ -40,5 +40,5 @@ def attribute(
         trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
             trusted code; read it first.
     """
-    analyse(run, [], [part(name, images=images) for name in method], device, last, trust)
+    run_analysis(run, [], [spec(name, images=images) for name in method], device, last, trust)
     print(f"draw them with: grokkit figure attributions {run}")

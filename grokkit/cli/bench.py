@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> None:
     """Read the words and measure."""
-    parse("bench", bench, words)
+    parse_arguments("bench", bench, words)
 
 
 def bench(
@@ -59,41 +59,41 @@ def bench(
 
     from grokkit import data as datasets
     from grokkit import figures
-    from grokkit.analysis.bottleneck import verdicts
+    from grokkit.analysis.bottleneck import find_bottlenecks
     from grokkit.analysis.csv_text import write_csv
-    from grokkit.device.select import environment
+    from grokkit.device.select import describe_environment
     from grokkit.diagnostics import throughput
     from grokkit.names import TABLE_COLUMNS, FigureData
 
-    dataset = throughput.random_images() if data is None else datasets.load(data)
-    sizes = throughput.checked_sizes(batch_sizes, len(dataset.y_train))
+    dataset = throughput.make_random_images() if data is None else datasets.load(data)
+    sizes = throughput.validate_batch_sizes(batch_sizes, len(dataset.y_train))
     options = {} if width is None else {"width": width}
-    subjects = [throughput.subject(model, options, dataset, each, seconds) for each in _devices(device)]
-    _tell_of_company()
+    subjects = [throughput.make_subject(model, options, dataset, each, seconds) for each in _devices(device)]
+    _warn_if_busy()
     stopped = _measure_all(subjects, sizes, tables := list[pd.DataFrame]())
     if not tables:
         raise KeyboardInterrupt("stopped before the first speed was measured; nothing is written")
     table = pd.concat(tables, ignore_index=True).reindex(columns=list(TABLE_COLUMNS))
     out.mkdir(parents=True, exist_ok=True)
     write_csv(table, out / "throughput.csv")
-    told = {"machines": {each.name: environment(each.device) for each in subjects[: len(tables)]},
-            "points": [vars(each) for each in verdicts(table)]}  # fmt: skip
+    told = {"machines": {each.name: describe_environment(each.device) for each in subjects[: len(tables)]},
+            "points": [vars(each) for each in find_bottlenecks(table)]}  # fmt: skip
     (out / "throughput.json").write_text(json.dumps(told, indent=1) + "\n")
-    drawn = figures.save(figures.create("throughput", FigureData(table, {}, pd.DataFrame())), out / "throughput")
+    drawn = figures.save_figure(figures.create("throughput", FigureData(table, {}, pd.DataFrame())), out / "throughput")
     for path in (*drawn, out / "throughput.csv", out / "throughput.json"):
         print(path)
     if stopped:
         raise KeyboardInterrupt(f"stopped; {out} holds what was measured until then")
 
 
-def _tell_of_company() -> None:
+def _warn_if_busy() -> None:
     """Say so where other programs keep the processor busy: two threads that wait for each other on one core are slower
     than one by far more than a half."""
-    from grokkit.device.select import cores
+    from grokkit.device.select import count_cores
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > cores() / 2:
-        print(f"this machine is busy (load {load:.1f} on {cores()} cores): speeds on its CPU will be too low",
+    if load > count_cores() / 2:
+        print(f"this machine is busy (load {load:.1f} on {count_cores()} cores): speeds on its CPU will be too low",
               file=sys.stderr)  # fmt: skip
 
 
@@ -101,12 +101,16 @@ def _devices(wanted: str | None) -> list[Device]:
     """The one asked for; else the CPU and, where there is one, the GPU."""
     from torch.cuda import is_available
 
-    from grokkit.device.preflight import physical_gpus
-    from grokkit.device.select import resolve
+    from grokkit.device.preflight import count_physical_gpus
+    from grokkit.device.select import select_device
 
     if wanted is not None:
-        return [resolve(wanted)]
-    return [resolve("cpu"), resolve("cuda")] if physical_gpus() or is_available() else [resolve("cpu")]
+        return [select_device(wanted)]
+    return (
+        [select_device("cpu"), select_device("cuda")]
+        if count_physical_gpus() or is_available()
+        else [select_device("cpu")]
+    )
 
 
 def _measure_all(subjects: list[Subject], sizes: list[int], tables: list[pd.DataFrame]) -> bool:
@@ -126,15 +130,15 @@ def _measure_all(subjects: list[Subject], sizes: list[int], tables: list[pd.Data
 
 def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Speeds]) -> None:
     """Append the smallest step and the ceiling to `scale`, and every point to `speeds`, with a line for each."""
-    from grokkit.analysis.bottleneck import verdicts
-    from grokkit.diagnostics.throughput import ceiling, measure, smallest_step
+    from grokkit.analysis.bottleneck import find_bottlenecks
+    from grokkit.diagnostics.throughput import measure_peak_flops, measure_smallest_step, measure_speeds
 
-    scale += [smallest_step(of), ceiling(of)]
+    scale += [measure_smallest_step(of), measure_peak_flops(of)]
     print(f"{of.name}\nceiling {scale[1].value / 1e9:,.0f} GFLOP/s, "
           f"training {of.training_flop / 1e9:.3g} GFLOP an image", flush=True)  # fmt: skip
-    for each in measure(of, sizes):
+    for each in measure_speeds(of, sizes):
         speeds.append(each)
-        verdict = verdicts(_table(of, scale, speeds))[-1]
+        verdict = find_bottlenecks(_table(of, scale, speeds))[-1]
         size, source = verdict.batch_size, verdict.source
         print(f"  batch {size:5}  {source:10}  {verdict.images_per_s:9,.0f} images/s  {verdict.sentence}", flush=True)
     if speeds[-1].batch_size < sizes[-1]:
@@ -144,7 +148,7 @@ def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Spee
 def _table(of: Subject, scale: list[Rate], speeds: list[Speeds]) -> pd.DataFrame:
     import pandas as pd
 
-    from grokkit.diagnostics.throughput import rows
+    from grokkit.diagnostics.throughput import to_rows
 
     smallest, top = scale
-    return pd.DataFrame(rows(of, smallest, top, speeds))
+    return pd.DataFrame(to_rows(of, smallest, top, speeds))

@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grokkit.cli.analyse import replayed
-from grokkit.cli.parse import parse
-from grokkit.cli.text import aligned
-from grokkit.config.run_config import Part, part
+from grokkit.cli.analyse import replay_with_progress
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.text import align_table
+from grokkit.config.run_config import Spec, spec
 from grokkit.errors import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from grokkit.analysis.radius_choice import Verdict
+    from grokkit.analysis.radius_choice import RadiusChoice
     from grokkit.trajectory import Run
 
 
 def main(words: list[str]) -> None:
     """Parse arguments and choose a radius."""
-    parse("choose-radius", choose_radius, words)
+    parse_arguments("choose-radius", choose_radius, words)
 
 
 def choose_radius(
@@ -63,17 +63,17 @@ def choose_radius(
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
-    wanted = part("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
-    steps = spread(opened.steps(), snapshots)
-    replayed(opened, [wanted], [], device, steps, trust)
-    print("\n".join(_reported(opened, wanted, steps, out or opened.path / "figures")))
+    wanted = spec("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
+    steps = spread_steps(opened.steps(), snapshots)
+    replay_with_progress(opened, [wanted], [], device, steps, trust)
+    print("\n".join(_report(opened, wanted, steps, out or opened.path / "figures")))
 
 
-def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[str]:
+def _report(run: Run, wanted: Spec, steps: list[int], folder: Path) -> list[str]:
     """The verdict and the files, from the readings stored at these steps."""
     from grokkit import figures
     from grokkit.analysis.csv_text import write_csv
-    from grokkit.analysis.radius_choice import verdict
+    from grokkit.analysis.radius_choice import choose_radius
     from grokkit.analysis.tables import figure_data
     from grokkit.measures.runner import measure_id
     from grokkit.names import FigureData
@@ -83,12 +83,14 @@ def _reported(run: Run, wanted: Part, steps: list[int], folder: Path) -> list[st
     identity = measure_id(as_measure(wanted), run.probes, run.config.get("seed", 0))
     own = (data.table["measure_id"] == identity) & data.table["step"].isin(steps)
     rows = data.table[own].reset_index(drop=True)
-    paths = figures.save(figures.create("calibration", FigureData(rows, {}, data.events)), folder / "calibration")
+    paths = figures.save_figure(
+        figures.create("calibration", FigureData(rows, {}, data.events)), folder / "calibration"
+    )
     write_csv(rows, folder / "calibration.csv")
-    return [told(rows, verdict(rows)), *map(str, [*paths, folder / "calibration.csv"])]
+    return [format_choice(rows, choose_radius(rows)), *map(str, [*paths, folder / "calibration.csv"])]
 
 
-def spread(steps: list[int], count: int) -> list[int]:
+def spread_steps(steps: list[int], count: int) -> list[int]:
     """`count` of the steps, evenly among those recorded, the first and the last among them."""
     if count < 1:
         raise UsageError(f"`snapshots` must be at least 1; got {count}")
@@ -98,11 +100,11 @@ def spread(steps: list[int], count: int) -> list[int]:
     return [steps[place] for place in sorted({round(last * index / (count - 1)) for index in range(count)})]
 
 
-def told(rows: pd.DataFrame, found: Verdict) -> str:
+def format_choice(rows: pd.DataFrame, found: RadiusChoice) -> str:
     """The verdict as a table of snapshots and one sentence or two."""
     import numpy as np
 
-    from grokkit.analysis.radius_choice import middle, over_kappa
+    from grokkit.analysis.radius_choice import compare_with_kappa, middle_directions
 
     vertex = rows[rows["measure"] == "calibration_vertex"]
     lines = []
@@ -112,9 +114,15 @@ def told(rows: pd.DataFrame, found: Verdict) -> str:
         cells.append("-" if each.bent is None else f"{each.bent:g}")
         one = vertex[(vertex["step"] == each.step) & (vertex["radius"] == at)]
         cells.append("-" if one.empty else "{:.3f} ({:.3f} .. {:.3f})".format(*one[["value", "low", "high"]].iloc[0]))
-        flat = np.empty(0) if at is None else over_kappa(rows, at).loc[[each.step]].to_numpy()
+        flat = np.empty(0) if at is None else compare_with_kappa(rows, at).loc[[each.step]].to_numpy()
         cells.append(f"{100 * (flat.min() - 1):+.0f} .. {100 * (flat.max() - 1):+.0f} %" if len(flat) else "-")
         lines.append(cells)
-    header = ["step", f"linear in r (P = {middle(rows):g})", "bent from", "vertex / tangent", "LC / kappa over P"]
+    header = [
+        "step",
+        f"linear in r (P = {middle_directions(rows):g})",
+        "bent from",
+        "vertex / tangent",
+        "LC / kappa over P",
+    ]
     chosen = "none" if found.radius is None else f"radius {found.radius:g}, {found.directions} directions"
-    return f"{aligned(header, lines)}\nrecommended: {chosen}\nwhy: {found.reason}"
+    return f"{align_table(header, lines)}\nrecommended: {chosen}\nwhy: {found.reason}"

@@ -6,16 +6,16 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from grokkit.cli.figure import draw
-from grokkit.cli.parse import parse
-from grokkit.cli.setup import company, machine, webhook
+from grokkit.cli.figure import draw_figures
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.setup import make_callbacks, make_webhook, select_machine
 
 FIGURES = ["phases", "layers", "attributions", "policy"]
 
 
 def main(words: list[str]) -> None:
     """Read the words and show."""
-    parse("demo", demo, words)
+    parse_arguments("demo", demo, words)
 
 
 def demo(
@@ -35,21 +35,21 @@ def demo(
         device: cpu or cuda; by default a GPU where there is one.
     """
     from grokkit import recipes
-    from grokkit.config.overrides import adjusted
+    from grokkit.config.overrides import apply_cli_overrides
     from grokkit.training import loop
 
     began = time.monotonic()
-    found, on, messages = recipes.shipped("quickstart"), machine(device), webhook(None)
+    found, on, messages = recipes.load_shipped("quickstart"), select_machine(device), make_webhook(None)
     paths = []
     for made in found.configs():
-        config = adjusted(made, None, seed, steps)
+        config = apply_cli_overrides(made, None, seed, steps)
         path = runs / config.run_name
         if path.exists():
-            loop.resume(path, device=device, observer=company(on, messages))
+            loop.resume(path, device=device, observer=make_callbacks(on, messages))
         else:
-            loop.train(config, runs=runs, device=device, observer=company(on, messages), experiment=found.source)
+            loop.train(config, runs=runs, device=device, observer=make_callbacks(on, messages), experiment=found.source)
         paths.append(path)
-    drawn = draw(FIGURES, tuple(paths), runs / "quickstart" / "figures")
+    drawn = draw_figures(FIGURES, tuple(paths), runs / "quickstart" / "figures")
     print(f"done in {time.monotonic() - began:.0f} s")
     print(f"numbers:  {drawn[-1]}")
     print("runs:     " + "\n          ".join(map(str, paths)))

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from grokkit.cli.parse import parse
-from grokkit.cli.text import aligned
-from grokkit.cli.text import as_json as in_json
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.text import align_table
+from grokkit.cli.text import pretty_json as in_json
 from grokkit.escape import escape_controls
 
 
 def main(words: list[str]) -> None:
     """Read the words and compare."""
-    parse("diff", diff, words)
+    parse_arguments("diff", diff, words)
 
 
 def diff(
@@ -35,11 +35,11 @@ def diff(
         b: another's.
         as_json: print JSON instead of tables.
     """
-    from grokkit.analysis.compare_runs import differences
+    from grokkit.analysis.compare_runs import compare_runs
     from grokkit.trajectory import open_run
 
     runs = open_run(a), open_run(b)
-    told = differences(*runs)
+    told = compare_runs(*runs)
     if as_json:
         print(in_json({"a": str(a), "b": str(b), **told}))
         return
@@ -49,17 +49,17 @@ def diff(
     source = escape_controls(told["experiment"], keep="\n\t")
     print(f"\nexperiment\n{source}" if source else "\nexperiment: the same source")
     print(_table("results", told["results"]))
-    print(f"\nmetrics    {_agreement(told['metrics'], 'value')}")
-    print(f"snapshots  {_agreement(told['snapshots'], 'snapshot')}")
+    print(f"\nmetrics    {_format_agreement(told['metrics'], 'value')}")
+    print(f"snapshots  {_format_agreement(told['snapshots'], 'snapshot')}")
 
 
 def _table(part: str, unequal: Mapping[str, list[Any]]) -> str:
     if not unequal:
         return f"\n{part}: the same"
-    return "\n" + aligned([part, "a", "b"], [[key, *map(_shown, values)] for key, values in unequal.items()])
+    return "\n" + align_table([part, "a", "b"], [[key, *map(_format_value, values)] for key, values in unequal.items()])
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if value is None:
         return "-"
     return (
@@ -71,7 +71,7 @@ def _shown(value: Any) -> str:
     )
 
 
-def _agreement(told: Mapping[str, Any], noun: str) -> str:
+def _format_agreement(told: Mapping[str, Any], noun: str) -> str:
     """`bit-identical up to step 40, different from step 41 on: batch.loss (87 values compared)`."""
     compared, until, since = told["compared"], told["identical_up_to"], told["differs_at"]
     counted = f"({compared} {noun}{'s' * (compared != 1)} compared)"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 
 if TYPE_CHECKING:
     from grokkit.device.select import Device
@@ -19,7 +19,7 @@ STEPS, BATCH, CHANNELS = 10, 64, (16, 16, 32, 32, 64)
 
 def main(words: list[str]) -> None:
     """Read the words and check."""
-    parse("doctor", doctor, words)
+    parse_arguments("doctor", doctor, words)
 
 
 def doctor(runs: Path = Path("runs")) -> None:
@@ -32,37 +32,37 @@ def doctor(runs: Path = Path("runs")) -> None:
     Args:
         runs: folder whose disk is looked at.
     """
-    from grokkit.device.select import resolve
+    from grokkit.device.select import select_device
     from grokkit.errors import DeviceRefusedError
 
-    _tell_of_gpus()
+    _print_gpus()
     refusal = None
     try:
-        device = resolve()
+        device = select_device()
     except DeviceRefusedError as error:
-        refusal, device = error, resolve("cpu")
-    _tell_of_machine(device, runs)
+        refusal, device = error, select_device("cpu")
+    _print_machine(device, runs)
     print(_line("speed", _speed(device)), flush=True)
     if refusal is not None:
         print(_line("verdict", "training would be refused here"))
         raise refusal
-    print(_line("verdict", _verdict(device)))
+    print(_line("verdict", _conclude(device)))
 
 
 def _line(name: str, value: object) -> str:
     return f"{name:10}{value}"
 
 
-def _tell_of_gpus() -> None:
+def _print_gpus() -> None:
     """What is there physically, and what this torch is built for."""
     import torch
 
-    from grokkit.device.preflight import driver_version, physical_gpus
+    from grokkit.device.preflight import count_physical_gpus, get_driver_version
 
-    count = physical_gpus()
+    count = count_physical_gpus()
     print(_line("GPUs", f"{count} physically present" + ("" if count else ": training goes on the CPU")))
     if count:
-        print(_line("driver", driver_version() or "of unknown version"))
+        print(_line("driver", get_driver_version() or "of unknown version"))
     cuda = torch.version.cuda
     built = f"with CUDA {cuda} for {' '.join(torch.cuda.get_arch_list()) or 'no GPU'}" if cuda else "for the CPU only"
     print(_line("torch", f"{torch.__version__}, built {built}"))
@@ -74,20 +74,20 @@ def _tell_of_gpus() -> None:
         print(_line(f"cuda:{number}", f"{torch.cuda.get_device_name(number)}, capability {major}.{minor}"))
 
 
-def _tell_of_machine(device: Device, runs: Path) -> None:
+def _print_machine(device: Device, runs: Path) -> None:
     """The device that a run would have, its memory and precision; disk, data, versions."""
     from grokkit.data import names
-    from grokkit.device.precision import advice
-    from grokkit.device.select import cores, environment
+    from grokkit.device.precision import describe_precision
+    from grokkit.device.select import count_cores, describe_environment
 
     print(_line("device", device.description))
     print(_line("memory", _memory(device)))
-    print(_line("precision", advice(device.torch_device)))
-    print(_line("cores", cores()))
+    print(_line("precision", describe_precision(device.torch_device)))
+    print(_line("cores", count_cores()))
     free = shutil.disk_usage(next(parent for parent in (runs.absolute(), *runs.absolute().parents) if parent.exists()))
     print(_line("disk", f"{free.free / 1e9:.1f} GB free at {runs}"))
     print(_line("data", f"{', '.join(names())}; or an .npz file, or a class folder"))
-    told = environment(device)
+    told = describe_environment(device)
     print(_line("python", f"{told['python']} on {told['system']}"))
     print(_line("versions", ", ".join(f"{name} {version}" for name, version in told["versions"].items())))
 
@@ -111,15 +111,15 @@ def _speed(device: Device) -> str:
     """Ten steps of a small net, after as many that are not timed."""
     import torch
 
-    from grokkit.data.resident import pixels
-    from grokkit.device.select import fitting_threads
-    from grokkit.diagnostics.throughput import random_images, subject
+    from grokkit.data.resident import to_pixels
+    from grokkit.device.select import fit_threads
+    from grokkit.diagnostics.throughput import make_random_images, make_subject
     from grokkit.seeding import seeded
 
-    data = random_images(BATCH)
-    of = subject("cnn", {"channels": CHANNELS}, data, device)
-    x, y = (part.to(device.torch_device) for part in (pixels(data.x_train), torch.from_numpy(data.y_train)))
-    with fitting_threads(of.macs * BATCH), seeded(0, "throughput"):
+    data = make_random_images(BATCH)
+    of = make_subject("cnn", {"channels": CHANNELS}, data, device)
+    x, y = (part.to(device.torch_device) for part in (to_pixels(data.x_train), torch.from_numpy(data.y_train)))
+    with fit_threads(of.macs * BATCH), seeded(0, "throughput"):
         step = of.step_for(BATCH)
         for _ in range(2):  # the second time counts
             of.settle()
@@ -131,7 +131,7 @@ def _speed(device: Device) -> str:
     return f"{rate:,.0f} steps/s of a small cnn on {BATCH} images of 3x32x32 ({STEPS} steps)"
 
 
-def _verdict(device: Device) -> str:
+def _conclude(device: Device) -> str:
     if device.torch_device.type == "cuda":
         return "this machine is ready: training goes on the GPU"
     return "this machine is ready, without a GPU: training goes on the CPU; `grokkit estimate EXPERIMENT` says how long"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 
 if TYPE_CHECKING:
     from grokkit.diagnostics.estimate import Estimate
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> None:
     """Read the words and estimate."""
-    parse("estimate", estimate, words)
+    parse_arguments("estimate", estimate, words)
 
 
 def estimate(
@@ -46,36 +46,38 @@ def estimate(
         price: dollars an hour of this machine; by default $GROKKIT_PRICE.
     """
     from grokkit import recipes
-    from grokkit.cli.setup import machine
-    from grokkit.config.overrides import adjusted
+    from grokkit.cli.setup import select_machine
+    from grokkit.config.overrides import apply_cli_overrides
     from grokkit.diagnostics import estimate as room
-    from grokkit.recording.budget import HOUR, Purse, dollars
+    from grokkit.recording.budget import HOUR, Budget, format_dollars
 
-    price = Purse.of(price).price
-    configs = [adjusted(each, data, seed, steps) for each in recipes.find(experiment).configs()]
-    machine(device)
+    price = Budget.of(price).price
+    configs = [apply_cli_overrides(each, data, seed, steps) for each in recipes.find_experiment(experiment).configs()]
+    select_machine(device)
     found = []
     for config in configs:
         found.append(room.estimate(config, device, runs))
-        print(f"{config.experiment}/{config.variant}\n  {room.in_words(found[-1], price)}")
-        print("\n".join(f"  {line}" for line in _measured(found[-1])), flush=True)
+        print(f"{config.experiment}/{config.variant}\n  {room.summarize_estimate(found[-1], price)}")
+        print("\n".join(f"  {line}" for line in _format_details(found[-1])), flush=True)
     seconds = sum(each.seconds for each in found)
-    at = "" if price is None else f", about {dollars(seconds * price / HOUR)} at {dollars(price)}/h"
-    disk = room.size(sum(each.bytes for each in found))
-    print(f"all of it, one after the other: {room.duration(seconds)}, disk {disk}{at}")
+    at = "" if price is None else f", about {format_dollars(seconds * price / HOUR)} at {format_dollars(price)}/h"
+    disk = room.format_size(sum(each.bytes for each in found))
+    print(f"all of it, one after the other: {room.format_duration(seconds)}, disk {disk}{at}")
 
 
-def _measured(found: Estimate) -> list[str]:
+def _format_details(found: Estimate) -> list[str]:
     """What was timed, and what each instrument and each kind of file makes of the whole."""
-    from grokkit.diagnostics.estimate import duration, size, speed
+    from grokkit.diagnostics.estimate import format_duration, format_size, format_speed
 
     timed = found.training
     first, taken = timed.warm_up
-    lines = [f"measured: {timed.steps} steps, by stretch {speed(1 / timed.high)} to {speed(1 / timed.low)}, after "
-             f"the first {first}, which took {taken:.2g} s"]  # fmt: skip
+    slow, fast = format_speed(1 / timed.high), format_speed(1 / timed.low)
+    lines = [
+        f"measured: {timed.steps} steps, by stretch {slow} to {fast}, after the first {first}, which took {taken:.2g} s"
+    ]
     for each in found.instruments:
         share = 100 * each.seconds / found.seconds
         times = f"{each.count} x {each.later:.2g} s" + (f", the first {each.first:.2g} s" if each.count > 1 else "")
-        lines.append(f"{each.name:22}{duration(each.seconds):>8}  {share:4.1f} %  ({times})")
+        lines.append(f"{each.name:22}{format_duration(each.seconds):>8}  {share:4.1f} %  ({times})")
     kinds = sorted(found.files.items(), key=lambda item: -item[1])
-    return [*lines, "disk: " + ", ".join(f"{name} {size(count)}" for name, count in kinds if count)]
+    return [*lines, "disk: " + ", ".join(f"{name} {format_size(count)}" for name, count in kinds if count)]

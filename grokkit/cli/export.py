@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 from grokkit.errors import UsageError
 
 if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
-ENDINGS = {
+SUFFIXES = {
     "html": ".html",
     "csv": ".csv",
     "parquet": ".parquet",
@@ -24,7 +24,7 @@ ENDINGS = {
 
 def main(words: list[str]) -> None:
     """Read the words and export."""
-    parse("export", export, words)
+    parse_arguments("export", export, words)
 
 
 def export(
@@ -61,20 +61,20 @@ def export(
     found = [run for root in runs for run in find_runs(root)]
     if not found:
         raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
-    target = out or Path(runs[0].resolve().name + ENDINGS[chosen[0]])
-    write(chosen[0], found, target)
+    target = out or Path(runs[0].resolve().name + SUFFIXES[chosen[0]])
+    write_export(chosen[0], found, target)
     print(target)
 
 
-def write(form: str, runs: list[Run], out: Path) -> None:
-    """Write `runs` to `out` in one of the forms of `ENDINGS`."""
+def write_export(form: str, runs: list[Run], out: Path) -> None:
+    """Write `runs` to `out` in one of the forms of `SUFFIXES`."""
     from grokkit.analysis import export as formats
 
-    formats.refuse_existing(out)
+    formats.require_new_path(out)
     if form == "html":
-        from grokkit.live.page import one_file
-        from grokkit.live.run_browser import Study
+        from grokkit.live.page import build_single_file
+        from grokkit.live.run_browser import RunBrowser
 
-        formats.write_new(out, one_file(Study([run.path for run in runs])).encode())
+        formats.write_new_file(out, build_single_file(RunBrowser([run.path for run in runs])).encode())
     else:
-        getattr(formats, form)(runs, out)
+        getattr(formats, f"export_{form}")(runs, out)

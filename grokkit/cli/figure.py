@@ -7,13 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 from grokkit.errors import UsageError
 
 
 def main(words: list[str]) -> None:
     """Read the words and draw."""
-    parse("figure", figure, words)
+    parse_arguments("figure", figure, words)
 
 
 def figure(
@@ -37,26 +37,26 @@ def figure(
         trust: where the runs' experiment.py are needed to know the figure, execute them although they are not on your
             list of trusted code; read them first.
     """
-    for path in draw([name], runs, out, trust):
+    for path in draw_figures([name], runs, out, trust):
         print(path)
 
 
-def draw(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool = False) -> list[Path]:
+def draw_figures(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool = False) -> list[Path]:
     """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
     from grokkit import figures
     from grokkit.analysis.csv_text import write_csv
     from grokkit.analysis.tables import figure_data, is_table
-    from grokkit.stored_code import Wanted, import_unknown
+    from grokkit.stored_code import NameRequest, import_unknown
     from grokkit.trajectory import find_runs
 
     found = [source for root in runs for source in ([root] if is_table(root) else find_runs(root))]
     if not found:
         raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
     folders = [source.path for source in found if not isinstance(source, Path)]
-    import_unknown(folders, [Wanted(name, figures.registry.get) for name in names], trust=trust)
+    import_unknown(folders, [NameRequest(name, figures.registry.get) for name in names], trust=trust)
     first = found[0] if isinstance(found[0], Path) else found[0].path
     folder = out or (first if len(found) == 1 and first.is_dir() else first.parent) / "figures"
     data = figure_data(found)
-    files = [path for name in names for path in figures.save(figures.create(name, data), folder / name)]
+    files = [path for name in names for path in figures.save_figure(figures.create(name, data), folder / name)]
     write_csv(data.table, folder / "table.csv")
     return [*files, folder / "table.csv"]

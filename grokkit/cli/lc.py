@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from grokkit.cli.analyse import analyse, print_measure
-from grokkit.cli.parse import parse
-from grokkit.config.run_config import part
+from grokkit.cli.analyse import print_measure, run_analysis
+from grokkit.cli.parse import parse_arguments
+from grokkit.config.run_config import spec
 
 
 def main(words: list[str]) -> None:
     """Read the words and measure."""
-    parse("lc", lc, words)
+    parse_arguments("lc", lc, words)
 
 
 def lc(
@@ -49,8 +49,8 @@ def lc(
     """
     given = {"radii": radius, "directions": directions, "points": points, "method": method}
     chosen = {name: value for name, value in given.items() if value is not None}
-    wanted = part("local_complexity", **(_published(preset) | chosen))
-    analyse(run, [wanted], [], device, last, trust)
+    wanted = spec("local_complexity", **(_published(preset) | chosen))
+    run_analysis(run, [wanted], [], device, last, trust)
     print_measure(run, wanted)
 
 

@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grokkit.cli.parse import parse
-from grokkit.cli.text import aligned
-from grokkit.config.overrides import adjusted, seed_list
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.text import align_table
+from grokkit.config.overrides import apply_cli_overrides, parse_seeds
 from grokkit.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from grokkit.config.run_config import Part, RunConfig
+    from grokkit.config.run_config import RunConfig, Spec
     from grokkit.diagnostics.lr_range import LRRange
 
 
 def main(words: list[str]) -> None:
     """Read the words and sweep."""
-    parse("lr-find", lr_find, words)
+    parse_arguments("lr-find", lr_find, words)
 
 
 def lr_find(
@@ -58,23 +58,23 @@ def lr_find(
         out: folder for the figure as PDF and PNG and the numbers behind it as CSV, named after the experiment.
     """
     from grokkit import recipes
-    from grokkit.cli.setup import machine
+    from grokkit.cli.setup import select_machine
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
-    wanted = None if seeds is None else seed_list(seeds)
-    study = recipes.find(experiment)
-    configs = [adjusted(each, data, seed, None) for each in study.configs()]
-    machine(device)
+    wanted = None if seeds is None else parse_seeds(seeds)
+    study = recipes.find_experiment(experiment)
+    configs = [apply_cli_overrides(each, data, seed, None) for each in study.configs()]
+    select_machine(device)
     found = []
     for config in configs:
-        found.append(_swept(config, low, high, steps, wanted, device))
-        print(_told(found[-1]), flush=True)
+        found.append(_run_sweep(config, low, high, steps, wanted, device))
+        print(_format_result(found[-1]), flush=True)
     name = "-".join([study.name, *(study.variants if ":" in experiment else [])])
-    print("\n".join(str(path) for path in _written(found, out, name)))
+    print("\n".join(str(path) for path in _write_results(found, out, name)))
 
 
-def _swept(
+def _run_sweep(
     config: RunConfig, low: float, high: float, steps: int, seeds: list[int] | None, device: str | None
 ) -> LRRange:
     """The sweeps of one variant, with a progress bar."""
@@ -91,39 +91,39 @@ def _swept(
         )  # fmt: skip
 
 
-def _told(found: LRRange) -> str:
+def _format_result(found: LRRange) -> str:
     """A line per seed, what is suggested, and how to use it."""
     header = ["seed", "lowest loss", "at rate", "steepest", "diverged at", "suggestion"]
     rows = [
         [str(seed), f"{curve.lowest:.3g}",
-         *(_rate(each) for each in (curve.minimum, curve.steepest, curve.diverged_at, curve.suggestion))]
+         *(_format_rate(each) for each in (curve.minimum, curve.steepest, curve.diverged_at, curve.suggestion))]
         for seed, curve in zip(found.seeds, found.curves, strict=True)
     ]  # fmt: skip
     config = found.config
-    lines = [f"{config.experiment}/{config.variant}  on {found.machine}", aligned(header, rows), str(found)]
+    lines = [f"{config.experiment}/{config.variant}  on {found.machine}", align_table(header, rows), str(found)]
     if found.optimizer is not None:
         lines.append(f"  now {found.base_lr:g}; to use it: optimizer={_as_code(found.optimizer)}, in a sweep's grid: "
                      f"{_as_grid(found.optimizer)}")  # fmt: skip
     return "\n".join(lines)
 
 
-def _rate(value: float | None) -> str:
+def _format_rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
 
 
-def _as_code(optimizer: Part) -> str:
-    """`part("sgd", lr=0.02, momentum=0.9)`."""
+def _as_code(optimizer: Spec) -> str:
+    """`spec("sgd", lr=0.02, momentum=0.9)`."""
     options = "".join(f", {name}={value!r}" for name, value in optimizer.options.items())
-    return f'part("{optimizer.name}"{options})'
+    return f'spec("{optimizer.name}"{options})'
 
 
-def _as_grid(optimizer: Part) -> str:
+def _as_grid(optimizer: Spec) -> str:
     """`"optimizer.lr" = [0.02]`, for every rate of the optimizer."""
     rates = {name: value for name, value in optimizer.options.items() if name.endswith("lr")}
     return ", ".join(f'"optimizer.{name}" = [{value:g}]' for name, value in rates.items())
 
 
-def _written(found: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
+def _write_results(found: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
     """The figure and its numbers, from which `grokkit figure lr_range` draws it again."""
     import pandas as pd
 
@@ -132,6 +132,6 @@ def _written(found: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
     from grokkit.names import TABLE_COLUMNS, FigureData
 
     table = pd.DataFrame([row for each in found for row in each.rows()]).reindex(columns=list(TABLE_COLUMNS))
-    paths = figures.save(figures.create("lr_range", FigureData(table, {}, pd.DataFrame())), folder / name)
+    paths = figures.save_figure(figures.create("lr_range", FigureData(table, {}, pd.DataFrame())), folder / name)
     write_csv(table, folder / f"{name}.csv")
     return [*paths, folder / f"{name}.csv"]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from grokkit.cli.parse import parse
-from grokkit.cli.text import aligned, shown
-from grokkit.cli.text import as_json as in_json
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.text import align_table, shorten_path
+from grokkit.cli.text import pretty_json as in_json
 from grokkit.errors import GrokkitError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> None:
     """Read the words and list."""
-    parse("ls", ls, words)
+    parse_arguments("ls", ls, words)
 
 
 def ls(
@@ -36,31 +36,31 @@ def ls(
     """
     from grokkit.trajectory import find_runs
 
-    rows = [_row(run) for run in find_runs(runs)]
+    rows = [_describe_run(run) for run in find_runs(runs)]
     if as_json:
         print(in_json(rows))
         return
     if not rows:
         print(f"no runs below {runs}; make one with: grokkit demo")
         return
-    print(aligned(["run", "state", "step", "spent", "reason"], [_words(row) for row in rows]))
+    print(align_table(["run", "state", "step", "spent", "reason"], [_format_row(row) for row in rows]))
 
 
-def _words(row: dict[str, Any]) -> list[str]:
-    from grokkit.recording.budget import dollars
+def _format_row(row: dict[str, Any]) -> list[str]:
+    from grokkit.recording.budget import format_dollars
 
     spent = row.get("spent")
     steps = f"{row.get('step', '?')}/{row.get('total_steps') or '?'}"
     return [
-        shown(Path(row["path"])),
+        shorten_path(Path(row["path"])),
         row["state"],
         steps,
-        "" if spent is None else dollars(spent),
+        "" if spent is None else format_dollars(spent),
         row.get("reason") or "",
     ]
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _describe_run(run: Run) -> dict[str, Any]:
     """One run's line; a run that cannot be read is a line, too."""
     try:
         return {"path": str(run.path), **run.status, "state": run.state}

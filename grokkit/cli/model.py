@@ -6,12 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 
 
 def main(words: list[str]) -> None:
     """Read the words and print."""
-    parse("model", model, words)
+    parse_arguments("model", model, words)
 
 
 def model(

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 from grokkit.escape import escape_controls
 
 
 def main(words: list[str]) -> None:
     """Read the words and write or print."""
-    parse("note", note, words)
+    parse_arguments("note", note, words)
 
 
 def note(

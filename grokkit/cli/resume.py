@@ -7,15 +7,15 @@ from typing import Annotated, Literal
 
 import tyro
 
-from grokkit.cli.parse import parse
-from grokkit.cli.setup import company, left_for, machine, webhook
-from grokkit.cli.text import cost, final_accuracy, shown
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.setup import make_callbacks, make_webhook, select_machine, share_budget
+from grokkit.cli.text import format_cost, format_final_accuracy, shorten_path
 from grokkit.errors import UsageError
 
 
 def main(words: list[str]) -> None:
     """Read the words and resume."""
-    parse("resume", resume, words)
+    parse_arguments("resume", resume, words)
 
 
 def resume(
@@ -44,19 +44,19 @@ def resume(
             trusted code; read it first.
     """
     from grokkit.training import loop
-    from grokkit.training.ranks import is_first
+    from grokkit.training.ranks import is_rank_zero
     from grokkit.trajectory import open_run
 
     if not runs:
         raise UsageError("which run? Give at least one run's folder, such as runs/quickstart/constant-s0-1a2b3c4d")
-    opened, found, messages = [open_run(run) for run in runs], machine(device), webhook(notify)
+    opened, found, messages = [open_run(run) for run in runs], select_machine(device), make_webhook(notify)
     for run in opened:
-        left = left_for(budget, [other for other in opened if other is not run])
+        left = share_budget(budget, [other for other in opened if other is not run])
         finished = loop.resume(
-            run.path, device=device, observer=company(found, messages), price=price, budget=left, trust=trust
+            run.path, device=device, observer=make_callbacks(found, messages), price=price, budget=left, trust=trust
         )
-        if not is_first():
+        if not is_rank_zero():
             continue
         status = finished.status
-        numbers = final_accuracy(finished.newest_metrics())
-        print(f"{shown(finished.path)}: done at step {status['step']}{numbers}{cost(status)}")
+        numbers = format_final_accuracy(finished.newest_metrics())
+        print(f"{shorten_path(finished.path)}: done at step {status['step']}{numbers}{format_cost(status)}")

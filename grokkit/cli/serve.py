@@ -10,12 +10,12 @@ from typing import Annotated
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 
 
 def main(words: list[str]) -> None:
     """Read the words and serve."""
-    parse("serve", serve, words)
+    parse_arguments("serve", serve, words)
 
 
 def serve(
@@ -34,15 +34,15 @@ def serve(
         runs: folders of runs, or folders that hold runs; they may appear later.
         port: to listen on; by default the first free one from 8642 on.
     """
-    from grokkit.live.run_browser import Study
+    from grokkit.live.run_browser import RunBrowser
     from grokkit.live.server import Server
 
-    server = Server(Study(runs), port)
+    server = Server(RunBrowser(runs), port)
     for path in runs:
         if not path.exists():
             print(f"{path} is not there yet; its runs will be shown when they appear")
     print(f"open     {server.url}")
-    print(f"from elsewhere, first: {forward_line(server.port)}")
+    print(f"from elsewhere, first: {format_ssh_command(server.port)}")
     print("Ctrl-C ends the page, not the runs", flush=True)
     try:
         server.serve_forever()
@@ -52,7 +52,7 @@ def serve(
         server.server_close()
 
 
-def forward_line(port: int) -> str:
+def format_ssh_command(port: int) -> str:
     """The ssh command that makes the page reachable at the same address on another machine; behind a rented machine's
     gateway the address and `-p` are those that one logs in with, which cannot be seen from inside."""
     connection = os.environ.get("SSH_CONNECTION", "").split()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from grokkit.cli.parse import parse
-from grokkit.cli.text import as_json as in_json
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.text import pretty_json as in_json
 from grokkit.errors import TrajectoryError
 from grokkit.escape import escape_controls
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> None:
     """Read the words and tell."""
-    parse("status", status, words)
+    parse_arguments("status", status, words)
 
 
 def status(
@@ -46,7 +46,7 @@ def status(
         described = _describe(opened)
     except TrajectoryError as error:
         raise TrajectoryError("\n".join(opened.verify() or [str(error)]) if verify else str(error)) from error
-    print(in_json(described) if as_json else "\n".join(_line(key, value) for key, value in described.items()))
+    print(in_json(described) if as_json else "\n".join(_format_line(key, value) for key, value in described.items()))
     if verify:
         problems = opened.verify()
         if problems:
@@ -71,7 +71,7 @@ def _describe(opened: Run) -> dict[str, Any]:
     }
 
 
-def _line(key: str, value: object) -> str:
+def _format_line(key: str, value: object) -> str:
     said = _short(value)
     if isinstance(value, dict):
         said = ", ".join(f"{name} {_short(item)}" for name, item in value.items()) or "none"

@@ -10,7 +10,7 @@ from typing import Any
 from grokkit.escape import escape_controls
 
 
-def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The rows under their header, columns two spaces apart; control characters are written as escapes."""
     lines = [list(header), *([escape_controls(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
@@ -18,19 +18,19 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
-def shown(path: Path) -> str:
+def shorten_path(path: Path) -> str:
     """A path as a person in this working folder would write it."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def as_json(value: Any) -> str:
+def pretty_json(value: Any) -> str:
     """JSON in lines, null for numbers that are not finite, and text for what JSON does not know, such as dates."""
-    from grokkit.trajectory.documents import finite
+    from grokkit.trajectory.documents import drop_non_finite
 
-    return json.dumps(finite(value), indent=1, default=str, allow_nan=False)
+    return json.dumps(drop_non_finite(value), indent=1, default=str, allow_nan=False)
 
 
-def final_accuracy(newest: Mapping[str, float]) -> str:
+def format_final_accuracy(newest: Mapping[str, float]) -> str:
     """A finished run's accuracy on the test set after its last step, plain and with test-time augmentation where it was
     taken; `newest` as `Run.newest_metrics` gives it. Empty for a run of a loop that did not log any."""
     if "test_set.accuracy" not in newest:
@@ -40,9 +40,9 @@ def final_accuracy(newest: Mapping[str, float]) -> str:
     return f", test accuracy {newest['test_set.accuracy']:.4f} plain{with_views}"
 
 
-def cost(status: Mapping[str, Any]) -> str:
+def format_cost(status: Mapping[str, Any]) -> str:
     """`, $0.42 spent`; empty where the run had no price."""
-    from grokkit.recording.budget import dollars
+    from grokkit.recording.budget import format_dollars
 
     spent = status.get("spent")
-    return "" if spent is None else f", {dollars(spent)} spent"
+    return "" if spent is None else f", {format_dollars(spent)} spent"

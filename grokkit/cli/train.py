@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from grokkit.cli.parse import parse
-from grokkit.cli.setup import company, left_for, machine, webhook
-from grokkit.cli.text import cost, final_accuracy, shown
-from grokkit.config.overrides import adjusted, seed_list
+from grokkit.cli.parse import parse_arguments
+from grokkit.cli.setup import make_callbacks, make_webhook, select_machine, share_budget
+from grokkit.cli.text import format_cost, format_final_accuracy, shorten_path
+from grokkit.config.overrides import apply_cli_overrides, parse_seeds
 from grokkit.config.run_config import RunConfig
 from grokkit.errors import DataError, UsageError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def main(words: list[str]) -> None:
     """Read the words and train."""
-    parse("train", train, words)
+    parse_arguments("train", train, words)
 
 
 def train(
@@ -68,27 +68,27 @@ def train(
         notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
             default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
     """
-    from grokkit.ensemble.seeds import refuse_existing, train_seeds
-    from grokkit.recording.budget import Purse
+    from grokkit.ensemble.seeds import require_new_runs, train_seeds
+    from grokkit.recording.budget import Budget
 
-    found, configs, wanted = _asked_for(experiment, config_file, data, steps, seed, seeds)
+    found, configs, wanted = _resolve_request(experiment, config_file, data, steps, seed, seeds)
     every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
     one = f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
-    refuse_existing([runs / config.run_name for config in every], one)
-    Purse.of(price, budget).needs_price()
-    on, messages = machine(device), webhook(notify)
-    _refuse_slow(on, device, cpu_limit, configs, len(wanted or [0]), runs)
+    require_new_runs([runs / config.run_name for config in every], one)
+    Budget.of(price, budget).needs_price()
+    on, messages = select_machine(device), make_webhook(notify)
+    _require_time_limit(on, device, cpu_limit, configs, len(wanted or [0]), runs)
     paid: list[Run] = []
     for config in configs:
         done = train_seeds(
-            config, wanted or [config.seed], runs=runs, device=device, observer=company(on, messages),
-            experiment=found.source, price=price, budget=left_for(budget, paid),
+            config, wanted or [config.seed], runs=runs, device=device, observer=make_callbacks(on, messages),
+            experiment=found.source, price=price, budget=share_budget(budget, paid),
         )  # fmt: skip
         paid += done
-        _tell(done)
+        _print_outcome(done)
 
 
-def _asked_for(
+def _resolve_request(
     experiment: str, config_file: Path | None, data: str | None, steps: int | None, seed: int | None, seeds: str | None
 ) -> tuple[Experiment, list[RunConfig], list[int] | None]:
     """The study, its configs with what is asked of them, and the seeds where many are asked for."""
@@ -96,38 +96,38 @@ def _asked_for(
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
-    found = recipes.find(experiment)
-    made = found.configs() if config_file is None else [_read(config_file)]
-    configs = [adjusted(config, data, seed, steps) for config in made]
-    return found, configs, None if seeds is None else seed_list(seeds)
+    found = recipes.find_experiment(experiment)
+    made = found.configs() if config_file is None else [_read_config(config_file)]
+    configs = [apply_cli_overrides(config, data, seed, steps) for config in made]
+    return found, configs, None if seeds is None else parse_seeds(seeds)
 
 
-def _refuse_slow(
+def _require_time_limit(
     on: Device, device: str | None, cpu_limit: float, configs: list[RunConfig], seeds: int, runs: Path
 ) -> None:
-    """Say how long it will take on a CPU that nobody asked for; see `refuse_above`."""
-    from grokkit.diagnostics.estimate import duration, refuse_above
-    from grokkit.training.ranks import is_alone
+    """Say how long it will take on a CPU that nobody asked for; see `require_time_limit`."""
+    from grokkit.diagnostics.estimate import format_duration, require_time_limit
+    from grokkit.training.ranks import is_single_process
 
-    if device is None and on.torch_device.type == "cpu" and is_alone():
-        about = duration(refuse_above(cpu_limit, configs, seeds, runs))
+    if device is None and on.torch_device.type == "cpu" and is_single_process():
+        about = format_duration(require_time_limit(cpu_limit, configs, seeds, runs))
         print(f"measured: about {about} on this CPU", file=sys.stderr)
 
 
-def _tell(done: list[Run]) -> None:
+def _print_outcome(done: list[Run]) -> None:
     """Say how the runs of one config ended, and what to do next; one process of a team does."""
-    from grokkit.training.ranks import is_first
+    from grokkit.training.ranks import is_rank_zero
 
-    if not is_first():
+    if not is_rank_zero():
         return
     for run in done:
-        state, numbers = run.status, final_accuracy(run.newest_metrics())
-        print(f"{shown(run.path)}: done at step {state['step']}{numbers}{cost(state)}")
-    paths = " ".join(shown(run.path) for run in done)
+        state, numbers = run.status, format_final_accuracy(run.newest_metrics())
+        print(f"{shorten_path(run.path)}: done at step {state['step']}{numbers}{format_cost(state)}")
+    paths = " ".join(shorten_path(run.path) for run in done)
     print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
 
 
-def _read(path: Path) -> RunConfig:
+def _read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.from_toml(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, LookupError) as error:

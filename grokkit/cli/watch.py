@@ -7,12 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from grokkit.cli.parse import parse
+from grokkit.cli.parse import parse_arguments
 
 
 def main(words: list[str]) -> None:
     """Read the words and watch."""
-    parse("watch", watch, words)
+    parse_arguments("watch", watch, words)
 
 
 def watch(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]) -> None:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from grokkit.config.run_config import Part, RunConfig
+from grokkit.config.run_config import RunConfig, Spec
 from grokkit.errors import UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 
-def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
+def apply_cli_overrides(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
     """The config with what the command line changes; other data keep the numbers of training and validation images
     asked for and whether labels are shuffled."""
     changes: dict[str, object] = {}
@@ -22,7 +22,7 @@ def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int |
             for name, value in config.data.options.items()
             if name in ("train", "validation", "shuffle_labels")
         }
-        changes["data"] = Part(data, kept)
+        changes["data"] = Spec(data, kept)
     if seed is not None:
         changes["seed"] = seed
     if steps is not None:
@@ -30,7 +30,7 @@ def adjusted(config: RunConfig, data: str | None, seed: int | None, steps: int |
     return config.replace(**changes)
 
 
-def seed_list(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
     """The seeds in `0-31`, `0,3,7` or `0-3,8`. Raises UsageError for anything else and for a seed that comes twice."""
     found: list[int] = []
     for word in text.split(","):
@@ -43,22 +43,22 @@ def seed_list(text: str) -> list[int]:
     return found
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, with dotted keys: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer.lr": 0.1}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat |= dotted(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
-def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+def with_overrides(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """The config with other values at dotted keys, such as `optimizer.lr`, `model` or `probes.train`.
 
     A part that is replaced as a whole (`model = "cnn"`) loses its options; `model.name = "cnn"` keeps them. Whether the
-    thing named takes an option shows when it is built (`build.check_options`).
+    thing named takes an option shows when it is built (`build.validate_options`).
 
     Raises:
         UsageError: a key that no config has, names the nearest; a value that the choice does not take.
@@ -68,7 +68,9 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     for key, value in changes.items():
         first, *rest = key.split(".")
         if first not in known:
-            raise UsageError(f"a run has no choice {key!r}.{nearest(first, list(known))} It has: {', '.join(known)}")
+            raise UsageError(
+                f"a run has no choice {key!r}.{did_you_mean(first, list(known))} It has: {', '.join(known)}"
+            )
         place = values
         for depth, name in enumerate(key.split(".")[:-1], start=1):
             place = place.setdefault(name, {})
@@ -81,11 +83,11 @@ def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 def _as_tables(name: str, value: Any, kind: str) -> Any:
     """What stands for a part, or for several, as tables with `name`; a bare name is one without options."""
-    if kind.startswith("tuple[Part"):
+    if kind.startswith("tuple[Spec"):
         if not isinstance(value, list | tuple):
             raise UsageError(f"`{name}` takes a list of names or of tables with `name`; got {value!r}")
-        return [_as_tables(name, each, "Part") for each in value]
-    if not kind.startswith("Part"):
+        return [_as_tables(name, each, "Spec") for each in value]
+    if not kind.startswith("Spec"):
         return value
     if isinstance(value, str):
         return {"name": value}

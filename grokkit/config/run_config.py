@@ -11,25 +11,25 @@ from typing import Any
 
 import tomli_w
 
-from grokkit.config.schedule import checked, log_spaced
+from grokkit.config.schedule import log_spaced, validate_steps
 from grokkit.errors import UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 PROBE_SETS = ["train", "test", "random"]
 """The probe sets that a run builds from its data."""
 
 
 @dataclass(frozen=True)
-class Part:
+class Spec:
     """A thing chosen by name with its options: a dataset, a model, an optimizer, a policy, a measure."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def part(name: str, **options: Any) -> Part:
-    """`part("sgd", lr=0.1)`: a name and its options; None stands for the option's default."""
-    return Part(name, {key: _plain(value) for key, value in options.items() if value is not None})
+def spec(name: str, **options: Any) -> Spec:
+    """`spec("sgd", lr=0.1)`: a name and its options; None stands for the option's default."""
+    return Spec(name, {key: _to_plain(value) for key, value in options.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,22 +71,22 @@ class RunConfig:
     experiment: str
     variant: str = "default"
     seed: int = 0
-    data: Part = Part("digits")
-    model: Part = Part("mlp")
+    data: Spec = Spec("digits")
+    model: Spec = Spec("mlp")
     init_scale: float = 1.0
     loss: str = "cross_entropy"
     label_smoothing: float = 0.0
-    optimizer: Part = Part("adamw", {"lr": 1e-3})
-    policy: Part = Part("constant")
-    clip: Part | None = None
+    optimizer: Spec = Spec("adamw", {"lr": 1e-3})
+    policy: Spec = Spec("constant")
+    clip: Spec | None = None
     batch_size: int = 128
     steps: int = 1000
     augment: tuple[str, ...] = ()
     precision: str = "auto"
     execution: str = "auto"
     probes: Mapping[str, int] = field(default_factory=lambda: {"train": 512, "test": 512, "random": 512})
-    measures: tuple[Part, ...] = ()
-    attributions: tuple[Part, ...] = ()
+    measures: tuple[Spec, ...] = ()
+    attributions: tuple[Spec, ...] = ()
     records: int | tuple[int, ...] = 50
     signal: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,12 +98,14 @@ class RunConfig:
                 raise UsageError(f"`{name}` names a folder and must be a plain word; got {value!r}")
         for name in self.probes:
             if name not in PROBE_SETS:
-                raise UsageError(f"`probes` takes {', '.join(PROBE_SETS)}; got {name!r}.{nearest(name, PROBE_SETS)}")
+                raise UsageError(
+                    f"`probes` takes {', '.join(PROBE_SETS)}; got {name!r}.{did_you_mean(name, PROBE_SETS)}"
+                )
         # A bare name is a part without options.
         for name in ("data", "model", "optimizer", "policy", "clip"):
-            object.__setattr__(self, name, _as_part(name, getattr(self, name), optional=name == "clip"))
+            object.__setattr__(self, name, _as_spec(name, getattr(self, name), optional=name == "clip"))
         for name in ("measures", "attributions"):
-            object.__setattr__(self, name, _as_parts(name, getattr(self, name)))
+            object.__setattr__(self, name, _as_specs(name, getattr(self, name)))
 
     def _check_numbers(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("records", 1), ("seed", 0)):
@@ -121,7 +123,7 @@ class RunConfig:
         known = [f.name for f in dataclasses.fields(self)]
         for name in changes:
             if name not in known:
-                raise UsageError(f"a run has no choice {name!r}.{nearest(name, known)} It has: {', '.join(known)}")
+                raise UsageError(f"a run has no choice {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}")
         return dataclasses.replace(self, **changes)
 
     @property
@@ -129,7 +131,7 @@ class RunConfig:
         """The steps that are recorded."""
         if isinstance(self.records, int):
             return log_spaced(self.records, self.steps)
-        return checked((*self.records, self.steps))
+        return validate_steps((*self.records, self.steps))
 
     @property
     def run_name(self) -> str:
@@ -139,7 +141,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; a part becomes its options with `name` in front; what is None is left out."""
-        values = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        values = {f.name: _to_plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
     def to_toml(self) -> str:
@@ -157,45 +159,45 @@ class RunConfig:
         kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
         for name in values:
             if name not in kinds:
-                raise UsageError(f"a run has no choice {name!r}.{nearest(name, list(kinds))}")
-        return cls(**{name: _restored(value, kinds[name]) for name, value in values.items()})
+                raise UsageError(f"a run has no choice {name!r}.{did_you_mean(name, list(kinds))}")
+        return cls(**{name: _restore(value, kinds[name]) for name, value in values.items()})
 
 
-def _as_part(choice: str, value: Any, *, optional: bool = False) -> Part | None:
+def _as_spec(choice: str, value: Any, *, optional: bool = False) -> Spec | None:
     """A part as it is, a bare name as a part without options."""
-    if isinstance(value, Part) or (optional and value is None):
+    if isinstance(value, Spec) or (optional and value is None):
         return value
     if isinstance(value, str):
-        return Part(value)
-    raise UsageError(f'`{choice}` takes a name, or a name with options such as part("name", option=1); got {value!r}')
+        return Spec(value)
+    raise UsageError(f'`{choice}` takes a name, or a name with options such as spec("name", option=1); got {value!r}')
 
 
 def _as_steps(values: Any, last: int) -> tuple[int, ...]:
-    steps = checked(values)[1:]
+    steps = validate_steps(values)[1:]
     if not steps or steps[-1] > last:
         raise UsageError(f"`records` takes a number of steps, or steps of 1..{last}, the run's length; got {values!r}")
     return steps
 
 
-def _as_parts(choice: str, values: Any) -> tuple[Part | None, ...]:
+def _as_specs(choice: str, values: Any) -> tuple[Spec | None, ...]:
     if not isinstance(values, tuple | list):
-        raise UsageError(f'`{choice}` takes a tuple of names or parts, such as (part("name"),); got {values!r}')
-    return tuple(_as_part(choice, each) for each in values)
+        raise UsageError(f'`{choice}` takes a tuple of names or parts, such as (spec("name"),); got {values!r}')
+    return tuple(_as_spec(choice, each) for each in values)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Part):
-        return {"name": value.name, **_plain(value.options)}
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return {"name": value.name, **_to_plain(value.options)}
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _to_plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     return value
 
 
-def _restored(value: Any, kind: str) -> Any:
-    if kind.startswith("tuple[Part"):
-        return tuple(_restored(item, "Part") for item in value)
-    if kind.startswith("Part"):
-        return Part(value["name"], {key: item for key, item in value.items() if key != "name"})
+def _restore(value: Any, kind: str) -> Any:
+    if kind.startswith("tuple[Spec"):
+        return tuple(_restore(item, "Spec") for item in value)
+    if kind.startswith("Spec"):
+        return Spec(value["name"], {key: item for key, item in value.items() if key != "name"})
     return tuple(value) if kind.startswith("tuple") else value

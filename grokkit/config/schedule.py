@@ -25,7 +25,7 @@ def log_spaced(count: int = 50, last: int = 1_000_000) -> tuple[int, ...]:
     return (0, *(int(step) for step in steps))
 
 
-def checked(steps: Iterable[SupportsIndex]) -> tuple[int, ...]:
+def validate_steps(steps: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """The schedule sorted, without repetitions, with step 0 in it. Raises UsageError for negative steps."""
     found = sorted({0, *(as_step(step) for step in steps)})
     if found[0] < 0:

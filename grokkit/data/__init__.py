@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DataError, UnknownNameError, UsageError
-from grokkit.registry import Registry, nearest
+from grokkit.registry import Registry, did_you_mean
 
 registry = Registry("dataset", "grokkit.data")
 register, names, create = registry.register, registry.names, registry.create
 
-from grokkit.data.archive import read_path  # noqa: E402
+from grokkit.data.archive import read_images  # noqa: E402
 from grokkit.data.base import Dataset  # noqa: E402
 
 __all__ = ["Dataset", "create", "load", "names", "register"]
@@ -44,34 +44,34 @@ def load(
     """
     if not isinstance(shuffle_labels, bool):
         raise UsageError(f"`shuffle_labels` must be true or false; got {shuffle_labels!r}")
-    dataset = _load(os.fspath(source), options)
+    dataset = _load_dataset(os.fspath(source), options)
     seed = options.get("seed", 0)
     if validation is not None:
         dataset = dataset.with_validation(validation, seed)
     return dataset.with_shuffled_labels(seed) if shuffle_labels else dataset
 
 
-def check(
+def check_dataset_options(
     source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
 ) -> None:
     """Raise what `load` would raise of names, options and missing paths; nothing is read."""
-    path = _checked(os.fspath(source), options)
+    path = _check_dataset(os.fspath(source), options)
     if path is not None and not path.exists():
         raise DataError(f"there are no data at {path}")
 
 
-def find(source: str) -> Any:
+def find_dataset(source: str) -> Any:
     """The loader that is registered as `source`, or the path that it is. Raises UnknownNameError with the nearest."""
-    path = _checked(source, {})
+    path = _check_dataset(source, {})
     return registry.get(source) if path is None else path
 
 
-def _load(text: str, options: dict[str, Any]) -> Dataset:
-    path = _checked(text, options)
-    return create(text, **options) if path is None else read_path(path).subset(**options)
+def _load_dataset(text: str, options: dict[str, Any]) -> Dataset:
+    path = _check_dataset(text, options)
+    return create(text, **options) if path is None else read_images(path).subset(**options)
 
 
-def _checked(text: str, options: dict[str, Any]) -> Path | None:
+def _check_dataset(text: str, options: dict[str, Any]) -> Path | None:
     """The path that `text` is, or None where it is a registered name; either is known to take the options."""
     if text not in names() and _is_path(text):
         _check_path_options(options)
@@ -92,6 +92,6 @@ def _check_path_options(options: dict[str, Any]) -> None:
     for option in options:
         if option not in PATH_OPTIONS:
             raise UsageError(
-                f"a dataset read from a path has no option {option!r}.{nearest(option, list(PATH_OPTIONS))} "
+                f"a dataset read from a path has no option {option!r}.{did_you_mean(option, list(PATH_OPTIONS))} "
                 f"It takes: {', '.join(PATH_OPTIONS)}"
             )

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from grokkit.data.base import Dataset, as_images, as_labels
+from grokkit.data.base import Dataset, to_images, to_labels
 from grokkit.errors import DataError
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
+ARCHIVE_KEYS = ("x_train", "y_train", "x_test", "y_test")
 GREY_MODES = {"L", "1"}
 DEEP_MODES = ("I", "F")
 
 
-def read_path(path: Path) -> Dataset:
+def read_images(path: Path) -> Dataset:
     """The dataset in an .npz file or a folder, named after it; DataError where it is missing or malformed."""
     if path.is_dir():
         return read_folder(path)
@@ -28,7 +28,7 @@ def read_path(path: Path) -> Dataset:
     return read_npz(path)
 
 
-MOST_CLASSES = 10_000
+MAX_CLASSES = 10_000
 """Labels beyond this, and beyond the number of images, are taken for a mistake and not for class numbers."""
 
 
@@ -36,7 +36,7 @@ def read_npz(path: Path, name: str | None = None, classes: tuple[str, ...] | Non
     """A dataset from the keys `x_train y_train x_test y_test` of an .npz file; nothing in it is ever unpickled.
 
     Args:
-        path: the file. Images as `as_images` takes them, integer labels.
+        path: the file. Images as `to_images` takes them, integer labels.
         name: None = the file's stem.
         classes: names where the file has no key `classes` (strings); None = the class numbers as words.
 
@@ -44,13 +44,13 @@ def read_npz(path: Path, name: str | None = None, classes: tuple[str, ...] | Non
         DataError: not a readable archive, a missing key, arrays of the wrong form.
     """
     arrays = _read_arrays(path)
-    images = {key: as_images(arrays[key], f"{key} in {path}") for key in ("x_train", "x_test")}
-    labels = {key: as_labels(arrays[key], f"{key} in {path}") for key in ("y_train", "y_test")}
+    images = {key: to_images(arrays[key], f"{key} in {path}") for key in ("x_train", "x_test")}
+    labels = {key: to_labels(arrays[key], f"{key} in {path}") for key in ("y_train", "y_test")}
     if "classes" in arrays:
         classes = _class_names(arrays["classes"], path)
     elif classes is None:
         top = max((int(y.max()) for y in labels.values() if len(y)), default=0)
-        if top >= max(len(labels["y_train"]), MOST_CLASSES):
+        if top >= max(len(labels["y_train"]), MAX_CLASSES):
             raise DataError(
                 f"labels in {path} reach {top}, but there are only {len(labels['y_train'])} training images; number "
                 "the classes 0, 1, 2, ..."
@@ -66,7 +66,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it holds one bare array")
             _check_keys(path, archive.files)
-            return {key: archive[key] for key in (*KEYS, "classes") if key in archive.files}
+            return {key: archive[key] for key in (*ARCHIVE_KEYS, "classes") if key in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} cannot be read as an .npz archive of plain arrays: {error}. Write it with "
@@ -75,10 +75,10 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_keys(path: Path, present: list[str]) -> None:
-    missing = [key for key in KEYS if key not in present]
+    missing = [key for key in ARCHIVE_KEYS if key not in present]
     if missing:
         raise DataError(
-            f"{path} must hold {', '.join(KEYS)}; missing: {', '.join(missing)}; "
+            f"{path} must hold {', '.join(ARCHIVE_KEYS)}; missing: {', '.join(missing)}; "
             f"present: {', '.join(present) or 'nothing'}"
         )
 
@@ -97,7 +97,7 @@ def write_npz(path: Path, dataset: Dataset) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
-            np.savez(file, classes=np.array(dataset.classes), **{key: getattr(dataset, key) for key in KEYS})
+            np.savez(file, classes=np.array(dataset.classes), **{key: getattr(dataset, key) for key in ARCHIVE_KEYS})
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -105,7 +105,7 @@ def write_npz(path: Path, dataset: Dataset) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def cached(
+def cache_archive(
     name: str, root: str | os.PathLike[str] | None, fetch: Callable[[Path], Dataset], classes: tuple[str, ...]
 ) -> Dataset:
     """The dataset in `<root>/<name>.npz`; where that is absent, `fetch(root)` is called once and its result written.
@@ -128,7 +128,7 @@ def cached(
             reason = " ".join(str(error).split())
             raise DataError(
                 f"{name} could not be downloaded into {folder}: {reason}. Try again with a network, or place an "
-                f"archive with {', '.join(KEYS)} at {path}, or name your own with --data FILE.npz"
+                f"archive with {', '.join(ARCHIVE_KEYS)} at {path}, or name your own with --data FILE.npz"
             ) from error
         write_npz(path, dataset)
     return read_npz(path, name, classes)
@@ -150,12 +150,12 @@ def read_folder(path: Path) -> Dataset:
     parts: dict[str, np.ndarray] = {}
     for split, listed in files.items():
         pixels = np.stack([_decode(file, mode) for file, _ in listed])
-        parts[f"x_{split}"] = as_images(pixels, f"{split} images of {path}")
+        parts[f"x_{split}"] = to_images(pixels, f"{split} images of {path}")
         parts[f"y_{split}"] = np.array([label for _, label in listed], np.int64)
     return Dataset(path.resolve().name, classes=classes, **parts)
 
 
-def _visible(folder: Path) -> list[Path]:
+def _list_visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
@@ -163,7 +163,7 @@ def _common_classes(path: Path) -> tuple[str, ...]:
     for split in ("train", "test"):
         if not (path / split).is_dir():
             raise DataError(f"{path} must hold train/<class>/* and test/<class>/*; there is no {split}/")
-    train, test = ({e.name for e in _visible(path / split) if e.is_dir()} for split in ("train", "test"))
+    train, test = ({e.name for e in _list_visible(path / split) if e.is_dir()} for split in ("train", "test"))
     if train != test:
         only = [
             f"only in {s}: {', '.join(sorted(d))}" for s, d in (("train", train - test), ("test", test - train)) if d
@@ -175,7 +175,7 @@ def _common_classes(path: Path) -> tuple[str, ...]:
 
 
 def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    listed = [(file, label) for label, word in enumerate(classes) for file in _visible(folder / word)]
+    listed = [(file, label) for label, word in enumerate(classes) for file in _list_visible(folder / word)]
     if not listed:
         raise DataError(f"{folder} must hold at least one image in its class folders; they are empty")
     return listed

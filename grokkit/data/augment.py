@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from grokkit.errors import UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 Augmentation = Callable[..., Tensor]
 """Called as `augmentation(x, generator=generator)`; `altflip` as `altflip(x, mirrored=mirrored)`, because it is the one
@@ -23,7 +23,7 @@ SPEC = re.compile(
 )
 
 
-def parse(specs: Sequence[str]) -> tuple[Augmentation, ...]:
+def parse_augment(specs: Sequence[str]) -> tuple[Augmentation, ...]:
     """Augmentations in the order of their words, such as `("crop4", "flip", "cutout8")`.
 
     Raises:
@@ -37,7 +37,7 @@ def parse(specs: Sequence[str]) -> tuple[Augmentation, ...]:
 def _parse_one(spec: str) -> Augmentation:
     found = SPEC.fullmatch(spec)
     if found is None:
-        hint = nearest(spec, ["flip", "altflip", "crop4", "crop4:constant", "cutout8"])
+        hint = did_you_mean(spec, ["flip", "altflip", "crop4", "crop4:constant", "cutout8"])
         raise UsageError(f"`augment` takes {ALLOWED}; got {spec!r}.{hint}")
     if found["flip"]:
         return flip
@@ -66,7 +66,7 @@ def crop(x: Tensor, pad: int, generator: torch.Generator, mode: str = "reflect")
     """
     height, width = x.shape[2:]
     top, left = torch.randint(2 * pad + 1, (2, len(x)), generator=generator, device=x.device)
-    padded = _padded(x, pad, mode).contiguous()
+    padded = _pad(x, pad, mode).contiguous()
     image, channel, row, _ = padded.stride()
     # A view of the window that begins at each place in memory, one chosen per image: the same bytes as slicing. Copied
     # by rows it takes an eighth of the time of an index per pixel.
@@ -75,7 +75,7 @@ def crop(x: Tensor, pad: int, generator: torch.Generator, mode: str = "reflect")
     return windows.index_select(0, torch.arange(len(x), device=x.device) * image + top * row + left)
 
 
-def _padded(x: Tensor, pad: int, mode: str) -> Tensor:
+def _pad(x: Tensor, pad: int, mode: str) -> Tensor:
     if mode == "constant":
         return functional.pad(x, (pad, pad, pad, pad))
     if mode != "reflect":
@@ -127,7 +127,7 @@ def altflip(x: Tensor, mirrored: Tensor) -> Tensor:
 def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Blacken one square per image, its centre uniform over the image, clipped at the borders.
 
-    Source: DeVries and Taylor 2017, arXiv 1708.04552. For an odd `size` the square has its centre in the middle.
+    Source: DeVries and Taylor 2017, arXiv 1708.04552. For an odd `format_size` the square has its centre in the middle.
 
     Args:
         x: (B, C, H, W), any dtype; left as it is.

@@ -120,9 +120,9 @@ class Dataset:
             if count is None:
                 continue
             x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
-            check_count(split, count, 1, "or None for all")
+            validate_count(split, count, 1, "or None for all")
             rng = np.random.default_rng(seeding.stream(seed, "subset", split))
-            chosen = stratified(y, available(count, len(y), f"{self.name}/{split}"), rng)
+            chosen = sample_stratified(y, require_available(count, len(y), f"{self.name}/{split}"), rng)
             parts |= {f"x_{split}": x[chosen], f"y_{split}": y[chosen]}
         return replace(self, **parts) if parts else self
 
@@ -138,7 +138,7 @@ class Dataset:
         Raises:
             UsageError: no such count, or a validation split is there already.
         """
-        check_count("validation", count, 1)
+        validate_count("validation", count, 1)
         images = len(self.y_train)
         if count >= images:
             raise UsageError(
@@ -147,7 +147,7 @@ class Dataset:
             )
         if self.y_val is not None:
             raise UsageError(f"{self.name!r} has a validation split of {len(self.y_val)} images already")
-        held_out = stratified(self.y_train, count, np.random.default_rng(seeding.stream(seed, "validation")))
+        held_out = sample_stratified(self.y_train, count, np.random.default_rng(seeding.stream(seed, "validation")))
         rest = np.delete(np.arange(images), held_out)
         return replace(
             self, x_train=self.x_train[rest], y_train=self.y_train[rest],
@@ -169,7 +169,7 @@ class Dataset:
         return replace(self, y_train=rng.permutation(self.y_train))
 
 
-def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+def sample_stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
     """Random indices of `count` samples, without repeats, in random order, with the class shares of `labels`.
 
     Args:
@@ -190,7 +190,7 @@ def stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.n
     return rng.permutation(np.concatenate([np.empty(0, np.int64), *drawn]))
 
 
-def available(asked: int, there: int, source: str) -> int:
+def require_available(asked: int, there: int, source: str) -> int:
     """The smaller of two counts of images; says so where fewer are there than were asked for."""
     if asked > there:
         warnings.warn(
@@ -199,14 +199,14 @@ def available(asked: int, there: int, source: str) -> int:
     return min(asked, there)
 
 
-def check_count(option: str, count: Any, least: int, also: str = "") -> None:
+def validate_count(option: str, count: Any, least: int, also: str = "") -> None:
     """Refuse a count that is no int or is below `least`."""
     if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
         extra = f" {also}" if also else ""
         raise UsageError(f"`{option}` must be an int of {least} or more{extra}; got {count!r}")
 
 
-def as_images(array: Any, what: str = "images") -> np.ndarray:
+def to_images(array: Any, what: str = "images") -> np.ndarray:
     """Images in the one form used here: (N, C, H, W) uint8, contiguous.
 
     Args:
@@ -227,10 +227,10 @@ def as_images(array: Any, what: str = "images") -> np.ndarray:
         raise DataError(
             f"{what} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; got {array.shape}"
         )
-    return np.ascontiguousarray(_as_bytes(array, what))
+    return np.ascontiguousarray(_to_uint8(array, what))
 
 
-def _as_bytes(array: np.ndarray, what: str) -> np.ndarray:
+def _to_uint8(array: np.ndarray, what: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
@@ -243,7 +243,7 @@ def _as_bytes(array: np.ndarray, what: str) -> np.ndarray:
     return np.rint(array * 255).astype(np.uint8)
 
 
-def as_labels(array: Any, what: str = "labels") -> np.ndarray:
+def to_labels(array: Any, what: str = "labels") -> np.ndarray:
     """Class numbers as (N,) int64, from any integer dtype and shape (N,) or (N, 1); DataError otherwise."""
     array = np.asarray(array)
     if array.ndim == 2 and array.shape[1] == 1:
@@ -258,7 +258,7 @@ def as_labels(array: Any, what: str = "labels") -> np.ndarray:
 def _check_images(what: str, x: np.ndarray) -> None:
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
         came = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise DataError(f"{what} must be a uint8 array (N, C, H, W); got {came}. `as_images` converts")
+        raise DataError(f"{what} must be a uint8 array (N, C, H, W); got {came}. `to_images` converts")
     if x.size == 0:
         raise DataError(f"{what} must hold at least one image and one pixel; got shape {x.shape}")
 

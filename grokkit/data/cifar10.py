@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from grokkit.data import register
-from grokkit.data.archive import cached
-from grokkit.data.base import Dataset, as_images, as_labels
+from grokkit.data.archive import cache_archive
+from grokkit.data.base import Dataset, to_images, to_labels
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -27,7 +27,7 @@ def cifar10(
     Raises:
         DataError: the download failed, or the file is malformed.
     """
-    return cached("cifar10", root, _fetch, CLASSES).subset(train, test, seed)
+    return cache_archive("cifar10", root, _fetch, CLASSES).subset(train, test, seed)
 
 
 def _fetch(folder: Path) -> Dataset:
@@ -36,9 +36,9 @@ def _fetch(folder: Path) -> Dataset:
     train, test = (CIFAR10(folder, train=split, download=True) for split in (True, False))
     return Dataset(
         "cifar10",
-        as_images(train.data),
-        as_labels(train.targets),
-        as_images(test.data),
-        as_labels(test.targets),
+        to_images(train.data),
+        to_labels(train.targets),
+        to_images(test.data),
+        to_labels(test.targets),
         CLASSES,
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from grokkit import seeding
 from grokkit.data import register
-from grokkit.data.base import Dataset, check_count
+from grokkit.data.base import Dataset, validate_count
 from grokkit.errors import UsageError
 
 COUNT = 1797
@@ -29,15 +29,15 @@ def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int =
     from sklearn.datasets import load_digits
 
     train = USUAL_TRAIN if train is None else train
-    check_count("train", train, 1)
+    validate_count("train", train, 1)
     if train >= COUNT:
         raise UsageError(f"`train` must be an int in 1..{COUNT - 1}, so that test images remain; got {train}")
     if size not in (8, 32):
-        raise UsageError(f"`size` must be 8 or 32; got {size!r}")
+        raise UsageError(f"`format_size` must be 8 or 32; got {size!r}")
     scans, labels = load_digits(return_X_y=True)
     images = scans.reshape(-1, 1, SIDE, SIDE) / TOP * 255
     if size == 32:
-        grow = bilinear(SIDE, size)
+        grow = resize_bilinear(SIDE, size)
         images = np.repeat(grow @ images @ grow.T, 3, axis=1)
     pixels = np.rint(images).astype(np.uint8)
     order = np.random.default_rng(seeding.stream(seed, "digits")).permutation(COUNT)
@@ -47,7 +47,7 @@ def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int =
     return whole.subset(test=test, seed=seed)
 
 
-def bilinear(source: int, target: int) -> np.ndarray:
+def resize_bilinear(source: int, target: int) -> np.ndarray:
     """(target, source) matrix of bilinear interpolation along one axis, half-pixel centres, edges repeated."""
     places = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(source)))

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from grokkit.data import register
-from grokkit.data.archive import cached
-from grokkit.data.base import Dataset, as_images, as_labels
+from grokkit.data.archive import cache_archive
+from grokkit.data.base import Dataset, to_images, to_labels
 
 CLASSES = tuple("0123456789")
 
@@ -27,7 +27,7 @@ def mnist(
     Raises:
         DataError: the download failed, or the file is malformed.
     """
-    return cached("mnist", root, _fetch, CLASSES).subset(train, test, seed)
+    return cache_archive("mnist", root, _fetch, CLASSES).subset(train, test, seed)
 
 
 def _fetch(folder: Path) -> Dataset:
@@ -36,9 +36,9 @@ def _fetch(folder: Path) -> Dataset:
     train, test = (MNIST(folder, train=split, download=True) for split in (True, False))
     return Dataset(
         "mnist",
-        as_images(train.data.numpy()),
-        as_labels(train.targets.numpy()),
-        as_images(test.data.numpy()),
-        as_labels(test.targets.numpy()),
+        to_images(train.data.numpy()),
+        to_labels(train.targets.numpy()),
+        to_images(test.data.numpy()),
+        to_labels(test.targets.numpy()),
         CLASSES,
     )

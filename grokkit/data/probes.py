@@ -6,7 +6,7 @@ import numpy as np
 
 from grokkit import seeding
 from grokkit.data import load
-from grokkit.data.base import Dataset, available, check_count, stratified
+from grokkit.data.base import Dataset, require_available, sample_stratified, validate_count
 from grokkit.names import ProbeSet
 
 
@@ -30,25 +30,25 @@ def probe_sets(
         UsageError: a negative count.
     """
     for option, count in (("train", train), ("test", test), ("random", random)):
-        check_count(option, count, 0)
+        validate_count(option, count, 0)
     dataset = data if isinstance(data, Dataset) else load(data)
     sets = {}
     if train:
-        sets["train"] = _drawn("train", dataset, dataset.x_train, dataset.y_train, train, seed)
+        sets["train"] = _draw_probe_set("train", dataset, dataset.x_train, dataset.y_train, train, seed)
     if test:
-        sets["test"] = _drawn("test", dataset, dataset.x_test, dataset.y_test, test, seed)
+        sets["test"] = _draw_probe_set("test", dataset, dataset.x_test, dataset.y_test, test, seed)
     if random:
-        sets["random"] = _noise(dataset.input_shape, random, seed)
+        sets["random"] = _make_noise(dataset.input_shape, random, seed)
     return sets
 
 
-def _drawn(name: str, dataset: Dataset, x: np.ndarray, y: np.ndarray, count: int, seed: int) -> ProbeSet:
+def _draw_probe_set(name: str, dataset: Dataset, x: np.ndarray, y: np.ndarray, count: int, seed: int) -> ProbeSet:
     source = f"{dataset.name}/{name}"
-    chosen = stratified(y, available(count, len(y), source), _rng(seed, name))
+    chosen = sample_stratified(y, require_available(count, len(y), source), _rng(seed, name))
     return ProbeSet(name, x[chosen], y[chosen], source, chosen)
 
 
-def _noise(shape: tuple[int, int, int], count: int, seed: int) -> ProbeSet:
+def _make_noise(shape: tuple[int, int, int], count: int, seed: int) -> ProbeSet:
     images = _rng(seed, "random").integers(0, 256, (count, *shape), dtype=np.uint8)
     nowhere = np.full(count, -1, np.int64)
     return ProbeSet("random", images, nowhere, "noise/uniform", nowhere.copy())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grokkit import seeding
 from grokkit.data import augment as augmentation
-from grokkit.data.base import check_count
+from grokkit.data.base import validate_count
 from grokkit.errors import DataError, UsageError
 
 
@@ -44,13 +44,13 @@ class Batches:
         device: str | torch.device = "cpu",
         augment: Sequence[str] = (),
     ) -> None:
-        check_count("batch_size", batch_size, 1)
+        validate_count("batch_size", batch_size, 1)
         self.images = torch.as_tensor(images, device=device)
         self.labels = torch.as_tensor(labels, device=device)
         _check(self.images, self.labels)
         self.batch_size = min(batch_size, len(self.images))
         self.seed = seed
-        self._augmentations = augmentation.parse(augment)
+        self._augmentations = augmentation.parse_augment(augment)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._heads = torch.rand(len(self.images), generator=seeding.generator(seed, "altflip")) < 0.5
         self._heads = self._heads.to(self.images.device)
@@ -83,7 +83,7 @@ class Batches:
             epoch's last batch.
         """
         chosen = self.indices(step)
-        return pixels(self._augmented(chosen, step)), self.labels.index_select(0, chosen)
+        return to_pixels(self._augmented(chosen, step)), self.labels.index_select(0, chosen)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
@@ -105,7 +105,7 @@ class Batches:
         return x
 
 
-def stacked_at(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
+def stack_batches(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
     """What `at(step)` gives for each of several `Batches` over the same images, cut in one go.
 
     Args:
@@ -120,10 +120,10 @@ def stacked_at(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
         images = torch.stack([each._augmented(mine, step) for each, mine in zip(batches, chosen, strict=True)])
     else:
         images = first.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
-    return pixels(images), first.labels[chosen]
+    return to_pixels(images), first.labels[chosen]
 
 
-def pixels(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
+def to_pixels(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
     """Images as float32: uint8 0..255 becomes [0, 1] by dividing by 255, float32 is taken as it is.
 
     Args:

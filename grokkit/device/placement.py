@@ -48,7 +48,7 @@ def check_placement(
     _check(device, _unregistered(inner), "{} of the model", LEFT_BEHIND)
     if optimizer is not None:
         names = {id(parameter): name for name, parameter in inner.named_parameters()}
-        _check(device, _of_optimizer(optimizer, names), "the optimizer's {}", MADE_EARLY)
+        _check(device, _optimizer_tensors(optimizer, names), "the optimizer's {}", MADE_EARLY)
     for name, tensor in batch.items():
         cause = NOT_MOVED if name in ("x", "y") else MADE_ALONE
         _check(device, [(name, tensor)], "the batch's {}", cause)
@@ -71,10 +71,10 @@ def _unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             if not name.startswith("_"):
-                yield from _held(f"{prefix}{'.' if prefix else ''}{name}", value)
+                yield from _tensors_in(f"{prefix}{'.' if prefix else ''}{name}", value)
 
 
-def _held(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+def _tensors_in(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, nn.Parameter):
         yield name, value
     elif isinstance(value, nn.Module):
@@ -82,13 +82,13 @@ def _held(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
             yield f"{name}.{inner}", tensor
     elif isinstance(value, list | tuple):
         for place, each in enumerate(value):
-            yield from _held(f"{name}[{place}]", each)
+            yield from _tensors_in(f"{name}[{place}]", each)
     elif isinstance(value, Mapping):
         for key, each in value.items():
-            yield from _held(f"{name}[{key!r}]", each)
+            yield from _tensors_in(f"{name}[{key!r}]", each)
 
 
-def _of_optimizer(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+def _optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
     for number, group in enumerate(optimizer.param_groups):
         for place, parameter in enumerate(group["params"]):
             name = names.get(id(parameter), f"group {number}, number {place}")
@@ -98,7 +98,7 @@ def _of_optimizer(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tu
                     yield f"{key} of {name}", value
 
 
-def placed_update(update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def explain_device_mismatch(update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The first update, whose own complaint about two devices is told with its usual cause.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -30,7 +30,8 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     """
     if wanted not in PRECISIONS:
         raise UsageError(
-            f"`precision` must be one of {', '.join(PRECISIONS)}; got {wanted!r}.{nearest(wanted, list(PRECISIONS))}"
+            f"`precision` must be one of {', '.join(PRECISIONS)}; got "
+            f"{wanted!r}.{did_you_mean(wanted, list(PRECISIONS))}"
         )
     lower = _lower_precisions(device)
     best = lower[0] if lower and device.type == "cuda" else "float32"
@@ -42,7 +43,7 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return best
 
 
-def advice(device: torch.device) -> str:
+def describe_precision(device: torch.device) -> str:
     """What `auto` trains in on `device`, and why."""
     chosen = resolve_precision("auto", device)
     if device.type != "cuda":

@@ -25,7 +25,7 @@ SMI_SECONDS = 10.0
 """That nvidia-smi may take; with a driver in trouble it can hang."""
 
 
-def physical_gpus() -> int:
+def count_physical_gpus() -> int:
     """NVIDIA GPUs that the kernel driver shows, whether torch can use them or not."""
     return len(list((PROC / "gpus").glob("*"))) or len(_device_files())
 
@@ -34,20 +34,20 @@ def _device_files() -> list[Path]:
     return list(DEV.glob("nvidia[0-9]*"))
 
 
-def unusable_because(index: int = 0) -> str | None:
+def explain_unusable(index: int = 0) -> str | None:
     """Why torch cannot use GPU number `index` here, and what helps; None where it can.
 
     Cost: where nothing else is wrong, CUDA is started and one small product computed, which a run on the GPU needs
     anyway.
     """
     if not torch.cuda.is_available():
-        return _no_cuda_because()
+        return _explain_no_cuda()
     if index >= torch.cuda.device_count():
         return f"torch sees {torch.cuda.device_count()} of them and none has number {index}"
-    return _not_built_for(index) or _fails_at_once(index)
+    return _explain_capability(index) or _explain_failing_product(index)
 
 
-def _no_cuda_because() -> str:
+def _explain_no_cuda() -> str:
     """Why torch has no CUDA though a GPU is there."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if hidden is not None and hidden.strip() in ("", "-1"):
@@ -58,12 +58,12 @@ def _no_cuda_because() -> str:
     if (PROC / "gpus").exists() and not _device_files():
         return ("its device file /dev/nvidia0 is missing. In a container, start it with: docker run --gpus all ...; "
                 "elsewhere run once: sudo nvidia-smi")  # fmt: skip
-    return _driver_too_old() or _torch_says(hidden)
+    return _explain_old_driver() or _quote_torch(hidden)
 
 
-def _driver_too_old() -> str | None:
+def _explain_old_driver() -> str | None:
     """The sentence about a driver that is older than this torch's CUDA needs; None where it is not, or not known."""
-    driver, cuda = driver_version(), str(torch.version.cuda)
+    driver, cuda = get_driver_version(), str(torch.version.cuda)
     needed = OLDEST_DRIVER.get(int(cuda.partition(".")[0]))
     if driver is None or needed is None or int(driver.partition(".")[0]) >= needed:
         return None
@@ -74,7 +74,7 @@ def _driver_too_old() -> str | None:
     )
 
 
-def _torch_says(visible: str | None) -> str:
+def _quote_torch(visible: str | None) -> str:
     """What is known where no cause was recognised: both versions, and torch's own words."""
     try:
         torch.cuda.init()
@@ -84,19 +84,19 @@ def _torch_says(visible: str | None) -> str:
     shown = "" if visible is None else f" with CUDA_VISIBLE_DEVICES={visible}"
     return (
         f"torch {torch.__version__} cannot start CUDA {torch.version.cuda} on driver "
-        f"{driver_version() or 'of unknown version'}{shown}: {words}. See what `nvidia-smi` says of it"
+        f"{get_driver_version() or 'of unknown version'}{shown}: {words}. See what `nvidia-smi` says of it"
     )
 
 
-def driver_version() -> str | None:
+def get_driver_version() -> str | None:
     """Version of the NVIDIA driver, such as `570.86.15`, as the kernel or nvidia-smi tells it; None: unknown."""
     note = PROC / "version"
-    text = note.read_text() if note.exists() else _smi("--query-gpu=driver_version", "--format=csv,noheader")
+    text = note.read_text() if note.exists() else _run_smi("--query-gpu=driver_version", "--format=csv,noheader")
     found = re.search(r"\b\d{3,}\.\d+(\.\d+)*\b", text)
     return found[0] if found else None
 
 
-def _smi(*words: str) -> str:
+def _run_smi(*words: str) -> str:
     """What nvidia-smi prints; nothing where it is missing, fails or hangs."""
     try:
         done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
@@ -105,7 +105,7 @@ def _smi(*words: str) -> str:
     return done.stdout
 
 
-def _not_built_for(index: int) -> str | None:
+def _explain_capability(index: int) -> str | None:
     """The sentence about a capability that this torch holds no code for."""
     major, minor = torch.cuda.get_device_capability(index)
     built = [arch for arch in torch.cuda.get_arch_list() if arch.startswith(("sm_", "compute_"))]
@@ -128,45 +128,47 @@ def _number(arch: str) -> tuple[int, int]:
     return divmod(int("".join(filter(str.isdigit, arch.partition("_")[2]))), 10)
 
 
-def _fails_at_once(index: int) -> str | None:
+def _explain_failing_product(index: int) -> str | None:
     """The sentence about a GPU on which not even a small product can be computed."""
     try:
-        first_product(index)
+        run_small_product(index)
     except Exception as error:  # torch raises RuntimeError and children of it, which differ from version to version
         words = str(error).strip().partition("\n")[0]
         if "out of memory" in words.lower():
-            return _no_memory(index)
+            return _explain_no_memory(index)
         return f"the first product on it failed: {words}. See what `nvidia-smi` says; another process may own it alone"
     return None
 
 
-def first_product(index: int) -> None:
+def run_small_product(index: int) -> None:
     """Multiply two small matrices on GPU number `index` and wait for the result; raises what torch raises."""
     a = torch.ones(256, 256, device=torch.device("cuda", index))
     (a @ a).sum().item()
 
 
-def _no_memory(index: int) -> str:
+def _explain_no_memory(index: int) -> str:
     """The sentence about memory that others hold."""
     gpu = f"--id={_name_for_smi(index)}"
-    left = _left_by_torch(index) or _left_by_smi(gpu)
-    holders = _smi(gpu, "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader").strip()
+    left = _free_memory_torch(index) or _free_memory_smi(gpu)
+    holders = _run_smi(gpu, "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader").strip()
     named = f", held by process {'; '.join(holders.splitlines())}" if holders else ""
     return (f"it has no memory left{left}{named}. Wait for that process or end it (`nvidia-smi` lists them), or choose "
             "another GPU: CUDA_VISIBLE_DEVICES=1 grokkit ...")  # fmt: skip
 
 
-def _left_by_torch(index: int) -> str:
+def _free_memory_torch(index: int) -> str:
     """Free and total memory by torch's account; nothing where even that fails for want of memory."""
     try:
         free, total = torch.cuda.mem_get_info(index)
-    except Exception:  # as in `_fails_at_once`
+    except Exception:  # as in `_explain_failing_product`
         return ""
     return f" ({free / 2**20:.0f} MiB free of {total / 2**20:.0f} MiB)"
 
 
-def _left_by_smi(gpu: str) -> str:
-    free, _, total = _smi(gpu, "--query-gpu=memory.free,memory.total", "--format=csv,noheader").strip().partition(", ")
+def _free_memory_smi(gpu: str) -> str:
+    free, _, total = (
+        _run_smi(gpu, "--query-gpu=memory.free,memory.total", "--format=csv,noheader").strip().partition(", ")
+    )
     return f" ({free} free of {total})" if total else ""
 
 
@@ -174,6 +176,6 @@ def _name_for_smi(index: int) -> str:
     """How nvidia-smi calls torch's GPU number `index`: the two count differently where CUDA_VISIBLE_DEVICES is set."""
     try:
         return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-    except Exception:  # as in `_fails_at_once`
+    except Exception:  # as in `_explain_failing_product`
         visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         return visible[index] if index < len(visible) else str(index)

@@ -129,7 +129,7 @@ def untouched_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def borrowed(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
+def preserved_state(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
     """The unwrapped model in eval mode; random state, gradients, buffers and flags are restored on the way out.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from grokkit.device.preflight import physical_gpus, unusable_because
+from grokkit.device.preflight import count_physical_gpus, explain_unusable
 from grokkit.errors import DeviceRefusedError, UsageError
 
 SMALL_MACS = 50_000_000
@@ -36,7 +36,7 @@ class Device:
     description: str
 
 
-def resolve(wanted: str | None = None) -> Device:
+def select_device(wanted: str | None = None) -> Device:
     """The device for `wanted` (`cpu`, `cuda`, `cuda:1`, or None for the best usable one).
 
     Raises:
@@ -44,44 +44,44 @@ def resolve(wanted: str | None = None) -> Device:
             for by name then, so that nobody pays for a GPU and trains on the CPU.
         UsageError: an unknown name.
     """
-    if wanted == "cpu" or (wanted is None and physical_gpus() == 0 and not torch.cuda.is_available()):
-        return described(torch.device("cpu"), "as asked" if wanted else "no GPU here")
+    if wanted == "cpu" or (wanted is None and count_physical_gpus() == 0 and not torch.cuda.is_available()):
+        return describe_device(torch.device("cpu"), "as asked" if wanted else "no GPU here")
     if wanted is not None and not re.fullmatch(r"cuda(:\d+)?", wanted):
         raise UsageError(f"`device` must be cpu, cuda or cuda:N; got {wanted!r}")
     device = torch.device(wanted or "cuda")
-    cause = unusable_because(device.index or 0)
+    cause = explain_unusable(device.index or 0)
     if cause is not None:
-        if physical_gpus() == 0 and not torch.cuda.is_available():
+        if count_physical_gpus() == 0 and not torch.cuda.is_available():
             raise DeviceRefusedError("no GPU is present here; say --device cpu, or leave --device out")
         raise DeviceRefusedError(f"a GPU is present, but {cause}. To train on the CPU all the same, say --device cpu")
-    return described(device)
+    return describe_device(device)
 
 
-def described(device: torch.device, why: str = "", precision: str = "float32") -> Device:
+def describe_device(device: torch.device, why: str = "", precision: str = "float32") -> Device:
     """`device` in words, with the precision that training has on it."""
     if precision != "float32":
         precision = f"{precision} autocast"
     elif device.type == "cuda":
-        precision = _with_tf32()
+        precision = _describe_tf32()
     threads = torch.get_num_threads()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({threads} threads)"
     return Device(device, precision, f"{name}, {precision}{why and ': '}{why}")
 
 
-def _with_tf32() -> str:
+def _describe_tf32() -> str:
     backends: Any = torch.backends
     lowered = [name for name, knob in (("convolutions", backends.cudnn.conv), ("products", backends.cuda.matmul))
                if knob.fp32_precision == "tf32"]  # fmt: skip
     return f"float32 with {' and '.join(lowered)} in tf32" if lowered else "float32"
 
 
-def cores() -> int:
+def count_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def fitting_threads(macs: int) -> Iterator[None]:
+def fit_threads(macs: int) -> Iterator[None]:
     """One CPU thread for work below `SMALL_MACS` per pass, all of them otherwise; the caller's number comes back.
 
     Threads of a tiny net wait for each other longer than they compute: the quickstart's MLP did 530 steps/s with one
@@ -97,7 +97,7 @@ def fitting_threads(macs: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def environment(device: Device) -> dict[str, Any]:
+def describe_environment(device: Device) -> dict[str, Any]:
     """Versions, device and precision: what environment.json holds."""
     return {
         "device": device.description, "precision": device.precision, "python": platform.python_version(),

@@ -15,18 +15,18 @@ from pathlib import Path
 import torch
 
 from grokkit.config.run_config import RunConfig
-from grokkit.device.select import fitting_threads, resolve
+from grokkit.device.select import fit_threads, select_device
 from grokkit.errors import DeviceRefusedError
-from grokkit.recording.budget import HOUR, dollars
+from grokkit.recording.budget import HOUR, format_dollars
 from grokkit.recording.signal import Signal
 from grokkit.seeding import seeded
 from grokkit.training import loop
-from grokkit.training.build import macs_of
+from grokkit.training.build import count_macs
 from grokkit.training.step import WARM_UP
-from grokkit.training.trainer import Job, Recording, build, machine_of, open_recorder
+from grokkit.training.trainer import RecorderLike, Trainer, attach_recorder, build_trainer, describe_hardware
 from grokkit.trajectory import manifest
 
-SECONDS = 2.0
+UPDATE_SECONDS = 2.0
 """About what the timed steps take, and the timed records."""
 
 BLOCKS = 5
@@ -46,7 +46,7 @@ class Training:
     Args:
         warm_up: (steps, seconds) of the first ones, compilation and recording of graphs among them.
         steps: timed ones, after those.
-        step: seconds of one, the median of `BLOCKS`; `low` and `high`: of the fastest and the slowest stretch.
+        step: seconds of one, the median of `STRETCHES`; `low` and `high`: of the fastest and the slowest stretch.
     """
 
     warm_up: tuple[int, float]
@@ -135,46 +135,48 @@ def estimate(
     with ExitStack() as around:
         folder = around.enter_context(tempfile.TemporaryDirectory(prefix=".estimate-", dir=place))
         around.enter_context(seeded(config.seed, "training"))
-        job = build(config, resolve(device).torch_device)
-        around.enter_context(fitting_threads(macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size))
+        job = build_trainer(config, select_device(device).torch_device)
+        around.enter_context(fit_threads(count_macs(job.model, job.dataset.input_shape) * job.batches.batch_size))
         initial = copy.deepcopy(job.model.state_dict())
         training = _time_training(job)
         records = len(config.schedule)
-        found = Estimate(config, machine_of(job), training, records)
+        found = Estimate(config, describe_hardware(job), training, records)
         if found.seconds > enough:
             return found
         job.model.load_state_dict(initial)
         path = Path(folder) / "run"
         instruments = _time_instruments(job, path)
-        slots = _slots(found.training_seconds + sum(each.seconds for each in instruments[:-1]), instruments[-1])
+        slots = _estimate_resume_states(
+            found.training_seconds + sum(each.seconds for each in instruments[:-1]), instruments[-1]
+        )
         every = tuple(sorted([*instruments[:-1], slots], key=lambda each: -each.seconds))
         return Estimate(config, found.machine, training, records, every, _files(job, path, slots.count), True)
 
 
-def _time_training(job: Job) -> Training:
+def _time_training(job: Trainer) -> Training:
     """Steps as the loop takes them, but for its log and its instruments."""
     step, began = 0, time.perf_counter()
     job.model.train()
     while step < WARM_UP + 2 and (step < 2 or time.perf_counter() - began < WARM_SECONDS):
-        step = _take(job, step, 1)
-    _settle(job)
+        step = _take_steps(job, step, 1)
+    _synchronize(job)
     first = step, time.perf_counter() - began
-    once = _timed(job, step, 1)
-    count = max(1, round(SECONDS / BLOCKS / once))
-    blocks = BLOCKS if once < SECONDS else 2
-    speeds = [_timed(job, step + 1 + block * count, count) / count for block in range(blocks)]
+    once = _time_steps(job, step, 1)
+    count = max(1, round(UPDATE_SECONDS / BLOCKS / once))
+    blocks = BLOCKS if once < UPDATE_SECONDS else 2
+    speeds = [_time_steps(job, step + 1 + block * count, count) / count for block in range(blocks)]
     return Training(first, blocks * count, statistics.median(speeds), min(speeds), max(speeds))
 
 
-def _timed(job: Job, done: int, count: int) -> float:
-    _settle(job)
+def _time_steps(job: Trainer, done: int, count: int) -> float:
+    _synchronize(job)
     start = time.perf_counter()
-    _take(job, done, count)
-    _settle(job)
+    _take_steps(job, done, count)
+    _synchronize(job)
     return max(time.perf_counter() - start, 1e-9)
 
 
-def _take(job: Job, done: int, count: int) -> int:
+def _take_steps(job: Trainer, done: int, count: int) -> int:
     for step in range(done + 1, done + count + 1):
         x, y = job.batches.at(step)
         loss, logits = job.update(x, y)
@@ -184,49 +186,49 @@ def _take(job: Job, done: int, count: int) -> int:
     return done + count
 
 
-def _settle(job: Job) -> None:
+def _synchronize(job: Trainer) -> None:
     if job.device.type == "cuda":
         torch.cuda.synchronize(job.device)
 
 
-def _time_instruments(job: Job, path: Path) -> list[Instrument]:
+def _time_instruments(job: Trainer, path: Path) -> list[Instrument]:
     """Each of a run's instruments, timed by the recorder itself; the resume slots come last."""
     config, signal = job.config, Signal.of(job.config.signal)
-    with open_recorder(job, path, None) as recorder:
-        loop.evaluate(job, recorder, 0)
-        first = _now(recorder)
+    with attach_recorder(job, path, None) as recorder:
+        loop.log_evaluation(job, recorder, 0)
+        first = _read_timers(recorder)
         schedule, taken = recorder.schedule, 0
         began = time.perf_counter()
         for step in schedule[1 : 1 + RECORDS]:
             recorder.step(step)
             taken += 1
-            if time.perf_counter() - began > SECONDS:
+            if time.perf_counter() - began > UPDATE_SECONDS:
                 break
-        later = {name: (seconds - first.get(name, 0.0)) / taken for name, seconds in _now(recorder).items()}
+        later = {name: (seconds - first.get(name, 0.0)) / taken for name, seconds in _read_timers(recorder).items()}
         found = [Instrument(name, len(schedule), first[name], later[name])
                  for name in first if name not in ("signal", "evaluation")]  # fmt: skip
         if signal is not None:
             found.append(_signal(recorder, signal, step, config.steps, first["signal"]))
         found.append(_evaluation(job, recorder, first["evaluation"]))
-        return [*found, _one_slot(job, recorder, step)]
+        return [*found, _time_resume_state(job, recorder, step)]
 
 
-def _now(recorder: Recording) -> dict[str, float]:
+def _read_timers(recorder: RecorderLike) -> dict[str, float]:
     return {name: seconds for name, seconds in recorder.costs.seconds().items() if name != "training"}
 
 
-def _signal(recorder: Recording, signal: Signal, step: int, steps: int, first: float) -> Instrument:
+def _signal(recorder: RecorderLike, signal: Signal, step: int, steps: int, first: float) -> Instrument:
     before = recorder.costs.now("signal")
     recorder.step((step // signal.every + 1) * signal.every)
     return Instrument("signal", steps // signal.every + 1, first, recorder.costs.now("signal") - before)
 
 
-def _evaluation(job: Job, recorder: Recording, first: float) -> Instrument:
-    """Those amid the run and the last one differ: see `loop.evaluate`."""
+def _evaluation(job: Trainer, recorder: RecorderLike, first: float) -> Instrument:
+    """Those amid the run and the last one differ: see `loop.log_evaluation`."""
 
     def taken(step: int) -> float:
         before = recorder.costs.now("evaluation")
-        loop.evaluate(job, recorder, step)
+        loop.log_evaluation(job, recorder, step)
         return recorder.costs.now("evaluation") - before
 
     count, last = len(recorder.schedule), taken(job.config.steps)
@@ -234,20 +236,20 @@ def _evaluation(job: Job, recorder: Recording, first: float) -> Instrument:
     return Instrument("evaluation", count, first, later)
 
 
-def _one_slot(job: Job, recorder: Recording, step: int) -> Instrument:
-    loop.save(job, recorder, step)
+def _time_resume_state(job: Trainer, recorder: RecorderLike, step: int) -> Instrument:
+    loop.save_state(job, recorder, step)
     first = recorder.costs.now("resume slots")
-    loop.save(job, recorder, step)
+    loop.save_state(job, recorder, step)
     return Instrument("resume slots", 2, first, recorder.costs.now("resume slots") - first)
 
 
-def _slots(seconds: float, one: Instrument) -> Instrument:
+def _estimate_resume_states(seconds: float, one: Instrument) -> Instrument:
     """As many slots as a run of `seconds` saves: by the clock, within their share of the time, and one at the end."""
     by_share = loop.SAVE_SHARE * seconds / max(one.later, 1e-9)
     return Instrument(one.name, 1 + int(min(seconds / loop.SAVE_SECONDS, by_share)), one.first, one.later)
 
 
-def _files(job: Job, path: Path, slots: int) -> dict[str, int]:
+def _files(job: Trainer, path: Path, slots: int) -> dict[str, int]:
     """Bytes of a whole run, from the files of the one that was begun."""
     config, records = job.config, len(job.config.schedule)
     sizes = {
@@ -268,7 +270,7 @@ def _files(job: Job, path: Path, slots: int) -> dict[str, int]:
 
 def _manifest_bytes(path: Path, files: int) -> int:
     """Of its first line, and of one for each of so many files."""
-    first, *lines = (path / manifest.FILE).read_bytes().splitlines(keepends=True)
+    first, *lines = (path / manifest.MANIFEST_FILE).read_bytes().splitlines(keepends=True)
     return len(first) + round(files * statistics.mean(map(len, lines))) if lines else len(first)
 
 
@@ -286,20 +288,21 @@ def _log_lines(config: RunConfig, records: int) -> int:
     return 3 * reports + 5 * quantities * readings + 2 * records
 
 
-def in_words(found: Estimate, price: float | None = None) -> str:
+def summarize_estimate(found: Estimate, price: float | None = None) -> str:
     """One line: machine, speed, seconds of training and of the instruments, disk, dollars."""
     steps, beside = found.config.steps, found.seconds - found.training_seconds
     parts = [
-        found.machine, speed(1 / found.training.step),
-        f"{steps:,} steps {duration(found.training_seconds)}", f"{found.records} records +{duration(beside)}",
-        f"disk {size(found.bytes)}",
+        found.machine, format_speed(1 / found.training.step),
+        f"{steps:,} steps "
+        f"{format_duration(found.training_seconds)}", f"{found.records} records +{format_duration(beside)}",
+        f"disk {format_size(found.bytes)}",
     ]  # fmt: skip
     if price is not None:
-        parts.append(f"about {dollars(found.dollars(price))} at {dollars(price)}/h")
+        parts.append(f"about {format_dollars(found.dollars(price))} at {format_dollars(price)}/h")
     return " | ".join(parts)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`8.2 s`, `4m10`, `2h17`."""
     if seconds < 99.5:
         return f"{seconds:.2g} s"
@@ -307,12 +310,12 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}h{minutes % 60:02}" if minutes >= 100 else f"{int(seconds) // 60}m{int(seconds) % 60:02}"
 
 
-def speed(rate: float) -> str:
+def format_speed(rate: float) -> str:
     """`1,320 steps/s`, `0.13 steps/s`."""
     return f"{rate:,.0f} steps/s" if rate >= 100 else f"{rate:.3g} steps/s"
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes as `4.3 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 999.5:
@@ -321,7 +324,7 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def refuse_above(minutes: float, configs: Sequence[RunConfig], seeds: int, runs: Path) -> float:
+def require_time_limit(minutes: float, configs: Sequence[RunConfig], seeds: int, runs: Path) -> float:
     """Seconds that all runs will take on this CPU, one after the other.
 
     Raises:
@@ -334,8 +337,8 @@ def refuse_above(minutes: float, configs: Sequence[RunConfig], seeds: int, runs:
         if seconds * seeds > 60 * minutes:
             least = "about" if found.complete and number == len(configs) else "more than"
             raise DeviceRefusedError(
-                f"there is no GPU here, and on this CPU it would take {least} {duration(seconds * seeds)} "
-                f"({config.variant}: {speed(1 / found.training.step)} measured, {config.steps:,} steps), beyond "
+                f"there is no GPU here, and on this CPU it would take {least} {format_duration(seconds * seeds)} "
+                f"({config.variant}: {format_speed(1 / found.training.step)} measured, {config.steps:,} steps), beyond "
                 f"--cpu-limit {minutes:g} (minutes). Use a machine with a GPU, fewer --steps, a larger --cpu-limit, or "
                 "say --device cpu to train here all the same"
             )

@@ -57,7 +57,7 @@ def crop_and_flip(
     return transforms.Compose(steps if normalise is None else [*steps, transforms.Normalize(*normalise)])
 
 
-def plain_loader(
+def make_plain_loader(
     samples: PerSample, batch_size: int, *, workers: int = WORKERS, endless: bool = False
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """A shuffling DataLoader with `workers` processes, in pinned memory where there is a GPU.

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from grokkit.config.run_config import Part, RunConfig, part
-from grokkit.device.placement import placed_update
-from grokkit.device.select import fitting_threads, resolve
-from grokkit.diagnostics.range_curve import RangeCurve, Watch, judged, sweep_rates
-from grokkit.ensemble.seeds import checked_seeds
+from grokkit.config.run_config import RunConfig, Spec, spec
+from grokkit.device.placement import explain_device_mismatch
+from grokkit.device.select import fit_threads, select_device
+from grokkit.diagnostics.range_curve import DivergenceDetector, RangeCurve, analyse_curve, sweep_rates
+from grokkit.ensemble.seeds import validate_seeds
 from grokkit.errors import Interrupted, UsageError
-from grokkit.interrupt import Stopped, StopRequest, poll
-from grokkit.measures.loss import loss_function
+from grokkit.interrupt import StopRequest, StopRequested, check_interrupt
+from grokkit.measures.loss import get_loss
 from grokkit.optim.build import OPTIMIZERS
 from grokkit.seeding import seeded
-from grokkit.training.build import macs_of
-from grokkit.training.trainer import Job, build, machine_of
+from grokkit.training.build import count_macs
+from grokkit.training.trainer import Trainer, build_trainer, describe_hardware
 
 STEPS = 200
 """Updates of a sweep: from 1e-6 to 10 a rate is 1.08 times the one before."""
@@ -71,7 +71,7 @@ class LRRange:
         return (float(found[0]), float(found[-1])) if len(found) else None
 
     @property
-    def optimizer(self) -> Part | None:
+    def optimizer(self) -> Spec | None:
         """The config's optimizer at the suggestion, to two digits; further rates of it keep their proportion."""
         if self.suggestion is None:
             return None
@@ -79,7 +79,7 @@ class LRRange:
         taken = inspect.signature(OPTIMIZERS[chosen.name]).parameters
         now = {name: chosen.options.get(name, taken[name].default) for name in taken if name.endswith("lr")}
         rates = {name: float(f"{factor * rate:.2g}") for name, rate in now.items()}
-        return part(chosen.name, **{**chosen.options, **rates})
+        return spec(chosen.name, **{**chosen.options, **rates})
 
     def rows(self) -> list[dict[str, Any]]:
         """Everything as rows of a table: for each seed and update (`step`, from 1) `range_test_rate`,
@@ -163,51 +163,51 @@ def lr_range_test(
     if not isinstance(config, RunConfig):
         raise UsageError(f"`config` must be a gk.RunConfig; got {config!r}")
     rates = sweep_rates(low, high, steps)
-    chosen = checked_seeds([config.seed] if seeds is None else seeds)
-    place = resolve(device).torch_device
+    chosen = validate_seeds([config.seed] if seeds is None else seeds)
+    place = select_device(device).torch_device
     curves: list[RangeCurve] = []
-    job: Job | None = None
+    job: Trainer | None = None
     with StopRequest("stopping"):
         for seed in chosen:
             with seeded(seed, "training"):
-                job = build(config.replace(seed=seed), place, beside=job)
+                job = build_trainer(config.replace(seed=seed), place, beside=job)
                 told = partial(_tell, on_update, len(curves) * steps, len(chosen) * steps)
-                curves.append(_swept(job, rates, told))
+                curves.append(_sweep(job, rates, told))
     assert job is not None
     base = _base_rates(job)[0]
-    return LRRange(config, tuple(chosen), tuple(curves), steps, base, machine_of(job))
+    return LRRange(config, tuple(chosen), tuple(curves), steps, base, describe_hardware(job))
 
 
-def _swept(job: Job, rates: np.ndarray, told: Callable[[int], None]) -> RangeCurve:
+def _sweep(job: Trainer, rates: np.ndarray, told: Callable[[int], None]) -> RangeCurve:
     """One update at each rate, until the loss diverges."""
-    bases, watch = _base_rates(job), Watch(len(rates))
+    bases, watch = _base_rates(job), DivergenceDetector(len(rates))
     losses: list[float] = []
     job.model.train()
-    with fitting_threads(macs_of(job.model, job.dataset.input_shape) * job.batches.batch_size):
+    with fit_threads(count_macs(job.model, job.dataset.input_shape) * job.batches.batch_size):
         for step, rate in enumerate(rates, start=1):
             _stop_if_asked(step, len(rates), job.config.seed)
             for group, base in zip(job.optimizer.param_groups, bases, strict=True):
                 group["lr"] = float(rate) * base / bases[0]
-            loss, _ = placed_update(partial(job.update, *job.batches.at(step)))
+            loss, _ = explain_device_mismatch(partial(job.update, *job.batches.at(step)))
             losses.append(float(loss))
             told(step)
             if watch.diverged(losses[-1]):
                 break
-    return judged(rates, losses, _learnt(job.config, len(job.dataset.classes)))
+    return analyse_curve(rates, losses, _learned_loss(job.config, len(job.dataset.classes)))
 
 
-def _learnt(config: RunConfig, classes: int) -> float:
+def _learned_loss(config: RunConfig, classes: int) -> float:
     """The loss at which all but `LEFT` is learnt of what there is between guessing and knowing every label."""
     known = torch.full((1, classes), config.label_smoothing / classes, dtype=torch.float64)
     known[0, 0] += 1 - config.label_smoothing
     answers = known, torch.full_like(known, 1 / classes)
-    cost = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
+    cost = partial(get_loss(config.loss), label_smoothing=config.label_smoothing)
     logits = [each.log() if config.loss == "cross_entropy" else each for each in answers]
     least, guessing = (float(cost(each, torch.zeros(1, dtype=torch.int64))) for each in logits)
     return least + LEFT * (guessing - least)
 
 
-def _base_rates(job: Job) -> list[float]:
+def _base_rates(job: Trainer) -> list[float]:
     """Of every parameter group, whatever scale the policy begins with."""
     bases = [float(rate) for rate in job.policy.base_lrs]
     if not bases[0] > 0:
@@ -217,8 +217,8 @@ def _base_rates(job: Job) -> list[float]:
 
 def _stop_if_asked(step: int, steps: int, seed: int) -> None:
     try:
-        poll(grace=0)
-    except Stopped:
+        check_interrupt(grace=0)
+    except StopRequested:
         raise Interrupted(
             f"stopped before update {step} of {steps} with seed {seed}; a sweep keeps nothing, the same command begins "
             "it again"

@@ -17,7 +17,7 @@ LEAST_STEPS = 20
 """Fewer updates leave nothing to smooth."""
 
 DIVERGED = 4.0
-"""The loss has diverged at this many times its lowest value, as in fastai; see `Watch`."""
+"""The loss has diverged at this many times its lowest value, as in fastai; see `DivergenceDetector`."""
 
 BELOW_MINIMUM = 10.0
 """The suggestion is the rate of the lowest loss over this."""
@@ -38,7 +38,7 @@ class RangeCurve:
         losses: (n,) float64, of each batch before its update; only the last may be infinite or NaN.
         centres: (n,) float64, the geometric mean of the rates up to each one, weighted as the losses are.
         smoothed: (n,) float64, the moving average of the losses.
-        diverged_at: rate at which the sweep stopped because of `Watch`; None where it reached its end.
+        diverged_at: rate at which the sweep stopped because of `DivergenceDetector`; None where it reached its end.
         steepest: rate at which `smoothed` falls fastest per factor of the rate; None where nothing was learned.
         minimum: rate at which `smoothed` is lowest; None where nothing was learned.
         suggestion: `minimum` / 10; None where the curve does not tell it.
@@ -62,7 +62,7 @@ class RangeCurve:
         return float(finite.min()) if len(finite) else math.nan
 
 
-class Average:
+class MovingAverage:
     """Moving average whose weights fall by a factor of (1 - 1 / length) per value, the bias of its start removed."""
 
     def __init__(self, length: float) -> None:
@@ -75,13 +75,13 @@ class Average:
         return self._sum / self._weight
 
 
-class Watch:
+class DivergenceDetector:
     """Sees, loss by loss, whether a sweep of `steps` updates has diverged: its smoothed loss is not finite, or above
     `DIVERGED` times its lowest value with half of what had been gained lost again. Without the second condition a
     loss near 0 would diverge with every unlucky batch."""
 
     def __init__(self, steps: int) -> None:
-        self._average = Average(length_of(steps))
+        self._average = MovingAverage(smoothing_length(steps))
         self._first = self._best = math.inf
 
     def diverged(self, loss: float) -> bool:
@@ -95,7 +95,7 @@ class Watch:
         return now > max(DIVERGED * self._best, (self._first + self._best) / 2)
 
 
-def length_of(steps: int) -> float:
+def smoothing_length(steps: int) -> float:
     """Length of the smoothing, in updates, of a sweep of `steps`."""
     return max(1.0, SHARE * steps)
 
@@ -116,12 +116,12 @@ def sweep_rates(low: float, high: float, steps: int) -> np.ndarray:
 
 
 def smooth(values: Sequence[float] | np.ndarray, length: float) -> np.ndarray:
-    """(n,) moving averages up to each of n values, see `Average`."""
-    average = Average(length)
+    """(n,) moving averages up to each of n values, see `MovingAverage`."""
+    average = MovingAverage(length)
     return np.array([average.add(float(value)) for value in values])
 
 
-def judged(rates: np.ndarray, losses: Sequence[float] | np.ndarray, learnt: float = 0.0) -> RangeCurve:
+def analyse_curve(rates: np.ndarray, losses: Sequence[float] | np.ndarray, learnt: float = 0.0) -> RangeCurve:
     """The curve of a sweep and what it suggests.
 
     Args:
@@ -129,18 +129,18 @@ def judged(rates: np.ndarray, losses: Sequence[float] | np.ndarray, learnt: floa
         losses: (n,) the losses seen, n <= N; those after a divergence are left out.
         learnt: the loss below which so little is left to learn that any rate looks good.
     """
-    steps, watch = len(rates), Watch(len(rates))
+    steps, watch = len(rates), DivergenceDetector(len(rates))
     end = next((place for place, loss in enumerate(losses) if watch.diverged(float(loss))), None)
     seen = np.asarray(losses[: len(losses) if end is None else end + 1], dtype=np.float64)
-    used, length = np.asarray(rates[: len(seen)], dtype=np.float64), length_of(steps)
+    used, length = np.asarray(rates[: len(seen)], dtype=np.float64), smoothing_length(steps)
     curve = RangeCurve(
         used, seen, np.exp(smooth(np.log(used), length)), smooth(seen, length),
         None if end is None else float(used[-1]), reason="",
     )  # fmt: skip
-    return _with_marks(curve, length, learnt)
+    return _mark_curve(curve, length, learnt)
 
 
-def _with_marks(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
+def _mark_curve(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
     """The curve with its marks and its reason."""
     parts = curve.rates, curve.losses, curve.centres, curve.smoothed, curve.diverged_at
     finite = int(np.isfinite(curve.smoothed).sum())
@@ -153,8 +153,8 @@ def _with_marks(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
     highest = float(smoothed[settled : at + 1].max())
     least = max(NOISE * _standard_error(curve.losses[:finite], length), LEAST * highest)
     if highest - smoothed[at] <= least:
-        return RangeCurve(*parts, reason=_nothing_learned(curve))
-    steepest, minimum = _steepest(curve, settled, at, length), float(curve.centres[at])
+        return RangeCurve(*parts, reason=_explain_nothing_learned(curve))
+    steepest, minimum = _find_steepest(curve, settled, at, length), float(curve.centres[at])
     marks = *parts, steepest, minimum
     if curve.diverged_at is None and smoothed[at:].max() - smoothed[at] <= least:
         return RangeCurve(*marks, reason=f"the loss did not rise again up to a rate of {curve.rates[-1]:.2g}, so where "
@@ -170,7 +170,7 @@ def _with_marks(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
     return RangeCurve(*marks, suggestion, reason=reason)
 
 
-def _steepest(curve: RangeCurve, first: int, last: int, length: float) -> float:
+def _find_steepest(curve: RangeCurve, first: int, last: int, length: float) -> float:
     """The rate between two places at which the smoothed loss falls fastest per factor of the rate, over as many updates
     as the smoothing is long: the fall from one update to the next is that of a single batch."""
     reach = max(1, round(length / 2))
@@ -191,7 +191,7 @@ def _standard_error(losses: np.ndarray, length: float) -> float:
     return deviation / math.sqrt(2 * length - 1)
 
 
-def _nothing_learned(curve: RangeCurve) -> str:
+def _explain_nothing_learned(curve: RangeCurve) -> str:
     if curve.diverged_at is None:
         return (f"the loss did not fall by more than chance up to a rate of {curve.rates[-1]:.2g}: sweep to a higher "
                 "one, or with more steps")  # fmt: skip

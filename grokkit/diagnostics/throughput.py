@@ -15,25 +15,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from grokkit import models
-from grokkit.config.run_config import part
+from grokkit.config.run_config import spec
 from grokkit.data.base import Dataset
 from grokkit.data.resident import Batches
 from grokkit.device.precision import resolve_precision
-from grokkit.device.select import Device, described, fitting_threads
-from grokkit.diagnostics.loader import PerSample, crop_and_flip, plain_loader
+from grokkit.device.select import Device, describe_device, fit_threads
+from grokkit.diagnostics.loader import PerSample, crop_and_flip, make_plain_loader
 from grokkit.errors import UsageError
-from grokkit.measures.loss import loss_function
+from grokkit.measures.loss import get_loss
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.optim.build import build_optimizer
 from grokkit.seeding import seeded
-from grokkit.training.build import macs_of, placed
+from grokkit.training.build import count_macs, to_device
 from grokkit.training.step import WARM_UP, TrainStep
 
 AUGMENT = ("crop4", "flip")
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
 SMALLEST = 2
 """Images of the step that shows what an update costs whatever its batch."""
-BLOCKS = 3
+STRETCHES = 3
 """Timed stretches of each measurement: their median is the speed, the lowest and highest its range."""
 MOST_CALLS = 2000
 """Calls in a stretch, however quick they are."""
@@ -43,12 +43,12 @@ IMAGES = 10_000
 """Random images, where no data are given: too many for a processor's cache, few enough to be there at once."""
 
 Clock = Callable[[], float]
-Step = Callable[[Tensor, Tensor], object]
+StepFunction = Callable[[Tensor, Tensor], object]
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Units of work per second: the median of `BLOCKS` stretches, the lowest and the highest."""
+    """Units of work per second: the median of `STRETCHES` stretches, the lowest and the highest."""
 
     value: float
     low: float
@@ -93,7 +93,7 @@ class Subject:
     dataset: Dataset
     device: Device
     precision: str
-    step_for: Callable[[int], Step]
+    step_for: Callable[[int], StepFunction]
     macs: int
     seconds: float
     clock: Clock = time.perf_counter
@@ -119,8 +119,8 @@ class Subject:
         for _ in range(WARM_UP + 2 if self.device.torch_device.type == "cuda" else 2):
             call()
         once = self._seconds(call, 1)
-        calls = min(MOST_CALLS, max(1, round(self.seconds / BLOCKS / once)))
-        rates = [calls * work / self._seconds(call, calls) for _ in range(BLOCKS)]
+        calls = min(MOST_CALLS, max(1, round(self.seconds / STRETCHES / once)))
+        rates = [calls * work / self._seconds(call, calls) for _ in range(STRETCHES)]
         return Rate(statistics.median(rates), min(rates), max(rates))
 
     def _seconds(self, call: Callable[[], object], calls: int) -> float:
@@ -132,7 +132,7 @@ class Subject:
         return max(self.clock() - start, 1e-9)
 
 
-def subject(
+def make_subject(
     model: str,
     options: Mapping[str, Any],
     dataset: Dataset,
@@ -150,21 +150,21 @@ def subject(
         raise UsageError(f"`seconds` must be above 0, the time that one measurement may take; got {seconds}")
     with seeded(0, "init"):
         net = models.create(model, dataset.input_shape, len(dataset.classes), **options)
-    whole = placed(Classifier(Normalise(dataset.mean, dataset.std), net), device.torch_device).train()
-    settings = part("sgd", lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    whole = to_device(Classifier(Normalise(dataset.mean, dataset.std), net), device.torch_device).train()
+    settings = spec("sgd", lr=1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
     optimizer = build_optimizer(settings, whole.parameters())
     precision = resolve_precision("auto", device.torch_device)
 
-    def step_for(size: int) -> Step:
-        return TrainStep(whole, optimizer, loss_function("cross_entropy"), batch_size=size, precision=precision)
+    def step_for(size: int) -> StepFunction:
+        return TrainStep(whole, optimizer, get_loss("cross_entropy"), batch_size=size, precision=precision)
 
     told = " ".join([model, *(f"{name} {value}" for name, value in options.items())])
-    words = described(device.torch_device, precision=precision).description
+    words = describe_device(device.torch_device, precision=precision).description
     name = f"{told}, {dataset.name} {'x'.join(map(str, dataset.input_shape))}, {words}"
-    return Subject(name, dataset, device, precision, step_for, macs_of(whole, dataset.input_shape), seconds, clock)
+    return Subject(name, dataset, device, precision, step_for, count_macs(whole, dataset.input_shape), seconds, clock)
 
 
-def random_images(count: int = IMAGES) -> Dataset:
+def make_random_images(count: int = IMAGES) -> Dataset:
     """Images of CIFAR-10's form that show nothing: a speed does not depend on the pixels."""
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
@@ -172,7 +172,7 @@ def random_images(count: int = IMAGES) -> Dataset:
     return Dataset("random", x, y, x[:10], y[:10], tuple("0123456789"))
 
 
-def checked_sizes(sizes: Sequence[int], images: int) -> list[int]:
+def validate_batch_sizes(sizes: Sequence[int], images: int) -> list[int]:
     """Batch sizes in ascending order; of the usual ones, where none are given, those that `images` are enough for.
 
     Raises:
@@ -187,7 +187,7 @@ def checked_sizes(sizes: Sequence[int], images: int) -> list[int]:
     return chosen
 
 
-def measure(of: Subject, sizes: Sequence[int]) -> Iterator[Speeds]:
+def measure_speeds(of: Subject, sizes: Sequence[int]) -> Iterator[Speeds]:
     """The speeds at each batch size in ascending order, resident batches first; sizes whose step would take more than
     `SLOWEST` times the seconds of a measurement are left out, but never the first.
 
@@ -199,50 +199,50 @@ def measure(of: Subject, sizes: Sequence[int]) -> Iterator[Speeds]:
     for size in sizes:
         if expected * size > SLOWEST * of.seconds:
             return
-        with fitting_threads(of.macs * size), seeded(0, "throughput"):
+        with fit_threads(of.macs * size), seeded(0, "throughput"):
             batches = Batches(images, labels, size, seed=0, device=of.device.torch_device, augment=AUGMENT)
             use = of.step_for(size)
-            step = step_rate(of, use, *batches.at(1))
+            step = measure_step_rate(of, use, *batches.at(1))
             expected = 1 / step.value
-            yield Speeds("resident", size, *_resident(of, use, batches), step)
-            yield Speeds("DataLoader", size, *_loader(of, use, size), step)
+            yield Speeds("resident", size, *_measure_resident(of, use, batches), step)
+            yield Speeds("DataLoader", size, *_measure_loader(of, use, size), step)
 
 
-def smallest_step(of: Subject) -> Rate:
+def measure_smallest_step(of: Subject) -> Rate:
     """The speed of updates on `SMALLEST` images, in images/s."""
     x = torch.from_numpy(of.dataset.x_train[:SMALLEST]).to(of.device.torch_device).float() / 255
     y = torch.from_numpy(of.dataset.y_train[:SMALLEST]).to(of.device.torch_device)
-    with fitting_threads(of.macs * SMALLEST), seeded(0, "throughput"):
-        return step_rate(of, of.step_for(SMALLEST), x, y)
+    with fit_threads(of.macs * SMALLEST), seeded(0, "throughput"):
+        return measure_step_rate(of, of.step_for(SMALLEST), x, y)
 
 
-def step_rate(of: Subject, use: Step, x: Tensor, y: Tensor) -> Rate:
+def measure_step_rate(of: Subject, use: StepFunction, x: Tensor, y: Tensor) -> Rate:
     """The speed of updates on one batch again and again."""
     return of.rate(partial(use, x, y), len(y))
 
 
-def _resident(of: Subject, use: Step, batches: Batches) -> tuple[Rate, Rate]:
+def _measure_resident(of: Subject, use: StepFunction, batches: Batches) -> tuple[Rate, Rate]:
     """The loop and its input alone."""
     steps = iter(range(1, 1 << 62))
     size = batches.batch_size
-    loop = of.rate(lambda: use(*batches.at(_whole(batches, next(steps)))), size)
-    return loop, of.rate(lambda: batches.at(_whole(batches, next(steps))), size)
+    loop = of.rate(lambda: use(*batches.at(_full_batch(batches, next(steps)))), size)
+    return loop, of.rate(lambda: batches.at(_full_batch(batches, next(steps))), size)
 
 
-def _whole(batches: Batches, step: int) -> int:
+def _full_batch(batches: Batches, step: int) -> int:
     """The number of a batch that is not ragged: epochs without their last one, if that is shorter."""
     per_epoch = len(batches.images) // batches.batch_size
     epoch, place = divmod(step - 1, per_epoch)
     return epoch * batches.steps_per_epoch + place + 1
 
 
-def _loader(of: Subject, step: Step, size: int) -> tuple[Rate, Rate]:
+def _measure_loader(of: Subject, step: StepFunction, size: int) -> tuple[Rate, Rate]:
     """The loop and its input alone, from worker processes that go on as long as they are asked."""
     data, device = of.dataset, of.device.torch_device
     samples = PerSample(data.x_train, data.y_train, crop_and_flip(data.input_shape[1:]))
 
-    def rate(use: Step) -> Rate:
-        batches = iter(plain_loader(samples, size, endless=True))
+    def rate(use: StepFunction) -> Rate:
+        batches = iter(make_plain_loader(samples, size, endless=True))
 
         def call() -> None:
             x, y = next(batches)
@@ -253,7 +253,7 @@ def _loader(of: Subject, step: Step, size: int) -> tuple[Rate, Rate]:
     return rate(step), rate(lambda x, y: None)
 
 
-def ceiling(of: Subject) -> Rate:
+def measure_peak_flops(of: Subject) -> Rate:
     """FLOP/s that the device reaches in a large matrix product or a large convolution, whichever is faster, in the
     precision of the training step and on all threads."""
     device = of.device.torch_device
@@ -269,7 +269,7 @@ def ceiling(of: Subject) -> Rate:
     return max(product, convolution, key=lambda rate: rate.value)
 
 
-def rows(of: Subject, smallest: Rate, top: Rate, speeds: Sequence[Speeds]) -> list[dict[str, Any]]:
+def to_rows(of: Subject, smallest: Rate, top: Rate, speeds: Sequence[Speeds]) -> list[dict[str, Any]]:
     """Everything measured as rows of a table: `loop_images_per_s` and `input_images_per_s` per source and batch size
     (`n`), `step_images_per_s` per batch size, the ceiling and the FLOP of an image's training."""
 

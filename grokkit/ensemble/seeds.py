@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from grokkit.callbacks.base import Guarded, Observer, guarded
+from grokkit.callbacks.base import Callback, CallbackList, as_callback_list
 from grokkit.config.run_config import RunConfig
-from grokkit.device.select import resolve
-from grokkit.ensemble.subprocesses import train_apart
-from grokkit.ensemble.vmapped import no_stack_because, train_together
+from grokkit.device.select import select_device
+from grokkit.ensemble.subprocesses import train_in_subprocesses
+from grokkit.ensemble.vmapped import explain_no_stack, train_vmapped
 from grokkit.errors import TrajectoryError, UsageError
-from grokkit.recording.budget import Purse
+from grokkit.recording.budget import Budget
 from grokkit.training.loop import train
-from grokkit.training.ranks import is_alone, is_first
-from grokkit.training.trainer import build
-from grokkit.trajectory import Run, as_path, open_run
+from grokkit.training.ranks import is_rank_zero, is_single_process
+from grokkit.training.trainer import build_trainer
+from grokkit.trajectory import Run, open_run, to_path
 
 
 def train_seeds(
@@ -24,7 +24,7 @@ def train_seeds(
     *,
     runs: str | Path = "runs",
     device: str | None = None,
-    observer: Observer | None = None,
+    observer: Callback | None = None,
     experiment: str | None = None,
     price: float | None = None,
     budget: float | None = None,
@@ -61,15 +61,15 @@ def train_seeds(
         Interrupted: Ctrl-C or SIGTERM; what has begun is saved, `resume` goes on with each run alone.
         BudgetReached: the budget is spent; what has begun is saved.
     """
-    purse = Purse.of(price, budget)
+    purse = Budget.of(price, budget)
     purse.needs_price()
-    configs = [config.replace(seed=seed) for seed in checked_seeds(seeds)]
-    root = as_path(runs)
+    configs = [config.replace(seed=seed) for seed in validate_seeds(seeds)]
+    root = to_path(runs)
     paths = [root / each.run_name for each in configs]
-    if len(configs) > 1 and not is_alone():
+    if len(configs) > 1 and not is_single_process():
         raise UsageError("torchrun's processes train one run together: give one seed, or start many without torchrun")
-    refuse_existing(paths, "other seeds or another folder for the runs")
-    company = guarded(observer)
+    require_new_runs(paths, "other seeds or another folder for the runs")
+    company = as_callback_list(observer)
     if len(configs) == 1:
         alone = train(configs[0], runs=runs, device=device, observer=company, experiment=experiment,
                       price=purse.price, budget=budget)  # fmt: skip
@@ -84,32 +84,32 @@ def _train_all(
     paths: Sequence[Path],
     runs: Path,
     device: str | None,
-    company: Guarded,
+    company: CallbackList,
     experiment: str | None,
-    purse: Purse,
+    purse: Budget,
 ) -> None:
     """In a stack where that can be, else in processes."""
-    first = build(configs[0], resolve(device).torch_device)
-    because = no_stack_because(first)
+    first = build_trainer(configs[0], select_device(device).torch_device)
+    because = explain_no_stack(first)
     if because is None:
-        jobs = [first, *(build(each, first.device, beside=first) for each in configs[1:])]
-        train_together(jobs, paths, company, experiment, purse)
+        jobs = [first, *(build_trainer(each, first.device, beside=first) for each in configs[1:])]
+        train_vmapped(jobs, paths, company, experiment, purse)
     else:
         del first
-        train_apart(configs, runs, device, company, experiment, because, purse)
+        train_in_subprocesses(configs, runs, device, company, experiment, because, purse)
 
 
-def refuse_existing(paths: Iterable[Path], others: str) -> None:
+def require_new_runs(paths: Iterable[Path], others: str) -> None:
     """Raise TrajectoryError where one of the runs is there already, before any is begun; `others` says what to choose
     instead. Of a team only the first process looks: the others come when it has begun."""
-    if is_first() and (there := [str(path) for path in paths if path.exists()]):
+    if is_rank_zero() and (there := [str(path) for path in paths if path.exists()]):
         raise TrajectoryError(
             f"a run is never overwritten, and there is {', '.join(there)} already. Resume or remove what is there, or "
             f"choose {others}"
         )
 
 
-def checked_seeds(seeds: Iterable[int]) -> list[int]:
+def validate_seeds(seeds: Iterable[int]) -> list[int]:
     """The seeds as a list. Raises UsageError where there is none, or one that is twice there or no int >= 0."""
     found = list(seeds)
     wrong = [seed for seed in found if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.optim import Optimizer
 
-from grokkit.config.run_config import Part
+from grokkit.config.run_config import Spec
 from grokkit.device.precision import Autocast
 from grokkit.optim.build import build_optimizer
 
@@ -40,7 +40,7 @@ class Stack:
     def __init__(self, models: Sequence[nn.Module], loss: Loss, precision: str = "float32") -> None:
         self.models = list(models)
         tensors = [dict(_tensors(model)) for model in self.models]
-        stacked = {name: _shared([each[name] for each in tensors]) for name in tensors[0]}
+        stacked = {name: _share_memory([each[name] for each in tensors]) for name in tensors[0]}
         self.parameters = {name: stacked.pop(name) for name, tensor in tensors[0].items() if tensor.requires_grad}
         self._rest = stacked
         self._gradients = vmap(grad_and_value(_loss_and_logits(self.models[0], loss, precision), has_aux=True))
@@ -63,7 +63,7 @@ class Stack:
             parameter.grad = gradients[name].contiguous()
         return losses, logits
 
-    def clip(self, chosen: Part | None) -> None:
+    def clip(self, chosen: Spec | None) -> None:
         """Clip every net's own gradients, by value or by norm, as `clip_gradients` does; None leaves them."""
         if chosen is None:
             return
@@ -78,7 +78,7 @@ class Stack:
             gradient.mul_(shares.view(-1, *[1] * (gradient.dim() - 1)))
 
 
-def _shared(tensors: Sequence[Tensor]) -> Tensor:
+def _share_memory(tensors: Sequence[Tensor]) -> Tensor:
     """One contiguous tensor of which the given ones become views, in order."""
     stacked = torch.stack([tensor.detach() for tensor in tensors])
     for tensor, part in zip(tensors, stacked, strict=True):
@@ -128,7 +128,7 @@ class StackedUpdate:
         own: the nets' own optimizers, in the stack's order; they say the learning rates.
     """
 
-    def __init__(self, stack: Stack, chosen: Part, own: Sequence[Optimizer]) -> None:
+    def __init__(self, stack: Stack, chosen: Spec, own: Sequence[Optimizer]) -> None:
         self._stack, self._own = stack, list(own)
         self._whole: Optimizer | None = None
         if chosen.name in ELEMENTWISE:

@@ -17,12 +17,12 @@ from queue import SimpleQueue
 from typing import Any
 
 from grokkit import errors
-from grokkit.callbacks.base import ENDS, Guarded
+from grokkit.callbacks.base import FINAL_EVENTS, CallbackList
 from grokkit.config.run_config import RunConfig
-from grokkit.device.select import cores, resolve
+from grokkit.device.select import count_cores, select_device
 from grokkit.errors import BudgetReached, GrokkitError, Interrupted
 from grokkit.interrupt import StopRequest
-from grokkit.recording.budget import Purse
+from grokkit.recording.budget import Budget
 from grokkit.trajectory import open_run
 
 ON_A_GPU = 4
@@ -35,14 +35,14 @@ POLL_SECONDS = 0.2
 """Between two looks at the processes."""
 
 
-def train_apart(
+def train_in_subprocesses(
     configs: Sequence[RunConfig],
     runs: str | Path,
     device: str | None,
-    observer: Guarded,
+    observer: CallbackList,
     experiment: str | None,
     because: str,
-    purse: Purse,
+    purse: Budget,
 ) -> None:
     """Train every config in a process of its own.
 
@@ -57,13 +57,13 @@ def train_apart(
         BudgetReached: some have spent their part of the budget; they are saved, the others done.
         GrokkitError: some runs failed, the others are done; of the class of their errors where it is the same.
     """
-    on_gpu = resolve(device).torch_device.type == "cuda"
-    at_once = min(len(configs), ON_A_GPU if on_gpu else cores())
+    on_gpu = select_device(device).torch_device.type == "cuda"
+    at_once = min(len(configs), ON_A_GPU if on_gpu else count_cores())
     order = {
-        "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, cores() // at_once),
+        "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, count_cores() // at_once),
         **asdict(purse.shared(len(configs), at_once)),
     }  # fmt: skip
-    replicas = [Replica(config, Path(runs) / config.run_name) for config in configs]
+    replicas = [Worker(config, Path(runs) / config.run_name) for config in configs]
     total = sum(config.steps for config in configs)
     observer.start(f"{len(configs)} seeds, {at_once} processes at a time: {because}", 0, total)
     with StopRequest() as stop, ThreadPoolExecutor(at_once) as pool:
@@ -86,7 +86,7 @@ def train_apart(
     _raise_what_failed(replicas)
 
 
-class Replica:
+class Worker:
     """One seed's process, followed from a thread of its own.
 
     Args:
@@ -150,17 +150,17 @@ class Replica:
                 self._process.stdin.close()
 
 
-def _stop(replicas: Sequence[Replica]) -> None:
+def _stop(replicas: Sequence[Worker]) -> None:
     for replica in replicas:
         replica.stop()
 
 
-def _tell(replicas: Sequence[Replica], observer: Guarded) -> None:
+def _tell(replicas: Sequence[Worker], observer: CallbackList) -> None:
     """Steps of all runs together, means over those that have reported, and every run's events but its end."""
     for replica in replicas:
         while not replica.events.empty():
             step, kind, text = replica.events.get()
-            if kind not in ENDS:
+            if kind not in FINAL_EVENTS:
                 observer.event(step, kind, f"seed {replica.config.seed}: {text}")
     heard = [replica.reported for replica in replicas if replica.reported[0]]
     if heard:
@@ -169,7 +169,7 @@ def _tell(replicas: Sequence[Replica], observer: Guarded) -> None:
         observer.report(sum(step for step, _ in heard), means)
 
 
-def _raise_what_failed(replicas: Sequence[Replica]) -> None:
+def _raise_what_failed(replicas: Sequence[Worker]) -> None:
     idle = [str(replica.config.seed) for replica in replicas if not replica.begun]
     told = [(replica, *replica.failure) for replica in replicas if replica.failure is not None]
     stopped = [(replica, kind) for replica, kind, _ in told if kind in STOPPED]

@@ -11,26 +11,26 @@ from pathlib import Path
 
 from torch import nn
 
-from grokkit.callbacks.base import Guarded, Silent
-from grokkit.data.resident import stacked_at
+from grokkit.callbacks.base import BaseCallback, CallbackList
+from grokkit.data.resident import stack_batches
 from grokkit.device import placement
 from grokkit.device.placement import check_placement
-from grokkit.device.select import described, fitting_threads
+from grokkit.device.select import describe_device, fit_threads
 from grokkit.ensemble.stack import Loss, Stack, StackedUpdate
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
-from grokkit.interrupt import Stopped, StopRequest
-from grokkit.measures.loss import loss_function
-from grokkit.recording.budget import Purse
-from grokkit.recording.timers import Costs, in_words
+from grokkit.interrupt import StopRequest, StopRequested
+from grokkit.measures.loss import get_loss
+from grokkit.recording.budget import Budget
+from grokkit.recording.timers import Timers, summarize_timers
 from grokkit.seeding import preserved_rng, seeded
 from grokkit.training import loop
-from grokkit.training.build import macs_of
+from grokkit.training.build import count_macs
 from grokkit.training.meter import Meters
-from grokkit.training.trainer import Job, Recording, open_recorder
+from grokkit.training.trainer import RecorderLike, Trainer, attach_recorder
 
 
 @dataclass
-class Lane:
+class Member:
     """One seed's run within the stack.
 
     Args:
@@ -39,12 +39,12 @@ class Lane:
     """
 
     place: int
-    job: Job
-    recorder: Recording
+    job: Trainer
+    recorder: RecorderLike
     told: int = 0
 
 
-def no_stack_because(job: Job) -> str | None:
+def explain_no_stack(job: Trainer) -> str | None:
     """Why nets like this job's are not trained in a stack, in words, or None where they are."""
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in job.model.modules()):
         return "stacked convolutions are grouped ones, which take longer than one net after the other"
@@ -53,7 +53,7 @@ def no_stack_because(job: Job) -> str | None:
     if job.precision == "float16":
         return "in float16 the loss scaler decides net by net whether to update"
     models = [copy.deepcopy(job.model).train() for _ in range(2)]
-    x, y = stacked_at([job.batches] * 2, 1)
+    x, y = stack_batches([job.batches] * 2, 1)
     try:
         with preserved_rng():
             Stack(models, _loss(job), job.precision).backward(x, y)
@@ -62,13 +62,13 @@ def no_stack_because(job: Job) -> str | None:
     return None
 
 
-def train_together(
-    jobs: Sequence[Job], paths: Sequence[Path], observer: Guarded, experiment: str | None, purse: Purse
+def train_vmapped(
+    jobs: Sequence[Trainer], paths: Sequence[Path], observer: CallbackList, experiment: str | None, purse: Budget
 ) -> None:
     """Train every job into its folder, from the first step to the last.
 
     Args:
-        jobs: of one config but for the seed, on the same data; `no_stack_because` has nothing against them.
+        jobs: of one config but for the seed, on the same data; `explain_no_stack` has nothing against them.
         paths: their folders, none of which exists.
         observer: hears means over the seeds, and the events of the first one.
         purse: of all of them together.
@@ -78,71 +78,71 @@ def train_together(
         Interrupted: every run is saved.
         BudgetReached: so it is, and the budget is spent.
     """
-    work = macs_of(jobs[0].model, jobs[0].dataset.input_shape) * jobs[0].batches.batch_size
+    work = count_macs(jobs[0].model, jobs[0].dataset.input_shape) * jobs[0].batches.batch_size
     # A stack keeps the threads of one net: with two of them beside another busy process a step took 10 times as long.
-    with fitting_threads(work), StopRequest() as stop, ExitStack() as open_runs:
+    with fit_threads(work), StopRequest() as stop, ExitStack() as open_runs:
         nets = Stack([job.model for job in jobs], _loss(jobs[0]), jobs[0].precision)
-        lanes = _opened(jobs, paths, experiment, open_runs, purse.price)
-        _share_costs(lanes)
+        lanes = _open_members(jobs, paths, experiment, open_runs, purse.price)
+        _split_costs(lanes)
         lanes[0].recorder.listener = observer.event
-        company = _Company(observer)
+        company = _MeanReporter(observer)
         seeds = f"{len(jobs)} seeds in a stack, below {paths[0].parent}"
         observer.start(f"{seeds}  on {_machine(jobs[0], len(jobs))}", 0, jobs[0].config.steps)
         try:
             failed = _loop(lanes, nets, company, stop, purse.budget)
         finally:
-            observer.close("a run's part: " + in_words(lanes[0].recorder.costs.seconds()))
+            observer.close("a run's part: " + summarize_timers(lanes[0].recorder.costs.seconds()))
     if failed:
         told = "; ".join(f"seed {seed}: {text}" for seed, text in failed.items())
         others = ", the others are done" if len(failed) < len(jobs) else ""
         raise NumericsError(f"{len(failed)} of {len(jobs)} seeds failed{others}. {told}")
 
 
-def _loss(job: Job) -> Loss:
-    return partial(loss_function(job.config.loss), label_smoothing=job.config.label_smoothing)
+def _loss(job: Trainer) -> Loss:
+    return partial(get_loss(job.config.loss), label_smoothing=job.config.label_smoothing)
 
 
-def _machine(job: Job, nets: int) -> str:
-    return f"{described(job.device, precision=job.precision).description}, steps in a stack of {nets} nets"
+def _machine(job: Trainer, nets: int) -> str:
+    return f"{describe_device(job.device, precision=job.precision).description}, steps in a stack of {nets} nets"
 
 
-def _opened(
-    jobs: Sequence[Job], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack, price: float | None
-) -> list[Lane]:
+def _open_members(
+    jobs: Sequence[Trainer], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack, price: float | None
+) -> list[Member]:
     """A lane for every job, with step 0 recorded; where one of them fails or is stopped, none of the folders stays."""
     facts = {"device": _machine(jobs[0], len(jobs)), "stack": [job.config.seed for job in jobs]}
-    lanes: list[Lane] = []
+    lanes: list[Member] = []
     try:
         for place, (job, path) in enumerate(zip(jobs, paths, strict=True)):
             with seeded(job.config.seed, "training"):
-                recorder = open_recorder(job, path, experiment, facts=facts, price=price)
-                lanes.append(Lane(place, job, recorder))
+                recorder = attach_recorder(job, path, experiment, facts=facts, price=price)
+                lanes.append(Member(place, job, recorder))
                 open_runs.enter_context(lanes[-1].recorder)
-                job.policy.observe(loop.evaluate(job, lanes[-1].recorder, 0))
+                job.policy.observe(loop.log_evaluation(job, lanes[-1].recorder, 0))
             job.policy.observe(lanes[-1].recorder.first_readings())
     except BaseException as error:
         for lane in lanes:
             lane.recorder.withdraw()
-        if isinstance(error, Stopped):
+        if isinstance(error, StopRequested):
             raise Interrupted("stopped before the first update; nothing is kept, start again") from None
         raise
     return lanes
 
 
-def _share_costs(lanes: Sequence[Lane]) -> None:
+def _split_costs(lanes: Sequence[Member]) -> None:
     """One account for all runs: a step belongs to them all, and each run's status says its part of what they cost."""
     spent: dict[str, float] = {}
     for lane in lanes:
         for name, seconds in lane.recorder.costs.seconds().items():
             if name != "training":
                 spent[name] = spent.get(name, 0.0) + seconds / len(lanes)
-    costs = Costs(lanes[0].job.device, spent, runs=len(lanes))
+    costs = Timers(lanes[0].job.device, spent, runs=len(lanes))
     for lane in lanes:
         lane.recorder.costs = costs
 
 
 def _loop(
-    lanes: Sequence[Lane], nets: Stack, company: _Company, stop: StopRequest, budget: float | None
+    lanes: Sequence[Member], nets: Stack, company: _MeanReporter, stop: StopRequest, budget: float | None
 ) -> dict[int, str]:
     """The loop of `loop._loop`, for all at once; returns what went wrong, by seed."""
     share = None if budget is None else budget / len(lanes)
@@ -152,11 +152,11 @@ def _loop(
     update = StackedUpdate(nets, config.optimizer, [job.optimizer for job in jobs])
     meters = Meters([job.meter for job in jobs])
     running, failed = list(lanes), dict[int, str]()
-    saves = loop.SaveTimes()
+    saves = loop.SaveTimer()
     for job in jobs:
         job.model.train()
     for step in range(1, config.steps + 1):
-        x, y = stacked_at(batches, step)
+        x, y = stack_batches(batches, step)
         losses, logits = nets.backward(x, y)
         nets.clip(config.clip)
         update.step([job.policy.scale for job in jobs], [lane.place for lane in running])
@@ -166,14 +166,14 @@ def _loop(
         meters.add(losses, logits, y)
         for lane in list(running):
             try:
-                loop.report(lane.job, lane.recorder, company, step)
+                loop.log_step(lane.job, lane.recorder, company, step)
             except NumericsError as error:
                 lane.recorder.close("failed", f"NumericsError: {error}")
                 failed[lane.job.config.seed] = str(error)
                 running.remove(lane)
         company.tell()
-        followed = _follow(running, step)
-        broke = loop.is_spent(lanes[0].recorder, share)
+        followed = _after_step(running, step)
+        broke = loop.is_budget_spent(lanes[0].recorder, share)
         due = stop.save_asked or saves.due(*(lane.recorder for lane in running))
         if stop.asked or broke or due or step == config.steps:
             _save(running, step, followed)
@@ -186,32 +186,32 @@ def _loop(
     return failed
 
 
-def _follow(lanes: Sequence[Lane], step: int) -> int:
-    """`loop.follow` for every lane; how many came to its end before a stop."""
+def _after_step(lanes: Sequence[Member], step: int) -> int:
+    """`loop.after_step` for every lane; how many came to its end before a stop."""
     for done, lane in enumerate(lanes):
         try:
-            lane.told = loop.follow(lane.job, lane.recorder, step, lane.told)
-        except Stopped:
+            lane.told = loop.after_step(lane.job, lane.recorder, step, lane.told)
+        except StopRequested:
             return done
     return len(lanes)
 
 
-def _save(lanes: Sequence[Lane], step: int, followed: int) -> None:
+def _save(lanes: Sequence[Member], step: int, followed: int) -> None:
     for place, lane in enumerate(lanes):
         with seeded(lane.job.config.seed, "training"):  # nets in a stack draw nothing; alone they find their own stream
-            loop.save(lane.job, lane.recorder, step, unfinished=place >= followed)
+            loop.save_state(lane.job, lane.recorder, step, unfinished=place >= followed)
 
 
-def _interrupt(lanes: Sequence[Lane], step: int, failed: Mapping[int, str], share: float | None) -> None:
+def _interrupt(lanes: Sequence[Member], step: int, failed: Mapping[int, str], share: float | None) -> None:
     """End all runs as interrupted; where `share` is given because each has spent these dollars."""
     config = lanes[0].job.config
 
-    def told(of: Sequence[Lane]) -> str:
+    def told(of: Sequence[Member]) -> str:
         paths = [lane.recorder.path for lane in of]
         if share is None:
-            return loop.how_to_go_on(step, config, *paths)
+            return loop.resume_hint(step, config, *paths)
         spent = sum(lane.recorder.spent or 0.0 for lane in of)
-        return loop.beyond_budget(step, config, spent, len(of) * share, *paths)
+        return loop.budget_message(step, config, spent, len(of) * share, *paths)
 
     for lane in lanes:
         lane.recorder.close("interrupted", told([lane]))
@@ -219,10 +219,10 @@ def _interrupt(lanes: Sequence[Lane], step: int, failed: Mapping[int, str], shar
     raise (Interrupted if share is None else BudgetReached)(told(lanes) + lost)
 
 
-class _Company(Silent):
+class _MeanReporter(BaseCallback):
     """Tells one observer the means over the seeds."""
 
-    def __init__(self, observer: Guarded) -> None:
+    def __init__(self, observer: CallbackList) -> None:
         self._observer = observer
         self._heard: dict[int, list[Mapping[str, float]]] = {}
 

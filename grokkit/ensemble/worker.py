@@ -18,15 +18,15 @@ from typing import TextIO
 
 import torch
 
-from grokkit.callbacks.base import Silent
+from grokkit.callbacks.base import BaseCallback
 from grokkit.config.run_config import RunConfig
 from grokkit.errors import GrokkitError
-from grokkit.interrupt import keep_early_saves_harmless
-from grokkit.registry import run_file
+from grokkit.interrupt import ignore_early_sigusr1
+from grokkit.registry import import_study
 from grokkit.training.loop import train
 
 
-class ToParent(Silent):
+class ReportToParent(BaseCallback):
     """Company at the other end of a pipe, which hears reports and events."""
 
     def __init__(self, pipe: TextIO) -> None:
@@ -46,18 +46,19 @@ def main() -> int:
     """Read the order, train, return the exit code."""
     pipe, sys.stdout = sys.stdout, sys.stderr  # what a model prints is not to be taken for a report
     order = json.loads(sys.stdin.readline())
-    keep_early_saves_harmless()
-    threading.Thread(target=_hear_the_parent, daemon=True).start()
+    ignore_early_sigusr1()
+    threading.Thread(target=_listen_to_parent, daemon=True).start()
     torch.set_num_threads(order["threads"])
     try:
         with tempfile.TemporaryDirectory() as folder:
             if order["experiment"] is not None:
                 study = Path(folder) / "experiment.py"
                 study.write_text(order["experiment"])
-                run_file(study)
+                import_study(study)
             train(
                 RunConfig.from_toml(order["config"]), runs=order["runs"], device=order["device"],
-                observer=ToParent(pipe), experiment=order["experiment"], price=order["price"], budget=order["budget"],
+                observer=ReportToParent(pipe), experiment=order["experiment"], price=order["price"],
+                budget=order["budget"],
             )  # fmt: skip
     except GrokkitError as error:
         print(json.dumps({"error": type(error).__name__, "text": str(error)}), file=pipe, flush=True)
@@ -65,7 +66,7 @@ def main() -> int:
     return 0
 
 
-def _hear_the_parent() -> None:
+def _listen_to_parent() -> None:
     for _ in sys.stdin:
         os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)

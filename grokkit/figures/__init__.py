@@ -5,6 +5,6 @@ from grokkit.registry import Registry
 registry = Registry("figure", "grokkit.figures")
 register, names, create = registry.register, registry.names, registry.create
 
-from grokkit.figures.theme import save  # noqa: E402
+from grokkit.figures.theme import save_figure  # noqa: E402
 
-__all__ = ["create", "names", "register", "save"]
+__all__ = ["create", "names", "register", "save_figure"]

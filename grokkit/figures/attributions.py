@@ -16,7 +16,7 @@ from grokkit.figures import register
 from grokkit.figures.theme import FULL, hide_ticks, themed
 from grokkit.names import SIGNED, SLOPES, FigureData
 
-COLUMNS = 8
+MAX_SNAPSHOTS = 8
 """Snapshots at most; more would be smaller than a stamp."""
 
 
@@ -66,11 +66,11 @@ def _steps(arrays: Mapping[str, np.ndarray], methods: list[str]) -> list[int]:
     if not common:
         raise UsageError("the methods share no step; run `grokkit attribute RUN` for the same steps")
     known = np.array(sorted(common))
-    if len(known) <= COLUMNS:
+    if len(known) <= MAX_SNAPSHOTS:
         return known.tolist()
     places = np.log1p(known)
     chosen: list[int] = []
-    for target in np.linspace(places[0], places[-1], COLUMNS):
+    for target in np.linspace(places[0], places[-1], MAX_SNAPSHOTS):
         chosen.append(int(known[np.abs(places - target).argmin()]))
     return sorted(set(chosen))
 

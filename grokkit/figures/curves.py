@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.theme import COLUMN, LINES, MARKERS, probe_colour, themed
+from grokkit.figures.theme import COLUMN, LINES, MARKERS, get_probe_colour, themed
 from grokkit.names import FigureData
 
 COMMANDS = {
@@ -36,12 +36,12 @@ def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = No
     Raises:
         UsageError: there are none (says what adds them), or a run holds one recording of a number twice.
     """
-    rows = one_recording(rows_of(data, measure, probe_sets))
-    rows["variant"] = variants_of(rows["run"])
+    rows = select_recording(require_rows(data, measure, probe_sets))
+    rows["variant"] = parse_variants(rows["run"])
     return rows
 
 
-def rows_of(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:
+def require_rows(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:
     """All recordings of one measure. Raises UsageError where there are none; the message says what adds them."""
     rows = data.table[data.table["measure"] == measure].copy()
     for column in ("probe_set", "layer", "attack"):
@@ -55,7 +55,7 @@ def rows_of(data: FigureData, measure: str, probe_sets: Sequence[str] | None = N
     return rows
 
 
-def one_recording(rows: pd.DataFrame) -> pd.DataFrame:
+def select_recording(rows: pd.DataFrame) -> pd.DataFrame:
     """Of several recordings of the same numbers (by other parameters, or of other points) the one with the most steps,
     then the most images; a warning says which. Curves that mix them would jump where one ends."""
     if not rows.duplicated(_KEYS).any():
@@ -77,12 +77,12 @@ def one_recording(rows: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def variants_of(runs: pd.Series) -> pd.Series:
+def parse_variants(runs: pd.Series) -> pd.Series:
     """`quickstart/default-s0-ab12cd34` -> `quickstart/default`."""
     return runs.astype(str).str.replace(r"-s\d+(-[0-9a-z]+)?$", "", regex=True)
 
 
-def at_radius(rows: pd.DataFrame, radius: float | None) -> tuple[pd.DataFrame, float]:
+def select_radius(rows: pd.DataFrame, radius: float | None) -> tuple[pd.DataFrame, float]:
     """The rows of one radius: the one asked for, else the middle one of those that every run has."""
     common = set.intersection(*(set(part["radius"]) for _, part in rows.groupby("run")))
     known = sorted(common)
@@ -95,7 +95,7 @@ def at_radius(rows: pd.DataFrame, radius: float | None) -> tuple[pd.DataFrame, f
     return rows[near], chosen
 
 
-def totals(rows: pd.DataFrame, power: int = 1) -> pd.DataFrame:
+def sum_layers(rows: pd.DataFrame, power: int = 1) -> pd.DataFrame:
     """One row per run, step and probe set: the layer `total`, else the layers' sum (`power` 2: root of squares)."""
     total = rows[rows["layer"] == "total"]
     if len(total):
@@ -105,7 +105,7 @@ def totals(rows: pd.DataFrame, power: int = 1) -> pd.DataFrame:
     return summed.assign(value=summed["value"] ** (1 / power), low=math.nan, high=math.nan)
 
 
-def averaged(rows: pd.DataFrame) -> pd.DataFrame:
+def average_seeds(rows: pd.DataFrame) -> pd.DataFrame:
     """Columns step, value, low, high. One run: its values and their own interval. Several: mean, minimum and maximum
     at the steps that all of them have (a mean over ever fewer seeds would jump)."""
     if rows["run"].nunique() == 1:
@@ -117,9 +117,9 @@ def averaged(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns).reset_index()
 
 
-def draw(axes: Axes, rows: pd.DataFrame, **style: Any) -> Line2D:
+def draw_band(axes: Axes, rows: pd.DataFrame, **style: Any) -> Line2D:
     """One line with its band from the rows of one variant; infinite values leave a gap."""
-    curve = averaged(rows)
+    curve = average_seeds(rows)
     curve = curve.assign(value=curve["value"].where(np.isfinite(curve["value"])))
     (line,) = axes.plot(curve["step"], curve["value"], **style)
     if curve[["low", "high"]].notna().all(axis=1).any():
@@ -127,7 +127,7 @@ def draw(axes: Axes, rows: pd.DataFrame, **style: Any) -> Line2D:
     return line
 
 
-def log_steps(axes: Axes, steps: pd.Series) -> None:
+def set_log_steps(axes: Axes, steps: pd.Series) -> None:
     """A logarithmic axis of updates on which step 0 has its own place, left of the first power of ten."""
     positive = steps[steps > 0]
     first = 10 ** math.floor(math.log10(positive.min())) if len(positive) else 1
@@ -168,20 +168,20 @@ def phases(data: FigureData, radius: float | None = None) -> Figure:
         UsageError: a measure is missing; the message says how to add it.
     """
     accuracy = select(data, "accuracy", ("train", "test"))
-    complexity, radius = at_radius(select(data, "local_complexity"), radius)
+    complexity, radius = select_radius(select(data, "local_complexity"), radius)
     taken = set(data.table["measure"])
     sizes = [name for name in ("weight_norm", "logit_scale") if name in taken]
     heights = [1.35, 1.35, *(0.8 for _ in sizes)]
     figure = Figure(figsize=(COLUMN, 0.75 + 0.97 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    by_probe_set(panels[0], accuracy)
+    draw_by_probe_set(panels[0], accuracy)
     marks = _robust(panels[0], select(data, "robust_accuracy")) if "robust_accuracy" in taken else []
     panels[0].set(ylabel="accuracy\n(share of images)", ylim=(-0.02, 1.02))
     _complexity(panels[1], complexity, radius)
     for panel, name in zip(panels[2:], sizes, strict=True):
         _size(panel, select(data, name), name)
     panels[-1].set_xlabel(STEP_LABEL)
-    log_steps(panels[-1], pd.concat([accuracy["step"], complexity["step"]]))
+    set_log_steps(panels[-1], pd.concat([accuracy["step"], complexity["step"]]))
     figure.align_ylabels(panels)
     probe_sets = pd.concat([accuracy["probe_set"], complexity["probe_set"]])
     _legend(figure, list(dict.fromkeys(probe_sets)), list(dict.fromkeys(accuracy["variant"])), marks)
@@ -189,7 +189,7 @@ def phases(data: FigureData, radius: float | None = None) -> Figure:
 
 
 def _complexity(axes: Axes, rows: pd.DataFrame, radius: float) -> None:
-    by_probe_set(axes, totals(rows))
+    draw_by_probe_set(axes, sum_layers(rows))
     unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
     axes.set_ylabel(f"local complexity\n({unit})")
     axes.set_title(f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}", fontsize=7, color="0.35")
@@ -197,50 +197,50 @@ def _complexity(axes: Axes, rows: pd.DataFrame, radius: float) -> None:
 
 def _size(axes: Axes, rows: pd.DataFrame, measure: str) -> None:
     if measure == "logit_scale":
-        by_probe_set(axes, rows)
+        draw_by_probe_set(axes, rows)
         axes.set_ylabel("logit scale\n(logits)")
         return
-    for line, part in _by_variant(totals(rows, power=2)):
-        draw(axes, part, color="black", linestyle=line)
+    for line, part in _group_by_variant(sum_layers(rows, power=2)):
+        draw_band(axes, part, color="black", linestyle=line)
     axes.set_ylabel("weights\n(L2 norm)")
 
 
-def _by_variant(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
+def _group_by_variant(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
     """The rows of each variant with its line style, in order of appearance."""
     parts = [part for _, part in rows.groupby("variant", sort=False)]
     return [(LINES[index % len(LINES)], part) for index, part in enumerate(parts)]
 
 
-def by_probe_set(axes: Axes, rows: pd.DataFrame) -> None:
+def draw_by_probe_set(axes: Axes, rows: pd.DataFrame) -> None:
     """A line per variant and probe set: style the variant, colour the set."""
     names = list(dict.fromkeys(rows["probe_set"]))
-    for line, part in _by_variant(rows):
+    for line, part in _group_by_variant(rows):
         for name, own in part.groupby("probe_set", sort=False):
-            colour = probe_colour(str(name), names)
-            draw(axes, own, color=colour, linestyle=line)
+            colour = get_probe_colour(str(name), names)
+            draw_band(axes, own, color=colour, linestyle=line)
 
 
 def _robust(axes: Axes, rows: pd.DataFrame) -> list[Line2D]:
     """Each attack thin, their lowest strong with a marker per epsilon; returns the legend's handles."""
     names, epsilons = list(dict.fromkeys(rows["probe_set"])), sorted(set(rows["epsilon"]))
-    for line, part in _by_variant(rows):
+    for line, part in _group_by_variant(rows):
         for (name, epsilon), own in part.groupby(["probe_set", "epsilon"], sort=False):
-            style = {"color": probe_colour(str(name), names), "linestyle": line}
+            style = {"color": get_probe_colour(str(name), names), "linestyle": line}
             for _, attack in own.groupby("attack", sort=False):
-                curve = averaged(attack)
+                curve = average_seeds(attack)
                 axes.plot(curve["step"], curve["value"], lw=0.5, alpha=0.7, **style)
             lowest = own.groupby(["run", "step"], as_index=False)["value"].min().assign(low=math.nan, high=math.nan)
-            draw(axes, lowest, marker=MARKERS[epsilons.index(epsilon) % len(MARKERS)], mew=0, lw=0.9, **style)
+            draw_band(axes, lowest, marker=MARKERS[epsilons.index(epsilon) % len(MARKERS)], mew=0, lw=0.9, **style)
     count = rows["attack"].nunique()
     of = f", lowest of {count} attacks" if count > 1 else f", {rows['attack'].iloc[0]}"
     handles = [
-        Line2D([], [], color="0.2", marker=marker, mew=0, lw=0.9, label=f"attacked, ε = {pixels(epsilon)}{of}")
+        Line2D([], [], color="0.2", marker=marker, mew=0, lw=0.9, label=f"attacked, ε = {format_epsilon(epsilon)}{of}")
         for epsilon, marker in zip(epsilons, MARKERS * len(epsilons), strict=False)
     ]
     return [*handles, Line2D([], [], color="0.2", lw=0.5, label="each attack")] if count > 1 else handles
 
 
-def pixels(epsilon: float) -> str:
+def format_epsilon(epsilon: float) -> str:
     """An l_inf radius as it is usually written."""
     levels = 255 * epsilon
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"
@@ -248,7 +248,7 @@ def pixels(epsilon: float) -> str:
 
 def _legend(figure: Figure, probe_sets: list[str], variants: list[str], marks: list[Line2D]) -> None:
     """Above the panels: a column of colours beside a column of line styles and markers."""
-    colours = [Line2D([], [], color=probe_colour(name, probe_sets), label=name) for name in probe_sets]
+    colours = [Line2D([], [], color=get_probe_colour(name, probe_sets), label=name) for name in probe_sets]
     styles = [
         Line2D([], [], color="0.2", linestyle=LINES[index % len(LINES)], label=name)
         for index, name in enumerate(variants)

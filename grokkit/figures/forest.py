@@ -16,7 +16,7 @@ _SMALL = 6.5  # points of what stands beside the panels
 _P, _WORD = 5, 30  # points right of a panel where p and the verdict start
 
 
-def forest(figure: SubFigure, told: pd.DataFrame, titles: Mapping[str, str]) -> None:
+def draw_forest(figure: SubFigure, told: pd.DataFrame, titles: Mapping[str, str]) -> None:
     """A panel per outcome and a row per comparison.
 
     A point is the mean difference over pairs, the thin line its 95 % BCa interval, the thick one its 90 % t interval,
@@ -25,7 +25,7 @@ def forest(figure: SubFigure, told: pd.DataFrame, titles: Mapping[str, str]) -> 
 
     Args:
         figure: takes the panels.
-        told: of one task and decay, from `grokkit.analysis.comparison.comparisons`.
+        told: of one task and decay, from `grokkit.analysis.comparison.compare_all`.
         titles: of each outcome, with its unit.
     """
     pairs = list(dict.fromkeys(zip(told["arm"], told["reference"], strict=True)))
@@ -41,7 +41,7 @@ def forest(figure: SubFigure, told: pd.DataFrame, titles: Mapping[str, str]) -> 
         axes.xaxis.set_major_locator(MaxNLocator(2, min_n_ticks=2))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}".replace("-", "−")))
         for offset, head in ((_P, "p"), (_WORD, "verdict")):
-            _beside(axes, head, -0.95, offset, color="0.35")
+            _annotate(axes, head, -0.95, offset, color="0.35")
     panels[0].set_yticks(range(len(pairs)), [f"{arm} − {reference}" for arm, reference in pairs], fontsize=_SMALL)
     panels[0].set_ylim(len(pairs) - 0.4, -0.6)
     for axes in panels:
@@ -59,11 +59,13 @@ def _row(axes: Axes, row: dict, place: int, most: int) -> None:
     word = row["verdict"]
     word += ", small" if word in ("better", "worse") and row["within_margin"] else ""
     word += f" ({row['n']})" if row["n"] < most else ""
-    _beside(axes, _number(row["p_holm"]), place, _P, color=colour)
-    _beside(axes, word, place, _WORD, color=colour, weight="bold" if word.startswith(("better", "worse")) else "normal")
+    _annotate(axes, _number(row["p_holm"]), place, _P, color=colour)
+    _annotate(
+        axes, word, place, _WORD, color=colour, weight="bold" if word.startswith(("better", "worse")) else "normal"
+    )
 
 
-def _beside(axes: Axes, text: str, place: float, offset: float, **style: Any) -> None:
+def _annotate(axes: Axes, text: str, place: float, offset: float, **style: Any) -> None:
     axes.annotate(
         text, (1, place), (offset, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
         va="center", fontsize=_SMALL, annotation_clip=False, **style,

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.curves import STEP_LABEL, at_radius, draw, log_steps, select
+from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps
 from grokkit.figures.theme import COLUMN, FULL, themed
 from grokkit.names import FigureData
 
@@ -43,7 +43,7 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
     """
     if scale not in ("linear", "log"):
         raise UsageError(f"`scale` must be linear or log; got {scale!r}")
-    rows, radius = at_radius(select(data, "local_complexity"), radius)
+    rows, radius = select_radius(select(data, "local_complexity"), radius)
     rows = rows[~rows["layer"].isin(("total", ""))]
     if rows.empty:
         raise UsageError("the table holds no layers of local_complexity; add them with `grokkit lc RUN`")
@@ -62,7 +62,7 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
         axes.set_title(f"{probe_set} points")
     # The axes are shared, so this holds for all panels; a floor set before the last line would freeze the top too.
     panels[0, 0].set_yscale("log", nonpositive="mask") if scale == "log" else panels[0, 0].set_ylim(bottom=0)
-    log_steps(panels[0, 0], rows["step"])
+    set_log_steps(panels[0, 0], rows["step"])
     where = f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}"
     figure.suptitle(f"local complexity of each layer, {where}", x=0.01, ha="left")
     figure.supxlabel(STEP_LABEL, fontsize=7.5)
@@ -74,7 +74,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, names: list[str], colours: np.ndarray
     for name, own in rows.groupby("layer", sort=False):
         # The interval of each layer of a single run would hide its neighbours.
         shown = own if own["run"].nunique() > 1 else own.assign(low=np.nan, high=np.nan)
-        draw(axes, shown, color=colours[names.index(str(name))], label=name)
+        draw_band(axes, shown, color=colours[names.index(str(name))], label=name)
 
 
 def _depth_bar(figure: Figure, panels: np.ndarray, names: list[str], colours: np.ndarray) -> None:

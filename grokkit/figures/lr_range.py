@@ -12,14 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from grokkit.figures import register
-from grokkit.figures.curves import rows_of, variants_of
+from grokkit.figures.curves import parse_variants, require_rows
 from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed
 from grokkit.names import FigureData
 
 PREFIX = "range_test_"
 WIDE = 20.0
 """Highest over lowest smoothed loss from which on the losses have a logarithmic axis."""
-MARKS = {"steepest": ("o", "steepest"), "suggestion": ("v", "suggested")}
+CURVE_MARKS = {"steepest": ("o", "steepest"), "suggestion": ("v", "suggested")}
 """Marks on a smoothed curve and their names in the legend; a divergence is a cross at the upper edge."""
 
 
@@ -42,10 +42,10 @@ def lr_range(data: FigureData) -> Figure:
     Raises:
         UsageError: the table holds no range test.
     """
-    losses = rows_of(data, f"{PREFIX}loss")
-    units = dict(zip(variants_of(losses["run"]), losses["unit"], strict=True))
+    losses = require_rows(data, f"{PREFIX}loss")
+    units = dict(zip(parse_variants(losses["run"]), losses["unit"], strict=True))
     rows = data.table[data.table["measure"].str.startswith(PREFIX)]
-    rows = rows.assign(variant=variants_of(rows["run"]))
+    rows = rows.assign(variant=parse_variants(rows["run"]))
     variants = list(dict.fromkeys(rows["variant"]))
     seeds = sorted(set(rows["seed"]))
     colours = {seed: PALETTE[place % len(PALETTE)] for place, seed in enumerate(seeds)}
@@ -77,7 +77,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, colours: dict[Any, str]) -> None:
         colour = colours[seed]
         axes.plot(series["rate"], series["loss"], color=colour, lw=0.5, alpha=0.35)
         axes.plot(series["centre"], series["smoothed"], color=colour, lw=1.3)
-        for name, (marker, _) in MARKS.items():
+        for name, (marker, _) in CURVE_MARKS.items():
             if name in marks:
                 height = np.interp(np.log(marks[name]), np.log(series["centre"]), series["smoothed"])
                 axes.plot(marks[name], height, marker, color=colour, ms=4, mec="white", mew=0.5, zorder=3)
@@ -96,7 +96,7 @@ def _sweep(rows: pd.DataFrame) -> tuple[int, pd.DataFrame, dict[str, float]]:
     """Seed, the series by update, and the marks that the sweep has, of one run's rows."""
     named = rows.assign(measure=rows["measure"].str.removeprefix(PREFIX)).drop_duplicates(["measure", "step"])
     wide = named.pivot(index="step", columns="measure", values="value").sort_index()
-    marks = {name: float(wide[name].dropna().iloc[0]) for name in (*MARKS, "diverged_at") if name in wide}
+    marks = {name: float(wide[name].dropna().iloc[0]) for name in (*CURVE_MARKS, "diverged_at") if name in wide}
     return int(rows["seed"].iloc[0]), wide[["rate", "loss", "centre", "smoothed"]], marks
 
 
@@ -121,6 +121,6 @@ def _handles(colours: dict[Any, str]) -> list[Line2D]:
     """Seeds, as far as they have colours of their own, then the marks."""
     alone = len(colours) <= len(PALETTE)
     handles = [Line2D([], [], color=colour, label=f"seed {seed}") for seed, colour in colours.items() if alone]
-    for marker, label in (*MARKS.values(), ("x", "diverged")):
+    for marker, label in (*CURVE_MARKS.values(), ("x", "diverged")):
         handles.append(Line2D([], [], color="0.3", ls="", marker=marker, ms=4, label=label))
     return [*handles, Line2D([], [], color="0.2", lw=0.7, ls=(0, (4, 2)), label="median of seeds")]

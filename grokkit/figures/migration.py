@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from grokkit.figures import register
-from grokkit.figures.curves import STEP_LABEL, at_radius, by_probe_set, log_steps, select
-from grokkit.figures.theme import COLUMN, LINES, probe_colour, themed
+from grokkit.figures.curves import STEP_LABEL, draw_by_probe_set, select, select_radius, set_log_steps
+from grokkit.figures.theme import COLUMN, LINES, get_probe_colour, themed
 from grokkit.names import FigureData
 
 
@@ -29,17 +29,17 @@ def migration(data: FigureData, radius: float | None = None) -> Figure:
     Raises:
         UsageError: the measure is missing.
     """
-    rows, radius = at_radius(select(data, "local_complexity_ratio"), radius)
+    rows, radius = select_radius(select(data, "local_complexity_ratio"), radius)
     sets, variants = list(dict.fromkeys(rows["probe_set"])), list(dict.fromkeys(rows["variant"]))
     figure = Figure(figsize=(COLUMN, 2.2), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(1, color=probe_colour("random", sets), lw=0.8)
-    by_probe_set(axes, rows)
+    axes.axhline(1, color=get_probe_colour("random", sets), lw=0.8)
+    draw_by_probe_set(axes, rows)
     axes.set_ylabel("local complexity, data / noise\n(1: as at random points)")
     axes.set_xlabel(STEP_LABEL)
     axes.set_title(f"radius {radius:g}", fontsize=7, color="0.35")
-    log_steps(axes, rows["step"])
-    handles = [Line2D([], [], color=probe_colour(name, sets), label=name) for name in sets]
+    set_log_steps(axes, rows["step"])
+    handles = [Line2D([], [], color=get_probe_colour(name, sets), label=name) for name in sets]
     if len(variants) > 1:
         handles += [
             Line2D([], [], color="0.2", linestyle=LINES[i % len(LINES)], label=v) for i, v in enumerate(variants)

@@ -8,11 +8,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from grokkit.analysis.paired import apart_from, paired_ratio
+from grokkit.analysis.paired import find_separation, paired_ratio
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.curves import STEP_LABEL, at_radius, draw, log_steps, select, totals
-from grokkit.figures.theme import COLUMN, FULL, LINES, probe_colour, themed
+from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps, sum_layers
+from grokkit.figures.theme import COLUMN, FULL, LINES, get_probe_colour, themed
 from grokkit.names import FigureData
 
 
@@ -35,8 +35,8 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     Raises:
         UsageError: the measure is missing, there are not two variants, or they share no seed.
     """
-    rows, radius = at_radius(select(data, "local_complexity"), radius)
-    rows = totals(rows)
+    rows, radius = select_radius(select(data, "local_complexity"), radius)
+    rows = sum_layers(rows)
     variants = sorted(set(rows["variant"]))
     if len(variants) != 2:
         raise UsageError(
@@ -48,9 +48,9 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 3.1), layout="constrained")
     panels = figure.subplots(2, len(sets), sharex=True, sharey="row", squeeze=False)
     for (above, below), name in zip(panels.T, sets, strict=True):
-        own, colour = rows[rows["probe_set"] == name], probe_colour(name, sets)
+        own, colour = rows[rows["probe_set"] == name], get_probe_colour(name, sets)
         for variant, line in zip(variants, LINES, strict=False):
-            draw(above, own[own["variant"] == variant], color=colour, linestyle=line)
+            draw_band(above, own[own["variant"] == variant], color=colour, linestyle=line)
         _ratio(below, own, ratios[ratios["probe_set"] == name], variants, colour)
         above.set_title(f"{name} points")
     unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
@@ -59,7 +59,7 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     panels[0, 0].set_ylim(bottom=0)
     panels[1, 0].set_ylabel(f"{short[1]} /\n{short[0]}")
     _ratio_axis(panels[1, 0])
-    log_steps(panels[0, 0], rows["step"])
+    set_log_steps(panels[0, 0], rows["step"])
     figure.supxlabel(STEP_LABEL, fontsize=7.5)
     figure.align_ylabels(panels[:, 0])
     _legend(figure, short, int(ratios["n"].max()), f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}")
@@ -73,7 +73,7 @@ def _ratio(axes: Axes, rows: pd.DataFrame, ratios: pd.DataFrame, variants: list[
         axes.plot(seed.index.get_level_values("step"), seed, color=colour, lw=0.4, alpha=0.6)
     axes.plot(ratios["step"], ratios["value"], color=colour)
     axes.fill_between(ratios["step"], ratios["low"], ratios["high"], color=colour, alpha=0.18, lw=0)
-    start = apart_from(ratios)
+    start = find_separation(ratios)
     if start is not None:
         axes.axvline(start, color="0.2", lw=0.6, linestyle=(0, (2, 1.5)))
         axes.annotate(

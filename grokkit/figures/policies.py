@@ -13,17 +13,26 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from grokkit.analysis.arms import BEST, CONTROLS, Families, arms_of, best_baselines, families, usual_pairs, with_best
-from grokkit.analysis.comparison import ALPHA, comparisons
-from grokkit.analysis.outcomes import ATTACK, LARGER_IS_BETTER, outcomes, robust_rows
+from grokkit.analysis.arms import (
+    BEST,
+    CONTROLS,
+    Families,
+    add_best_baseline,
+    default_pairs,
+    find_best_baselines,
+    group_arms,
+    parse_arms,
+)
+from grokkit.analysis.comparison import ALPHA, compare_all
+from grokkit.analysis.outcomes import ATTACK, LARGER_IS_BETTER, compute_outcomes, select_robust_rows
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.curves import averaged, draw, pixels, select
-from grokkit.figures.forest import ROW, forest
+from grokkit.figures.curves import average_seeds, draw_band, format_epsilon, select
+from grokkit.figures.forest import ROW, draw_forest
 from grokkit.figures.theme import FULL, LINES, PALETTE, themed
 from grokkit.names import TABLE_COLUMNS, FigureData
 
-MOST = {"arms called lc_": 5, "pairs": 20}
+LIMITS = {"arms called lc_": 5, "pairs": 20}
 """What one page can hold."""
 _LABELS = {
     "learning_rate": "learning rate", "log_density": "LC signal\n(log density)",
@@ -50,7 +59,7 @@ def policies(
 
     A column per arm `lc_X` holds it and its controls (`yoked_X`, ...) in colour, before all other arms in grey; the
     last column holds those, each with its name. Lines are means over seeds, bands of the coloured ones go from the
-    lowest to the highest. Below: see `grokkit.figures.forest` and, for the words, `grokkit.analysis.comparison`.
+    lowest to the highest. Below: see `grokkit.figures.draw_forest` and, for the words, `grokkit.analysis.comparison`.
 
     Args:
         data: runs of one task and decay, named `<study>/<task>-<decay>-<arm>-s<seed>-<hash>`; needs the measures
@@ -58,7 +67,7 @@ def policies(
         pairs: (arm, reference) to compare; None: every `lc_X` with `yoked_X` and with the baseline that is best in the
             outcome. Few are best: at 10 pairs of seeds and more than 25 comparisons (pairs times outcomes) no p can be
             below 5 %.
-        margins: of equivalence, by (task, outcome); outcomes as in `grokkit.analysis.outcomes`.
+        margins: of equivalence, by (task, outcome); outcomes as in `grokkit.analysis.compute_outcomes`.
         thresholds: robust accuracy to reach, by task; without one there is no outcome `steps_to_robust`.
         epsilons: radius of the attack in pixels, by task; else the middle one measured.
 
@@ -69,17 +78,21 @@ def policies(
         UsageError: a measure is missing, the runs are of several tasks or decays, or there are more arms or pairs than
             a page holds.
     """
-    chosen = _chosen(data)
+    chosen = _select_rows(data)
     task, decay = _only_task(chosen["learning_rate"])
     measured = pd.concat([rows for name, rows in chosen.items() if name.endswith("accuracy")])[list(TABLE_COLUMNS)]
-    ends, goal = outcomes(measured, thresholds, epsilons), (thresholds or {}).get(task)
-    best = {outcome: arm for (_, _, outcome), arm in best_baselines(ends, LARGER_IS_BETTER).items()}
+    ends, goal = compute_outcomes(measured, thresholds, epsilons), (thresholds or {}).get(task)
+    best = {outcome: arm for (_, _, outcome), arm in find_best_baselines(ends, LARGER_IS_BETTER).items()}
     if "robust_accuracy" in chosen:
-        chosen["robust_accuracy"] = robust_rows(measured, epsilons)
-    found = families(sorted(set(arms_of(chosen["learning_rate"]["run"])["arm"])))
-    pairs = usual_pairs(ends["arm"]) if pairs is None else list(pairs)
+        chosen["robust_accuracy"] = select_robust_rows(measured, epsilons)
+    found = group_arms(sorted(set(parse_arms(chosen["learning_rate"]["run"])["arm"])))
+    pairs = default_pairs(ends["arm"]) if pairs is None else list(pairs)
     _check_room(found, pairs)
-    told = comparisons(with_best(ends, LARGER_IS_BETTER), pairs, LARGER_IS_BETTER, margins) if pairs else pd.DataFrame()
+    told = (
+        compare_all(add_best_baseline(ends, LARGER_IS_BETTER), pairs, LARGER_IS_BETTER, margins)
+        if pairs
+        else pd.DataFrame()
+    )
     notes = _notes(told, ends, best if BEST in {reference for _, reference in pairs} else {})
     lines = textwrap.wrap(" ".join([*filter(None, (f"{task} {decay}".strip() + ".", *notes))]), 134)
     heights = [0.65 + _PANEL * len(chosen), *([0.75 + ROW * len(pairs)] if pairs else [])]
@@ -93,12 +106,12 @@ def policies(
     drawn = [(arm, shown if reference == BEST else reference) for arm, reference in pairs]
     _curves(parts[0], chosen, found, drawn, goal)
     if pairs:
-        forest(parts[1], told, titles)
+        draw_forest(parts[1], told, titles)
     figure.text(0.01, below / total, "\n".join(lines), va="top", fontsize=6.5, linespacing=1.25)
     return figure
 
 
-def _chosen(data: FigureData) -> dict[str, pd.DataFrame]:
+def _select_rows(data: FigureData) -> dict[str, pd.DataFrame]:
     """The rows to draw by measure, from the top panel to the lowest; a measure that may be missing is left out."""
     found = {"learning_rate": select(data, "learning_rate")}
     signal = data.table[data.table["probe_set"] == "signal"]
@@ -110,7 +123,7 @@ def _chosen(data: FigureData) -> dict[str, pd.DataFrame]:
 
 
 def _only_task(rows: pd.DataFrame) -> tuple[str, str]:
-    places = sorted(set(arms_of(rows["run"])[["task", "decay"]].itertuples(index=False, name=None)))
+    places = sorted(set(parse_arms(rows["run"])[["task", "decay"]].itertuples(index=False, name=None)))
     if len(places) > 1:
         words = ["-".join(filter(None, place)) for place in places]
         raise UsageError(
@@ -122,15 +135,15 @@ def _only_task(rows: pd.DataFrame) -> tuple[str, str]:
 
 def _check_room(found: Families, pairs: Sequence[tuple[str, str]]) -> None:
     for what, came in (("arms called lc_", len(found.controls)), ("pairs", len(pairs))):
-        if came > MOST[what]:
-            raise UsageError(f"`policies` has room for {MOST[what]} {what}; got {came}. Draw fewer runs or `pairs`")
+        if came > LIMITS[what]:
+            raise UsageError(f"`policies` has room for {LIMITS[what]} {what}; got {came}. Draw fewer runs or `pairs`")
 
 
 def _titles(chosen: Mapping[str, pd.DataFrame], goal: float | None) -> dict[str, str]:
     """Of each outcome, in two lines with the unit."""
     titles = {"test_accuracy": "test accuracy at the end\n(share of images, more is better)"}
     if "robust_accuracy" in chosen:
-        attacked = f"ε = {pixels(float(chosen['robust_accuracy']['epsilon'].iloc[0]))}"
+        attacked = f"ε = {format_epsilon(float(chosen['robust_accuracy']['epsilon'].iloc[0]))}"
         titles["robust_accuracy"] = f"robust accuracy at the end, {attacked}\n(share of images, more is better)"
     return titles | {"steps_to_robust": f"steps to robust accuracy {goal}\n(optimizer updates, less is better)"}
 
@@ -181,7 +194,7 @@ def _curves(
     panels = figure.subplots(len(chosen), len(columns), sharex=True, sharey="row", squeeze=False)
     colours = _colours(found)
     for row, (measure, rows) in zip(panels, chosen.items(), strict=True):
-        arms = {str(arm): own for arm, own in rows.groupby(arms_of(rows["run"])["arm"], sort=False)}
+        arms = {str(arm): own for arm, own in rows.groupby(parse_arms(rows["run"])["arm"], sort=False)}
         for axes, column in zip(row, columns, strict=True):
             if goal is not None and measure == "robust_accuracy":
                 axes.axhline(goal, color="0.5", lw=0.5, linestyle=(0, (1, 2)), zorder=0)
@@ -227,12 +240,12 @@ def _family(
     references = {reference for over, reference in pairs if over == arm}
     for other in sorted(found.others, key=references.__contains__):
         if other in arms:
-            curve = averaged(arms[other])
+            curve = average_seeds(arms[other])
             axes.plot(curve["step"], curve["value"], **(_REFERENCE if other in references else _BEHIND))
     for own in (arm, *found.controls[arm]):
         colour, line = colours[own.split("_")[0]]
         if own in arms:
-            draw(axes, arms[own], color=colour, linestyle=line)
+            draw_band(axes, arms[own], color=colour, linestyle=line)
 
 
 def _others(axes: Axes, arms: Mapping[str, pd.DataFrame], names: Sequence[str], right: float) -> None:
@@ -244,7 +257,7 @@ def _others(axes: Axes, arms: Mapping[str, pd.DataFrame], names: Sequence[str], 
     for i, name in enumerate(names):
         style = {"color": _GREYS[i % len(_GREYS)], "linestyle": LINES[i % len(LINES)], "lw": 0.9}
         if name in arms:
-            curve = averaged(arms[name])
+            curve = average_seeds(arms[name])
             axes.plot(curve["step"], curve["value"], **style)
             ends.append((float(curve["value"].iloc[-1]), float(curve["step"].iloc[-1]), name, style))
     low, high = axes.get_ylim()

@@ -12,11 +12,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from grokkit.figures import register
-from grokkit.figures.curves import select, variants_of
+from grokkit.figures.curves import parse_variants, select
 from grokkit.figures.theme import FULL, PALETTE, themed
 from grokkit.names import FigureData
 
-LISTED = 12
+MAX_DECISIONS = 12
 """Reasons written out below the panels; more stay in the runs' events."""
 _LINE = 0.118  # inches per line of small print
 
@@ -75,17 +75,17 @@ def policy(data: FigureData) -> Figure:
 def _signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Rows of each signal by name, with `low` and `high` from its standard error where that was logged too."""
     rows = table[(table["measure"] == "signal") | (table["probe_set"] == "signal")].copy()
-    rows["variant"] = variants_of(rows["run"])
+    rows["variant"] = parse_variants(rows["run"])
     parts = {str(name): part for name, part in rows.groupby("measure", sort=False)}
-    return {name: _with_ends(name, part, parts) for name, part in parts.items() if not _accompanies(name, parts)}
+    return {name: _add_bounds(name, part, parts) for name, part in parts.items() if not _is_bound_of(name, parts)}
 
 
-def _accompanies(name: str, parts: dict[str, pd.DataFrame]) -> bool:
+def _is_bound_of(name: str, parts: dict[str, pd.DataFrame]) -> bool:
     """Whether this is the error, or an end of the interval, of another signal that is there."""
     return any(name.endswith(end) and name.removesuffix(end) in parts for end in ("_se", "_low", "_high"))
 
 
-def _with_ends(name: str, part: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
+def _add_bounds(name: str, part: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """`low` and `high` from what was logged beside the signal: the ends of an interval, or one standard error away."""
     for end in ("_se", "_low", "_high"):
         other = parts.get(f"{name}{end}")
@@ -127,7 +127,9 @@ def _mark(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) 
     """A thin line through all panels per decision and its number above; near ones stand one above the other."""
     room = 0.025 * panels[0].get_xlim()[1]
     ends: list[float] = []
-    for number, (step, run) in enumerate(zip(decisions["step"], variants_of(decisions["run"]), strict=True), start=1):
+    for number, (step, run) in enumerate(
+        zip(decisions["step"], parse_variants(decisions["run"]), strict=True), start=1
+    ):
         for axes in panels:
             axes.axvline(step, color=colours.get(run, "0.4"), lw=0.6, linestyle=(0, (2, 1.5)), zorder=0)
         level = next((i for i, end in enumerate(ends) if step - end >= room), len(ends))
@@ -142,9 +144,9 @@ def _reasons(decisions: pd.DataFrame) -> list[str]:
     """Numbered and wrapped lines, one entry per decision."""
     several = decisions["run"].nunique() > 1
     lines: list[str] = []
-    for number, event in enumerate(decisions.head(LISTED).itertuples(), start=1):
+    for number, event in enumerate(decisions.head(MAX_DECISIONS).itertuples(), start=1):
         who = f" of {str(event.run).rsplit('/', 1)[-1]}" if several else ""
         lines += textwrap.wrap(f"{number}  step {event.step:,}{who}: {event.text}", 128, subsequent_indent="    ")
-    if len(decisions) > LISTED:
-        lines.append(f"{len(decisions) - LISTED} more decisions stand in the runs' events")
+    if len(decisions) > MAX_DECISIONS:
+        lines.append(f"{len(decisions) - MAX_DECISIONS} more decisions stand in the runs' events")
     return lines

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from grokkit.analysis.radius_choice import TOLERANCE, Verdict, middle, over_kappa, verdict
+from grokkit.analysis.radius_choice import TOLERANCE, RadiusChoice, choose_radius, compare_with_kappa, middle_directions
 from grokkit.figures import register
-from grokkit.figures.curves import rows_of
+from grokkit.figures.curves import require_rows
 from grokkit.figures.theme import FULL, themed
 from grokkit.names import FigureData
 
-LISTED = 8
+MAX_LISTED = 8
 """Snapshots in the legend; of more, some are named."""
 FEW = 0.25
 """Slopes whose interval reaches farther than this to each side say nothing and would hide the others."""
@@ -44,13 +44,13 @@ def calibration(data: FigureData) -> Figure:
     Raises:
         UsageError: the measure is missing.
     """
-    parts = [part for _, part in _recordings(data).groupby("run", sort=False)]
+    parts = [part for _, part in _select_recordings(data).groupby("run", sort=False)]
     figure = Figure(figsize=(FULL, 0.6 + 1.95 * len(parts)), layout="constrained")
     grid = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.1, 1.1, 0.8))
     images, where = int(parts[0]["n"].max()), parts[0]["probe_set"].iloc[0]
     figure.suptitle(f"{images} {where} points; colour: snapshot at step (optimizer updates)", x=0.01, ha="left")
     for panels, rows in zip(grid, parts, strict=True):
-        found, steps = verdict(rows), sorted(set(rows["step"]))
+        found, steps = choose_radius(rows), sorted(set(rows["step"]))
         colours = dict(zip(steps, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(steps))), strict=True))
         _density(panels[0], rows, found, colours)
         _slopes(panels[1], rows, found, colours)
@@ -61,9 +61,9 @@ def calibration(data: FigureData) -> Figure:
     return figure
 
 
-def _recordings(data: FigureData) -> pd.DataFrame:
+def _select_recordings(data: FigureData) -> pd.DataFrame:
     """Of each run the recording with the most steps, then the most images, with what belongs to it."""
-    counts = rows_of(data, "calibration")
+    counts = require_rows(data, "calibration")
     known = counts.groupby(["run", "measure_id"], as_index=False).agg(steps=("step", "nunique"), images=("n", "max"))
     ranked = known.sort_values(["run", "steps", "images", "measure_id"], ascending=[True, False, False, True])
     chosen = ranked.drop_duplicates("run")
@@ -74,8 +74,8 @@ def _recordings(data: FigureData) -> pd.DataFrame:
     return rows.merge(chosen[["run", "measure_id"]], on=["run", "measure_id"])
 
 
-def _density(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
-    judged = middle(rows)
+def _density(axes: Axes, rows: pd.DataFrame, found: RadiusChoice, colours: dict[int, Any]) -> None:
+    judged = middle_directions(rows)
     counts = rows[(rows["measure"] == "calibration") & (rows["directions"] == judged)]
     vertex = rows[rows["measure"] == "calibration_vertex"].set_index(["step", "radius"])["value"]
     for each in found.snapshots:
@@ -100,7 +100,7 @@ def _density(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, 
     _radius_axis(axes, rows, found)
 
 
-def _slopes(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
+def _slopes(axes: Axes, rows: pd.DataFrame, found: RadiusChoice, colours: dict[int, Any]) -> None:
     axes.axhspan(1 - TOLERANCE, 1 + TOLERANCE, color="0.88", lw=0)
     slopes = rows[rows["measure"] == "calibration_slope"]
     slopes = slopes[(slopes["high"] - slopes["low"]) / 2 <= FEW]
@@ -115,7 +115,7 @@ def _slopes(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, A
     _radius_axis(axes, rows, found)
 
 
-def _radius_axis(axes: Axes, rows: pd.DataFrame, found: Verdict) -> None:
+def _radius_axis(axes: Axes, rows: pd.DataFrame, found: RadiusChoice) -> None:
     """Logarithmic; shaded from where some snapshot is shown linear up to the recommended radius."""
     axes.set(xscale="log", xlabel="radius (input space of the net)")
     axes.set_xlim(0.7 * rows["radius"].min(), 1.4 * rows["radius"].max())
@@ -125,12 +125,12 @@ def _radius_axis(axes: Axes, rows: pd.DataFrame, found: Verdict) -> None:
         axes.axvline(found.radius, color="0.2", lw=0.6, linestyle=(0, (2, 1.5)))
 
 
-def _growth(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, Any]) -> None:
+def _growth(axes: Axes, rows: pd.DataFrame, found: RadiusChoice, colours: dict[int, Any]) -> None:
     known = sorted(set(rows["radius"].dropna()))
     radius = found.shown or known[len(known) // 2]
     counts = rows[(rows["measure"] == "calibration") & (rows["radius"] == radius)]
     plain = counts.pivot_table(index="step", columns="directions", values="value")
-    for table, corrected in ((plain.div(plain.iloc[:, -1], axis=0), False), (over_kappa(rows, radius), True)):
+    for table, corrected in ((plain.div(plain.iloc[:, -1], axis=0), False), (compare_with_kappa(rows, radius), True)):
         for step, values in table.iterrows():
             colour = colours[int(str(step))] if corrected else "0.7"
             axes.plot(values.index, values, color=colour, lw=0.8, marker="o" if corrected else "")
@@ -145,7 +145,7 @@ def _growth(axes: Axes, rows: pd.DataFrame, found: Verdict, colours: dict[int, A
 
 
 def _legend(axes: Axes, colours: dict[int, Any]) -> None:
-    every = -(-len(colours) // LISTED)
+    every = -(-len(colours) // MAX_LISTED)
     named = list(colours)[::every]
     handles = [Line2D([], [], color=colours[step], marker="o", label=f"{step:,}") for step in named]
     axes.legend(

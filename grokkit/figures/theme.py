@@ -76,7 +76,7 @@ def _settle(figure: Figure) -> None:
         axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
 
 
-def probe_colour(name: str, names: list[str]) -> str:
+def get_probe_colour(name: str, names: list[str]) -> str:
     """The colour of a probe set; sets with words of their own take theirs from the palette, in order."""
     others = [each for each in names if each not in PROBE_COLOURS]
     return PROBE_COLOURS[name] if name in PROBE_COLOURS else PALETTE[(2 + others.index(name)) % len(PALETTE)]
@@ -88,7 +88,7 @@ def hide_ticks(axes: Axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def save(figure: Figure, stem: str | Path) -> list[Path]:
+def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     """Write `stem`.pdf (TrueType fonts) and `stem`.png (300 dots per inch); the same figure gives the same bytes.
 
     Args:

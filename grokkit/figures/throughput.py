@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from grokkit.analysis.bottleneck import Verdict, verdicts
+from grokkit.analysis.bottleneck import Bottleneck, find_bottlenecks
 from grokkit.figures import register
-from grokkit.figures.curves import rows_of
+from grokkit.figures.curves import require_rows
 from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed
 from grokkit.names import FigureData
 
@@ -36,8 +36,8 @@ def throughput(data: FigureData) -> Figure:
     Raises:
         UsageError: the table holds no such measurement.
     """
-    rows = rows_of(data, "loop_images_per_s")
-    found = verdicts(data.table)
+    rows = require_rows(data, "loop_images_per_s")
+    found = find_bottlenecks(data.table)
     runs = list(dict.fromkeys(rows["run"]))
     width = COLUMN if len(runs) == 1 else FULL
     figure = Figure(figsize=(width, 0.4 + 2.6 * -(-len(runs) // 2)), layout="constrained")
@@ -52,7 +52,7 @@ def throughput(data: FigureData) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, found: list[Verdict]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, found: list[Bottleneck]) -> None:
     """One device."""
     sizes = sorted({each.batch_size for each in found})
     step = rows[(rows["measure"] == "step_images_per_s") & rows["n"].isin(sizes)].sort_values("n")
@@ -75,10 +75,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, found: list[Verdict]) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_title(_wrapped(str(rows["run"].iloc[0])), fontsize=6.5)
+    axes.set_title(_wrap_name(str(rows["run"].iloc[0])), fontsize=6.5)
 
 
-def _wrapped(run: str) -> str:
+def _wrap_name(run: str) -> str:
     """Model and data, then the device on a line of its own."""
     model, data, device = ([*run.split(", ", 2), "", ""])[:3]
     return f"{model}, {data}\n{device}" if device else run

@@ -1,8 +1,8 @@
 """Long curves thinned to what a screen can show: of every pixel column the rows with the extremes, and only true rows.
 
 Columns lie on two grids at once, one even in steps and one even in log(1 + step), so that a page can switch its axis
-without asking. The grids are fixed by `size`, a power of two beyond the last step: a row that is appended changes no
-column but its own, and only from there on a curve has to be sent again.
+without asking. The grids are fixed by `format_size`, a power of two beyond the last step: a row that is appended
+changes no column but its own, and only from there on a curve has to be sent again.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-COLUMNS = 1024
+MAX_COLUMNS = 1024
 """Columns of either grid: no chart is wider than these, at two points each."""
 
-Grid = Callable[[np.ndarray, int], np.ndarray]
+GridFunction = Callable[[np.ndarray, int], np.ndarray]
 
 
-def size_for(last_step: int) -> int:
+def grid_size(last_step: int) -> int:
     """The power of two above `last_step`, at least `COLUMNS`: what the grids span."""
-    return int(max(COLUMNS, 1 << int(last_step).bit_length()))
+    return int(max(MAX_COLUMNS, 1 << int(last_step).bit_length()))
 
 
-def even(steps: np.ndarray, size: int) -> np.ndarray:
+def linear_grid(steps: np.ndarray, size: int) -> np.ndarray:
     """The column of each step, all columns equally many steps wide."""
-    return np.asarray(steps // (size // COLUMNS), dtype=np.int64)
+    return np.asarray(steps // (size // MAX_COLUMNS), dtype=np.int64)
 
 
-def logarithmic(steps: np.ndarray, size: int) -> np.ndarray:
+def log_grid(steps: np.ndarray, size: int) -> np.ndarray:
     """The column of each step, all columns equally wide in log(1 + step)."""
-    return np.floor(np.log2(1.0 + steps) * (COLUMNS / math.log2(size))).astype(np.int64)
+    return np.floor(np.log2(1.0 + steps) * (MAX_COLUMNS / math.log2(size))).astype(np.int64)
 
 
-GRIDS: tuple[Grid, Grid] = (even, logarithmic)
+GRIDS: tuple[GridFunction, GridFunction] = (linear_grid, log_grid)
 
 
-def kept(steps: np.ndarray, curves: Iterable[np.ndarray], size: int) -> np.ndarray:
+def decimate(steps: np.ndarray, curves: Iterable[np.ndarray], size: int) -> np.ndarray:
     """Which rows to draw.
 
     Args:
         steps: (N,) int64, ascending.
         curves: arrays (N,) over these steps, such as a mean and its band; what is not finite counts only where a
             column holds nothing else.
-        size: from `size_for`, above the last step.
+        size: from `grid_size`, above the last step.
 
     Returns:
         (N,) bool: in every column of either grid the first row at each curve's minimum and at its maximum. Thinning
@@ -52,12 +52,12 @@ def kept(steps: np.ndarray, curves: Iterable[np.ndarray], size: int) -> np.ndarr
     return _extremes([grid(steps, size) for grid in GRIDS], curves)
 
 
-def magnified(steps: np.ndarray, curves: Iterable[np.ndarray], low: int, high: int) -> np.ndarray:
-    """As `kept`, of steps from `low` to `high` alone, over `COLUMNS` columns between these two on either grid."""
+def decimate_window(steps: np.ndarray, curves: Iterable[np.ndarray], low: int, high: int) -> np.ndarray:
+    """As `decimate`, of steps from `low` to `high` alone, over `COLUMNS` columns between these two on either grid."""
     grids = []
     for place in (np.asarray, lambda step: np.log2(1.0 + step)):
         first, last = place(low), place(high)
-        grids.append(np.floor((place(steps) - first) * (COLUMNS / max(last - first, 1e-9))))
+        grids.append(np.floor((place(steps) - first) * (MAX_COLUMNS / max(last - first, 1e-9))))
     return _extremes(grids, curves)
 
 
@@ -83,18 +83,18 @@ def _first_lowest(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return places[np.r_[True, segment[1:] != segment[:-1]]]
 
 
-def stale_from(step: int, size: int) -> tuple[int, int]:
+def first_stale_step(step: int, size: int) -> tuple[int, int]:
     """Where a change at `step` reaches.
 
     Returns:
         The first step from which thinned rows may have changed, and the first step whose rows are needed to thin those
         again.
     """
-    changed = min(_start(grid, step, size) for grid in GRIDS)
-    return changed, min(_start(grid, changed, size) for grid in GRIDS)
+    changed = min(_column_start(grid, step, size) for grid in GRIDS)
+    return changed, min(_column_start(grid, changed, size) for grid in GRIDS)
 
 
-def _start(grid: Grid, step: int, size: int) -> int:
+def _column_start(grid: GridFunction, step: int, size: int) -> int:
     """The first step in the column of `step`."""
     column = int(grid(np.array([step]), size)[0])
     low, high = 0, step

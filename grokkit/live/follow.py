@@ -13,24 +13,24 @@ import numpy as np
 
 from grokkit.errors import GrokkitError, TrajectoryError
 from grokkit.live.maps import MapSet
-from grokkit.live.panels import ENDS, SIGNALS, STANDARD_ERROR, Row, Trace, of_metric, of_reading
+from grokkit.live.panels import ENDS, SIGNALS, STANDARD_ERROR, Trace, TraceRow, metric_trace, reading_traces
 from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
 from grokkit.trajectory import Run, documents, log, store
-from grokkit.trajectory.run import in_force
+from grokkit.trajectory.run import effective_events
 
 Listed = TypeVar("Listed", str, int)
 
 PACE_SECONDS = 900.0
 """How far back the present speed is measured."""
-ENDED = ("done", "failed", "interrupted", "killed", "unreadable")
-CHECKS = {"metrics": documents.as_metric, "events": documents.as_event}
+ENDED_STATES = ("done", "failed", "interrupted", "killed", "unreadable")
+CHECKS = {"metrics": documents.parse_metric, "events": documents.parse_event}
 
 
 class Follower:
     """What is known of a run so far; `refresh` reads what is new. Nothing is ever read twice.
 
-    What cannot be read is a sentence in `problems`, by what it is about; a run whose status cannot be read has the
-    state `unreadable`.
+    What cannot be read is a sentence in `find_problems`, by what it is about; a run whose status cannot be read has the
+    state `unreadable_error`.
 
     Args:
         run: the run, opened for reading.
@@ -58,7 +58,7 @@ class Follower:
         self._every_event: list[dict[str, Any]] = []
         self._pace: deque[tuple[float, int]] = deque()
         self.config, self.environment = self._facts("config"), self._facts("environment")
-        self._birth = _stamp(self.run.path / "config.toml")
+        self._birth = _get_stamp(self.run.path / "config.toml")
 
     def _facts(self, name: str) -> dict[str, Any]:
         try:
@@ -88,7 +88,7 @@ class Follower:
         return same
 
     def _read(self, tick: int, deep: bool) -> bool:
-        same = _stamp(self.run.path / "config.toml") == self._birth and not self._shrunk()
+        same = _get_stamp(self.run.path / "config.toml") == self._birth and not self._shrunk()
         if not same:
             self._begin()
         self._read_status(tick)
@@ -101,7 +101,7 @@ class Follower:
         return same
 
     def _shrunk(self) -> bool:
-        return any(_size(self._log(name)) < offset for name, offset in self._offsets.items())
+        return any(_get_size(self._log(name)) < offset for name, offset in self._offsets.items())
 
     def _tell(self, about: str, problem: str | None, tick: int) -> None:
         """Note what is wrong, or that nothing is any more."""
@@ -117,7 +117,7 @@ class Follower:
         return self.run.path / f"{name}.jsonl"
 
     def _read_status(self, tick: int) -> None:
-        stamp = _stamp(self.run.path / "status.json")
+        stamp = _get_stamp(self.run.path / "status.json")
         try:
             if stamp != self._stamps.get("status"):
                 self.status = self.run.status
@@ -137,8 +137,8 @@ class Follower:
         records: list[dict[str, Any]] = []
         try:
             documents.refuse_irregular(path)
-            if _size(path) > offset:
-                records, self._offsets[name], damaged = log.read_from(path, offset, CHECKS[name])
+            if _get_size(path) > offset:
+                records, self._offsets[name], damaged = log.read_log_from(path, offset, CHECKS[name])
                 self._damaged[name] += damaged
         except TrajectoryError as error:
             self._tell(path.name, str(error), tick)
@@ -157,7 +157,7 @@ class Follower:
             columns[:, VALUE] = [row["value"] for row in rows]
             columns[:, ATTEMPT] = [row["attempt"] for row in rows]
             steps = [row["step"] for row in rows]
-            self._extend(of_metric(split, metric, str(self.config.get("loss", ""))), steps, columns, tick)
+            self._extend(metric_trace(split, metric, str(self.config.get("loss", ""))), steps, columns, tick)
             self._newest = max(self._newest, (rows[-1]["attempt"], steps[-1]))
 
     def _extend(self, trace: Trace, steps: Any, rows: np.ndarray, tick: int) -> None:
@@ -167,14 +167,14 @@ class Follower:
     def _read_events(self, tick: int) -> None:
         if new := self._new_records("events", tick):
             self._every_event += new
-            self.events, self.events_changed = in_force(self._every_event), tick
+            self.events, self.events_changed = effective_events(self._every_event), tick
 
     def _read_files(self, room: str, tick: int) -> None:
         for identity, steps in self._changed_folders(room, tick):
             for step in steps:
-                path = self.run.path / room / identity / store.file_name(step)
+                path = self.run.path / room / identity / store.step_file_name(step)
                 key = room, identity, step
-                if self._seen.get(key) == -1 or self._seen.get(key) == _stamp(path)[1]:
+                if self._seen.get(key) == -1 or self._seen.get(key) == _get_stamp(path)[1]:
                     continue
                 try:
                     self._take(room, identity, step, tick)
@@ -182,18 +182,18 @@ class Follower:
                     self._tell(str(path), None, tick)
                 except Exception as error:  # a file can be whole and hold anything
                     # Said once, and tried again when the file has changed: a replay makes damaged ones good.
-                    self._seen[key] = _stamp(path)[1]
+                    self._seen[key] = _get_stamp(path)[1]
                     why = str(error) if isinstance(error, TrajectoryError) else f"{type(error).__name__}: {error}"
                     self._tell(str(path), why if str(path) in why else f"{path} cannot be shown: {why}", tick)
 
     def _changed_folders(self, room: str, tick: int) -> Iterator[tuple[str, list[int]]]:
         """Identities whose folder has other files than at the last look, with the steps in it."""
-        for name in self._listed(store.identities_in, self.run.path / room, tick):
+        for name in self._listed(store.list_identities, self.run.path / room, tick):
             folder = self.run.path / room / name
-            stamp = _stamp(folder)
+            stamp = _get_stamp(folder)
             if self._stamps.get(str(folder)) != stamp:
                 self._stamps[str(folder)] = stamp
-                yield name, self._listed(store.steps_in, folder, tick)
+                yield name, self._listed(store.list_steps, folder, tick)
 
     def _listed(self, look: Callable[[Path], list[Listed]], folder: Path, tick: int) -> list[Listed]:
         """What is in a folder; nothing, and why, where it cannot be read."""
@@ -207,7 +207,7 @@ class Follower:
 
     def _take(self, room: str, identity: str, step: int, tick: int) -> None:
         if room == "measures":
-            for trace, *numbers in _checked(list(of_reading(self.run.reading(identity, step)))):
+            for trace, *numbers in _validate_rows(list(reading_traces(self.run.reading(identity, step)))):
                 self._extend(trace, [step], np.array([[*numbers, 1.0]]), tick)
         else:
             values, labels, note = self.run.attribution(identity, step)
@@ -219,7 +219,7 @@ class Follower:
         """Note where the run is by now, for its pace."""
         attempt, logged = self._newest
         step = max(int(self.status.get("step") or 0), logged if attempt == self.status.get("attempt") else 0)
-        now = max(float(self.status.get("updated") or 0.0), _stamp(self._log("metrics"))[1] / 1e9)
+        now = max(float(self.status.get("updated") or 0.0), _get_stamp(self._log("metrics"))[1] / 1e9)
         if step != self.step or now != self.updated:
             self.step, self.updated, self.changed = step, now, tick
         if self._pace and step < self._pace[-1][1]:
@@ -270,7 +270,7 @@ class Follower:
     def _beside(self, trace: Trace, ending: str, steps: np.ndarray, start: int) -> np.ndarray | None:
         """What was logged at `steps` under the signal's name with an ending; NaN where nothing was, None where it never
         is."""
-        of = of_metric("signal", trace.label.replace(" ", "_") + ending, "")
+        of = metric_trace("signal", trace.label.replace(" ", "_") + ending, "")
         if of not in self.series:
             return None
         at, values, _, _ = self.series[of].since(start)
@@ -278,7 +278,7 @@ class Follower:
         return np.where(at[places] == steps, values[places], np.nan) if len(at) else np.full(len(steps), np.nan)
 
 
-def _checked(rows: Sequence[Row]) -> Sequence[Row]:
+def _validate_rows(rows: Sequence[TraceRow]) -> Sequence[TraceRow]:
     """The rows of a reading, whose labels are to be text: pages sort them and write them as JSON."""
     for trace, *_ in rows:
         odd = [
@@ -294,7 +294,7 @@ def is_error(trace: Trace) -> bool:
     return trace.panel in SIGNALS and trace.label.endswith(tuple(f" {end[1:]}" for end in (STANDARD_ERROR, *ENDS)))
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _get_stamp(path: Path) -> tuple[int, int]:
     """Inode and time of the last change; zeros where there is nothing."""
     try:
         found = path.stat()
@@ -303,7 +303,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-def _size(path: Path) -> int:
+def _get_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:

@@ -72,7 +72,7 @@ class MapSet:
         maps = self._summed(values)
         with np.errstate(over="ignore"):  # beside a scale of next to nothing
             share = (maps / limit + 1) / 2 if self.signed else maps / limit
-        return png(side_by_side(coloured(share, DIVERGING if self.signed else SEQUENTIAL)))
+        return encode_png(side_by_side(apply_colours(share, DIVERGING if self.signed else SEQUENTIAL)))
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
         """(image, height, width): relevance summed over channels."""
@@ -86,7 +86,7 @@ class MapSet:
         return maps
 
 
-def coloured(share: np.ndarray, colours: tuple[str, ...]) -> np.ndarray:
+def apply_colours(share: np.ndarray, colours: tuple[str, ...]) -> np.ndarray:
     """Numbers 0..1 (others are cut off) as uint8 colours between the given ones; one axis more, of 3."""
     stops = np.array([[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in colours], dtype=float)
     places = np.linspace(0, 1, len(stops))
@@ -95,7 +95,7 @@ def coloured(share: np.ndarray, colours: tuple[str, ...]) -> np.ndarray:
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8).reshape(*share.shape, 3)
 
 
-def photographs(images: np.ndarray) -> np.ndarray:
+def to_photographs(images: np.ndarray) -> np.ndarray:
     """Probe images (image, channel, height, width) as uint8 colours (image, height, width, 3); floats outside 0..1 are
     stretched to it, what is not finite is black. Raises TrajectoryError if they have another form."""
     if images.ndim != 4 or not images.size or images.dtype.kind not in "fiub":
@@ -119,7 +119,7 @@ def side_by_side(pictures: np.ndarray) -> np.ndarray:
     return pictures.transpose(1, 0, 2, 3).reshape(height, count * width, 3)
 
 
-def png(picture: np.ndarray) -> bytes:
+def encode_png(picture: np.ndarray) -> bytes:
     """A picture (height, width, 3) of uint8 as the bytes of a PNG file."""
     height, width, _ = picture.shape
     rows = np.concatenate([np.zeros((height, 1), dtype=np.uint8), picture.reshape(height, -1)], axis=1)

@@ -17,7 +17,7 @@ class Panel(NamedTuple):
     Args:
         key: what traces name it by.
         title: what stands above it.
-        scale: of the value axis at first: `log`, `linear`, `share` (0 to 1) or `zero` (linear from 0).
+        scale: of the value axis at first: `log`, `apply_linear`, `share` (0 to 1) or `zero` (linear from 0).
         missing: what adds the numbers to a run that has none.
     """
 
@@ -65,7 +65,7 @@ class Trace(NamedTuple):
     source: str = ""
 
 
-Row = tuple[Trace, float, float, float]
+TraceRow = tuple[Trace, float, float, float]
 """A trace with value, low and high."""
 
 _LOSS_UNITS = {"cross_entropy": "nats", "mse": "squared logits"}
@@ -76,7 +76,7 @@ STANDARD_ERROR, ENDS = "_se", ("_low", "_high")
 """Endings of a logged signal that is the standard error of the one without it, or an end of its interval."""
 
 
-def of_metric(split: str, metric: str, loss: str) -> Trace:
+def metric_trace(split: str, metric: str, loss: str) -> Trace:
     """The trace of a logged number; `loss` is the run's loss function."""
     label, order = _SPLITS.get(split, (split, 6))
     if metric == "loss":
@@ -92,20 +92,20 @@ def of_metric(split: str, metric: str, loss: str) -> Trace:
     return Trace(metric, label, split, "", order=order)
 
 
-def of_reading(reading: Reading) -> Iterator[Row]:
+def reading_traces(reading: Reading) -> Iterator[TraceRow]:
     """The traces of a reading with their numbers."""
     rows = list(reading.rows())
     parameters = json.dumps(reading.settings.get("parameters", {}), sort_keys=True, default=str)
     source = f"{reading.measure}-{zlib.crc32(parameters.encode()):08x}"
     if reading.measure == "local_complexity":
-        yield from _complexity(source, reading, rows)
+        yield from _complexity_traces(source, reading, rows)
     elif reading.measure == "robust_accuracy":
-        yield from _robust(source, reading, rows)
+        yield from _robust_traces(source, reading, rows)
     else:
-        yield from _plain(source, reading, rows)
+        yield from _plain_traces(source, reading, rows)
 
 
-def _complexity(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[Row]:
+def _complexity_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     asked = reading.settings.get("parameters", {})
     how = "" if asked.get("method", "tangent") == "tangent" else f", {asked['method']}"
     directions = reading.settings.get("directions")
@@ -114,14 +114,14 @@ def _complexity(source: str, reading: Reading, rows: list[dict[str, Any]]) -> It
         choice = f"r = {row['radius']:g}" + (f", {count} directions" if count is not None else "") + how
         probe, layer = row.get("probe_set", ""), row.get("layer", "total")
         if layer == "total":
-            trace = Trace("complexity", probe, probe, reading.unit, choice, "", _place(probe), source)
+            trace = Trace("complexity", probe, probe, reading.unit, choice, "", _probe_order(probe), source)
         else:
             order = list(reading.coords["layer"]).index(layer)
             trace = Trace("layers", layer, "layer", reading.unit, choice, probe, order, source)
         yield trace, row["value"], row["low"], row["high"]
 
 
-def _robust(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[Row]:
+def _robust_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     """The worst attack counts at each epsilon."""
     worst: dict[tuple[str, float], dict[str, Any]] = {}
     for row in rows:
@@ -130,18 +130,18 @@ def _robust(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterat
             worst[place] = row
     radii = sorted({epsilon for _, epsilon in worst})
     for (probe, epsilon), row in worst.items():
-        label = f"{probe}, eps = {_as_pixels(epsilon)}"
+        label = f"{probe}, eps = {_format_epsilon(epsilon)}"
         trace = Trace("robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source)
         yield trace, row["value"], row["low"], row["high"]
 
 
-def _as_pixels(epsilon: float) -> str:
+def _format_epsilon(epsilon: float) -> str:
     """8/255 where it is a whole number of grey levels, else the number."""
     levels = round(255 * epsilon, 6)
     return f"{levels:g}/255" if levels == int(levels) else f"{epsilon:g}"
 
 
-def _plain(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[Row]:
+def _plain_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     layers = list(reading.coords.get("layer", ()))
     shown = {"total"} if "total" in layers else set(layers[:SHOWN_LAYERS])
     panel = {"accuracy": "accuracy", "loss": "loss"}.get(reading.measure, reading.measure)
@@ -152,7 +152,7 @@ def _plain(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterato
         others = [f"{dim} {row[dim]}" for dim in reading.dims if dim not in ("probe_set", "layer")]
         words = [_probe_label(probe, panel), "" if layer == "total" else layer, *others]
         label = ", ".join(word for word in words if word) or reading.measure.replace("_", " ")
-        role, order = (probe, _place(probe)) if probe else ("layer" if len(shown) > 1 else "rate", 0)
+        role, order = (probe, _probe_order(probe)) if probe else ("layer" if len(shown) > 1 else "rate", 0)
         order = layers.index(layer) if role == "layer" else order
         trace = Trace(panel, label, role, reading.unit, order=order, source=source)
         yield trace, row["value"], row["low"], row["high"]
@@ -163,11 +163,11 @@ def _probe_label(probe: str, panel: str) -> str:
     return f"{probe} probes" if probe and panel in ("accuracy", "loss") else probe
 
 
-def _place(probe: str) -> int:
+def _probe_order(probe: str) -> int:
     return {"train": 1, "test": 2, "random": 3}.get(probe, 3)
 
 
-def described(traces: Mapping[Trace, Any]) -> list[dict[str, str]]:
+def describe_panels(traces: Mapping[Trace, Any]) -> list[dict[str, str]]:
     """The charts for these traces: those of `PANELS`, then one for everything else, in the order of its name."""
     known = {panel.key for panel in PANELS}
     rest = sorted({trace.panel for trace in traces} - known, key=lambda key: (key not in SIGNALS, key))

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from grokkit.config.overrides import dotted
+from grokkit.config.overrides import flatten
 from grokkit.errors import GrokkitError
-from grokkit.live.decimate import kept, magnified, size_for, stale_from
+from grokkit.live.decimate import decimate, decimate_window, first_stale_step, grid_size
 from grokkit.live.follow import Follower, is_error
-from grokkit.live.panels import Trace, described
-from grokkit.live.series import Curve, band
-from grokkit.trajectory import as_path, find_runs
-from grokkit.trajectory.documents import finite, is_count
+from grokkit.live.panels import Trace, describe_panels
+from grokkit.live.series import Curve, merge_seeds
+from grokkit.trajectory import find_runs, to_path
+from grokkit.trajectory.documents import drop_non_finite, is_count
 
 SHOWN = 4
 """Groups that are drawn when nobody has chosen."""
@@ -32,7 +32,7 @@ LABEL = 80
 """Characters of a choice in a group's label."""
 
 
-class Group:
+class SeedGroup:
     """Runs that differ in nothing but their seed."""
 
     def __init__(self, key: str, label: str) -> None:
@@ -42,7 +42,7 @@ class Group:
 
     def fit(self, tick: int) -> None:
         """Widen the grids where a run has outgrown them; everything is then sent again."""
-        size = max((size_for(max(each.total_steps or 0, each.step)) for each in self.members), default=size_for(0))
+        size = max((grid_size(max(each.total_steps or 0, each.step)) for each in self.members), default=grid_size(0))
         if size != self.size:
             self.size, self.reset = size, tick
 
@@ -56,7 +56,7 @@ class Group:
         return float(-(-images // min(size, images)))
 
 
-class Study:
+class RunBrowser:
     """The runs below some folders, for `update`. Safe to ask from several threads.
 
     Args:
@@ -64,9 +64,9 @@ class Study:
     """
 
     def __init__(self, roots: Sequence[Path]) -> None:
-        self.roots = list(map(as_path, roots))
+        self.roots = list(map(to_path, roots))
         self.followers: dict[str, Follower] = {}
-        self.groups: dict[str, Group] = {}
+        self.groups: dict[str, SeedGroup] = {}
         self._boot = uuid.uuid4().hex[:8]
         self._tick, self._reset, self._looked = 0, 0, -DISCOVERY_SECONDS
         self._chosen: list[str] = []
@@ -104,7 +104,7 @@ class Study:
         with self._lock:
             group = self.groups.get(key)
             return [] if group is None else [
-                told_window(group, trace, members, low, high) for trace, members in traces_of(group)
+                window_json(group, trace, members, low, high) for trace, members in collect_traces(group)
             ]  # fmt: skip
 
     def follower(self, key: str) -> Follower | None:
@@ -141,13 +141,13 @@ class Study:
         """Sort the runs into groups; known groups keep their grids."""
         before, self.groups = self.groups, {}
         for follower in sorted(self.followers.values(), key=lambda each: (each.run.name, str(each.run.path))):
-            label, key = group_of(follower)
+            label, key = group_key(follower)
             if key not in self.groups:
-                self.groups[key] = before.get(key, Group(key, label))
+                self.groups[key] = before.get(key, SeedGroup(key, label))
                 self.groups[key].members = []
             self.groups[key].members.append(follower)
         for label in {group.label for group in self.groups.values()}:
-            tell_apart([group for group in self.groups.values() if group.label == label])
+            disambiguate_labels([group for group in self.groups.values() if group.label == label])
 
     def _shown(self, wanted: Sequence[str] | None) -> list[str]:
         if wanted is not None:
@@ -168,7 +168,7 @@ class Study:
                     self._reset = self._tick
             group.fit(self._tick)
 
-    def _told_group(self, group: Group) -> dict[str, Any]:
+    def _told_group(self, group: SeedGroup) -> dict[str, Any]:
         return {
             "key": group.key, "label": group.label, "steps_per_epoch": group.steps_per_epoch,
             "runs": [member.id for member in group.members],
@@ -181,68 +181,72 @@ class Study:
         }
         traces = {trace: None for each in drawn for trace in each.series if not is_error(trace)}
         return {
-            "runs": {each.id: finite(told_run(each)) for each in self.followers.values() if each.changed > since},
-            "events": {each.id: finite(each.events[-EVENTS:]) for each in drawn if each.events_changed > since},
+            "runs": {
+                each.id: drop_non_finite(run_json(each)) for each in self.followers.values() if each.changed > since
+            },
+            "events": {
+                each.id: drop_non_finite(each.events[-EVENTS:]) for each in drawn if each.events_changed > since
+            },
             "maps": maps,
-            "panels": described(traces),
+            "panels": describe_panels(traces),
             "curves": [curve for key in shown for curve in self._curves(self.groups[key], since)],
         }
 
-    def _curves(self, group: Group, since: int) -> Iterator[dict[str, Any]]:
+    def _curves(self, group: SeedGroup, since: int) -> Iterator[dict[str, Any]]:
         if group.reset > since:
             since = -1
         if max((member.series_changed for member in group.members), default=-1) <= since:
             return
-        for trace, members in traces_of(group):
+        for trace, members in collect_traces(group):
             steps = [step for each in members if (step := each.series[trace].changed_since(since)) is not None]
             if steps:
-                yield told_curve(group, trace, members, min(steps))
+                yield curve_json(group, trace, members, min(steps))
 
 
-def traces_of(group: Group) -> Iterator[tuple[Trace, list[Follower]]]:
+def collect_traces(group: SeedGroup) -> Iterator[tuple[Trace, list[Follower]]]:
     """What is drawn of a group, each with the members that have it."""
     for trace in dict.fromkeys(trace for member in group.members for trace in member.series):
         if not is_error(trace):
             yield trace, [member for member in group.members if trace in member.series]
 
 
-def told_curve(group: Group, trace: Trace, members: Sequence[Follower], step: int) -> dict[str, Any]:
+def curve_json(group: SeedGroup, trace: Trace, members: Sequence[Follower], step: int) -> dict[str, Any]:
     """The thinned rows of one curve from the first column that a change at `step` touches."""
-    start, needed = stale_from(step, group.size)
-    curve, count = band([member.points(trace, needed) for member in members])
-    rows = kept(curve[0], _drawn(curve), group.size) & (curve[0] >= start)
-    return {**_named(group, trace, members), "from": start, **_told(curve, count, rows, len(members))}
+    start, needed = first_stale_step(step, group.size)
+    curve, count = merge_seeds([member.points(trace, needed) for member in members])
+    rows = decimate(curve[0], _line_json(curve), group.size) & (curve[0] >= start)
+    return {**_label(group, trace, members), "from": start, **_rows_json(curve, count, rows, len(members))}
 
 
-def told_window(group: Group, trace: Trace, members: Sequence[Follower], low: int, high: int) -> dict[str, Any]:
+def window_json(group: SeedGroup, trace: Trace, members: Sequence[Follower], low: int, high: int) -> dict[str, Any]:
     """The rows of one curve from `low` to `high`, thinned for these alone."""
-    curve, count = band([member.points(trace, low) for member in members])
+    curve, count = merge_seeds([member.points(trace, low) for member in members])
     end = int(np.searchsorted(curve[0], high, side="right"))
     curve, count = (curve[0][:end], curve[1][:end], curve[2][:end], curve[3][:end]), count[:end]
-    rows = magnified(curve[0], _drawn(curve), low, high)
-    return {**_named(group, trace, members), "from": low, "to": high, **_told(curve, count, rows, len(members))}
+    rows = decimate_window(curve[0], _line_json(curve), low, high)
+    return {**_label(group, trace, members), "from": low, "to": high, **_rows_json(curve, count, rows, len(members))}
 
 
-def _named(group: Group, trace: Trace, members: Sequence[Follower]) -> dict[str, Any]:
+def _label(group: SeedGroup, trace: Trace, members: Sequence[Follower]) -> dict[str, Any]:
     return {**trace._asdict(), "group": group.key, "seeds": len(members)}
 
 
-def _drawn(curve: Curve) -> tuple[np.ndarray, ...]:
+def _line_json(curve: Curve) -> tuple[np.ndarray, ...]:
     """The line, and its bounds where it has any."""
     return curve[1:] if np.isfinite(curve[2]).any() else (curve[1],)
 
 
-def _told(curve: Curve, count: np.ndarray, rows: np.ndarray, seeds: int) -> dict[str, Any]:
+def _rows_json(curve: Curve, count: np.ndarray, rows: np.ndarray, seeds: int) -> dict[str, Any]:
     steps, mean, low, high = (part[rows] for part in curve)
-    bounded = len(_drawn(curve)) > 1
+    bounded = len(_line_json(curve)) > 1
     told = {
-        "x": steps.tolist(), "y": as_json(mean),
-        "low": as_json(low) if bounded else None, "high": as_json(high) if bounded else None,
+        "x": steps.tolist(), "y": finite_json(mean),
+        "low": finite_json(low) if bounded else None, "high": finite_json(high) if bounded else None,
     }  # fmt: skip
     return told | ({"count": count[rows].tolist()} if seeds > 1 else {})
 
 
-def as_json(values: np.ndarray) -> list[float | None]:
+def finite_json(values: np.ndarray) -> list[float | None]:
     """Numbers to seven digits; None where one is not finite."""
     finite = np.isfinite(values)
     with np.errstate(divide="ignore"):
@@ -252,7 +256,7 @@ def as_json(values: np.ndarray) -> list[float | None]:
     return [value if good else None for value, good in zip(rounded.tolist(), finite.tolist(), strict=True)]
 
 
-def told_run(follower: Follower) -> dict[str, Any]:
+def run_json(follower: Follower) -> dict[str, Any]:
     """How one run stands."""
     status = follower.status
     return {
@@ -266,7 +270,7 @@ def told_run(follower: Follower) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def group_of(follower: Follower) -> tuple[str, str]:
+def group_key(follower: Follower) -> tuple[str, str]:
     """Name without the seed, and a key of everything but the seed."""
     label = re.sub(r"-s\d+(-[0-9a-f]+)?$", "", follower.run.name)
     rest = {name: value for name, value in follower.config.items() if name != "seed"}
@@ -274,11 +278,11 @@ def group_of(follower: Follower) -> tuple[str, str]:
     return label, hashlib.sha256(content.encode(errors="backslashreplace")).hexdigest()[:10]
 
 
-def tell_apart(groups: Sequence[Group]) -> None:
+def disambiguate_labels(groups: Sequence[SeedGroup]) -> None:
     """Give groups of one name the choices in which they differ."""
     if len(groups) < 2:
         return
-    flats = [dotted(group.members[0].config) for group in groups]
+    flats = [flatten(group.members[0].config) for group in groups]
     differing = sorted(
         name for name in set().union(*flats) if name != "seed" and len({repr(flat.get(name)) for flat in flats}) > 1
     )

@@ -86,7 +86,7 @@ class Series:
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def band(members: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
+def merge_seeds(members: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
     """Several seeds as one curve.
 
     Args:

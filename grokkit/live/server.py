@@ -18,8 +18,8 @@ from urllib.parse import parse_qs, unquote
 
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.escape import escape_controls
-from grokkit.live.page import STATIC, TYPES, picture, static
-from grokkit.live.run_browser import Study
+from grokkit.live.page import STATIC, TYPES, read_static, render_picture
+from grokkit.live.run_browser import RunBrowser
 
 HOST = "127.0.0.1"
 NAMES = ("127.0.0.1", "localhost")
@@ -49,7 +49,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, study: Study, port: int | None = None) -> None:
+    def __init__(self, study: RunBrowser, port: int | None = None) -> None:
         self.study, self.token = study, secrets.token_urlsafe(24)
         super().__init__((HOST, 0), Handler, bind_and_activate=False)
         try:
@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         follower = self.server.study.follower(run)
         if follower is None:
             raise TrajectoryError("there is no such run")
-        return "image/png", picture(follower, identity, which)
+        return "image/png", render_picture(follower, identity, which)
 
     def _refuse(self, status: HTTPStatus, sentence: str) -> None:
         self._send(status, "text/plain", f"{escape_controls(sentence)}\n".encode())
@@ -215,4 +215,4 @@ def _json(told: object) -> tuple[str, bytes]:
 
 
 def _file(name: str) -> tuple[str, bytes]:
-    return TYPES[name[name.rindex(".") :]], static(name).encode()
+    return TYPES[name[name.rindex(".") :]], read_static(name).encode()

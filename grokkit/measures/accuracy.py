@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from grokkit.measures import register
-from grokkit.measures.base import Context, labelled, logits_of, tensor_of, wilson
+from grokkit.measures.base import Context, predict_logits, select_labelled, to_tensor, wilson_interval
 from grokkit.names import Reading
 
 
@@ -27,13 +27,13 @@ class Accuracy:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: share of images."""
-        probes = labelled(context, self.probe_sets)
+        probes = select_labelled(context, self.probe_sets)
         correct = np.zeros(len(probes))
         for place, probe in enumerate(probes.values()):
-            answers = logits_of(context.model, tensor_of(probe, context.model)).argmax(1).cpu()
+            answers = predict_logits(context.model, to_tensor(probe, context.model)).argmax(1).cpu()
             correct[place] = int((answers == torch.from_numpy(probe.labels)).sum())
         seen = np.array([len(probe) for probe in probes.values()])
-        low, high = wilson(correct, seen)
+        low, high = wilson_interval(correct, seen)
         return Reading(
             "accuracy", correct / seen, ("probe_set",), {"probe_set": tuple(probes)}, "share of images",
             n=tuple(int(count) for count in seen), low=low, high=high,

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.device.preserved_state import borrowed, device_of, dtype_of, unwrap
+from grokkit.device.preserved_state import device_of, dtype_of, preserved_state, unwrap
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.interrupt import poll
+from grokkit.interrupt import check_interrupt
 from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet, Reading
 
-BATCH = 512
+BATCH_SIZE = 512
 """Images per forward pass; a matter of memory only, no reading depends on it."""
 
 
@@ -44,14 +44,14 @@ class Measure(Protocol):
     def __call__(self, context: Context) -> Reading: ...
 
 
-def settings_of(measure: Measure) -> dict[str, Any]:
+def get_settings(measure: Measure) -> dict[str, Any]:
     """The parameters as JSON values; they go into the identity of the measure's readings."""
     if not dataclasses.is_dataclass(measure) or isinstance(measure, type):
         raise UsageError(f"a measure must be an instance of a frozen dataclass; got {measure!r}")
     return dataclasses.asdict(measure)
 
 
-def chosen(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
+def select_probes(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
     """The probe sets `names` that the run has, cut to their first `points` images.
 
     Raises:
@@ -73,13 +73,13 @@ def chosen(context: Context, names: Sequence[str], points: int | None = None) ->
     }
 
 
-def tensor_of(probe: ProbeSet, model: nn.Module) -> Tensor:
+def to_tensor(probe: ProbeSet, model: nn.Module) -> Tensor:
     """The images on the model's device and in its dtype; uint8 becomes pixels in [0, 1]."""
     images = torch.from_numpy(np.ascontiguousarray(probe.images)).to(device_of(model), dtype_of(model))
     return images / 255 if probe.images.dtype == np.uint8 else images
 
 
-def net_and_inputs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, str]:
+def unwrap_normalisation(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, str]:
     """The net, its input for these images, and the name of that space: a `Classifier` is measured behind its
     normalisation, any other module on exactly the tensor it is given."""
     model = unwrap(model)
@@ -89,21 +89,21 @@ def net_and_inputs(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor,
     return model, images, "input space as given"
 
 
-def labelled(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
-    """As `chosen`, for measures that need labels; a set without them (`random`) is an UsageError."""
-    probes = chosen(context, names, points)
+def select_labelled(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
+    """As `select_probes`, for measures that need labels; a set without them (`random`) is an UsageError."""
+    probes = select_probes(context, names, points)
     for name, probe in probes.items():
         if (probe.labels < 0).any():
             raise UsageError(f"the images of probe set {name!r} have no labels; choose others in `probe_sets`")
     return probes
 
 
-def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     """Logits (N, classes) of all images, the ragged last batch included; eval mode, strict precision, no gradients."""
     logits = []
-    with borrowed(model) as inner, torch.no_grad():
-        for batch in images.split(BATCH):
-            poll()
+    with preserved_state(model) as inner, torch.no_grad():
+        for batch in images.split(BATCH_SIZE):
+            check_interrupt()
             logits.append(inner(batch))
     if not all(isinstance(batch, Tensor) and batch.dim() == 2 for batch in logits):
         raise ModelContractError(
@@ -113,7 +113,7 @@ def logits_of(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat(logits)
 
 
-def wilson(correct: np.ndarray, seen: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+def wilson_interval(correct: np.ndarray, seen: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
     """95 % Wilson interval of a proportion (Wilson 1927), good also at 0 and 1."""
     z = 1.959963984540054
     share, spread = correct / seen, z * z / seen

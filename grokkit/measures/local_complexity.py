@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from grokkit.errors import UsageError
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.measures.base import Context, select_probes, to_tensor, unwrap_normalisation
 from grokkit.names import Reading
 from grokkit.spline import ComplexitySpectrum, LocalComplexity, complexity_spectrum, local_complexity, t_interval
 
@@ -25,8 +25,8 @@ class Complexity:
     The layer `total` is the sum over layers; `low` and `high` are the 95 % t interval of the mean over the points.
     The density is value / radius. In the settings stand the units that are live (active at some point); where a GPU
     rounded the tangents to bfloat16, the share of crossings that this moves; and the means of the other series, for
-    each probe set, layer and radius: `switches` and `pool_signs` of the max-pools, whose `windows` are told too, and
-    `zones` of the smooth activations.
+    each probe set, layer and radius: `find_switches` and `pool_signs` of the max-pools, whose `windows` are told too,
+    and `zones` of the smooth activations.
 
     Args:
         method: `tangent` (one primal and P tangent passes for all radii) or `vertex` (2P passes per radius).
@@ -52,14 +52,14 @@ class Complexity:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, radius, layer); unit: units per point in the named input space."""
-        probes = chosen(context, self.probe_sets, self.points)
+        probes = select_probes(context, self.probe_sets, self.points)
         means: list[np.ndarray] = []
         bounds: list[list[np.ndarray]] = []
         units: dict[str, int] = {}
         live: dict[str, dict[str, int]] = {}
         beside: dict[str, dict[str, dict[str, list[float]]]] = {series: {} for series in SERIES}
         for name, probe in probes.items():
-            net, inputs, space = net_and_inputs(context.model, tensor_of(probe, context.model))
+            net, inputs, space = unwrap_normalisation(context.model, to_tensor(probe, context.model))
             counts, found, single = self._counted(net, inputs, context.seed)
             for series, means_of in beside.items():
                 means_of[name] = _means(single, series)

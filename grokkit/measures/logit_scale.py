@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, logits_of, tensor_of
+from grokkit.measures.base import Context, predict_logits, select_probes, to_tensor
 from grokkit.names import Reading
 
 
@@ -26,10 +26,10 @@ class LogitScale:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: logits."""
-        probes = chosen(context, self.probe_sets)
+        probes = select_probes(context, self.probe_sets)
         values = []
         for probe in probes.values():
-            logits = logits_of(context.model, tensor_of(probe, context.model))
+            logits = predict_logits(context.model, to_tensor(probe, context.model))
             values.append(float(logits.abs().amax(1).double().mean()))
         counts = tuple(len(probe) for probe in probes.values())
         return Reading(

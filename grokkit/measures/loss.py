@@ -12,9 +12,9 @@ from torch import Tensor
 
 from grokkit.errors import UsageError
 from grokkit.measures import register
-from grokkit.measures.base import Context, labelled, logits_of, tensor_of
+from grokkit.measures.base import Context, predict_logits, select_labelled, to_tensor
 from grokkit.names import Reading
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -34,10 +34,10 @@ def mse(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse}
 
 
-def loss_function(name: str) -> Callable[..., Tensor]:
+def get_loss(name: str) -> Callable[..., Tensor]:
     """The loss called `name`; an UsageError with the nearest match otherwise."""
     if name not in LOSSES:
-        raise UsageError(f"no loss is called {name!r}.{nearest(name, list(LOSSES))} Known: {', '.join(LOSSES)}")
+        raise UsageError(f"no loss is called {name!r}.{did_you_mean(name, list(LOSSES))} Known: {', '.join(LOSSES)}")
     return LOSSES[name]
 
 
@@ -56,11 +56,11 @@ class Loss:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: nats for cross-entropy, squared logits for mse."""
-        function = loss_function(context.loss)
-        probes = labelled(context, self.probe_sets)
+        function = get_loss(context.loss)
+        probes = select_labelled(context, self.probe_sets)
         values = np.zeros(len(probes))
         for place, probe in enumerate(probes.values()):
-            logits = logits_of(context.model, tensor_of(probe, context.model))
+            logits = predict_logits(context.model, to_tensor(probe, context.model))
             values[place] = float(function(logits, torch.from_numpy(probe.labels).to(logits.device)))
         unit = "nats" if context.loss == "cross_entropy" else "squared logits"
         counts = tuple(len(probe) for probe in probes.values())

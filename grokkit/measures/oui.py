@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grokkit.device.preserved_state import borrowed
+from grokkit.device.preserved_state import preserved_state
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.measures.base import Context, select_probes, to_tensor, unwrap_normalisation
 from grokkit.names import Reading
-from grokkit.spline.passes import run
+from grokkit.spline.passes import forward_with_interception
 from grokkit.units import Call
 
 
@@ -41,10 +41,10 @@ class OUI:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set,); unit: mean share of gates, doubled and cut at 1."""
-        probes = chosen(context, self.probe_sets, self.points)
+        probes = select_probes(context, self.probe_sets, self.points)
         values = np.zeros(len(probes))
         for place, probe in enumerate(probes.values()):
-            net, inputs, _ = net_and_inputs(context.model, tensor_of(probe, context.model))
+            net, inputs, _ = unwrap_normalisation(context.model, to_tensor(probe, context.model))
             values[place] = gate_distances(net, inputs).mean()
         counts = tuple(len(probe) for probe in probes.values())
         return Reading(
@@ -72,17 +72,19 @@ def gate_distances(net: nn.Module, inputs: Tensor) -> np.ndarray:
     shares: list[Tensor] = []
 
     def see(call: Call) -> None:
-        shares.append(sum((_pairs(call.z > kink) for kink in call.kinks), torch.zeros(())) / len(call.kinks))
+        shares.append(
+            sum((_mean_pair_distance(call.z > kink) for kink in call.kinks), torch.zeros(())) / len(call.kinks)
+        )
 
-    with borrowed(net) as inner, torch.no_grad():
-        run(inner, inputs.clone(), see)
+    with preserved_state(net) as inner, torch.no_grad():
+        forward_with_interception(inner, inputs.clone(), see)
     if not shares:
         raise ModelContractError("the net has no units whose gates could be compared: it calls no counted activation")
     own = torch.stack(shares).mean(0)
     return (own.mean() + 2 * (own - own.mean())).numpy()
 
 
-def _pairs(gates: Tensor) -> Tensor:
+def _mean_pair_distance(gates: Tensor) -> Tensor:
     """float64 (N,) on the CPU: mean over the other images of 2 min(d, 1/2), from bool (N, ...)."""
     signs = gates.flatten(1).float() * 2 - 1
     count, units = signs.shape

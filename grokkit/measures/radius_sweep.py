@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from grokkit.errors import UsageError
 from grokkit.measures import register
-from grokkit.measures.base import Context, chosen, net_and_inputs, tensor_of
+from grokkit.measures.base import Context, select_probes, to_tensor, unwrap_normalisation
 from grokkit.names import Reading
 from grokkit.spline import complexity_spectrum, local_complexity
-from grokkit.spline.frames import orthonormal_frame
-from grokkit.spline.max_projection import kappa
+from grokkit.spline.frames import draw_orthonormal_frame
+from grokkit.spline.max_projection import expected_max_projection
 
 RADII = 13
 Z = 1.96
@@ -23,7 +23,7 @@ Z = 1.96
 
 @register("calibration")
 @dataclass(frozen=True)
-class Calibration:
+class RadiusSweep:
     """Mean tangent count per point, layers summed, at many radii and numbers of directions.
 
     The frames are nested: P directions are the first P of the largest frame, so the counts at two P are paired. At the
@@ -62,18 +62,21 @@ class Calibration:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, directions, radius); unit: units per point in the named input space."""
-        (probe,) = chosen(context, (self.probe_set,), self.points).values()
-        net, inputs, space = net_and_inputs(context.model, tensor_of(probe, context.model))
+        (probe,) = select_probes(context, (self.probe_set,), self.points).values()
+        net, inputs, space = unwrap_normalisation(context.model, to_tensor(probe, context.model))
         size = inputs[0].numel()
         numbers = tuple(sorted({min(number, size) for number in self.directions}))
-        radii = self.radii or usual_radii(inputs)
-        frame = orthonormal_frame(numbers[-1], size, context.seed)
-        counts = np.stack([_tangent(net, inputs, radii, frame[:number]) for number in numbers])
+        radii = self.radii or default_radii(inputs)
+        frame = draw_orthonormal_frame(numbers[-1], size, context.seed)
+        counts = np.stack([_tangent_counts(net, inputs, radii, frame[:number]) for number in numbers])
         middle = len(numbers) // 2
-        vertex = _vertex(net, inputs, radii, frame[: numbers[middle]])
-        rows = [{"measure": "calibration_kappa", "directions": n, "value": kappa(n, size)} for n in numbers]
-        rows += [{**row, "directions": numbers[middle]} for row in slopes(counts[middle], radii)]
-        rows += [{**row, "directions": numbers[middle]} for row in agreement(vertex, counts[middle], radii)]
+        vertex = _vertex_counts(net, inputs, radii, frame[: numbers[middle]])
+        rows = [
+            {"measure": "calibration_kappa", "directions": n, "value": expected_max_projection(n, size)}
+            for n in numbers
+        ]
+        rows += [{**row, "directions": numbers[middle]} for row in fit_slopes(counts[middle], radii)]
+        rows += [{**row, "directions": numbers[middle]} for row in compare_methods(vertex, counts[middle], radii)]
         common = {"probe_set": self.probe_set, "n": len(inputs), "unit": "1"}
         means, half = counts.mean(-1), Z * counts.std(-1, ddof=1) / np.sqrt(len(inputs))
         return Reading(
@@ -84,7 +87,7 @@ class Calibration:
         )  # fmt: skip
 
 
-def usual_radii(inputs: Tensor) -> tuple[float, ...]:
+def default_radii(inputs: Tensor) -> tuple[float, ...]:
     """13 radii from 1e-4 to 1 times the root mean square distance of the inputs (N, ...) from their mean, two digits.
 
     Raises:
@@ -97,7 +100,7 @@ def usual_radii(inputs: Tensor) -> tuple[float, ...]:
     return tuple(float(f"{radius:.1e}") for radius in np.geomspace(1e-4, 1, RADII) * spread)
 
 
-def slopes(counts: np.ndarray, radii: tuple[float, ...]) -> list[dict[str, Any]]:
+def fit_slopes(counts: np.ndarray, radii: tuple[float, ...]) -> list[dict[str, Any]]:
     """A row per pair of neighbouring radii, named by the larger one, from counts (radius, point)."""
     rows = []
     for index in range(1, len(radii)):
@@ -110,7 +113,7 @@ def slopes(counts: np.ndarray, radii: tuple[float, ...]) -> list[dict[str, Any]]
     return rows
 
 
-def agreement(vertex: np.ndarray, tangent: np.ndarray, radii: tuple[float, ...]) -> list[dict[str, Any]]:
+def compare_methods(vertex: np.ndarray, tangent: np.ndarray, radii: tuple[float, ...]) -> list[dict[str, Any]]:
     """A row per radius, vertex count / tangent count, from counts (radius, point)."""
     rows = []
     for radius, above, below in zip(radii, vertex, tangent, strict=True):
@@ -131,12 +134,12 @@ def log_ratio(above: np.ndarray, below: np.ndarray) -> tuple[float, float] | Non
     return float(np.log(top / bottom)), float(Z * influence.std(ddof=1) / np.sqrt(len(influence)))
 
 
-def _tangent(net: nn.Module, inputs: Tensor, radii: tuple[float, ...], frame: Tensor) -> np.ndarray:
+def _tangent_counts(net: nn.Module, inputs: Tensor, radii: tuple[float, ...], frame: Tensor) -> np.ndarray:
     """Counts (radius, point)."""
     return complexity_spectrum(net, inputs, radii, frame=frame).total.numpy()
 
 
-def _vertex(net: nn.Module, inputs: Tensor, radii: tuple[float, ...], frame: Tensor) -> np.ndarray:
+def _vertex_counts(net: nn.Module, inputs: Tensor, radii: tuple[float, ...], frame: Tensor) -> np.ndarray:
     """Counts (radius, point)."""
     each = [local_complexity(net, inputs, radius, method="vertex", frame=frame).total for radius in radii]
     return torch.stack(each).numpy()

@@ -9,7 +9,7 @@ import torch
 
 from grokkit.errors import UsageError
 from grokkit.measures import register
-from grokkit.measures.base import Context, labelled, tensor_of, wilson
+from grokkit.measures.base import Context, select_labelled, to_tensor, wilson_interval
 from grokkit.names import Reading
 from grokkit.robustness import pgd
 
@@ -44,19 +44,19 @@ class RobustAccuracy:
 
     def __call__(self, context: Context) -> Reading:
         """Dims (probe_set, epsilon, attack); unit: share of images."""
-        probes = labelled(context, self.probe_sets, self.points)
+        probes = select_labelled(context, self.probe_sets, self.points)
         losses = ("cross_entropy", "margin")
         correct = np.zeros((len(probes), len(self.epsilons), len(losses)))
         zero_gradient = np.zeros_like(correct)
         for i, probe in enumerate(probes.values()):
-            images, labels = tensor_of(probe, context.model), torch.from_numpy(probe.labels)
+            images, labels = to_tensor(probe, context.model), torch.from_numpy(probe.labels)
             for j, epsilon in enumerate(self.epsilons):
                 for k, loss in enumerate(losses):
                     found = pgd(context.model, images, labels, epsilon, loss=loss, steps=self.steps, seed=context.seed)
                     correct[i, j, k] = int(found.correct.sum())
                     zero_gradient[i, j, k] = found.zero_gradient_share
         seen = np.array([len(probe) for probe in probes.values()])
-        low, high = wilson(correct, seen[:, None, None])
+        low, high = wilson_interval(correct, seen[:, None, None])
         attacks = tuple(f"pgd-{loss}" for loss in losses)
         return Reading(
             "robust_accuracy", correct / seen[:, None, None], ("probe_set", "epsilon", "attack"),

@@ -9,7 +9,7 @@ from torch import nn
 
 from grokkit.errors import UsageError
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive, norm_layer
+from grokkit.models.parts import InputShape, make_norm, validate_input, validate_positive
 
 
 @register("cnn")
@@ -35,9 +35,9 @@ def cnn(
     Raises:
         UsageError: sizes that are not ints >= 1, lists of different lengths, another `norm`.
     """
-    depth, _, _ = check_input("cnn", input_shape, classes)
-    check_positive("cnn", "channels", channels)
-    check_positive("cnn", "strides", strides)
+    depth, _, _ = validate_input("cnn", input_shape, classes)
+    validate_positive("cnn", "channels", channels)
+    validate_positive("cnn", "strides", strides)
     if len(channels) != len(strides):
         raise UsageError(
             f"model 'cnn': `channels` and `strides` need one number per convolution; "
@@ -47,12 +47,12 @@ def cnn(
     for number, (out, stride) in enumerate(zip(channels, strides, strict=True), start=1):
         layers[f"conv{number}"] = nn.Conv2d(depth, out, 3, stride, padding=1, bias=norm == "none")
         if norm != "none":
-            layers[f"norm{number}"] = norm_layer("cnn", norm, out)
+            layers[f"norm{number}"] = make_norm("cnn", norm, out)
         layers[f"relu{number}"] = nn.ReLU()
         depth = out
     layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
     if hidden != 0:
-        check_positive("cnn", "hidden", [hidden])
+        validate_positive("cnn", "hidden", [hidden])
         layers |= {"hidden": nn.Linear(depth, hidden), "relu_hidden": nn.ReLU()}
         depth = hidden
     layers["head"] = nn.Linear(depth, classes)

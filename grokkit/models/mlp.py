@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive
+from grokkit.models.parts import InputShape, validate_input, validate_positive
 
 
 @register("mlp")
@@ -26,8 +26,8 @@ def mlp(
     Raises:
         UsageError: a size that is not an int >= 1.
     """
-    channels, height, width = check_input("mlp", input_shape, classes)
-    check_positive("mlp", "widths", widths)
+    channels, height, width = validate_input("mlp", input_shape, classes)
+    validate_positive("mlp", "widths", widths)
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     features = channels * height * width
     for number, units in enumerate(widths, start=1):

@@ -6,7 +6,7 @@ from torch import nn
 
 from grokkit.errors import UsageError
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, he_init
+from grokkit.models.parts import InputShape, he_init, validate_input
 
 
 def _mlpconv(inputs: int, kernel: int, widths: tuple[int, int, int]) -> list[nn.Module]:
@@ -36,7 +36,7 @@ def nin(input_shape: InputShape, classes: int, *, dropout: float = 0.5) -> nn.Mo
     Cost: 0.97 M parameters and 0.22 GMAC for 3x32x32 and 10 classes.
     Source: Lin, Chen and Yan 2014, arXiv:1312.4400.
     """
-    channels, _, _ = check_input("nin", input_shape, classes)
+    channels, _, _ = validate_input("nin", input_shape, classes)
     if not 0 <= dropout < 1:
         raise UsageError(f"model 'nin': `dropout` must be at least 0 and below 1; got {dropout}")
     net = nn.Sequential(

@@ -12,7 +12,7 @@ from grokkit.errors import UsageError
 InputShape = tuple[int, int, int]
 
 
-def check_input(name: str, input_shape: Sequence[int], classes: int, *, smallest: int = 1) -> InputShape:
+def validate_input(name: str, input_shape: Sequence[int], classes: int, *, smallest: int = 1) -> InputShape:
     """Check what every builder is given.
 
     Args:
@@ -27,7 +27,7 @@ def check_input(name: str, input_shape: Sequence[int], classes: int, *, smallest
     Raises:
         UsageError: not such a shape, too small an image, or no class.
     """
-    check_positive(name, "classes", [classes])
+    validate_positive(name, "classes", [classes])
     shape = tuple(input_shape)
     if len(shape) != 3 or not all(_is_size(size) for size in shape):
         raise UsageError(
@@ -42,7 +42,7 @@ def check_input(name: str, input_shape: Sequence[int], classes: int, *, smallest
     return channels, height, width
 
 
-def check_positive(name: str, option: str, values: Sequence[int]) -> None:
+def validate_positive(name: str, option: str, values: Sequence[int]) -> None:
     """Raise a `UsageError` unless every one of `values` is an int of at least 1."""
     for value in values:
         if not _is_size(value):
@@ -53,7 +53,7 @@ def _is_size(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def norm_layer(name: str, norm: str, channels: int) -> nn.Module:
+def make_norm(name: str, norm: str, channels: int) -> nn.Module:
     """BatchNorm over `channels` for `norm="batch"`, the identity for `norm="none"`, a `UsageError` otherwise."""
     if norm == "batch":
         return nn.BatchNorm2d(channels)

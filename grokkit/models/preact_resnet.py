@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive, norm_layer
+from grokkit.models.parts import InputShape, make_norm, validate_input, validate_positive
 
 NAME = "preact_resnet18"
 
@@ -18,10 +18,10 @@ class PreActBlock(nn.Module):
 
     def __init__(self, inputs: int, width: int, stride: int, norm: str) -> None:
         super().__init__()
-        self.bn1 = norm_layer(NAME, norm, inputs)
+        self.bn1 = make_norm(NAME, norm, inputs)
         self.relu1 = nn.ReLU()
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
-        self.bn2 = norm_layer(NAME, norm, width)
+        self.bn2 = make_norm(NAME, norm, width)
         self.relu2 = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         needs_shortcut = stride != 1 or inputs != width
@@ -76,6 +76,6 @@ def preact_resnet18(input_shape: InputShape, classes: int, *, width: int = 64, n
     Cost: 11.17 M parameters and 0.56 GMAC for 3x32x32; at width 16 0.70 M and 0.04 GMAC.
     Source: He et al. 2016, arXiv:1603.05027; Humayun, Balestriero and Baraniuk 2024, arXiv:2402.15555.
     """
-    channels, _, _ = check_input(NAME, input_shape, classes)
-    check_positive(NAME, "width", [width])
+    channels, _, _ = validate_input(NAME, input_shape, classes)
+    validate_positive(NAME, "width", [width])
     return PreActResNet(channels, classes, width, norm)

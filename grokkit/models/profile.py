@@ -14,9 +14,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils.flop_counter import FlopCounterMode
 
 from grokkit import units
-from grokkit.device.preserved_state import borrowed, device_of, dtype_of
+from grokkit.device.preserved_state import device_of, dtype_of, preserved_state
 from grokkit.errors import ModelContractError
-from grokkit.models.receptive_field import FollowField
+from grokkit.models.receptive_field import FieldTracker
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Profile:
             activation or a normalisation counts nothing.
         receptive_field: side, in pixels, of the square that one position of the last convolution's output sees,
             the largest where branches differ; it may be larger than the image. None without a 2-D convolution, or
-            where one is fed by what `FollowField` cannot follow. Global pooling and linear layers see the whole
+            where one is fed by what `FieldTracker` cannot follow. Global pooling and linear layers see the whole
             image and are not part of it.
         counted_units: activation layer -> kinks that a local complexity can count in it (one per ReLU unit, two
             per ReLU6 unit); empty where `refused` says why.
@@ -85,7 +85,7 @@ class Profile:
         ]
 
     def __str__(self) -> str:
-        return "\n".join([*_table(self.to_rows()), "", *self._summary()])
+        return "\n".join([*_format_table(self.to_rows()), "", *self._summary()])
 
     def _summary(self) -> list[str]:
         field = (
@@ -115,9 +115,9 @@ def profile(model: nn.Module, input_shape: tuple[int, ...]) -> Profile:
 
     Cost: two forward passes in eval mode with a batch of one.
     """
-    with borrowed(model) as inner, torch.no_grad():
+    with preserved_state(model) as inner, torch.no_grad():
         image = torch.zeros(1, *input_shape, dtype=dtype_of(inner), device=device_of(inner))
-        follow = FollowField(image)
+        follow = FieldTracker(image)
         with FlopCounterMode(display=False) as flops, _Layers(inner, flops).watched() as layers, follow:
             inner(image)
         counted, refused = _count_units(inner, torch.zeros_like(image))
@@ -199,7 +199,7 @@ class _Layers:
         )
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _format_table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     cells = [list(rows[0])] + [

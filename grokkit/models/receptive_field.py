@@ -31,7 +31,8 @@ class Window(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What one position of a feature map sees: `size` pixels of the input; its neighbour sees them `jump` further.
+    """What one position of a feature map sees: `format_size` pixels of the input; its neighbour sees them `jump`
+    further.
 
     (height, width) each.
     """
@@ -48,7 +49,7 @@ class Field(NamedTuple):
         return Field((high, wide), (down, along))
 
 
-class FollowField(TorchFunctionMode):
+class FieldTracker(TorchFunctionMode):
     """Within this block, knows the field of every feature map that comes from `pixels`.
 
     A window enlarges the field of its input. A call that pads, or that keeps height and width (activation,

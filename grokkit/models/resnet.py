@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive
+from grokkit.models.parts import InputShape, validate_input, validate_positive
 
 
 def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """3x3 stem, one stage of residual blocks per entry of `blocks`, global average pool, linear layer."""
+    """3x3 stem, one stage of residual blocks per entry of `split_blocks`, global average pool, linear layer."""
 
     def __init__(
         self,
@@ -109,8 +109,8 @@ def _build(
     name: str, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...],
     input_shape: InputShape, classes: int, width: int,
 ) -> nn.Module:  # fmt: skip
-    channels, _, _ = check_input(name, input_shape, classes)
-    check_positive(name, "width", [width])
+    channels, _, _ = validate_input(name, input_shape, classes)
+    validate_positive(name, "width", [width])
     return ResNet(block, blocks, channels, classes, width)
 
 

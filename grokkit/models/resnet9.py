@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from grokkit.errors import UsageError
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive
+from grokkit.models.parts import InputShape, validate_input, validate_positive
 
 
 def _conv_block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
@@ -59,8 +59,8 @@ def resnet9(input_shape: InputShape, classes: int, *, width: int = 64, head_scal
     Cost: 6.57 M parameters and 0.38 GMAC for 3x32x32.
     Source: Jovian notebook 05b-cifar10-resnet, after Page 2018, "How to train your ResNet".
     """
-    shape = check_input("resnet9", input_shape, classes, smallest=8)
-    check_positive("resnet9", "width", [width])
+    shape = validate_input("resnet9", input_shape, classes, smallest=8)
+    validate_positive("resnet9", "width", [width])
     if not (math.isfinite(head_scale) and head_scale > 0):
         raise UsageError(f"model 'resnet9': `head_scale` must be finite and above 0; got {head_scale}")
     return ResNet9(shape, classes, width, head_scale)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive, he_init
+from grokkit.models.parts import InputShape, he_init, validate_input, validate_positive
 from grokkit.models.resnet import BasicBlock, ResNet
 
 
@@ -35,8 +35,8 @@ class ThinBlock(BasicBlock):
 
 
 def _build(name: str, blocks: int, input_shape: InputShape, classes: int, width: int) -> nn.Module:
-    channels, _, _ = check_input(name, input_shape, classes)
-    check_positive(name, "width", [width])
+    channels, _, _ = validate_input(name, input_shape, classes)
+    validate_positive(name, "width", [width])
     net = ResNet(ThinBlock, (blocks,) * 3, channels, classes, width)
     he_init(net, "fan_out")
     return net

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive
+from grokkit.models.parts import InputShape, validate_input, validate_positive
 
 PATCH = 2
 """Side of the whitened patches in pixels."""
@@ -144,6 +144,6 @@ def speednet(input_shape: InputShape, classes: int, *, width: int = 64) -> nn.Mo
     Cost: 1.97 M parameters and 0.12 GMAC for 3x32x32.
     Source: KellerJordan/cifar10-airbench, airbench94_muon.py; Jordan 2024, arXiv 2404.00498.
     """
-    shape = check_input("speednet", input_shape, classes, smallest=9)
-    check_positive("speednet", "width", [width])
+    shape = validate_input("speednet", input_shape, classes, smallest=9)
+    validate_positive("speednet", "width", [width])
     return SpeedNet(shape, classes, width)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import nn
 
 from grokkit.models import register
-from grokkit.models.parts import InputShape, check_input, check_positive, he_init
+from grokkit.models.parts import InputShape, he_init, validate_input, validate_positive
 
-CONVOLUTIONS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CONVOLUTION_COUNTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 """Depth -> number of convolutions before each of the five max-pools."""
 WIDTHS = (1, 2, 4, 8, 8)
 """Channels of each of the five stages, in units of `width`."""
@@ -17,10 +17,10 @@ WIDTHS = (1, 2, 4, 8, 8)
 
 def _vgg(depth: int, batch_norm: bool, input_shape: InputShape, classes: int, width: int) -> nn.Module:
     name = f"vgg{depth}_bn" if batch_norm else f"vgg{depth}"
-    channels, *side = check_input(name, input_shape, classes, smallest=16)
-    check_positive(name, "width", [width])
+    channels, *side = validate_input(name, input_shape, classes, smallest=16)
+    validate_positive(name, "width", [width])
     layers: list[nn.Module] = []
-    for stage, (convolutions, factor) in enumerate(zip(CONVOLUTIONS[depth], WIDTHS, strict=True)):
+    for stage, (convolutions, factor) in enumerate(zip(CONVOLUTION_COUNTS[depth], WIDTHS, strict=True)):
         for _ in range(convolutions):
             layers.append(nn.Conv2d(channels, factor * width, 3, padding=1))
             layers += [nn.BatchNorm2d(factor * width), nn.ReLU()] if batch_norm else [nn.ReLU()]
@@ -57,5 +57,5 @@ def _register(depth: int, batch_norm: bool) -> Callable[..., nn.Module]:
     return vgg
 
 
-vgg11, vgg13, vgg16, vgg19 = (_register(depth, batch_norm=False) for depth in CONVOLUTIONS)
-vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (_register(depth, batch_norm=True) for depth in CONVOLUTIONS)
+vgg11, vgg13, vgg16, vgg19 = (_register(depth, batch_norm=False) for depth in CONVOLUTION_COUNTS)
+vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (_register(depth, batch_norm=True) for depth in CONVOLUTION_COUNTS)

@@ -16,7 +16,7 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the odd quintic that each round applies to the singular values; steep at 0, so that few rounds are enough."""
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalize(matrix: Tensor) -> Tensor:
     """The matrix with its singular vectors kept and its singular values moved near 1.
 
     Scaled to Frobenius norm 1, then `ROUNDS` times s -> a s + b s^3 + c s^5 for every singular value s. It does not
@@ -124,6 +124,6 @@ class Muon(Optimizer):
         update = gradient.add(average, alpha=group["momentum"])
         if group["kind"] == "convolutions":
             parameter.mul_(len(parameter) ** 0.5 / parameter.norm())
-            update = orthogonalised(update.flatten(1)).reshape(update.shape)
+            update = orthogonalize(update.flatten(1)).reshape(update.shape)
         # The rate may be a tensor on the device, which `alpha=` would read back.
         parameter.sub_(update * group["lr"])

@@ -23,7 +23,7 @@ _NO_STATE = frozenset({"policy", "_broadcast", "_first", "_unloaded", "_moved"})
 """Of a scheduler's own, built afresh and not loaded."""
 
 
-LEAST_NEWS = 10
+LEAST_READINGS = 10
 """Updates by which something may be expected to have been told, in the shortest of runs."""
 
 
@@ -86,14 +86,14 @@ class PolicyLR(LRScheduler):
         self._named: list[str] = []  # whatever was news, in order of names
         self._broadcast = broadcast
         self._unloaded: list[tuple[dict[str, Any], float]] = []
-        self._moved, moved = "", _moved_before(optimizer)
+        self._moved, moved = "", _explain_moved_rates(optimizer)
         found = [float(group["lr"]) for group in getattr(optimizer, "param_groups", ())]
         super().__init__(optimizer, last_epoch)
         self._first = list(zip(optimizer.param_groups, found, self._last_lr, strict=True))
         self._moved = moved
-        decay.check_keys(optimizer.param_groups)
+        decay.validate_keys(optimizer.param_groups)
         # Before every update once more: in a chain others move the rate after this scheduler.
-        optimizer.register_step_pre_hook(decay.hold_decay)
+        optimizer.register_step_pre_hook(decay.apply_fixed_decay)
 
     @property
     def updates(self) -> int:
@@ -117,8 +117,8 @@ class PolicyLR(LRScheduler):
         Raises:
             UsageError: news that are no numbers by name.
         """
-        news = _numbers(readings)
-        if fresh := _of_rank_0(news) if self._broadcast else news:
+        news = _to_numbers(readings)
+        if fresh := _broadcast_from_rank_zero(news) if self._broadcast else news:
             self._news.update(fresh)
             self._named = sorted({*self._named, *fresh})
 
@@ -137,7 +137,7 @@ class PolicyLR(LRScheduler):
         reason = self._advance()
         super().step()
         self._factor, self._first = 1.0, []
-        decay.hold_decay(self.optimizer)
+        decay.apply_fixed_decay(self.optimizer)
         self._note(reason, self.optimizer.param_groups[0]["lr"])
 
     def get_lr(self) -> list[float | Tensor]:
@@ -203,7 +203,7 @@ class PolicyLR(LRScheduler):
         """
         for group, found, made in self._first:
             if float(group["lr"]) == float(made):
-                _set(group, found)
+                _set_rate(group, found)
         self._first = []
 
     def _get_closed_form_lr(self) -> list[float | Tensor]:
@@ -225,7 +225,7 @@ class PolicyLR(LRScheduler):
     def _advance(self) -> str | None:
         """Ask the policy for the next update's scale; the reason where it has one."""
         self._updates += 1
-        if self._updates == max(LEAST_NEWS, self.total_steps // 2):
+        if self._updates == max(LEAST_READINGS, self.total_steps // 2):
             self._warn_of_silence()
         base = float(self.base_lrs[0])
         observation = Observation(self._updates, self.total_steps, base, self._news)
@@ -244,7 +244,7 @@ class PolicyLR(LRScheduler):
             self.decisions.append({"step": self._updates, "lr": float(rate), "reason": reason})
 
     def _warn_of_silence(self) -> None:
-        missed = policies.followed(self.policy) - {*self._named}
+        missed = policies.get_followed_readings(self.policy) - {*self._named}
         if self._named and missed:
             warnings.warn(
                 f"half of the budget is over, and {type(self.policy).__name__} has not heard what it listens to: "
@@ -254,22 +254,22 @@ class PolicyLR(LRScheduler):
 
     def _description(self) -> str:
         """Class and parameters, those of the policies inside too."""
-        return _described(self.policy)
+        return _describe(self.policy)
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     """As `repr`, the same for NumPy's numbers as for Python's, and without the address of an object that has none."""
     if is_dataclass(value) and not isinstance(value, type):
-        inside = ", ".join(f"{each.name}={_described(getattr(value, each.name))}" for each in fields(value))
+        inside = ", ".join(f"{each.name}={_describe(getattr(value, each.name))}" for each in fields(value))
         return f"{type(value).__name__}({inside})"
     if isinstance(value, tuple | list):
-        return f"({', '.join(map(_described, value))})"
+        return f"({', '.join(map(_describe, value))})"
     if isinstance(value, Real):
         return repr(value if isinstance(value, bool) else int(value) if isinstance(value, Integral) else float(value))
     return f"{type(value).__name__}()" if isinstance(value, Policy) else repr(value)
 
 
-def _moved_before(optimizer: Optimizer) -> str:
+def _explain_moved_rates(optimizer: Optimizer) -> str:
     """What is to be told where an earlier scheduler has moved the rates in the course of a training; else empty.
 
     Schedulers that are built one after another for the same training move them too, before the first update; torch's
@@ -292,7 +292,7 @@ def _is_alike(one: float | Tensor, other: float | Tensor) -> bool:
     return math.isclose(float(one), float(other), rel_tol=1e-6)
 
 
-def _inner(part: Any) -> list[Any]:
+def _inner_schedulers(part: Any) -> list[Any]:
     """The schedulers of which one is made."""
     return list(getattr(part, "_schedulers", ())) if isinstance(part, LRScheduler) else []
 
@@ -301,7 +301,9 @@ def check_state(part: Any, state: Any) -> None:
     """Raise what `check_state_dict` of `part`, or of a scheduler in it, raises."""
     if (check := getattr(part, "check_state_dict", None)) is not None:
         check(state)
-    for inner, its in zip(_inner(part), state.get("_schedulers", ()) if _inner(part) else (), strict=False):
+    for inner, its in zip(
+        _inner_schedulers(part), state.get("_schedulers", ()) if _inner_schedulers(part) else (), strict=False
+    ):
         check_state(inner, its)
 
 
@@ -309,11 +311,11 @@ def warn_of_unloaded_rates(part: Any) -> None:
     """`PolicyLR.warn_of_unloaded_rates` of every PolicyLR in `part`."""
     if isinstance(part, PolicyLR):
         part.warn_of_unloaded_rates()
-    for inner in _inner(part):
+    for inner in _inner_schedulers(part):
         warn_of_unloaded_rates(inner)
 
 
-def _set(group: dict[str, Any], rate: float) -> None:
+def _set_rate(group: dict[str, Any], rate: float) -> None:
     """Give a group its rate, in place where it is a tensor."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(rate)
@@ -321,7 +323,7 @@ def _set(group: dict[str, Any], rate: float) -> None:
         group["lr"] = rate
 
 
-def _numbers(readings: Mapping[str, float] | None) -> dict[str, float]:
+def _to_numbers(readings: Mapping[str, float] | None) -> dict[str, float]:
     try:
         return {name: float(value) for name, value in ({} if readings is None else readings).items()}
     except (AttributeError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -330,7 +332,7 @@ def _numbers(readings: Mapping[str, float] | None) -> dict[str, float]:
         ) from error
 
 
-def _of_rank_0(news: dict[str, float]) -> dict[str, float]:
+def _broadcast_from_rank_zero(news: dict[str, float]) -> dict[str, float]:
     """The news of rank 0 of the process group; outside of one, `news`."""
     if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
         return news

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grokkit.errors import UnknownNameError, UsageError
-from grokkit.registry import Registry, nearest
+from grokkit.registry import Registry, did_you_mean
 
 registry = Registry("policy", "grokkit.policies")
 wrapper_registry = Registry("wrapper", "grokkit.policies")
@@ -20,7 +20,7 @@ def create(name: str, **parameters: Any) -> Any:
     return _registry_of(name).create(name, **parameters)
 
 
-def find(name: str) -> Any:
+def get_policy_class(name: str) -> Any:
     """The class of the policy or wrapper called `name`. Raises UnknownNameError with the nearest."""
     return _registry_of(name).get(name)
 
@@ -29,7 +29,7 @@ def _registry_of(name: str) -> Registry:
     for known in (registry, wrapper_registry):
         if name in known.names():
             return known
-    near = nearest(name, [*names(), *wrapper_names()])
+    near = did_you_mean(name, [*names(), *wrapper_names()])
     raise UnknownNameError(
         f"no policy is called {name!r}.{near} Known: {', '.join(names())}; to be put around one of these: "
         f"{', '.join(wrapper_names())}"
@@ -47,9 +47,10 @@ def as_policy(wanted: Any) -> Any:
     raise UsageError(f"`policy` must be a policy or one of {', '.join([*names(), *wrapper_names()])}; got {wanted!r}")
 
 
-from grokkit.policies.base import Decision, Observation, Policy, as_count, followed  # noqa: E402
+from grokkit.policies.base import Decision, Observation, Policy, as_count, get_followed_readings  # noqa: E402
 
 __all__ = [
-    "Decision", "Observation", "Policy", "as_count", "as_policy", "create", "followed", "names", "register",
+    "Decision", "Observation", "Policy", "as_count", "as_policy", "create", "get_followed_readings",
+    "names", "register",
     "register_wrapper", "wrapper_names",
 ]  # fmt: skip

@@ -42,9 +42,9 @@ class Decision(NamedTuple):
     reason: str | None = None
 
 
-def reading_of(observation: Observation, name: str, state: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
+def get_reading(observation: Observation, name: str, state: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
     """The finite reading called `name` or None, and the state with one more `ignored` for a reading that is not finite
-    and one more `missing` for news of other things only."""
+    and one more `find_missing` for news of other things only."""
     if not observation.readings:
         return None, state
     if name not in observation.readings:
@@ -53,7 +53,7 @@ def reading_of(observation: Observation, name: str, state: dict[str, Any]) -> tu
     return (value, state) if math.isfinite(value) else (None, state | {"ignored": state["ignored"] + 1})
 
 
-def followed(policy: Any) -> frozenset[str]:
+def get_followed_readings(policy: Any) -> frozenset[str]:
     """Names of the readings that a policy listens to: its `readings` where it has some, else its `reading`. A wrapper's
     are those of the policies inside too; slopes and errors that belong to a reading are not named."""
     names = getattr(policy, "readings", getattr(policy, "reading", ()))

@@ -7,7 +7,7 @@ from typing import Any
 
 from grokkit.policies import Decision, Observation, register
 from grokkit.policies.peak import PeakWithDeadline
-from grokkit.policies.wsd import decay_scale, require, share_of
+from grokkit.policies.wsd import decay_scale, require, share_to_steps
 
 
 @register("lc_wsd")
@@ -49,14 +49,14 @@ class ComplexityWSD(PeakWithDeadline):
         total = observation.total_steps
         if state["phase"] == "decay":
             since = observation.step - state["decay_step"]
-            return decay_scale(since, share_of(total, self.decay_share), self.final_scale, self.shape)
+            return decay_scale(since, share_to_steps(total, self.decay_share), self.final_scale, self.shape)
         return self.rise(observation)
 
     def _start_decay(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
         step, total = observation.step, observation.total_steps
-        length = share_of(total, self.decay_share)
+        length = share_to_steps(total, self.decay_share)
         peaked = state["peak_step"] is not None
-        due = peaked and step >= state["peak_step"] + share_of(total, self.hold)
+        due = peaked and step >= state["peak_step"] + share_to_steps(total, self.hold)
         if step >= total or not (due or step >= total - length):
             return
         state.update(phase="decay", decay_step=step)

@@ -16,7 +16,7 @@ from grokkit.policies import Decision, Observation, register_wrapper
 from grokkit.policies.wrappers import Wrapper
 from grokkit.policies.wsd import require
 
-News = tuple[tuple[int, dict[str, float]], ...]
+SignalHistory = tuple[tuple[int, dict[str, float]], ...]
 
 
 @register_wrapper("sham")
@@ -51,10 +51,10 @@ class Yoked(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "news", _checked(self.news))
+        object.__setattr__(self, "news", _validate_history(self.news))
 
     @property
-    def heard(self) -> News:
+    def heard(self) -> SignalHistory:
         """What the policy hears, and when."""
         return self.news
 
@@ -89,13 +89,13 @@ class Shuffled(Yoked):
         require("seed", self.seed, 0, 2**63 - 1, "of the order", whole=True)
 
     @cached_property
-    def heard(self) -> News:
+    def heard(self) -> SignalHistory:
         """The steps in order, the readings permuted among them."""
         order = np.random.default_rng(self.seed).permutation(len(self.news))
         return tuple((step, self.news[place][1]) for (step, _), place in zip(self.news, order, strict=True))
 
 
-def _checked(news: Any) -> News:
+def _validate_history(news: Any) -> SignalHistory:
     found = []
     for item in news if isinstance(news, tuple | list) else (news,):
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.wsd import require, require_floor, share_of, warmup_scale
+from grokkit.policies.wsd import require, require_floor, share_to_steps, warmup_scale
 
 
 @register("cosine")
@@ -35,7 +35,7 @@ class Cosine:
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale by the clock alone."""
-        rise = share_of(observation.total_steps, self.warmup)
+        rise = share_to_steps(observation.total_steps, self.warmup)
         if observation.step < rise:
             return Decision(warmup_scale(observation.step, rise), state)
         progress = min(1.0, (observation.step - rise) / max(1, observation.total_steps - rise))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.base import reading_of
+from grokkit.policies.base import get_reading
 from grokkit.policies.wsd import require, require_floor, require_name
 
 
@@ -54,14 +54,14 @@ class Greedy:
 
     def init(self) -> dict[str, Any]:
         """Nothing heard: `best` is None, `good`, `bad` and `resting` count readings, `recent` holds the last ones,
-        `ignored` counts those that were not finite, `missing` news of other things only."""
+        `ignored` counts those that were not finite, `find_missing` news of other things only."""
         return {
             "scale": 1.0, "best": None, "good": 0, "bad": 0, "resting": 0, "recent": [], "ignored": 0, "missing": 0,
         }  # fmt: skip
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale kept in the state, moved where this observation's reading asks for it."""
-        value, state = reading_of(observation, self.reading, state)
+        value, state = get_reading(observation, self.reading, state)
         if value is None:
             return Decision(state["scale"], state)
         recent = [*state["recent"], value][-self.window :]

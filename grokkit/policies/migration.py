@@ -10,7 +10,7 @@ from typing import Any
 
 from grokkit.policies import Decision, Observation, register
 from grokkit.policies.peak import PeakWithDeadline
-from grokkit.policies.wsd import decay_scale, require, require_floor, share_of
+from grokkit.policies.wsd import decay_scale, require, require_floor, share_to_steps
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Migration(PeakWithDeadline, ABC):
     def _scale(self, observation: Observation, state: dict[str, Any]) -> float:
         total = observation.total_steps
         if state["phase"] == "anneal":
-            length = share_of(total, self.decay_share)
+            length = share_to_steps(total, self.decay_share)
             since = observation.step - (total - length)
             return float(state["level"] * decay_scale(since, length, self.final_scale, self.shape))
         return float(state["level"] * self.rise(observation))
 
     def _start_anneal(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> None:
         total = observation.total_steps
-        length = share_of(total, self.decay_share)
+        length = share_to_steps(total, self.decay_share)
         if not total - length <= observation.step < total:
             return
         found = f"at {state['level']:.3g} of the base rate" if state["peak_step"] is not None else self.unpeaked(state)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from grokkit.policies import Observation
-from grokkit.policies.base import reading_of
-from grokkit.policies.wsd import require, require_decay, require_name, share_of, warmup_scale
+from grokkit.policies.base import get_reading
+from grokkit.policies.wsd import require, require_decay, require_name, share_to_steps, warmup_scale
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class PeakRule:
         """The state before the first probe.
 
         `last` is the newest reading, `lowest` and `highest` bound all of them, `trough` and `peak` are as in the
-        class text, `error` is the last standard error; `probes`, `below`, `ignored` and `missing` count probes,
+        class text, `error` is the last standard error; `probes`, `below`, `ignored` and `find_missing` count probes,
         those in a row below the peak, readings that were not finite and news of other things only; `peak_step` is the
         step at which the peak was declared.
         """
@@ -64,7 +64,7 @@ class PeakRule:
 
     def hear(self, observation: Observation, state: dict[str, Any]) -> bool:
         """Take this observation's reading into `state`; False where there is none to take."""
-        value, counted = reading_of(observation, self.reading, state)
+        value, counted = get_reading(observation, self.reading, state)
         state.update(counted)
         if value is None:
             return False
@@ -94,7 +94,7 @@ class PeakRule:
 
     def declare_peak(self, observation: Observation, state: dict[str, Any], reasons: list[str]) -> bool:
         """Note the peak in `state` and its evidence in `reasons`, once, at the probe that shows it."""
-        early = observation.step < share_of(observation.total_steps, self.min_stable)
+        early = observation.step < share_to_steps(observation.total_steps, self.min_stable)
         if state["peak_step"] is not None or early or state["below"] < self.patience:
             return False
         state["peak_step"] = observation.step
@@ -151,7 +151,7 @@ class PeakWithDeadline(PeakRule):
         warmup: share of the updates in 0..1 of the linear rise.
         decay_share: share of the updates in 0..1 that the last fall takes; warmup + decay_share <= 1.
         final_scale: scale > 0 at the end of the fall, as a factor on the rate that it began at.
-        shape: shape of the fall, `1-sqrt` or `linear`.
+        shape: shape of the fall, `1-sqrt` or `apply_linear`.
     """
 
     warmup: float = 0.01
@@ -165,7 +165,7 @@ class PeakWithDeadline(PeakRule):
 
     def leave_warmup(self, observation: Observation, state: dict[str, Any], phase: str, reasons: list[str]) -> None:
         """From the phase `warmup` into `phase`, when the rise is over."""
-        updates = share_of(observation.total_steps, self.warmup)
+        updates = share_to_steps(observation.total_steps, self.warmup)
         if state["phase"] == "warmup" and observation.step >= updates:
             state["phase"] = phase
             if updates:
@@ -173,4 +173,4 @@ class PeakWithDeadline(PeakRule):
 
     def rise(self, observation: Observation) -> float:
         """The scale of the warm-up, 1 after it."""
-        return warmup_scale(observation.step, share_of(observation.total_steps, self.warmup))
+        return warmup_scale(observation.step, share_to_steps(observation.total_steps, self.warmup))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.base import reading_of
+from grokkit.policies.base import get_reading
 from grokkit.policies.wsd import require, require_floor, require_name
 
 
@@ -45,12 +45,12 @@ class Plateau:
 
     def init(self) -> dict[str, Any]:
         """Nothing seen: `best` is None, `bad` and `cooldown` count readings, `ignored` those that were not finite,
-        `missing` news of other things only."""
+        `find_missing` news of other things only."""
         return {"scale": 1.0, "best": None, "bad": 0, "cooldown": 0, "ignored": 0, "missing": 0}
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale kept in the state, reduced where this observation's reading asks for it."""
-        value, state = reading_of(observation, self.reading, state)
+        value, state = get_reading(observation, self.reading, state)
         if value is None:
             return Decision(state["scale"], state)
         state = self._count(value, state)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.policies import Observation, Policy, as_count, as_policy, followed
+from grokkit.policies import Observation, Policy, as_count, as_policy, get_followed_readings
 
 
 class Simulation(NamedTuple):
@@ -68,7 +68,7 @@ def _readings(item: float | Mapping[str, float], policy: Policy) -> Mapping[str,
     """News as a mapping; a bare number is named after the reading that the policy follows."""
     if isinstance(item, Mapping):
         return item
-    names = followed(policy)
+    names = get_followed_readings(policy)
     name = getattr(policy, "reading", None) or (next(iter(names)) if len(names) == 1 else None)
     if name is None and names:
         raise UsageError(f"the policy follows {', '.join(sorted(names))}: hand over mappings by name; got {item!r}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from grokkit.errors import UsageError
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.wsd import require, share_of
+from grokkit.policies.wsd import require, share_to_steps
 
 
 @register("step")
@@ -41,7 +41,7 @@ class Step:
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale by the clock alone, with a reason at each milestone."""
-        at = [share_of(observation.total_steps, share) for share in self.milestones]
+        at = [share_to_steps(observation.total_steps, share) for share in self.milestones]
         scale = self.factor ** sum(observation.step >= milestone for milestone in at)
         here = observation.step in at and observation.step < observation.total_steps
         reason = f"milestone at {observation.step} updates: scale {scale:.3g}" if here else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from grokkit.policies import Decision, Observation, as_policy, followed, register_wrapper
-from grokkit.policies.wsd import require, require_floor, require_name, share_of, warmup_scale
+from grokkit.policies import Decision, Observation, as_policy, get_followed_readings, register_wrapper
+from grokkit.policies.wsd import require, require_floor, require_name, share_to_steps, warmup_scale
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Wrapper:
     @property
     def readings(self) -> frozenset[str]:
         """All that is listened to, inside too."""
-        return followed(self.policy)
+        return get_followed_readings(self.policy)
 
     def init(self) -> dict[str, Any]:
         """The inner policy's state."""
@@ -82,7 +82,7 @@ class Warmup(Wrapper):
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The inner scale on the rise; the inner clock runs along."""
         scale, inner, reason = self.policy.update(observation, state["inner"])
-        rise = warmup_scale(observation.step, share_of(observation.total_steps, self.share))
+        rise = warmup_scale(observation.step, share_to_steps(observation.total_steps, self.share))
         return Decision(scale * rise, {"inner": inner}, reason)
 
 
@@ -207,7 +207,7 @@ class DryRun(Wrapper):
     @property
     def readings(self) -> frozenset[str]:
         """What the two listen to."""
-        return super().readings | followed(self.instead)
+        return super().readings | get_followed_readings(self.instead)
 
     def init(self) -> dict[str, Any]:
         """The states of both."""

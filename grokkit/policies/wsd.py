@@ -18,7 +18,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def require(name: str, value: float, low: float, high: float, meaning: str, *, whole: bool = False) -> None:
-    """Raise a `UsageError` unless `value` is a number (an int where `whole`) in low..high."""
+    """Raise a `UsageError` unless `value` is a number (an int where `read_checked`) in low..high."""
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "an int" if whole else "a number"
@@ -49,7 +49,7 @@ def require_floor(name: str, value: float) -> None:
     require(name, value, 1e-12, 1, "factor on the base learning rate; a scale of 0 could not be left again")
 
 
-def share_of(total_steps: int, share: float) -> int:
+def share_to_steps(total_steps: int, share: float) -> int:
     """A share of the budget in whole updates."""
     return round(share * total_steps)
 
@@ -74,7 +74,7 @@ class WSD:
         warmup: share of the updates in 0..1 that the linear rise takes.
         decay_share: share of the updates in 0..1 that the final fall takes; warmup + decay_share <= 1.
         final_scale: scale > 0 at the end of the fall, after the last update, as a factor on the base learning rate.
-        shape: `1-sqrt` or `linear`.
+        shape: `1-sqrt` or `apply_linear`.
     """
 
     warmup: float = 0.01
@@ -92,10 +92,10 @@ class WSD:
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale by the clock alone, with a reason at the step where the decay starts."""
         step, total = observation.step, observation.total_steps
-        length = share_of(total, self.decay_share)
+        length = share_to_steps(total, self.decay_share)
         start = total - length
         if step < start:
-            return Decision(warmup_scale(step, share_of(total, self.warmup)), state)
+            return Decision(warmup_scale(step, share_to_steps(total, self.warmup)), state)
         reason = (
             f"decay starts by the clock, {length} updates before the end at {total}" if step == start < total else None
         )

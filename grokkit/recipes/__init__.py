@@ -12,7 +12,7 @@ from types import ModuleType
 
 from grokkit.config.run_config import RunConfig
 from grokkit.errors import UnknownNameError, UsageError
-from grokkit.registry import nearest, run_file
+from grokkit.registry import did_you_mean, import_study
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Experiment:
         return made
 
 
-def find(wanted: str) -> Experiment:
+def find_experiment(wanted: str) -> Experiment:
     """The experiment called `wanted`: a `.py` file, a module in `./experiments`, or one of this package.
 
     Args:
@@ -53,7 +53,7 @@ def find(wanted: str) -> Experiment:
     return _experiment(module, variant)
 
 
-def shipped(name: str) -> Experiment:
+def load_shipped(name: str) -> Experiment:
     """The experiment of this package called `name`, whatever lies in `./experiments`."""
     return _experiment(importlib.import_module(f"grokkit.recipes.{name}"), "")
 
@@ -67,14 +67,14 @@ def _experiment(module: ModuleType, variant: str) -> Experiment:
     if variant:
         if variant not in variants:
             raise UnknownNameError(
-                f"experiment {short!r} has no variant {variant!r}.{nearest(variant, list(variants))} "
+                f"experiment {short!r} has no variant {variant!r}.{did_you_mean(variant, list(variants))} "
                 f"It has: {', '.join(variants)}"
             )
         variants = {variant: variants[variant]}
     return Experiment(short, (module.__doc__ or "").strip(), source, variants)
 
 
-def names() -> list[str]:
+def experiment_names() -> list[str]:
     """Names of the experiments in `./experiments` and in this package."""
     local = {path.stem for path in Path("experiments").glob("[!_]*.py")}
     return sorted(local | {module.name for module in pkgutil.iter_modules(__path__)})
@@ -84,9 +84,10 @@ def _by_name(name: str) -> ModuleType:
     local = Path("experiments") / f"{name}.py"
     if local.is_file():
         return _from_file(local)
-    if name not in names():
+    if name not in experiment_names():
         raise UnknownNameError(
-            f"no experiment is called {name!r}.{nearest(name, names())} Known: {', '.join(names())}; "
+            f"no experiment is called {name!r}.{did_you_mean(name, experiment_names())} Known: "
+            f"{', '.join(experiment_names())}; "
             "or give the path of a .py file"
         )
     return importlib.import_module(f"grokkit.recipes.{name}")
@@ -95,7 +96,7 @@ def _by_name(name: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UnknownNameError(f"there is no experiment file {path}")
-    return run_file(path)
+    return import_study(path)
 
 
 def _returns_config(value: object) -> bool:

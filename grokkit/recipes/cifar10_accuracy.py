@@ -26,7 +26,7 @@ fan-out init. The ResNet-9 of the "90 % in 8 epochs" notebooks is in `cifar10_in
 
 from __future__ import annotations
 
-from grokkit.config.run_config import Part, RunConfig, part
+from grokkit.config.run_config import RunConfig, Spec, spec
 from grokkit.recipes import cifar10_in_minutes
 
 TRAINING_IMAGES = 50_000
@@ -35,7 +35,7 @@ TRAINING_IMAGES = 50_000
 def resnet9() -> RunConfig:
     """24 epochs of 512, rate 0.4 after five epochs, crops, flips, cutout of 8 pixels, an eighth of the logits."""
     base = _recipe("resnet9", epochs=24, batch_size=512, lr=0.4, rise=5 / 24, augment=("crop4", "flip", "cutout8"))
-    return base.replace(model=part("resnet9", head_scale=0.125))
+    return base.replace(model=spec("resnet9", head_scale=0.125))
 
 
 def resnet18() -> RunConfig:
@@ -84,7 +84,7 @@ def _vgg(model: str) -> RunConfig:
 
 def _longer(model: str, variant: str, epochs: int) -> RunConfig:
     base = resnet18()
-    return base.replace(model=part(model), variant=variant, steps=_steps(epochs, base.batch_size), records=20)
+    return base.replace(model=spec(model), variant=variant, steps=_steps(epochs, base.batch_size), records=20)
 
 
 def _recipe(model: str, *, epochs: int, batch_size: int, lr: float, rise: float, augment: tuple[str, ...]) -> RunConfig:
@@ -92,8 +92,8 @@ def _recipe(model: str, *, epochs: int, batch_size: int, lr: float, rise: float,
     return cifar10_in_minutes.resnet9().replace(
         experiment="cifar10_accuracy",
         variant=model,
-        model=part(model),
-        optimizer=part("sgd", lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        model=spec(model),
+        optimizer=spec("sgd", lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         policy=_triangle(rise),
         clip=None,
         batch_size=batch_size,
@@ -108,6 +108,6 @@ def _steps(epochs: int, batch_size: int) -> int:
     return epochs * -(-TRAINING_IMAGES // batch_size)
 
 
-def _triangle(rise: float) -> Part:
+def _triangle(rise: float) -> Spec:
     """From 0 to the optimizer's rate over a share of the updates, then in a straight line to almost 0."""
-    return part("wsd", warmup=rise, decay_share=1 - rise, final_scale=1e-6, shape="linear")
+    return spec("wsd", warmup=rise, decay_share=1 - rise, final_scale=1e-6, shape="linear")

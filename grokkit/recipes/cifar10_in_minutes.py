@@ -6,7 +6,7 @@ an hour.
 
 from __future__ import annotations
 
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 
 
 def resnet9() -> RunConfig:
@@ -14,20 +14,20 @@ def resnet9() -> RunConfig:
     return RunConfig(
         experiment="cifar10_in_minutes",
         variant="resnet9",
-        data=part("cifar10"),
-        model=part("resnet9"),
-        optimizer=part("adam", lr=0.01, weight_decay=1e-4),
-        policy=part("one_cycle"),
-        clip=part("value", limit=0.1),
+        data=spec("cifar10"),
+        model=spec("resnet9"),
+        optimizer=spec("adam", lr=0.01, weight_decay=1e-4),
+        policy=spec("one_cycle"),
+        clip=spec("value", limit=0.1),
         batch_size=400,
         steps=1_000,
         augment=("crop4", "flip"),
         records=12,
         probes={"train": 512, "test": 512, "random": 256},
         measures=(
-            part("accuracy"),
-            part("local_complexity", radii=(0.05,), points=32),
-            part("weight_norm"),
-            part("logit_scale"),
+            spec("accuracy"),
+            spec("local_complexity", radii=(0.05,), points=32),
+            spec("weight_norm"),
+            spec("logit_scale"),
         ),
     )

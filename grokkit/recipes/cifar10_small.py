@@ -8,7 +8,7 @@ Run it on images you have: `grokkit train cifar10_small --data cifar10.npz`.
 
 from __future__ import annotations
 
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 
 
 def no_batchnorm() -> RunConfig:
@@ -16,26 +16,26 @@ def no_batchnorm() -> RunConfig:
     return RunConfig(
         experiment="cifar10_small",
         variant="no_batchnorm",
-        data=part("cifar10", train=1024),
-        model=part("cnn"),
-        optimizer=part("adamw", lr=1e-3, weight_decay=0.0),
+        data=spec("cifar10", train=1024),
+        model=spec("cnn"),
+        optimizer=spec("adamw", lr=1e-3, weight_decay=0.0),
         batch_size=128,
         steps=8_000,
         precision="float32",
         records=30,
         probes={"train": 1024, "test": 1000, "random": 256},
         measures=(
-            part("accuracy"),
-            part("loss"),
-            part("local_complexity", radii=(0.05, 0.5)),
-            part("robust_accuracy", epsilons=(4 / 255,), points=512),
-            part("weight_norm"),
-            part("logit_scale"),
+            spec("accuracy"),
+            spec("loss"),
+            spec("local_complexity", radii=(0.05, 0.5)),
+            spec("robust_accuracy", epsilons=(4 / 255,), points=512),
+            spec("weight_norm"),
+            spec("logit_scale"),
         ),
-        attributions=(part("saliency"), part("integrated_gradients"), part("grad_cam")),
+        attributions=(spec("saliency"), spec("integrated_gradients"), spec("grad_cam")),
     )
 
 
 def batchnorm() -> RunConfig:
     """The same net with BatchNorm before every ReLU of its convolutions."""
-    return no_batchnorm().replace(variant="batchnorm", model=part("cnn", norm="batch"))
+    return no_batchnorm().replace(variant="batchnorm", model=spec("cnn", norm="batch"))

@@ -16,7 +16,7 @@ Target: 94.0 % with TTA, mean of seeds, last step. Not yet verified on the offic
 
 from __future__ import annotations
 
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 
 BATCH = 2000
 
@@ -26,18 +26,18 @@ def speednet() -> RunConfig:
     return RunConfig(
         experiment="cifar10_speed",
         variant="speednet",
-        data=part("cifar10"),
-        model=part("speednet"),
-        optimizer=part(
+        data=spec("cifar10"),
+        model=spec("speednet"),
+        optimizer=spec(
             "muon", lr=0.24, momentum=0.6, vector_lr=0.053 * BATCH, matrix_lr=0.67 * BATCH, sgd_momentum=0.85,
             weight_decay=2e-6 * BATCH,
         ),
-        policy=part("wsd", warmup=0.0, decay_share=1.0, shape="linear"),
+        policy=spec("wsd", warmup=0.0, decay_share=1.0, shape="linear"),
         label_smoothing=0.2,
         batch_size=BATCH,
         steps=8 * 25,
         augment=("altflip", "crop2"),
         records=8,
         probes={"train": 512, "test": 512, "random": 256},
-        measures=(part("accuracy"), part("local_complexity", radii=(0.05,), points=32), part("weight_norm")),
+        measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,), points=32), spec("weight_norm")),
     )  # fmt: skip

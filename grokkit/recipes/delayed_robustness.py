@@ -14,7 +14,7 @@ GPUs that have it, as it did in the published run. What is measured is not round
 
 from __future__ import annotations
 
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 
 
 def no_batchnorm() -> RunConfig:
@@ -22,25 +22,25 @@ def no_batchnorm() -> RunConfig:
     return RunConfig(
         experiment="delayed_robustness",
         variant="no_batchnorm",
-        data=part("cifar10"),
-        model=part("preact_resnet18", width=16, norm="none"),
-        optimizer=part("adamw", lr=1e-3, weight_decay=0.0),
+        data=spec("cifar10"),
+        model=spec("preact_resnet18", width=16, norm="none"),
+        optimizer=spec("adamw", lr=1e-3, weight_decay=0.0),
         batch_size=256,
         steps=500_000,
         precision="float32",
         records=50,
         probes={"train": 512, "test": 512, "random": 256},
         measures=(
-            part("accuracy"),
-            part("loss"),
-            part("local_complexity", radii=(0.005, 0.05, 0.5), points=256),
-            part("robust_accuracy", epsilons=(4 / 255, 8 / 255, 16 / 255), points=512),
-            part("weight_norm"),
-            part("logit_scale"),
+            spec("accuracy"),
+            spec("loss"),
+            spec("local_complexity", radii=(0.005, 0.05, 0.5), points=256),
+            spec("robust_accuracy", epsilons=(4 / 255, 8 / 255, 16 / 255), points=512),
+            spec("weight_norm"),
+            spec("logit_scale"),
         ),
     )
 
 
 def batchnorm() -> RunConfig:
     """The same with BatchNorm: the control in which local complexity is said not to fall."""
-    return no_batchnorm().replace(variant="batchnorm", model=part("preact_resnet18", width=16, norm="batch"))
+    return no_batchnorm().replace(variant="batchnorm", model=spec("preact_resnet18", width=16, norm="batch"))

@@ -20,7 +20,7 @@ What was seen stands in artifacts/negative_control of the project.
 
 from __future__ import annotations
 
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 
 
 def true_labels() -> RunConfig:
@@ -28,11 +28,11 @@ def true_labels() -> RunConfig:
     return RunConfig(
         experiment="negative_control",
         variant="true_labels",
-        data=part("mnist", train=1000),
-        model=part("mlp", widths=(200, 200, 200)),
+        data=spec("mnist", train=1000),
+        model=spec("mlp", widths=(200, 200, 200)),
         init_scale=4.0,
         loss="mse",
-        optimizer=part("adamw", lr=1e-3, weight_decay=0.3),
+        optimizer=spec("adamw", lr=1e-3, weight_decay=0.3),
         batch_size=200,
         steps=12_000,
         precision="float32",
@@ -40,15 +40,15 @@ def true_labels() -> RunConfig:
         # All training images: a smaller set is drawn by label, and the arms would be measured on different ones.
         probes={"train": 1000, "test": 1000, "random": 1000},
         measures=(
-            part("accuracy"),
-            part("loss"),
-            part("local_complexity", radii=(0.05, 0.5), points=1000),
-            part("weight_norm"),
-            part("logit_scale"),
+            spec("accuracy"),
+            spec("loss"),
+            spec("local_complexity", radii=(0.05, 0.5), points=1000),
+            spec("weight_norm"),
+            spec("logit_scale"),
         ),
     )
 
 
 def shuffled_labels() -> RunConfig:
     """The same with the training labels permuted."""
-    return true_labels().replace(variant="shuffled_labels", data=part("mnist", train=1000, shuffle_labels=True))
+    return true_labels().replace(variant="shuffled_labels", data=spec("mnist", train=1000, shuffle_labels=True))

@@ -8,7 +8,7 @@ local complexity and lower the rate once it has peaked: the two arms are the sam
 
 from __future__ import annotations
 
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 
 
 def constant() -> RunConfig:
@@ -16,29 +16,29 @@ def constant() -> RunConfig:
     return RunConfig(
         experiment="quickstart",
         variant="constant",
-        data=part("digits", size=8, train=500),
-        model=part("mlp", widths=(128, 128, 128)),
+        data=spec("digits", size=8, train=500),
+        model=spec("mlp", widths=(128, 128, 128)),
         init_scale=3.0,
         loss="mse",
-        optimizer=part("adamw", lr=1e-3, weight_decay=0.3),
+        optimizer=spec("adamw", lr=1e-3, weight_decay=0.3),
         batch_size=100,
         steps=12_000,
         precision="float32",
         records=40,
         probes={"train": 500, "test": 1297, "random": 256},
         measures=(
-            part("accuracy"),
-            part("loss"),
-            part("local_complexity", radii=(0.05, 0.5)),
-            part("robust_accuracy", epsilons=(0.1,)),
-            part("weight_norm"),
-            part("logit_scale"),
+            spec("accuracy"),
+            spec("loss"),
+            spec("local_complexity", radii=(0.05, 0.5)),
+            spec("robust_accuracy", epsilons=(0.1,)),
+            spec("weight_norm"),
+            spec("logit_scale"),
         ),
-        attributions=(part("saliency"), part("integrated_gradients")),
+        attributions=(spec("saliency"), spec("integrated_gradients")),
         signal={"every": 100},
     )
 
 
 def decay_at_peak() -> RunConfig:
     """The rate decays after the local-complexity signal has peaked, or at its deadline."""
-    return constant().replace(variant="decay_at_peak", policy=part("lc_wsd", warmup=0.0))
+    return constant().replace(variant="decay_at_peak", policy=spec("lc_wsd", warmup=0.0))

@@ -15,7 +15,7 @@ HOUR = 3600.0
 
 
 @dataclass(frozen=True)
-class Purse:
+class Budget:
     """What an hour of the machine costs, and how much may be spent. Neither is a choice of the run: they stand in
     status.json, not in the config, and no hash depends on them.
 
@@ -28,7 +28,7 @@ class Purse:
     budget: float | None = None
 
     @classmethod
-    def of(cls, price: float | None = None, budget: float | None = None) -> Purse:
+    def of(cls, price: float | None = None, budget: float | None = None) -> Budget:
         """The purse with these numbers, checked; without a price, with that of the environment variable GROKKIT_PRICE.
 
         Raises:
@@ -49,9 +49,9 @@ class Purse:
                 f"a budget needs a price: say --price 0.28 (dollars an hour), or set {PRICE_VARIABLE} to it"
             )
 
-    def shared(self, runs: int, at_once: int = 1) -> Purse:
+    def shared(self, runs: int, at_once: int = 1) -> Budget:
         """One run's part of it, where `runs` runs are paid from it, `at_once` of them on the machine at a time."""
-        return Purse(
+        return Budget(
             None if self.price is None else self.price / at_once, None if self.budget is None else self.budget / runs
         )
 
@@ -67,7 +67,7 @@ def _price_of_environment() -> float | None:
 
 
 @dataclass(frozen=True)
-class Bill:
+class CostTracker:
     """What a run has cost: that of earlier attempts, and an hour's price from here on.
 
     Args:
@@ -81,7 +81,7 @@ class Bill:
     spent: float | None = None
 
     @classmethod
-    def going_on(cls, status: Mapping[str, Any], price: float | None = None) -> Bill:
+    def going_on(cls, status: Mapping[str, Any], price: float | None = None) -> CostTracker:
         """The bill of a run with this status; without a new price, an hour costs what it cost in the last attempt."""
         before = sum((status.get("costs") or {}).values())
         return cls(status.get("price") if price is None else price, before, status.get("spent"))
@@ -94,16 +94,16 @@ class Bill:
         return (self.spent or 0.0) + self.price * (seconds - self.seconds) / HOUR
 
 
-def dollars(value: float) -> str:
+def format_dollars(value: float) -> str:
     """`$1,234.50`, or two digits of what is less than a dime: `$0.0042`."""
-    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${amount(value)}"
+    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${parse_amount(value)}"
 
 
-def amount(value: float) -> str:
+def parse_amount(value: float) -> str:
     """`dollars` as a flag takes it: no sign, no comma."""
     return f"{value:.2f}" if value >= 0.1 else f"{float(f'{value:.1e}'):.12f}".rstrip("0")
 
 
-def spent_by(status: Mapping[str, Any]) -> float:
+def get_spent(status: Mapping[str, Any]) -> float:
     """Dollars in a run's status; 0 where it had no price."""
     return float(status.get("spent") or 0.0)

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from grokkit.device.preserved_state import unwrap
 from grokkit.errors import UsageError
-from grokkit.optim.decay import MARKS as DECAY_MARKS
+from grokkit.optim.decay import DECAY_KEYS as DECAY_MARKS
 
-Described = dict[str, Any]
+Description = dict[str, Any]
 """JSON values only."""
 
 _IMPLEMENTATION = frozenset({"foreach", "fused", "capturable", "differentiable"})
@@ -30,7 +30,7 @@ _CYCLED = frozenset({"momentum", "betas"})
 """Moved by `OneCycleLR` and `CyclicLR`, which leave `base_momentum` and `max_momentum`."""
 
 
-def describe(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Any]) -> Described:
+def describe(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Any]) -> Description:
     """Describe what a slot is of: classes, and of each optimizer its groups with names and shapes of the parameters.
 
     Returns: `tied`: groups of names under which the model has one parameter. `things`: by name of the part, and
@@ -49,8 +49,8 @@ def describe(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, 
     }
 
 
-def _describe(thing: Any, names: Mapping[int, list[str]]) -> Described:
-    described: Described = {"class": _class_of(thing)}
+def _describe(thing: Any, names: Mapping[int, list[str]]) -> Description:
+    described: Description = {"class": _class_of(thing)}
     if isinstance(thing, Optimizer):
         places = iter(range(sum(len(group["params"]) for group in thing.param_groups)))
         described["default_lr"] = _plain(getattr(thing, "defaults", {}).get("lr"))
@@ -76,7 +76,7 @@ def _class_of(thing: Any) -> str:
     return f"{public.__module__.partition('.')[0]}.{public.__name__}"
 
 
-def check_classes(saved: Described, given: Described) -> None:
+def require_same_classes(saved: Description, given: Description) -> None:
     """Raise UsageError where a thing is of another class than the saved one."""
     for name, now in given["things"].items():
         then = saved["things"][name]
@@ -93,7 +93,7 @@ def _same_class(one: str, other: str) -> bool:
     return name == other_name and (root == other_root or "__main__" in (root, other_root))
 
 
-def check_groups(saved: Described, given: Described) -> None:
+def require_same_groups(saved: Description, given: Description) -> None:
     """Raise UsageError where an optimizer's groups hold other parameters or hyper-parameters, or parameters are tied
     otherwise.
 
@@ -110,12 +110,12 @@ def check_groups(saved: Described, given: Described) -> None:
             _check_group(f"group {number} of `{name}`", then, this, official=now["class"].startswith("torch."))
 
 
-def _check_group(where: str, then: Described, now: Described, official: bool) -> None:
+def _check_group(where: str, then: Description, now: Description, official: bool) -> None:
     for place, (saved, given) in enumerate(zip(then["parameters"], now["parameters"], strict=True)):
         if saved != given:
             raise UsageError(
-                f"the slot is of another optimizer: parameter {place} of {where} is {_called(saved)} in it and "
-                f"{_called(given)} in this one. Build it from the same parameters in the same order"
+                f"the slot is of another optimizer: parameter {place} of {where} is {_describe_value(saved)} in it and "
+                f"{_describe_value(given)} in this one. Build it from the same parameters in the same order"
             )
     lost, new = (sorted(set(one["choices"]) - set(other["choices"])) for one, other in ((then, now), (now, then)))
     if lost or (new and not (official and set(new) <= _ADDED_BY_TORCH)):
@@ -129,13 +129,13 @@ _ADDED_BY_TORCH = frozenset({"maximize", "decoupled_weight_decay"})
 """Hyper-parameters that torch's optimizers have got over time."""
 
 
-def _called(parameter: list[Any]) -> str:
+def _describe_value(parameter: list[Any]) -> str:
     name, shape = parameter
     return f"one that is not the model's ({name}) {shape}" if name.startswith("#") else f"{name!r} {shape}"
 
 
 def warn_of_other_values(
-    state: Mapping[str, Any], saved: Described | None, optimizers: Mapping[str, Optimizer]
+    state: Mapping[str, Any], saved: Description | None, optimizers: Mapping[str, Optimizer]
 ) -> None:
     """Warn where optimizers were built with other hyper-parameters than the saved ones, which torch puts there.
 
@@ -203,7 +203,7 @@ def _alike(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def shapes_of(state: Mapping[str, Any], with_dtypes: bool) -> dict[str, str]:
+def collect_shapes(state: Mapping[str, Any], with_dtypes: bool) -> dict[str, str]:
     """Shape and dtype of every tensor of a module's state, and the class of whatever else it holds, in words."""
     return {name: _shape(value, with_dtypes) for name, value in state.items()}
 

@@ -10,22 +10,22 @@ import tomli_w
 from torch import nn
 from torch.optim import Optimizer
 
-from grokkit.config.run_config import Part, RunConfig
-from grokkit.config.schedule import checked, log_spaced
+from grokkit.config.run_config import RunConfig, Spec
+from grokkit.config.schedule import log_spaced, validate_steps
 from grokkit.device.preserved_state import device_of
-from grokkit.device.select import described, environment
+from grokkit.device.select import describe_device, describe_environment
 from grokkit.measures import Context, Measure
-from grokkit.measures.loss import loss_function
-from grokkit.measures.runner import AttributionPlan
+from grokkit.measures.loss import get_loss
+from grokkit.measures.runner import AttributionSpec
 from grokkit.names import ProbeSet
-from grokkit.recording.attempt import given_back_on_failure, make_room
-from grokkit.recording.budget import Purse
-from grokkit.recording.instruments import as_measures, as_plans, asked_for
+from grokkit.recording.attempt import clear_path, released_on_failure
+from grokkit.recording.budget import Budget
+from grokkit.recording.instruments import as_attribution_specs, as_measures, requested_config
 from grokkit.recording.recorder import Recorder
 from grokkit.recording.signal import Signal
-from grokkit.trajectory import Run, as_path, run
+from grokkit.trajectory import Run, run, to_path
 from grokkit.trajectory.lock import RunLock
-from grokkit.trust import remember
+from grokkit.trust import add_trusted
 
 
 def record(
@@ -34,8 +34,8 @@ def record(
     optimizer: Optimizer | None = None,
     *,
     probes: Mapping[str, ProbeSet],
-    measures: Iterable[str | Part | Measure] = ("accuracy", "local_complexity", "weight_norm", "logit_scale"),
-    attributions: Iterable[str | Part | AttributionPlan] = (),
+    measures: Iterable[str | Spec | Measure] = ("accuracy", "local_complexity", "weight_norm", "logit_scale"),
+    attributions: Iterable[str | Spec | AttributionSpec] = (),
     schedule: Iterable[int] | None = None,
     signal: Signal | Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -77,18 +77,18 @@ def record(
         TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
         UsageError: an unknown measure, attribution, loss or probe set.
     """
-    path, purse = as_path(path), Purse.of(price)
-    loss_function(loss)
-    taken, plans, signal = as_measures(measures), as_plans(attributions), Signal.of(signal)
-    steps = checked(log_spaced() if schedule is None else schedule)
+    path, purse = to_path(path), Budget.of(price)
+    get_loss(loss)
+    taken, plans, signal = as_measures(measures), as_attribution_specs(attributions), Signal.of(signal)
+    steps = validate_steps(log_spaced() if schedule is None else schedule)
     if not resume:
-        told = config or asked_for(taken, plans, steps, signal, {"seed": seed, "loss": loss})
-        make_room(path, overwrite)
-        machine = environment(described(device_of(model))) | dict(facts or {})
+        told = config or requested_config(taken, plans, steps, signal, {"seed": seed, "loss": loss})
+        clear_path(path, overwrite)
+        machine = describe_environment(describe_device(device_of(model))) | dict(facts or {})
         lock = _create(path, told, machine, probes, total_steps, experiment)
     else:
         lock = RunLock(Run(path).path)
-    with given_back_on_failure(lock, fresh=not resume):
+    with released_on_failure(lock, fresh=not resume):
         context = Context(model, Run(path).probes, loss, seed)
         recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
     recorder.announce()
@@ -108,10 +108,10 @@ def _create(
     """Make the run folder, locked, and put its experiment on the user's list of trusted code."""
     text = config.to_toml() if isinstance(config, RunConfig) else tomli_w.dumps(dict(config))
     status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
-    lock = run.create(
+    lock = run.create_run(
         path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment, held=True
     )  # fmt: skip
     assert lock is not None
     if experiment is not None:
-        remember(experiment)
+        add_trusted(experiment)
     return lock

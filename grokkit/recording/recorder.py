@@ -17,18 +17,18 @@ from torch.optim import Optimizer
 from grokkit.config.schedule import as_step
 from grokkit.device.preserved_state import device_of, unwrap
 from grokkit.errors import Interrupted, TrajectoryError, UsageError
-from grokkit.interrupt import Stopped, poll
+from grokkit.interrupt import StopRequested, check_interrupt
 from grokkit.measures import Context, Measure
-from grokkit.measures.runner import AttributionPlan, is_taken, name_of, take_any
-from grokkit.recording.attempt import looked_through, this_attempt
-from grokkit.recording.budget import Bill
+from grokkit.measures.runner import AttributionSpec, instrument_name, is_stored, run_instrument
+from grokkit.recording.attempt import begin_attempt, check_and_recover
+from grokkit.recording.budget import CostTracker
 from grokkit.recording.signal import LocalComplexitySignal, Signal
-from grokkit.recording.state import Stateful, full_state, load_state
-from grokkit.recording.timers import Costs
+from grokkit.recording.state import Stateful, collect_state, load_state
+from grokkit.recording.timers import Timers
 from grokkit.trajectory import Run, manifest, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
-from grokkit.trajectory.recover import set_aside_if_wrong, states_put_aside
+from grokkit.trajectory.recover import quarantine_if_wrong, quarantined_states
 from grokkit.trajectory.writer import Writer
 
 HEARTBEAT_SECONDS = 20.0
@@ -53,7 +53,7 @@ class Recorder:
         context: Context,
         optimizer: Optimizer | None,
         measures: list[Measure],
-        attributions: list[AttributionPlan],
+        attributions: list[AttributionSpec],
         schedule: tuple[int, ...],
         signal: Signal | None,
         total_steps: int | None,
@@ -69,14 +69,14 @@ class Recorder:
         self._total_steps = total_steps
         earlier = Run(path)
         self._attempt = earlier.status.get("attempt", 0) + 1
-        self._changed, put_aside = looked_through(path, earlier.status)
-        self.costs = Costs(device_of(context.model), earlier.status.get("costs"))
-        self._bill = Bill.going_on(earlier.status, price)
+        self._changed, put_aside = check_and_recover(path, earlier.status)
+        self.costs = Timers(device_of(context.model), earlier.status.get("costs"))
+        self._bill = CostTracker.going_on(earlier.status, price)
         self._step = -1
         self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
-        self._writer, self._slots = Writer(), resume.Slots(path / "resume")
-        self._unrestored = self._slots.are_there() or bool(states_put_aside(path))
+        self._writer, self._slots = Writer(), resume.ResumeStore(path / "resume")
+        self._unrestored = self._slots.are_there() or bool(quarantined_states(path))
         self._open = True
         for sentence in put_aside:
             self._put_aside(0, sentence)
@@ -84,7 +84,7 @@ class Recorder:
     def announce(self) -> None:
         """Say in manifest and status.json that the run is being written; once, by whoever made the recorder."""
         if self._attempt > 1:
-            manifest.resumed(self.path, self._attempt)
+            manifest.add_resumed(self.path, self._attempt)
         self._submit()
 
     def begin(self) -> None:
@@ -93,7 +93,7 @@ class Recorder:
         try:
             self._first = self.step(0)
             self._writer.wait()
-        except (Stopped, KeyboardInterrupt):
+        except (StopRequested, KeyboardInterrupt):
             self.close("interrupted", "stopped while step 0 was recorded")
             raise
         except BaseException:
@@ -209,10 +209,10 @@ class Recorder:
         """
         self._lock.check_process()
         with self.costs.of("resume slots"):
-            state = full_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
+            state = collect_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             if self._signal is not None:
                 state["signal"] = self._signal.state_dict()
-            slot = resume.hold(step, state, self._writer.staging)
+            slot = resume.stage(step, state, self._writer.staging)
             self._submit(partial(self._slots.save, slot, check=self._lock.check))
 
     @property
@@ -233,12 +233,12 @@ class Recorder:
         """
         self._lock.check_process()
         found = self._slots.load()
-        if found is None and (lost := states_put_aside(self.path)):
+        if found is None and (lost := quarantined_states(self.path)):
             raise TrajectoryError(
                 f"no resume state of {self.path} is whole: {', '.join(each.name for each in lost)} were put aside. The "
                 f"run is not begun again over them; to start it at step 0, remove them from {lost[0].parent}"
             )
-        now = this_attempt(self._context.model)
+        now = begin_attempt(self._context.model)
         self._tell_changes()
         if found is None:
             self._unrestored = False
@@ -257,10 +257,10 @@ class Recorder:
         return step
 
     def _record(self, step: int) -> None:
-        path = self.path / "snapshots" / store.file_name(step)
+        path = self.path / "snapshots" / store.step_file_name(step)
         with self.costs.of("snapshots"):
             state = unwrap(self._context.model).state_dict()
-            if path.exists() and (said := set_aside_if_wrong(self.path, path, "snapshot")):
+            if path.exists() and (said := quarantine_if_wrong(self.path, path, "snapshot")):
                 self._put_aside(step, said)
             if not path.exists():
                 self.add_snapshot(step, state)
@@ -275,14 +275,14 @@ class Recorder:
     def add_snapshot(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
         """Write weights and buffers, as they are now; also those that the model does not have, as imported ones."""
         self._lock.check_process()
-        path = self.path / "snapshots" / store.file_name(as_step(step))
+        path = self.path / "snapshots" / store.step_file_name(as_step(step))
         packed = self._writer.staging.hold(state)
         self._submit(partial(_write_snapshot, path, step, packed, run=self.path, check=self._lock.check))
 
     def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether the snapshot that is there holds this state; one of a resumed run may differ in the last bits, where
         the machine is another: the first one stays."""
-        if snapshot.holds(path, state):
+        if snapshot.has_state(path, state):
             return True
         if step == 0:
             raise TrajectoryError(
@@ -293,18 +293,20 @@ class Recorder:
         return False
 
     def _take_all(self, step: int) -> None:
-        subjects: list[Measure | AttributionPlan] = [*self._measures, *self._attributions]
+        subjects: list[Measure | AttributionSpec] = [*self._measures, *self._attributions]
         for subject in subjects:
-            poll(grace=0)
+            check_interrupt(grace=0)
             try:
-                with self.costs.of(name_of(subject)):
-                    if not is_taken(self.path, step, subject, self._context, partial(self._put_aside, step)):
-                        take_any(self.path, step, subject, self._context)
+                with self.costs.of(instrument_name(subject)):
+                    if not is_stored(self.path, step, subject, self._context, partial(self._put_aside, step)):
+                        run_instrument(self.path, step, subject, self._context)
             except Exception as error:
                 # a paid run is not lost to an instrument; at step 0 nothing is lost, and a disk that fails fails again
                 if step == 0 or isinstance(error, TrajectoryError):
                     raise
-                self.event(step, "measure_failed", f"{name_of(subject)} failed: {type(error).__name__}: {error}")
+                self.event(
+                    step, "measure_failed", f"{instrument_name(subject)} failed: {type(error).__name__}: {error}"
+                )
 
     def _put_aside(self, step: int, sentence: str) -> None:
         warnings.warn(sentence, stacklevel=2)
@@ -329,7 +331,7 @@ class Recorder:
             write()
             for log in logs:
                 log.sync()
-            run.write_status(path, **fields, manifest=manifest.sync(path))
+            run.write_status(path, **fields, manifest=manifest.sync_manifest(path))
 
         self._writer.submit(job)
 
@@ -374,8 +376,10 @@ class Recorder:
                     failure = failure or error
                     state, reason = "failed", f"{type(failure).__name__}: {failure}"
             self._lock.check()
-            manifest.end(self.path, "failed" if self._writer.failure else state)  # a line may have failed to be written
-            run.write_status(self.path, **self._fields(state, reason), manifest=manifest.sync(self.path))
+            manifest.add_end(
+                self.path, "failed" if self._writer.failure else state
+            )  # a line may have failed to be written
+            run.write_status(self.path, **self._fields(state, reason), manifest=manifest.sync_manifest(self.path))
         finally:
             self._lock.close()
         if failure is not None:
@@ -387,7 +391,7 @@ class Recorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if error is None:
             self.close()
-        elif isinstance(error, Interrupted | KeyboardInterrupt | Stopped):
+        elif isinstance(error, Interrupted | KeyboardInterrupt | StopRequested):
             self.close("interrupted", str(error))
         else:
             self.close("failed", f"{type(error).__name__}: {error}")
@@ -395,4 +399,4 @@ class Recorder:
 
 def _write_snapshot(path: Path, step: int, packed: snapshot.Packed, *, run: Path, check: Callable[[], None]) -> None:
     digest = snapshot.write_packed(path, step, packed, check=check)
-    manifest.add(run, path, "snapshot", step, digest)
+    manifest.add_file(run, path, "snapshot", step, digest)

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from grokkit.config.schedule import as_step
 from grokkit.errors import ModelContractError, UsageError
-from grokkit.interrupt import poll
-from grokkit.measures.base import Context, chosen, logits_of, net_and_inputs, tensor_of
-from grokkit.measures.loss import loss_function
+from grokkit.interrupt import check_interrupt
+from grokkit.measures.base import Context, predict_logits, select_probes, to_tensor, unwrap_normalisation
+from grokkit.measures.loss import get_loss
 from grokkit.measures.oui import gate_distances
-from grokkit.policies import Policy, followed
+from grokkit.policies import Policy, get_followed_readings
 from grokkit.policies.signal import QUANTITIES
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 from grokkit.spline import complexity_spectrum
-from grokkit.stats.trends import Slope, log_mean, slope
+from grokkit.stats.trends import Slope, fit_slope, log_mean
 from grokkit.trajectory import Run, open_run
 
 
@@ -73,7 +73,9 @@ class Signal:
             raise UsageError(f"`radii` of a signal must be one or more finite numbers above 0; got {self.radii!r}")
         for name in map(str, self.quantities):
             if name not in QUANTITIES:
-                raise UsageError(f"a signal reads {', '.join(QUANTITIES)}; got {name!r}.{nearest(name, [*QUANTITIES])}")
+                raise UsageError(
+                    f"a signal reads {', '.join(QUANTITIES)}; got {name!r}.{did_you_mean(name, [*QUANTITIES])}"
+                )
         object.__setattr__(self, "radii", tuple(map(float, self.radii)))
         object.__setattr__(self, "quantities", tuple(map(str, self.quantities)))
 
@@ -95,7 +97,9 @@ class Signal:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                raise UsageError(f"a signal has no field {name!r}.{nearest(name, known)} It has: {', '.join(known)}")
+                raise UsageError(
+                    f"a signal has no field {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}"
+                )
         return cls(**fields) if fields else None
 
     def due(self, step: int) -> bool:
@@ -146,13 +150,13 @@ class LocalComplexitySignal:
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UsageError(f"`seed` of a signal must be an int of 0 or more; got {seed!r}")
         if not isinstance(images, Tensor) or len(images) < 2:
-            raise UsageError(f"a signal needs a tensor of at least 2 images; got {_sort_of(images)}")
+            raise UsageError(f"a signal needs a tensor of at least 2 images; got {_describe_type(images)}")
         if "loss" in self.signal.quantities and not _are_labels(labels, len(images)):
             raise UsageError(
                 f"the quantity `loss` of a signal needs an int64 tensor with a label for each of its {len(images)} "
-                f"images; got {_sort_of(labels)}"
+                f"images; got {_describe_type(labels)}"
             )
-        self._model, self._seed, self._loss = model, seed, loss_function(loss)
+        self._model, self._seed, self._loss = model, seed, get_loss(loss)
         self._images = images[: self.signal.points].clone()
         self._labels = None if labels is None else labels[: self.signal.points].clone()
         self._rows: dict[str, list[_Row]] = {name: [] for name in self.signal.quantities}
@@ -160,11 +164,11 @@ class LocalComplexitySignal:
     @classmethod
     def of_run(cls, signal: Signal, context: Context) -> LocalComplexitySignal:
         """The signal at the stored images of a run. Raises UsageError where the run has not its probe set."""
-        (probe,) = chosen(context, (signal.probe_set,), signal.points).values()
+        (probe,) = select_probes(context, (signal.probe_set,), signal.points).values()
         labels = torch.from_numpy(probe.labels)
         if "loss" in signal.quantities and (labels < 0).any():
             raise UsageError(f"the images of probe set {signal.probe_set!r} have no labels, and `loss` needs them")
-        images = tensor_of(probe, context.model)
+        images = to_tensor(probe, context.model)
         return cls(context.model, images, signal, labels=labels.to(images.device), loss=context.loss, seed=context.seed)
 
     def due(self, step: int) -> bool:
@@ -188,8 +192,8 @@ class LocalComplexitySignal:
         return readings
 
     def _row(self, step: int, name: str) -> _Row:
-        poll()
-        net, inputs, _ = net_and_inputs(self._model, self._images)
+        check_interrupt()
+        net, inputs, _ = unwrap_normalisation(self._model, self._images)
         if name == "density":
             return _Row(step, *self._density(net, inputs))
         if name == "oui":
@@ -206,7 +210,7 @@ class LocalComplexitySignal:
         return np.median(density.numpy(), axis=0), float(max(sum(spectrum.live_units.values()), 1))
 
     def _losses(self) -> np.ndarray:
-        logits = logits_of(self._model, self._images)
+        logits = predict_logits(self._model, self._images)
         each = torch.func.vmap(lambda own, label: self._loss(own[None], label[None]))(logits, self._labels)
         return each.double().cpu().numpy()
 
@@ -216,7 +220,7 @@ class LocalComplexitySignal:
         trend = Slope(math.nan, math.nan, math.nan)
         if row in window and len(window) > 1:
             values = np.stack([each.values for each in window])
-            trend = slope([each.step for each in window], values, [each.scale for each in window], self._seed)
+            trend = fit_slope([each.step for each in window], values, [each.scale for each in window], self._seed)
         return {
             name: value - math.log(row.scale), f"{name}_se": error, f"{name}_slope": trend.value,
             f"{name}_slope_low": trend.low, f"{name}_slope_high": trend.high,
@@ -280,7 +284,7 @@ def check_listener(policy: Policy, signal: Signal | None, validation: bool) -> N
     """
     read = signal.quantities if signal else ()
     told = ["train_loss", *(["validation_loss"] if validation else []), *(f"log_{name}" for name in read)]
-    missing = sorted(followed(policy) - {*told, *(signal.readings if signal else [])})
+    missing = sorted(get_followed_readings(policy) - {*told, *(signal.readings if signal else [])})
     if not missing:
         return
     unread = tuple(name for name in QUANTITIES if f"log_{name}" in missing)
@@ -288,11 +292,11 @@ def check_listener(policy: Policy, signal: Signal | None, validation: bool) -> N
     if unread:
         remedies.append(f"Let the signal read it: signal={{..., 'quantities': {(*read, *unread)}}}.")
     if "validation_loss" in missing:
-        remedies.append("Take images out for it: data=part(..., validation=500).")
+        remedies.append("Take images out for it: data=spec(..., validation=500).")
     for name in missing:
         if name not in ("validation_loss", *(f"log_{each}" for each in unread)):
             known = ["train_loss", "validation_loss", *(f"log_{each}" for each in QUANTITIES)]
-            remedies.append(f"A run can tell {', '.join(known)}.{nearest(name, known)}")
+            remedies.append(f"A run can tell {', '.join(known)}.{did_you_mean(name, known)}")
     raise UsageError(
         f"the policy listens to {', '.join(missing)}, and this run tells it {', '.join(told)}. {' '.join(remedies)}"
     )
@@ -306,11 +310,11 @@ def _are_labels(labels: Any, count: int) -> bool:
     return isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.shape == (count,)
 
 
-def _sort_of(given: Any) -> str:
+def _describe_type(given: Any) -> str:
     return f"{type(given).__name__} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
 
 
-def heard(run: Run | str | Path) -> list[tuple[int, dict[str, float]]]:
+def signal_history(run: Run | str | Path) -> list[tuple[int, dict[str, float]]]:
     """What the policy of a run, or of the run in a folder, heard of its signal, and after how many updates: the `news`
     of a `yoked` policy. Empty for a run without a signal.
 

@@ -28,7 +28,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
-def full_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> dict[str, Any]:
+def collect_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> dict[str, Any]:
     """The state of everything, for `load_state`. Raises UsageError for a part that is called `optimizer`."""
     if "optimizer" in parts:
         raise UsageError("`optimizer` is the name of the recorder's own one: give this part another name")
@@ -36,7 +36,7 @@ def full_state(model: nn.Module, optimizer: Optimizer | None, parts: Mapping[str
         "model": dict(unwrap(model).state_dict()),
         "optimizer": optimizer.state_dict() if optimizer is not None else None,
         "parts": {name: each.state_dict() for name, each in parts.items()},
-        "rng": random_state(device_of(model)),
+        "rng": get_random_state(device_of(model)),
         "identity": identity.describe(model, optimizer, parts),
     }
 
@@ -61,24 +61,24 @@ def load_state(
         UsageError: the slot holds the states of other things; nothing is loaded then.
         Exception: whatever a part raises while it loads.
     """
-    _must_match(state, optimizer, parts)
+    _require_same_parts(state, optimizer, parts)
     given, saved = identity.describe(model, optimizer, parts), state.get("identity")
     if saved is not None:
-        identity.check_classes(saved, given)
-    _must_fit(state, unwrap(model), with_dtypes=saved is not None)
+        identity.require_same_classes(saved, given)
+    _require_same_shapes(state, unwrap(model), with_dtypes=saved is not None)
     states = {**state["parts"], "optimizer": state["optimizer"]}
     things: dict[str, Stateful] = {**parts, **({} if optimizer is None else {"optimizer": optimizer})}
     optimizers = {name: each for name, each in things.items() if isinstance(each, Optimizer)}
     for name, each in optimizers.items():
-        _must_have_as_many(name, states[name], each)
+        _require_same_count(name, states[name], each)
     if saved is not None:
-        identity.check_groups(saved, given)
-    _must_be_accepted(state["parts"], parts)
+        identity.require_same_groups(saved, given)
+    _require_accepted(state["parts"], parts)
     identity.warn_of_other_values(states, saved, optimizers)
     _load(state, model, {name: each for name, each in parts.items() if name not in optimizers})
     for name, each in optimizers.items():
         each.load_state_dict(states[name])
-        _lay_out_as_parameters(each)
+        _match_parameter_strides(each)
     for part in parts.values():
         warn_of_unloaded_rates(part)
 
@@ -86,7 +86,7 @@ def load_state(
 def _load(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Stateful]) -> None:
     """Load what may fail, then the model."""
     device = device_of(model)
-    before = random_state(device)
+    before = get_random_state(device)
     set_random_state(state["rng"], device)
     try:
         for name, each in parts.items():
@@ -97,7 +97,7 @@ def _load(state: Mapping[str, Any], model: nn.Module, parts: Mapping[str, Statef
     unwrap(model).load_state_dict(state["model"])
 
 
-def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> None:
+def _require_same_parts(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Mapping[str, Stateful]) -> None:
     saved = {name for name, each in {**state["parts"], "optimizer": state["optimizer"]}.items() if each is not None}
     given = {name for name, each in {**parts, "optimizer": optimizer}.items() if each is not None}
     if missing := sorted(given - saved):
@@ -109,21 +109,21 @@ def _must_match(state: Mapping[str, Any], optimizer: Optimizer | None, parts: Ma
         )
 
 
-def _must_fit(state: Mapping[str, Any], model: nn.Module, *, with_dtypes: bool) -> None:
+def _require_same_shapes(state: Mapping[str, Any], model: nn.Module, *, with_dtypes: bool) -> None:
     _compare_tensors("another model", state["model"], model.state_dict(), with_dtypes)
 
 
 def _compare_tensors(whose: str, then: Mapping[str, Any], this: Mapping[str, Any], with_dtypes: bool) -> None:
     """Raise UsageError where the states of two modules have other names or shapes, or else other dtypes."""
     for dtypes in (False, True) if with_dtypes else (False,):
-        saved, now = (identity.shapes_of(each, dtypes) for each in (then, this))
+        saved, now = (identity.collect_shapes(each, dtypes) for each in (then, this))
         for name in sorted({**saved, **now}):
             if saved.get(name) != now.get(name):
                 found, wanted = (of.get(name, "not there") for of in (saved, now))
                 raise UsageError(f"the slot is of {whose}: {name!r} is {found} in it and {wanted} in this one")
 
 
-def _must_have_as_many(name: str, state: Mapping[str, Any], optimizer: Optimizer) -> None:
+def _require_same_count(name: str, state: Mapping[str, Any], optimizer: Optimizer) -> None:
     then, now = ([len(group["params"]) for group in of] for of in (state["param_groups"], optimizer.param_groups))
     if then != now:
         raise UsageError(
@@ -132,7 +132,7 @@ def _must_have_as_many(name: str, state: Mapping[str, Any], optimizer: Optimizer
         )
 
 
-def _must_be_accepted(states: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
+def _require_accepted(states: Mapping[str, Any], parts: Mapping[str, Stateful]) -> None:
     """Ask the parts that can tell before whether they would take their states."""
     for name, part in parts.items():
         if isinstance(part, nn.Module):
@@ -140,7 +140,7 @@ def _must_be_accepted(states: Mapping[str, Any], parts: Mapping[str, Stateful]) 
         check_state(part, states[name])
 
 
-def _lay_out_as_parameters(optimizer: Optimizer) -> None:
+def _match_parameter_strides(optimizer: Optimizer) -> None:
     """Give loaded moments the strides of their parameters: fused optimizers walk through memory side by side, so that a
     channels_last parameter would be paired with the wrong elements of a contiguous moment, without a word."""
     for parameter, state in optimizer.state.items():
@@ -150,14 +150,14 @@ def _lay_out_as_parameters(optimizer: Optimizer) -> None:
                 state[name] = laid_out.copy_(value)
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
+def get_random_state(device: torch.device) -> dict[str, Any]:
     """That of Python, NumPy, torch and, where the device is a GPU, of it."""
     state = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}  # noqa: NPY002
     return state | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """The inverse of `random_state`."""
+    """The inverse of `get_random_state`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["cpu"])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 
-class Costs:
+class Timers:
     """Wall-clock seconds by instrument, and of everything else since the start: the training.
 
     Args:
@@ -73,7 +73,7 @@ class Costs:
         return dict(dearest)
 
 
-def in_words(seconds: Mapping[str, float]) -> str:
+def summarize_timers(seconds: Mapping[str, float]) -> str:
     """`training 93.1 s; instruments 7.3 % of that: local_complexity 5.1 %, ...`, from `Costs.seconds`."""
     training = max(seconds.get("training", 0.0), 1e-9)
     instruments = {name: value / training for name, value in seconds.items() if name != "training"}

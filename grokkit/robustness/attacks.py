@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokkit.device.preserved_state import borrowed, device_of, full_precision
+from grokkit.device.preserved_state import device_of, full_precision, preserved_state
 from grokkit.errors import ModelContractError, NumericsError, UsageError
-from grokkit.interrupt import poll
-from grokkit.registry import nearest
+from grokkit.interrupt import check_interrupt
+from grokkit.registry import did_you_mean
 from grokkit.seeding import generator
 
 
@@ -42,7 +42,7 @@ class AttackResult:
     @property
     def accuracy(self) -> float:
         """Share of the images that this attack could not turn: an upper bound of the robust accuracy."""
-        return _share(self.correct)
+        return _mean_flag(self.correct)
 
 
 class _Norm(NamedTuple):
@@ -53,7 +53,7 @@ class _Norm(NamedTuple):
     into_ball: Callable[[Tensor, float], Tensor]
 
 
-def _length(images: Tensor) -> Tensor:
+def _norms(images: Tensor) -> Tensor:
     """Euclidean length of each image, shaped to broadcast against the images."""
     return images.flatten(1).norm(dim=1).view(-1, *[1] * (images.ndim - 1))
 
@@ -68,11 +68,11 @@ def _steepest_l2(gradient: Tensor) -> Tensor:
     # A nearly saturated loss has gradients whose squares underflow: bring the largest entry to 1 first.
     largest = gradient.flatten(1).abs().amax(1).view(-1, *[1] * (gradient.ndim - 1))
     scaled = gradient / torch.where(largest > 0, largest, 1)
-    return scaled / _length(scaled).clamp_min(1)
+    return scaled / _norms(scaled).clamp_min(1)
 
 
 def _into_l2(offset: Tensor, epsilon: float) -> Tensor:
-    return offset * (epsilon / _length(offset).clamp_min(torch.finfo(offset.dtype).tiny)).clamp_max(1)
+    return offset * (epsilon / _norms(offset).clamp_min(torch.finfo(offset.dtype).tiny)).clamp_max(1)
 
 
 NORMS = {
@@ -159,7 +159,7 @@ def pgd(
     _check_plan(plan, batch_size)
     _check_images(images, labels)
     source = generator(seed, "attack", loss, norm)
-    with borrowed(model) as net, torch.inference_mode(False), torch.enable_grad():
+    with preserved_state(model) as net, torch.inference_mode(False), torch.enable_grad():
         place, dtype = device_of(net), full_precision(net, "an attack needs")
         parts = [
             _attack_batch(net, x.to(place, dtype), y.to(place, torch.int64).clone(), plan, source)
@@ -168,7 +168,7 @@ def pgd(
     adversarial, margins, clean_right, still, saturated = (
         torch.cat(column).to(images.device) for column in zip(*parts, strict=True)
     )
-    return AttackResult(adversarial, margins < 0, _share(clean_right), _share(still), _share(saturated))
+    return AttackResult(adversarial, margins < 0, _mean_flag(clean_right), _mean_flag(still), _mean_flag(saturated))
 
 
 def _attack_batch(
@@ -207,7 +207,7 @@ def _start(clean: Tensor, plan: _Plan, source: torch.Generator) -> Tensor:
 
 
 def _logits(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    poll()
+    check_interrupt()
     # A copy, because a model may work in place on what it is given.
     logits = net(images.clone())
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
@@ -238,7 +238,7 @@ def _check_plan(plan: _Plan, batch_size: int) -> None:
     for argument, value, allowed in (("loss", plan.loss, list(LOSSES)), ("norm", plan.norm, list(NORMS))):
         if value not in allowed:
             raise UsageError(
-                f"`{argument}` must be one of {', '.join(allowed)}; got {value!r}.{nearest(value, allowed)}"
+                f"`{argument}` must be one of {', '.join(allowed)}; got {value!r}.{did_you_mean(value, allowed)}"
             )
     for argument, count in (("steps", plan.steps), ("batch_size", batch_size)):
         if count < 1:
@@ -262,5 +262,5 @@ def _check_images(images: Tensor, labels: Tensor) -> None:
         )
 
 
-def _share(flags: Tensor) -> float:
+def _mean_flag(flags: Tensor) -> float:
     return flags.float().mean().item()

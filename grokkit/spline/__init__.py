@@ -1,7 +1,7 @@
 """The partition of input space that a network makes, and how finely it is cut around given points."""
 
 from grokkit.spline.complexity import complexity_spectrum, local_complexity
-from grokkit.spline.frames import orthonormal_frame
+from grokkit.spline.frames import draw_orthonormal_frame
 from grokkit.spline.path_integral import ExactIntegratedGradients, exact_integrated_gradients
 from grokkit.spline.presets import preset
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
@@ -16,9 +16,9 @@ __all__ = [
     "Segments",
     "complexity_interval",
     "complexity_spectrum",
+    "draw_orthonormal_frame",
     "exact_integrated_gradients",
     "local_complexity",
-    "orthonormal_frame",
     "partition_segment",
     "preset",
     "t_interval",

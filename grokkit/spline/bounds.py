@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokkit.interrupt import poll
-from grokkit.spline.affine import Part, Program, Step, bind, elementwise, program
-from grokkit.spline.envelope import window_index
+from grokkit.interrupt import check_interrupt
+from grokkit.spline.affine import AffinePiece, Facet, Program, apply_nonlinearity, bind_results, build_program
+from grokkit.spline.envelope import index_windows
 from grokkit.spline.frames import Frames
-from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
+from grokkit.spline.passes import BlockCount, LayerCount, count_per_point, find_live_units
 from grokkit.spline.rule_table import leaves
 from grokkit.spline.tape import Var
 from grokkit.units import Call
 
-ROUNDING = 1e-12
+ROUNDING_SLACK = 1e-12
 """Widening of every range, relative to its size and its tensor's: float64 errs by less."""
 
 
@@ -38,50 +38,50 @@ class Hull(NamedTuple):
     def range(self) -> tuple[Tensor, Tensor]:
         """Certified lower and upper bound of every value; equal where the value does not move."""
         reach = self.directions.abs().amax(dim=0) + self.box
-        slack = torch.where(reach > 0, ROUNDING * (reach + self.centre.abs().amax()), 0.0)
+        slack = torch.where(reach > 0, ROUNDING_SLACK * (reach + self.centre.abs().amax()), 0.0)
         return self.centre - reach - slack, self.centre + reach + slack
 
 
 def bound_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each point, every layer's bound at one radius; 2 + P float64 passes a point."""
-    net = program(model, images)
+    net = build_program(model, images)
     for point in range(len(images)):
-        poll()
+        check_interrupt()
         centre = images[point : point + 1]
-        centres = live_units(model, centre)
+        centres = find_live_units(model, centre)
         offsets = radius * frames.at(range(point, point + 1)).double()
-        hulls = _preactivations(net, Hull(centre.double(), offsets, torch.zeros_like(centre, dtype=torch.float64)))
+        hulls = _iter_hulls(net, Hull(centre.double(), offsets, torch.zeros_like(centre, dtype=torch.float64)))
         yield BlockCount([_count(call, hull) for call, hull in zip(centres, hulls, strict=True)], [])
 
 
 def _count(call: Call, hull: Hull) -> LayerCount:
     low, high = hull.range()
-    met = [per_point((low <= kink) & (high >= kink) & (low < high)) for kink in call.kinks]
+    met = [count_per_point((low <= kink) & (high >= kink) & (low < high)) for kink in call.kinks]
     finite = (low.isfinite() & high.isfinite()).all()
     return LayerCount(call.layer, call.activation.exact, torch.stack(met).sum(dim=0).unsqueeze(0), call.z, finite, None)
 
 
-def _preactivations(net: Program, hull: Hull) -> Iterator[Hull]:
+def _iter_hulls(net: Program, hull: Hull) -> Iterator[Hull]:
     """The hull of every activation's input, in call order."""
     env = {0: hull}
     for step in net.steps:
         if step.calls:
-            _affine(step, env)
+            _bound_affine(step, env)
         elif step.pool:
-            bind(step.node.out, _pooled(step, env[step.node.inputs()[0].index]), env.__setitem__)
+            bind_results(step.node.out, _bound_pool(step, env[step.node.inputs()[0].index]), env.__setitem__)
         else:
             before = env[step.node.inputs()[0].index]
             yield before
-            bind(step.node.out, _bent(step, before), env.__setitem__)
+            bind_results(step.node.out, _bound_activation(step, before), env.__setitem__)
         for index in step.dying:
             env.pop(index, None)
 
 
-def _affine(step: Step, env: dict[int, Hull]) -> None:
+def _bound_affine(step: AffinePiece, env: dict[int, Hull]) -> None:
     points = len(next(iter(env.values())).centre)
     count = len(next(iter(env.values())).directions)
 
-    def face(part: Part) -> Any:
+    def face(part: Facet) -> Any:
         def values(var: Var) -> Tensor:
             hull = env[var.index]
             whole = {"value": hull.centre, "linear": hull.directions.flatten(0, 1), "magnitude": hull.box}
@@ -95,12 +95,12 @@ def _affine(step: Step, env: dict[int, Hull]) -> None:
         env[var.index] = hull
 
 
-def _bent(step: Step, before: Hull) -> Hull:
+def _bound_activation(step: AffinePiece, before: Hull) -> Hull:
     """An activation f: its chord's slope over the range, plus a box for what f leaves of the chord."""
     low, high = before.range()
 
     def f(z: Tensor) -> Tensor:
-        return elementwise(step.node, lambda _: z.clone(), len(z))
+        return apply_nonlinearity(step.node, lambda _: z.clone(), len(z))
 
     width = high - low
     slope = torch.where(width > 0, (f(high) - f(low)) / width.clamp_min(torch.finfo(width.dtype).tiny), 0.0)
@@ -111,10 +111,10 @@ def _bent(step: Step, before: Hull) -> Hull:
     return Hull(centre, before.directions * slope, before.box * slope.abs() + (highest - lowest) / 2)
 
 
-def _pooled(step: Step, before: Hull) -> Hull:
+def _bound_pool(step: AffinePiece, before: Hull) -> Hull:
     """A window with one certain winner passes it on; any other becomes the box of its range."""
     low, high = before.range()
-    index, shape = window_index(step, low)
+    index, shape = index_windows(step, low)
     spatial = len(shape)
 
     def entries(values: Tensor, filler: float) -> Tensor:

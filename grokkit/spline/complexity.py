@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from grokkit.device.preserved_state import device_of, dtype_of
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.spline.bounds import bound_counts
-from grokkit.spline.frames import Frames, frames_for
-from grokkit.spline.measurement_mode import check_images, lent
+from grokkit.spline.frames import Frames, make_frames
+from grokkit.spline.measurement_mode import measurement_mode, validate_images
 from grokkit.spline.passes import OTHER_LAYERS, BlockCount, LayerCount, PoolCount
 from grokkit.spline.ray import ray_counts
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
-from grokkit.spline.spectrum import PointGains, checked_quantiles, tangent_dtype, tangent_error
+from grokkit.spline.spectrum import PointStatistics, choose_tangent_dtype, estimate_tangent_error, validate_quantiles
 from grokkit.spline.tangent import tangent_counts
-from grokkit.spline.uncounted import uncounted
+from grokkit.spline.uncounted import find_uncounted
 from grokkit.spline.vertex import vertex_counts
 
 _COUNTS = {"vertex": vertex_counts, "ray": ray_counts, "bound": bound_counts}
@@ -82,10 +82,14 @@ def local_complexity(
         return spectrum.at(0)
     if tangents is not None:
         raise UsageError(f"`tangents` belongs to method='tangent'; got {tangents!r} with method={method!r}")
-    with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
-        fields = _gathered(_COUNTS[method](inner, points, axes, radius), len(points), 1)
+    with _prepare(model, images, directions, frames, seed, frame) as (inner, points, axes):
+        fields = _gather(_COUNTS[method](inner, points, axes, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
-        fields |= {"uncounted": uncounted(inner, points), "frames": _kind(frames, frame), "directions": axes.directions}
+        fields |= {
+            "uncounted": find_uncounted(inner, points),
+            "frames": _kind(frames, frame),
+            "directions": axes.directions,
+        }
     return LocalComplexity(**fields, radius=radius, method=method, tangents=None, tangent_error=None)
 
 
@@ -110,8 +114,8 @@ def complexity_spectrum(
         model, images, directions, frames, seed, frame: as for `local_complexity`.
         tangents: how derivatives are carried; the points themselves always go through in full float32 or float64.
             "exact": likewise. "bfloat16": rounded, also the weights they meet, for a float32 model; on a GPU that runs
-            on the tensor cores, on a CPU it is many times slower. A few crossings differ; `tangent_error` says how many
-            did on the first 4 points. None: "bfloat16" for a float32 model on a GPU, else "exact".
+            on the tensor cores, on a CPU it is many times slower. A few crossings differ; `estimate_tangent_error`
+            says how many did on the first 4 points. None: "bfloat16" for a float32 model on a GPU, else "exact".
         quantiles: levels in (0, 1] at which the critical radii of a point's units are given; () for none.
 
     Returns:
@@ -124,14 +128,14 @@ def complexity_spectrum(
     Cost: 1 + P forward passes a point, one comparison a unit and radius, and one sort of a point's units for the
     quantiles; 2 (1 + P) passes more for each of 4 points where tangents are rounded.
     """
-    checked, levels = _radii(radii, "radii"), checked_quantiles(quantiles)
-    with _measuring(model, images, directions, frames, seed, frame) as (inner, points, axes):
-        dtype = tangent_dtype(tangents, points.dtype, points.device)
+    checked, levels = _radii(radii, "radii"), validate_quantiles(quantiles)
+    with _prepare(model, images, directions, frames, seed, frame) as (inner, points, axes):
+        dtype = choose_tangent_dtype(tangents, points.dtype, points.device)
         size = points[0].numel()
-        gains = PointGains(levels, axes.directions, size)
-        fields = _gathered(tangent_counts(inner, points, axes, checked, dtype, gains.see), len(points), len(checked))
-        fields["uncounted"] = uncounted(inner, points)
-        error = None if dtype is None else tangent_error(inner, points, axes, checked, dtype)
+        gains = PointStatistics(levels, axes.directions, size)
+        fields = _gather(tangent_counts(inner, points, axes, checked, dtype, gains.see), len(points), len(checked))
+        fields["uncounted"] = find_uncounted(inner, points)
+        error = None if dtype is None else estimate_tangent_error(inner, points, axes, checked, dtype)
     return ComplexitySpectrum(
         **fields,
         radii=checked,
@@ -162,17 +166,17 @@ def _radii(radii: Iterable[float], argument: str) -> tuple[float, ...]:
 
 
 @contextmanager
-def _measuring(
+def _prepare(
     model: nn.Module, images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None
 ) -> Iterator[tuple[nn.Module, Tensor, Frames]]:
     """The borrowed model, the images where it lives, and the frames."""
-    check_images(images)
-    with lent(model) as inner:
+    validate_images(images)
+    with measurement_mode(model) as inner:
         points = images.detach().to(device_of(inner), dtype_of(inner))
-        yield inner, points, frames_for(points, directions, frames, seed, frame)
+        yield inner, points, make_frames(points, directions, frames, seed, frame)
 
 
-def _gathered(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str, Any]:
+def _gather(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str, Any]:
     """The fields of a result that all blocks together give, checked to speak of the same layers and to be finite."""
     counts: list[Tensor] = []
     beside: list[tuple[Tensor, ...]] = []
@@ -186,7 +190,7 @@ def _gathered(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str
         live = [seen | one.live for seen, one in zip(live, block.layers, strict=True)]
         if block.layers:
             counts.append(torch.stack([one.counts for one in block.layers], dim=-1).cpu())
-        beside.append(_beside(block))
+        beside.append(_block_extras(block))
     empty = torch.zeros(radii, points, 0, dtype=torch.int64)
     zones, switches, signs = (
         torch.cat(parts, dim=1) if parts[0].numel() else empty for parts in zip(*beside, strict=True)
@@ -205,7 +209,7 @@ def _gathered(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str
     }
 
 
-def _beside(block: BlockCount) -> tuple[Tensor, ...]:
+def _block_extras(block: BlockCount) -> tuple[Tensor, ...]:
     """Zones, switches and signs of one block, each (radius, point, layer)."""
     series = (
         [one.zones for one in block.layers if one.zones is not None],

@@ -26,7 +26,7 @@ _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", def
 
 
 @contextmanager
-def tangents_in(dtype: torch.dtype | None) -> Iterator[None]:
+def store_tangents_in(dtype: torch.dtype | None) -> Iterator[None]:
     """Within the block every tangent is stored in `dtype`; None: in the dtype of its value."""
     token = _tangent_dtype.set(dtype)
     try:
@@ -41,7 +41,7 @@ class Dual(Tensor):
     Args:
         primal: the value, shape (batch, ...).
         tangent: the derivatives, shape (P, batch, ...); kept with the strides of `primal`, so that whatever is a
-            view of the one is a view of the other, and in the dtype that `tangents_in` says.
+            view of the one is a view of the other, and in the dtype that `store_tangents_in` says.
     """
 
     primal: Tensor
@@ -53,7 +53,7 @@ class Dual(Tensor):
     def __new__(cls, primal: Tensor, tangent: Tensor) -> Dual:
         self = Tensor._make_subclass(cls, primal)
         dtype = _tangent_dtype.get() or primal.dtype
-        self.primal, self.tangent = primal, _with_strides_of(primal, tangent.to(dtype))
+        self.primal, self.tangent = primal, _match_strides(primal, tangent.to(dtype))
         return self
 
     @classmethod
@@ -62,10 +62,10 @@ class Dual(Tensor):
         if not args and "input" in kwargs:
             args = (kwargs.pop("input"),)
         rule = cls.rules.get(func)
-        return rule(func, *args, **kwargs) if rule is not None else forward_ad(func, *args, **kwargs)
+        return rule(func, *args, **kwargs) if rule is not None else apply_forward_ad(func, *args, **kwargs)
 
 
-def _with_strides_of(primal: Tensor, tangent: Tensor) -> Tensor:
+def _match_strides(primal: Tensor, tangent: Tensor) -> Tensor:
     sizes, ours, theirs = primal.shape, primal.stride(), tangent.stride()[1:]
     if all(a == b or size == 1 for size, a, b in zip(sizes, ours, theirs, strict=True)):
         return tangent
@@ -78,11 +78,11 @@ def _with_strides_of(primal: Tensor, tangent: Tensor) -> Tensor:
     ).copy_(tangent)
 
 
-def any_dual(*trees: Any) -> bool:
+def has_dual(*trees: Any) -> bool:
     return any(isinstance(leaf, Dual) for leaf in leaves(trees))
 
 
-def like_tangent(x: Dual, tree: Any) -> Any:
+def round_like_tangent(x: Dual, tree: Any) -> Any:
     """Whatever plain floating tensors an operation takes, rounded as the tangents are that they meet."""
     dtype = x.tangent.dtype
     if dtype == x.primal.dtype:
@@ -92,14 +92,14 @@ def like_tangent(x: Dual, tree: Any) -> Any:
     )
 
 
-def scaled(tangent: Tensor, factor: Tensor) -> Tensor:
+def scale_tangent(tangent: Tensor, factor: Tensor) -> Tensor:
     """The product in memory of its own (a residual branch may hold the same tangents), rounded once."""
     if tangent.dtype == factor.dtype:
         return tangent * factor
     return torch.mul(tangent, factor, out=torch.empty_like(tangent))
 
 
-def hidden_write(func: Any) -> ModelContractError:
+def refuse_hidden_write(func: Any) -> ModelContractError:
     return ModelContractError(
         f"`{_name(func)}` writes a value that depends on the image into a plain tensor of the model's own, where its "
         'derivative cannot follow; use method="vertex", or write the model without this in-place step'
@@ -110,23 +110,23 @@ def _name(func: Any) -> str:
     return getattr(func, "__name__", str(func))
 
 
-def linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+def apply_linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation that is linear in its first argument alone: the tangents go through the operation itself."""
-    if not isinstance(x, Dual) or any_dual(args, kwargs):
-        return forward_ad(func, x, *args, **kwargs)
+    if not isinstance(x, Dual) or has_dual(args, kwargs):
+        return apply_forward_ad(func, x, *args, **kwargs)
     primal = func(x.primal, *args, **kwargs)
-    args, kwargs = like_tangent(x, (args, kwargs))
-    return _paired(x, primal, torch.vmap(lambda tangent: func(tangent, *args, **kwargs))(x.tangent))
+    args, kwargs = round_like_tangent(x, (args, kwargs))
+    return _pair(x, primal, torch.vmap(lambda tangent: func(tangent, *args, **kwargs))(x.tangent))
 
 
-def _paired(x: Dual, primal: Any, tangent: Any) -> Any:
+def _pair(x: Dual, primal: Any, tangent: Any) -> Any:
     """`x` itself after an in-place operation, else the new dual (or tuple of duals)."""
     if isinstance(primal, tuple | list):
-        return type(primal)(_paired(x, value, slope) for value, slope in zip(primal, tangent, strict=True))
+        return type(primal)(_pair(x, value, slope) for value, slope in zip(primal, tangent, strict=True))
     return x if primal is x.primal else Dual(primal, tangent)
 
 
-def forward_ad(func: Any, *args: Any, **kwargs: Any) -> Any:
+def apply_forward_ad(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operation, exactly: forward-mode AD, one direction after the other.
 
     Raises:
@@ -138,11 +138,11 @@ def forward_ad(func: Any, *args: Any, **kwargs: Any) -> Any:
         for direction in range(directions):
             one = _Direction(func, args, kwargs, direction)
             if one.is_view():
-                return linear(func, *args, **kwargs)
+                return apply_linear(func, *args, **kwargs)
             results.append(_Result(one))
             if not results[0].depends:
                 break
-    return _merged(results)
+    return _merge(results)
 
 
 @contextmanager
@@ -171,7 +171,7 @@ class _Direction:
                 f'`{_name(func)}` has no forward-mode derivative ({str(error).splitlines()[0]}); use method="vertex"'
             ) from error
         if any(leaf._version != version for leaf, version in plain):
-            raise hidden_write(func)
+            raise refuse_hidden_write(func)
 
     def _copy(self, direction: int, leaf: Any) -> Any:
         if not isinstance(leaf, Dual):
@@ -218,15 +218,15 @@ class _Result:
         return primal, tangent
 
 
-def _stacked(primal: Tensor, tangents: list[Tensor | None]) -> Tensor:
+def _stack(primal: Tensor, tangents: list[Tensor | None]) -> Tensor:
     return torch.stack([torch.zeros_like(primal) if tangent is None else tangent for tangent in tangents])
 
 
-def _merged(results: list[_Result]) -> Any:
+def _merge(results: list[_Result]) -> Any:
     first = results[0]
     for index, (source, primal, _) in enumerate(first.written):
         source.primal.copy_(primal)
-        source.tangent.copy_(_stacked(primal, [one.written[index][2] for one in results]))
+        source.tangent.copy_(_stack(primal, [one.written[index][2] for one in results]))
     merged: list[Any] = []
     for index, (primal, tangent) in enumerate(first.parts):
         if first.sources[index] is not None:
@@ -234,6 +234,6 @@ def _merged(results: list[_Result]) -> Any:
         elif tangent is None:
             merged.append(primal)
         else:
-            merged.append(Dual(primal, _stacked(primal, [one.parts[index][1] for one in results])))
+            merged.append(Dual(primal, _stack(primal, [one.parts[index][1] for one in results])))
     leaves = iter(merged)
     return map_leaves(lambda _: next(leaves), first.tree)

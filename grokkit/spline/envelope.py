@@ -6,26 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grokkit.spline.affine import Step, elementwise
-from grokkit.spline.knots import Crossings, zero_of
+from grokkit.spline.affine import AffinePiece, apply_nonlinearity
+from grokkit.spline.knots import Crossings, zero_tolerance
 from grokkit.spline.windows import Windows
-from grokkit.units import MAX_POOLS, pool_arguments
+from grokkit.units import MAX_POOLS, normalise_pool_arguments
 
 
-def window_index(step: Step, z: Tensor) -> tuple[Tensor, torch.Size]:
+def index_windows(step: AffinePiece, z: Tensor) -> tuple[Tensor, torch.Size]:
     """int64 (window, entry): flat indices into the pooled dimensions of z, whose size stands for padding; and the
     dimensions of the pooled result."""
     pool = MAX_POOLS[step.node.func]
     rest = {name: value for name, value in step.node.kwargs.items() if name != "input"}
-    arguments = None if pool.adaptive else pool_arguments(z, *step.node.args[1:], spatial=pool.spatial, **rest)
-    pooled = elementwise(step.node, lambda _: z[:1], 1)
+    arguments = (
+        None if pool.adaptive else normalise_pool_arguments(z, *step.node.args[1:], spatial=pool.spatial, **rest)
+    )
+    pooled = apply_nonlinearity(step.node, lambda _: z[:1], 1)
     sizes = z.shape[-pool.spatial :]
     places = torch.arange(sizes.numel(), device=z.device).view(1, *sizes)
     entries = Windows(pool, z, pooled, arguments).entries(places, sizes.numel())
     return torch.stack([entry.flatten() for entry in entries], dim=1), pooled.shape[-pool.spatial :]
 
 
-def switches(z: Tensor, index: Tensor, joined: Tensor) -> Crossings:
+def find_switches(z: Tensor, index: Tensor, joined: Tensor) -> Crossings:
     """Places where another entry takes over the maximum of a window of z (knot, channel, entry)."""
     entries = F.pad(z, (0, 1), value=-torch.inf)
     winner = _winners(entries, index)
@@ -33,7 +35,7 @@ def switches(z: Tensor, index: Tensor, joined: Tensor) -> Crossings:
     piece, channel, window = moved.nonzero(as_tuple=True)
     start = entries[piece.unsqueeze(1), channel.unsqueeze(1), index[window]]
     end = entries[piece.unsqueeze(1) + 1, channel.unsqueeze(1), index[window]]
-    zero = zero_of(z)
+    zero = zero_tolerance(z)
     kept = ~(_wins(start, zero) & _wins(end, zero)).any(dim=1)
     return _envelope(piece[kept], start[kept], end[kept])
 
@@ -55,7 +57,7 @@ def _wins(values: Tensor, zero: Tensor) -> Tensor:
 
 
 def _envelope(piece: Tensor, start: Tensor, end: Tensor) -> Crossings:
-    """Bends of the maximum of the lines from `start` to `end` (window, entry), all windows one step at a time."""
+    """Bends of the maximum of the lines from `start` to `add_end` (window, entry), all windows one step at a time."""
     pads = start.isinf()
     slope = (end - start).masked_fill(pads, -torch.inf)
     found: list[tuple[Tensor, Tensor]] = []

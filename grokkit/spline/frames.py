@@ -10,11 +10,11 @@ from torch import Tensor
 from grokkit.errors import UsageError
 from grokkit.seeding import generator
 
-TOLERANCE = 1e-4
+ORTHONORMAL_TOLERANCE = 1e-4
 """Largest |V V^T - I| that a caller's own frame may have."""
 
 
-def orthonormal_frame(
+def draw_orthonormal_frame(
     directions: int, size: int, seed: int | torch.Generator = 0, dtype: torch.dtype = torch.float64
 ) -> Tensor:
     """Uniformly distributed orthonormal directions (Haar measure), by QR of a Gaussian matrix.
@@ -65,7 +65,7 @@ class Frames:
         if self.common is not None:
             return self._cast(self.common.unsqueeze(1))
         frames = [
-            orthonormal_frame(self.directions, self.shape.numel(), generator(self.seed, "frame", point))
+            draw_orthonormal_frame(self.directions, self.shape.numel(), generator(self.seed, "frame", point))
             for point in points
         ]
         return self._cast(torch.stack(frames, dim=1))
@@ -74,7 +74,7 @@ class Frames:
         return frame.to(self.like.device, self.like.dtype).unflatten(-1, self.shape)
 
 
-def frames_for(images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None) -> Frames:
+def make_frames(images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None) -> Frames:
     """The frames asked for in a public call; a caller's own `frame` is checked and goes first."""
     if frames not in ("shared", "per_point"):
         raise UsageError(f"`frames` must be 'shared' or 'per_point'; got {frames!r}")
@@ -84,21 +84,22 @@ def frames_for(images: Tensor, directions: int, frames: str, seed: int, frame: T
             raise UsageError(f"`frame` must be a tensor (P, D), one direction a row; got {type(frame).__name__}")
         if frames == "per_point":
             raise UsageError("`frame` is shared by all points; leave `frames` at 'shared', or `frame` at None")
-        return Frames(shape, len(frame), seed, images[:0], _checked(frame, shape.numel()))
-    common = orthonormal_frame(directions, shape.numel(), seed)
+        return Frames(shape, len(frame), seed, images[:0], _validate_frame(frame, shape.numel()))
+    common = draw_orthonormal_frame(directions, shape.numel(), seed)
     return Frames(shape, directions, seed, images[:0], common if frames == "shared" else None)
 
 
-def _checked(frame: Tensor, size: int) -> Tensor:
+def _validate_frame(frame: Tensor, size: int) -> Tensor:
     if frame.dim() != 2 or frame.shape[1] != size or not 1 <= len(frame) <= size:
         raise UsageError(
             f"`frame` must have shape (P, {size}) with P in 1..{size}, one direction a row; got {tuple(frame.shape)}"
         )
     rows = frame.detach().double()
     error = (rows @ rows.T - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)).abs().max().item()
-    if not error < TOLERANCE:
+    if not error < ORTHONORMAL_TOLERANCE:
         raise UsageError(
-            f"`frame` must have orthonormal rows: max |V V^T - I| must be below {TOLERANCE:g}; got {error:.3g}. "
+            f"`frame` must have orthonormal rows: max |V V^T - I| must be below {ORTHONORMAL_TOLERANCE:g}; got "
+            f"{error:.3g}. "
             "Orthonormalise it, for example with torch.linalg.qr"
         )
     return rows

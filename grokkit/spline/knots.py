@@ -17,7 +17,7 @@ MERGE = 1e-12
 """Crossings closer than this in t (0 to 1) are one breakpoint; true gaps of 4e-11 were seen."""
 
 
-class Grid:
+class KnotGrid:
     """Sorted knots of one segment or of several, one after the other.
 
     Args:
@@ -29,7 +29,7 @@ class Grid:
     """
 
     def __init__(
-        self, segment: Tensor, t: Tensor, layer: Tensor, parent: Grid | None = None, left: Tensor | None = None
+        self, segment: Tensor, t: Tensor, layer: Tensor, parent: KnotGrid | None = None, left: Tensor | None = None
     ) -> None:
         self.segment, self.t, self.layer, self.parent, self.left = segment, t, layer, parent, left
 
@@ -41,13 +41,13 @@ class Grid:
         """bool (knot - 1,): whether a knot and the next one bound a piece."""
         return self.segment[1:] == self.segment[:-1]
 
-    def part(self, first: int, last: int) -> Grid:
+    def part(self, first: int, last: int) -> KnotGrid:
         """The knots first..last, both included, of a refinement."""
         rows = slice(first, last + 1)
         left = None if self.left is None else self.left[rows]
-        return Grid(self.segment[rows], self.t[rows], self.layer[rows], self.parent, left)
+        return KnotGrid(self.segment[rows], self.t[rows], self.layer[rows], self.parent, left)
 
-    def interpolate(self, values: Tensor, origin: Grid) -> Tensor:
+    def interpolate(self, values: Tensor, origin: KnotGrid) -> Tensor:
         """Values at the knots of `origin`, a coarser grid, as values at these knots; a new tensor."""
         assert self.left is not None and self.parent is not None
         left, above = self.left, self.parent
@@ -75,7 +75,7 @@ class Crossings(NamedTuple):
     unit: Tensor
 
 
-def crossings(z: Tensor, kink: float, joined: Tensor) -> Crossings:
+def find_crossings(z: Tensor, kink: float, joined: Tensor) -> Crossings:
     """Units of z (knot, ...) that are on different sides of `kink` at the two ends of a piece, on neither end on it."""
     rows = z.flatten(1)
     above = rows > kink
@@ -83,13 +83,13 @@ def crossings(z: Tensor, kink: float, joined: Tensor) -> Crossings:
     kept = joined[piece]
     piece, unit = piece[kept], unit[kept]
     start, end = rows[piece, unit] - kink, rows[piece + 1, unit] - kink
-    zero = zero_of(rows)
+    zero = zero_tolerance(rows)
     real = (start.abs() > zero) & (end.abs() > zero)
     start, end = start[real], end[real]
     return Crossings(piece[real], start / (start - end), unit[real])
 
 
-def zero_of(values: Tensor) -> Tensor:
+def zero_tolerance(values: Tensor) -> Tensor:
     """The size below which values (knot, ...) count as zero. Both ends are looked at: without biases everything is 0 at
     the origin, where a path often begins, and of a size beside which rounding is nothing at its end."""
     return ZERO * torch.maximum(values[0].abs().max(), values[-1].abs().max())
@@ -113,12 +113,12 @@ def _differences(above: Tensor) -> tuple[Tensor, Tensor]:
 class Refined(NamedTuple):
     """A grid with the crossings inserted, and the knot at which each crossing's unit is on its kink."""
 
-    grid: Grid
+    grid: KnotGrid
     knot: Tensor
     unit: Tensor
 
 
-def refine(grid: Grid, found: Crossings, layer: int) -> Refined:
+def refine_grid(grid: KnotGrid, found: Crossings, layer: int) -> Refined:
     """Insert crossings as knots; those closer than `MERGE` share one, also with an end of their piece."""
     start, end = grid.t[found.piece], grid.t[found.piece + 1]
     t = torch.lerp(start, end, found.place)
@@ -134,7 +134,7 @@ def refine(grid: Grid, found: Crossings, layer: int) -> Refined:
     fresh = at + 1 + torch.arange(len(at), device=t.device)
     knot = torch.where(at_right, old[piece + 1], old[piece])
     knot[inner] = fresh[new.cumsum(0) - 1]
-    return Refined(_inserted(grid, old, fresh, at, where, layer), knot, found.unit[order])
+    return Refined(_insert(grid, old, fresh, at, where, layer), knot, found.unit[order])
 
 
 def _first_of_cluster(piece: Tensor, t: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _first_of_cluster(piece: Tensor, t: Tensor) -> Tensor:
     return first
 
 
-def _inserted(grid: Grid, old: Tensor, fresh: Tensor, at: Tensor, where: Tensor, layer: int) -> Grid:
+def _insert(grid: KnotGrid, old: Tensor, fresh: Tensor, at: Tensor, where: Tensor, layer: int) -> KnotGrid:
     size = len(old) + len(fresh)
     segment, made, left = (torch.empty(size, dtype=torch.int64, device=at.device) for _ in range(3))
     t = torch.empty(size, dtype=torch.float64, device=at.device)
@@ -151,4 +151,4 @@ def _inserted(grid: Grid, old: Tensor, fresh: Tensor, at: Tensor, where: Tensor,
     made[old], made[fresh] = grid.layer, layer
     left[old], left[fresh] = torch.arange(len(old), device=at.device), at
     t[old], t[fresh] = grid.t, where
-    return Grid(segment, t, made, grid, left)
+    return KnotGrid(segment, t, made, grid, left)

@@ -9,7 +9,7 @@ from grokkit.errors import UsageError
 
 
 @lru_cache
-def kappa(directions: int, size: int) -> float:
+def expected_max_projection(directions: int, size: int) -> float:
     """kappa(P, D) = E max_p |<n, v_p>| for orthonormal v_1..v_P and n uniform on the unit sphere of R^D.
 
     To first order a unit is crossed where |z| < r max_p |<grad z, v_p>|, so with gradients in no preferred direction

@@ -9,24 +9,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from grokkit.device.preserved_state import borrowed
+from grokkit.device.preserved_state import preserved_state
 from grokkit.errors import ModelContractError, UsageError
 
 
 @contextmanager
-def lent(model: nn.Module) -> Iterator[nn.Module]:
+def measurement_mode(model: nn.Module) -> Iterator[nn.Module]:
     """The unwrapped model in eval mode, strict precision and without gradients.
 
     Raises:
         ModelContractError: half precision, a script module, or normalisation by the batch's own statistics.
     """
-    with borrowed(model) as inner, _eager(inner), torch.no_grad():
+    with preserved_state(model) as inner, _disable_compile(inner), torch.no_grad():
         _check_model(inner)
         yield inner
 
 
 @contextmanager
-def _eager(model: nn.Module) -> Iterator[None]:
+def _disable_compile(model: nn.Module) -> Iterator[None]:
     """Compiled parts of the model run as written, because a compiled graph hides its activations."""
     if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
         yield
@@ -56,7 +56,7 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def check_images(images: Tensor) -> None:
+def validate_images(images: Tensor) -> None:
     """Raise UsageError unless the images are a finite floating tensor (N, ...)."""
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 2 or images.numel() == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__

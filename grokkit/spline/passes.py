@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
-from grokkit.interrupt import poll
+from grokkit.interrupt import check_interrupt
 from grokkit.units import Call, PoolCall, intercept
 
 _PASS_ELEMENTS = {"cpu": 2**18}
@@ -74,7 +74,7 @@ class Block(NamedTuple):
     directions: list[slice]
 
 
-def blocks(points: int, directions: int, images: Tensor, rows_per_direction: int) -> Iterator[Block]:
+def split_blocks(points: int, directions: int, images: Tensor, rows_per_direction: int) -> Iterator[Block]:
     """Cut the work so that one pass stays in cache (CPU) or in modest memory, whatever the number of points or
     directions."""
     elements = _PASS_ELEMENTS.get(images.device.type, _PASS_ELEMENTS_ELSEWHERE)
@@ -83,11 +83,11 @@ def blocks(points: int, directions: int, images: Tensor, rows_per_direction: int
     height = max(1, rows // width)
     slices = [slice(first, first + width) for first in range(0, directions, width)]
     for first in range(0, points, height):
-        poll()
+        check_interrupt()
         yield Block(range(first, min(first + height, points)), slices)
 
 
-def run(
+def forward_with_interception(
     model: nn.Module,
     inputs: Tensor,
     on_call: Callable[[Call], None],
@@ -109,8 +109,8 @@ def run(
     return output
 
 
-def memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
-    """channels_last where it pays (float32 convolutions on a CPU) and where the model's own `view`s allow it."""
+def choose_memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
+    """channels_last where it pays (float32 convolutions on a CPU) and where the model's own `render`s allow it."""
     if images.device.type != "cpu" or images.dtype != torch.float32 or images.dim() != 4:
         return torch.contiguous_format
     pair = images[:1].repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
@@ -123,20 +123,22 @@ def memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
     return torch.channels_last
 
 
-def above(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
+def is_above(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
     """bool (kink, ...): which units are above each kink at one point of the block at least."""
     return torch.stack([(z > kink).any(dim=0) for kink in kinks])
 
 
-def live_units(model: nn.Module, centre: Tensor) -> list[Call]:
-    """The activation calls at the points themselves, with `above` in place of the pre-activations."""
+def find_live_units(model: nn.Module, centre: Tensor) -> list[Call]:
+    """The activation calls at the points themselves, with `is_above` in place of the pre-activations."""
     calls: list[Call] = []
     # a copy, because a model may begin with an in-place call; its values may be overwritten by the activation
-    run(model, centre.clone(), lambda call: calls.append(call._replace(z=above(call.z, call.kinks))))
+    forward_with_interception(
+        model, centre.clone(), lambda call: calls.append(call._replace(z=is_above(call.z, call.kinks)))
+    )
     return calls
 
 
-def per_point(crossed: Tensor) -> Tensor:
+def count_per_point(crossed: Tensor) -> Tensor:
     """int64 (point,): how many units of a (point, ...) mask are set."""
     return crossed.permute(0, *_memory_order(crossed)).flatten(1).count_nonzero(dim=1)
 
@@ -148,10 +150,12 @@ def _memory_order(rows: Tensor) -> list[int]:
 
 def extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Elementwise minimum and maximum over the first dimension."""
-    return in_memory_order(rows, lambda flat: flat.amin(0)), in_memory_order(rows, lambda flat: flat.amax(0))
+    return reduce_in_memory_order(rows, lambda flat: flat.amin(0)), reduce_in_memory_order(
+        rows, lambda flat: flat.amax(0)
+    )
 
 
-def in_memory_order(rows: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+def reduce_in_memory_order(rows: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """Reduce over the first dimension; on a channels_last tensor that is 40 times as fast as the plain call."""
     order = _memory_order(rows)
     flat = rows.permute(0, *order)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from grokkit.errors import UsageError
 from grokkit.spline.affine import Program
-from grokkit.spline.knots import Grid
-from grokkit.spline.measurement_mode import check_images
-from grokkit.spline.segment import piecewise, sweep_all
+from grokkit.spline.knots import KnotGrid
+from grokkit.spline.measurement_mode import validate_images
+from grokkit.spline.segment import prepare_segments, sweep_segments
 
 _BATCH = 16
 
@@ -41,7 +41,7 @@ class _Integral:
         self.total = torch.zeros_like(ends[:, 0])
         self.pieces = torch.zeros(len(ends), dtype=torch.int64, device=ends.device)
 
-    def take(self, grid: Grid, outputs: Tensor) -> None:
+    def take(self, grid: KnotGrid, outputs: Tensor) -> None:
         piece = grid.joined.nonzero().squeeze(1)
         for part in piece.split(_BATCH):
             self._add(grid.segment[part], grid.t[part], grid.t[part + 1])
@@ -83,21 +83,21 @@ def exact_integrated_gradients(
     Source: Sundararajan, Taly and Yan, "Axiomatic Attribution for Deep Networks", ICML 2017; exact by partition in
     Sotoudeh and Thakur, "Computing Linear Restrictions of Neural Networks", NeurIPS 2019.
     """
-    check_images(images)
-    start = _start(images, baseline)
-    with piecewise(model, start, images, batched=True) as (net, ends, _):
+    validate_images(images)
+    start = _to_baselines(images, baseline)
+    with prepare_segments(model, start, images, batched=True) as (net, ends, _):
         outputs = torch.stack([net.forward(pair) for pair in ends])
-        classes = _classes(target, outputs)
+        classes = _to_classes(target, outputs)
         first, last = outputs.gather(2, classes.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2).unbind(1)
         change = last - first
         integral = _Integral(net, ends, classes)
-        sweep_all(net, ends, integral)
+        sweep_segments(net, ends, integral)
         values = integral.total * (ends[:, 1] - ends[:, 0])
     gap = (values.flatten(1).sum(1) - change).abs()
     return ExactIntegratedGradients(values.cpu(), integral.pieces.cpu(), gap.cpu(), change.cpu())
 
 
-def _start(images: Tensor, baseline: Tensor | None) -> Tensor:
+def _to_baselines(images: Tensor, baseline: Tensor | None) -> Tensor:
     """A baseline for every image."""
     if baseline is None:
         return torch.zeros_like(images)
@@ -109,7 +109,7 @@ def _start(images: Tensor, baseline: Tensor | None) -> Tensor:
     return baseline.to(images).expand_as(images)
 
 
-def _classes(target: Tensor | int, outputs: Tensor) -> Tensor:
+def _to_classes(target: Tensor | int, outputs: Tensor) -> Tensor:
     """int64 (image,): the class that is explained, for outputs (image, 2, class)."""
     if outputs.dim() != 3:
         raise UsageError(f"the model must return logits (N, classes); got (N, *{tuple(outputs.shape[2:])})")

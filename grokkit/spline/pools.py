@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grokkit.spline.dual import Dual
-from grokkit.spline.passes import PoolCount, extremes, in_memory_order, per_point
+from grokkit.spline.passes import PoolCount, count_per_point, extremes, reduce_in_memory_order
 from grokkit.spline.windows import Windows
 from grokkit.units import PoolCall
 
@@ -35,7 +35,7 @@ class VertexPool:
         lead = torch.empty_like(bar)
         for entry in self._windows.entries(call.z):
             torch.sub(entry, bar, out=lead)
-            always.append(in_memory_order(self._rows(lead), _lowest) >= 0)
+            always.append(reduce_in_memory_order(self._rows(lead), _lowest) >= 0)
         self._always = [a & b for a, b in zip(always, self._always, strict=True)] if self._always else always
         self._finite &= (low.isfinite() & high.isfinite()).all()
 
@@ -44,7 +44,7 @@ class VertexPool:
 
     def count(self) -> PoolCount:
         dead, alive, *wins = self._always
-        switches, signs = per_point(~torch.stack(wins).any(0)), per_point(~(dead | alive))
+        switches, signs = count_per_point(~torch.stack(wins).any(0)), count_per_point(~(dead | alive))
         return PoolCount(self._layer, dead[0].numel(), switches.unsqueeze(0), signs.unsqueeze(0), self._finite)
 
 
@@ -67,12 +67,12 @@ class TangentPool:
         values, tangents = self._windows.entries(z.primal), self._windows.entries(z.tangent.flatten(0, 1))
         for value, tangent in zip(values, tangents, strict=True):
             torch.sub(tangent, slopes, out=apart).abs_()
-            reach = in_memory_order(apart.unflatten(0, (-1, len(top))), _highest).to(top.dtype)
+            reach = reduce_in_memory_order(apart.unflatten(0, (-1, len(top))), _highest).to(top.dtype)
             # the winner itself, and its twins, have neither gap nor reach
             met = torch.where((value > 0) & (reach > 0), (top - value) / reach, torch.inf)
             self._critical = torch.minimum(self._critical, met)
         if self.source is None:
-            self._reach = torch.maximum(self._reach, largest(pooled.tangent, top))
+            self._reach = torch.maximum(self._reach, max_magnitude(pooled.tangent, top))
 
     def count(self, radii: Sequence[float], z: Tensor | None = None, reach: Tensor | None = None) -> PoolCount:
         """Counts at every radius.
@@ -82,8 +82,8 @@ class TangentPool:
             z, reach: pre-activations and their reach in the layer `source`, where there is one.
         """
         top, far = (self._top, self._reach) if z is None or reach is None else self._winners(z, reach)
-        switches = torch.stack([per_point(self._critical < radius) for radius in radii])
-        signs = torch.stack([per_point(top.abs() < radius * far) for radius in radii])
+        switches = torch.stack([count_per_point(self._critical < radius) for radius in radii])
+        signs = torch.stack([count_per_point(top.abs() < radius * far) for radius in radii])
         finite = (self._top.isfinite() & self._reach.isfinite()).all()
         return PoolCount(self._layer, top[0].numel(), switches, signs, finite)
 
@@ -105,7 +105,7 @@ def _highest(flat: Tensor) -> Tensor:
     return flat.amax(0)
 
 
-def largest(tangents: Tensor, like: Tensor) -> Tensor:
+def max_magnitude(tangents: Tensor, like: Tensor) -> Tensor:
     """Elementwise largest size over the first dimension, in the dtype of `like`."""
     low, high = extremes(tangents)
     return torch.maximum(high, -low).to(like.dtype)

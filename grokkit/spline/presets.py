@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grokkit.errors import UnknownNameError, UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -68,5 +68,5 @@ def preset(name: str) -> Preset:
     """
     if name not in _PRESETS:
         known = sorted(_PRESETS)
-        raise UnknownNameError(f"no preset is called {name!r}.{nearest(name, known)} Known: {', '.join(known)}")
+        raise UnknownNameError(f"no preset is called {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}")
     return _PRESETS[name]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from grokkit.spline.affine import Program, program
+from grokkit.spline.affine import Program, build_program
 from grokkit.spline.frames import Frames
-from grokkit.spline.knots import ZERO, Grid
-from grokkit.spline.passes import BlockCount, LayerCount, live_units, per_point
+from grokkit.spline.knots import ZERO, KnotGrid
+from grokkit.spline.passes import BlockCount, LayerCount, count_per_point, find_live_units
 from grokkit.spline.segment_sweep import Sweep
 
 
@@ -27,7 +27,7 @@ class _Range:
             low, high = torch.minimum(low, self.low[layer]), torch.maximum(high, self.high[layer])
         self.low[layer], self.high[layer] = low, high
 
-    def take(self, grid: Grid, outputs: Tensor) -> None:
+    def take(self, grid: KnotGrid, outputs: Tensor) -> None:
         """The network's output at the knots is not needed."""
 
     def crossed(self, layer: int, kink: float) -> Tensor:
@@ -43,7 +43,7 @@ def _side(gap: Tensor, zero: Tensor) -> Tensor:
 
 def ray_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each point, every layer's count at one radius; one float64 pass of 2 P images a point and of each knot."""
-    net = program(model, images)
+    net = build_program(model, images)
     for point in range(len(images)):
         yield BlockCount(
             _of_point(net, model, images[point : point + 1], radius * frames.at(range(point, point + 1)).double()), []
@@ -51,14 +51,14 @@ def ray_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) 
 
 
 def _of_point(net: Program, model: nn.Module, centre: Tensor, offsets: Tensor) -> list[LayerCount]:
-    centres = live_units(model, centre)
+    centres = find_live_units(model, centre)
     found = _Range()
     ends = torch.cat([centre.double() - offsets, centre.double() + offsets], dim=1)
     Sweep(net, found, found.see).run(ends)
     numbers = [index for index, step in enumerate(net.bends) if not step.pool]
     counts = []
     for index, call in zip(numbers, centres, strict=True):
-        crossed = torch.stack([per_point(found.crossed(index, kink)) for kink in call.kinks]).sum(dim=0)
+        crossed = torch.stack([count_per_point(found.crossed(index, kink)) for kink in call.kinks]).sum(dim=0)
         finite = (found.low[index].isfinite() & found.high[index].isfinite()).all()
         counts.append(LayerCount(call.layer, call.activation.exact, crossed.unsqueeze(0), call.z, finite, None))
     return counts

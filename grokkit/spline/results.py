@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
-from grokkit.spline.max_projection import kappa
+from grokkit.spline.max_projection import expected_max_projection
 from grokkit.stats.intervals import Interval, t_interval
 
 
@@ -203,7 +203,7 @@ class ComplexitySpectrum(_Counted):
     def boundary_density(self) -> Tensor:
         """float64 (radius, point): (D - 1)-volume of region boundaries per unit of volume around the point.
 
-        Formula: total / (2 r kappa), `kappa` = E max_p |<n, v_p>|. A unit is counted where
+        Formula: total / (2 r kappa), `expected_max_projection` = E max_p |<n, v_p>|. A unit is counted where
         |z| < r |grad z| max_p |<n, v_p>| with n = grad z / |grad z|. While the density p of z at its kink is flat over
         that window, this happens with probability 2 r kappa p E |grad z|; the sum of p E |grad z| over the units is
         the boundary density of Hanin and Rolnick (2019, arXiv:1901.09021), whose mean over the data Patel and
@@ -216,7 +216,7 @@ class ComplexitySpectrum(_Counted):
         """
         if self.frames == "own":
             return torch.full_like(self.density, torch.nan)
-        return self.density / (2 * kappa(self.directions, self.input_size))
+        return self.density / (2 * expected_max_projection(self.directions, self.input_size))
 
     @property
     def line_density(self) -> Tensor:
@@ -226,7 +226,7 @@ class ComplexitySpectrum(_Counted):
         `boundary_density` times E |<n, v>| = Gamma(D / 2) / (sqrt(pi) Gamma((D + 1) / 2)) (Cauchy and Crofton).
         Counting the crossings along every v_p by itself estimates the same with more variance, at P times the price.
         """
-        return self.boundary_density * kappa(1, self.input_size)
+        return self.boundary_density * expected_max_projection(1, self.input_size)
 
     def at(self, index: int) -> LocalComplexity:
         """The measurement at `radii[index]`."""

@@ -15,7 +15,7 @@ ANYWHERE = (torch, Tensor, F)
 """Where one operation goes by one name."""
 
 
-def table(rule: Rule, owners: tuple[Any, ...], names: str) -> dict[Callable[..., Any], Rule]:
+def rule_table(rule: Rule, owners: tuple[Any, ...], names: str) -> dict[Callable[..., Any], Rule]:
     """One rule for each function that an owner has by one of the names (separated by spaces)."""
     found = (getattr(owner, name, None) for owner in owners for name in names.split())
     return {func: rule for func in found if func is not None}

@@ -10,8 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.dual import Dual, any_dual, forward_ad, hidden_write, like_tangent, linear, scaled
-from grokkit.spline.rule_table import ANYWHERE, table
+from grokkit.spline.dual import (
+    Dual,
+    apply_forward_ad,
+    apply_linear,
+    has_dual,
+    refuse_hidden_write,
+    round_like_tangent,
+    scale_tangent,
+)
+from grokkit.spline.rule_table import ANYWHERE, rule_table
 from grokkit.units import ACTIVATIONS, MAX_POOLS, RELU
 
 __all__ = ["Dual"]
@@ -25,7 +33,7 @@ def _data(func: Any, x: Dual) -> Dual:
     return Dual(func(x.primal), func(x.tangent))
 
 
-def _itself(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
+def _apply_same(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
     if kwargs.get("training", True):
         raise ModelContractError(
             f"the model calls `{func.__name__}` in training mode although it is measured in eval mode, so its output "
@@ -36,39 +44,39 @@ def _itself(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
 
 def _convolution(func: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any) -> Any:
     """Value and tangents apart, each as one flat batch, the bias only on the value."""
-    if not isinstance(x, Dual) or x.dim() != weight.dim() or any_dual(weight, bias):
-        return forward_ad(func, x, weight, bias, *args, **kwargs)
-    tangent = func(x.tangent.flatten(0, 1), like_tangent(x, weight), None, *args, **kwargs)
+    if not isinstance(x, Dual) or x.dim() != weight.dim() or has_dual(weight, bias):
+        return apply_forward_ad(func, x, weight, bias, *args, **kwargs)
+    tangent = func(x.tangent.flatten(0, 1), round_like_tangent(x, weight), None, *args, **kwargs)
     return Dual(func(x.primal, weight, bias, *args, **kwargs), tangent.unflatten(0, x.tangent.shape[:2]))
 
 
 def _per_image(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Linear, image by image: the tangents go through as one flat batch, because vmap lacks rules for some of these."""
-    if not isinstance(x, Dual) or x.dim() < 3 or any_dual(args, kwargs):
-        return forward_ad(func, x, *args, **kwargs)
+    if not isinstance(x, Dual) or x.dim() < 3 or has_dual(args, kwargs):
+        return apply_forward_ad(func, x, *args, **kwargs)
     tangent = func(x.tangent.flatten(0, 1), *args, **kwargs)
     return Dual(func(x.primal, *args, **kwargs), tangent.unflatten(0, x.tangent.shape[:2]))
 
 
 def _fully_connected(func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
-    if not isinstance(x, Dual) or any_dual(weight, bias):
-        return forward_ad(func, x, weight, bias)
-    return Dual(func(x.primal, weight, bias), func(x.tangent, like_tangent(x, weight)))
+    if not isinstance(x, Dual) or has_dual(weight, bias):
+        return apply_forward_ad(func, x, weight, bias)
+    return Dual(func(x.primal, weight, bias), func(x.tangent, round_like_tangent(x, weight)))
 
 
 def _batch_norm(
     func: Any, x: Dual, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
     momentum: float = 0.1, eps: float = 1e-5,
 ) -> Any:  # fmt: skip
-    if training or not isinstance(x, Dual) or any_dual(mean, var, weight, bias):
-        return forward_ad(func, x, mean, var, weight, bias, training, momentum, eps)
+    if training or not isinstance(x, Dual) or has_dual(mean, var, weight, bias):
+        return apply_forward_ad(func, x, mean, var, weight, bias, training, momentum, eps)
     scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
     primal = func(x.primal, mean, var, weight, bias, False, momentum, eps)
-    return Dual(primal, scaled(x.tangent, scale.view(-1, *(1,) * (x.dim() - 2))))
+    return Dual(primal, scale_tangent(x.tangent, scale.view(-1, *(1,) * (x.dim() - 2))))
 
 
 def _product(func: Any, a: Any, b: Any, **kwargs: Any) -> Any:
-    return linear(func, a, b, **kwargs) if isinstance(a, Dual) else linear(func, b, a, **kwargs)
+    return apply_linear(func, a, b, **kwargs) if isinstance(a, Dual) else apply_linear(func, b, a, **kwargs)
 
 
 def _pad(func: Any, x: Dual, pad: Any, mode: str = "constant", value: float | None = None) -> Any:
@@ -78,14 +86,14 @@ def _pad(func: Any, x: Dual, pad: Any, mode: str = "constant", value: float | No
 
 def _sum(func: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
     """a ± b: whatever is not dual counts as zero."""
-    if any_dual(args, kwargs) or not isinstance(a, Dual | Tensor | float | int):
-        return forward_ad(func, a, b, *args, **kwargs)
+    if has_dual(args, kwargs) or not isinstance(a, Dual | Tensor | float | int):
+        return apply_forward_ad(func, a, b, *args, **kwargs)
     first, second = (x.primal if isinstance(x, Dual) else x for x in (a, b))
     version = getattr(first, "_version", None)
     primal = func(first, second, *args, **kwargs)
     if not isinstance(a, Dual):
         if getattr(first, "_version", None) != version:
-            raise hidden_write(func)
+            raise refuse_hidden_write(func)
         zero = torch.zeros((), dtype=b.tangent.dtype, device=b.tangent.device)
         tangent = torch.vmap(lambda t: func(zero, t, *args, **kwargs))(b.tangent)
     elif isinstance(b, Dual):
@@ -95,11 +103,11 @@ def _sum(func: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(a, Dual) and primal is a.primal:
         return a
     return Dual(
-        primal, tangent.expand(-1, *primal.shape) if tangent[0].shape == primal.shape else _grown(tangent, primal)
+        primal, tangent.expand(-1, *primal.shape) if tangent[0].shape == primal.shape else _broadcast(tangent, primal)
     )
 
 
-def _grown(tangent: Tensor, primal: Tensor) -> Tensor:
+def _broadcast(tangent: Tensor, primal: Tensor) -> Tensor:
     """Broadcast as the value was, in memory of its own."""
     missing = primal.dim() - tangent.dim() + 1
     aligned = tangent.reshape(len(tangent), *(1,) * missing, *tangent.shape[1:])
@@ -108,8 +116,8 @@ def _grown(tangent: Tensor, primal: Tensor) -> Tensor:
 
 def _join(func: Any, tensors: Any, *args: Any, **kwargs: Any) -> Any:
     duals = [x for x in tensors if isinstance(x, Dual)]
-    if any_dual(args, kwargs) or not duals:
-        return forward_ad(func, tensors, *args, **kwargs)
+    if has_dual(args, kwargs) or not duals:
+        return apply_forward_ad(func, tensors, *args, **kwargs)
     primal = func([x.primal if isinstance(x, Dual) else x for x in tensors], *args, **kwargs)
     count = len(duals[0].tangent)
     tangents = [x.tangent if isinstance(x, Dual) else x.new_zeros(()).expand(count, *x.shape) for x in tensors]
@@ -118,8 +126,8 @@ def _join(func: Any, tensors: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _elementwise(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """An activation: one slope a unit, found once and used for every direction."""
-    if not isinstance(x, Dual) or any_dual(args, kwargs):
-        return forward_ad(func, x, *args, **kwargs)
+    if not isinstance(x, Dual) or has_dual(args, kwargs):
+        return apply_forward_ad(func, x, *args, **kwargs)
     if ACTIVATIONS[func] is RELU:
         value = func(x.primal, *args, **kwargs)
         slope, in_place = value.sign(), value is x.primal
@@ -129,7 +137,7 @@ def _elementwise(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         x.primal.copy_(value)
         x.tangent.mul_(slope)
         return x
-    return Dual(value, scaled(x.tangent, slope))
+    return Dual(value, scale_tangent(x.tangent, slope))
 
 
 def _value_and_slope(activation: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor, bool]:
@@ -145,8 +153,8 @@ def _value_and_slope(activation: Callable[[Tensor], Tensor], z: Tensor) -> tuple
 def _max_pool(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
     """The tangent of a maximum is the tangent of the winner."""
     pool = MAX_POOLS[func]
-    if x.dim() != pool.spatial + 2 or any_dual(args, kwargs):
-        return forward_ad(func, x, *args, **kwargs)
+    if x.dim() != pool.spatial + 2 or has_dual(args, kwargs):
+        return apply_forward_ad(func, x, *args, **kwargs)
     value, winners = getattr(F, f"{pool.name}_with_indices")(x.primal, *args, **kwargs)
     flat = winners.flatten(-pool.spatial).expand(len(x.tangent), *winners.shape[:2], -1)
     slopes = x.tangent.flatten(-pool.spatial).gather(-1, flat)
@@ -156,22 +164,23 @@ def _max_pool(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
 
 _PROPERTIES = {"shape": _metadata, "ndim": _metadata, "dtype": _metadata, "device": _metadata, "data": _data}
 Dual.rules |= {
-    **table(linear, ANYWHERE,
+    **rule_table(apply_linear, ANYWHERE,
         "view view_as reshape flatten unflatten permute transpose movedim squeeze unsqueeze chunk split unbind narrow "
         "select expand expand_as repeat contiguous clone detach flip roll __getitem__ t mean sum neg __neg__ "
         "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__"),
-    **table(_per_image, (torch, F),
+    **rule_table(_per_image, (torch, F),
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
         "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle"),
-    **table(_sum, ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
-    **table(_product, ANYWHERE, "mul __mul__ __rmul__ multiply"),
-    **table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
-    **table(_convolution, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
-    **table(_fully_connected, (F,), "linear"),
-    **table(_batch_norm, (F,), "batch_norm"),
-    **table(_pad, (F,), "pad"),
-    **table(_itself, (F,), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
-    **table(_metadata, (Tensor,), "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
+    **rule_table(_sum, ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
+    **rule_table(_product, ANYWHERE, "mul __mul__ __rmul__ multiply"),
+    **rule_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
+    **rule_table(_convolution, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    **rule_table(_fully_connected, (F,), "linear"),
+    **rule_table(_batch_norm, (F,), "batch_norm"),
+    **rule_table(_pad, (F,), "pad"),
+    **rule_table(_apply_same, (F,), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
+    **rule_table(_metadata, (Tensor,),
+                 "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
     **{getattr(Tensor, name).__get__: rule for name, rule in _PROPERTIES.items()},
     **dict.fromkeys(ACTIVATIONS, _elementwise),
     **dict.fromkeys(MAX_POOLS, _max_pool),

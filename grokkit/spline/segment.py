@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from grokkit.device.preserved_state import device_of, dtype_of
 from grokkit.errors import UsageError
-from grokkit.spline.affine import Program, program
-from grokkit.spline.knots import Grid
-from grokkit.spline.measurement_mode import lent
-from grokkit.spline.segment_sweep import Full, Sweep
+from grokkit.spline.affine import Program, build_program
+from grokkit.spline.knots import KnotGrid
+from grokkit.spline.measurement_mode import measurement_mode
+from grokkit.spline.segment_sweep import StopSweep, Sweep
 
 _TOGETHER = 32
 _STRAIGHT = 1e-12
@@ -121,25 +121,25 @@ def partition_segment(
     """
     if isinstance(max_pieces, bool) or not isinstance(max_pieces, int) or max_pieces < 1:
         raise UsageError(f"`max_pieces` must be an int >= 1; got {max_pieces!r}")
-    with piecewise(model, a, b) as (net, ends, single), _bar(progress) as advance:
-        gathered = _Gathered(len(ends), max_pieces, advance)
-        complete = sweep_all(net, ends, gathered)
+    with prepare_segments(model, a, b) as (net, ends, single), _progress_bar(progress) as advance:
+        gathered = _Collector(len(ends), max_pieces, advance)
+        complete = sweep_segments(net, ends, gathered)
     return gathered.result(tuple(net.layers), complete, single)
 
 
-def sweep_all(net: Program, ends: Tensor, sink: Any) -> bool:
+def sweep_segments(net: Program, ends: Tensor, sink: Any) -> bool:
     """Sweep all segments in order; False where the sink had enough."""
     sweep = Sweep(net, sink)
     try:
         for first in range(0, len(ends), _TOGETHER):
             sweep.run(ends[first : first + _TOGETHER], first)
-    except Full:
+    except StopSweep:
         return False
     return True
 
 
 @contextmanager
-def piecewise(
+def prepare_segments(
     model: nn.Module, a: Tensor, b: Tensor, batched: bool | None = None
 ) -> Iterator[tuple[Program, Tensor, bool]]:
     """The model's float64 program and the ends (S, 2, ...) of the segments.
@@ -150,11 +150,11 @@ def piecewise(
         batched: None: where the model takes their first dimension for the batch.
     """
     _check_ends(a, b)
-    with lent(model) as inner:
+    with measurement_mode(model) as inner:
         rows = torch.stack([end.detach().to(device_of(inner), torch.float64) for end in (a, b)])
         single = not (_is_batch(inner, rows[0]) if batched is None else batched)
         ends = rows.unsqueeze(0) if single else rows.transpose(0, 1)
-        yield program(inner, ends.flatten(0, 1)[:8].to(dtype_of(inner))), ends, single
+        yield build_program(inner, ends.flatten(0, 1)[:8].to(dtype_of(inner))), ends, single
 
 
 def _is_batch(model: nn.Module, images: Tensor) -> bool:
@@ -178,7 +178,7 @@ def _check_ends(a: Tensor, b: Tensor) -> None:
 
 
 @contextmanager
-def _bar(progress: bool) -> Iterator[Callable[[int, float], None]]:
+def _progress_bar(progress: bool) -> Iterator[Callable[[int, float], None]]:
     """A bar of the share of the segments that is done; nothing where it is not wanted."""
     if not progress:
         yield lambda pieces, share: None
@@ -192,31 +192,31 @@ def _bar(progress: bool) -> Iterator[Callable[[int, float], None]]:
         yield lambda pieces, share: bar.update(task, completed=share, pieces=f"{pieces:,}")
 
 
-class _Gathered:
+class _Collector:
     """Takes the parts of a sweep, tells where the output bends, and stops at the cap."""
 
     def __init__(self, segments: int, cap: int, advance: Callable[[int, float], None]) -> None:
         self._segments, self._cap, self._advance = segments, cap, advance
-        self._grids: list[Grid] = []
+        self._grids: list[KnotGrid] = []
         self._outputs: list[Tensor] = []
         self._pieces = 0
 
-    def take(self, grid: Grid, outputs: Tensor) -> None:
+    def take(self, grid: KnotGrid, outputs: Tensor) -> None:
         repeated = bool(self._grids) and _same_knot(self._grids[-1], grid)
         rows = slice(1 if repeated else 0, None)
-        self._grids.append(Grid(grid.segment[rows], grid.t[rows], grid.layer[rows]))
+        self._grids.append(KnotGrid(grid.segment[rows], grid.t[rows], grid.layer[rows]))
         self._outputs.append(outputs.flatten(1)[rows])
         self._pieces += int(grid.joined.sum())
         self._advance(self._pieces, (float(grid.segment[-1]) + float(grid.t[-1])) / self._segments)
         if self._pieces >= self._cap and (int(grid.segment[-1]), float(grid.t[-1])) != (self._segments - 1, 1.0):
-            raise Full
+            raise StopSweep
 
     def result(self, layers: tuple[str, ...], complete: bool, single: bool) -> Segments:
         segment, t, made = (
             torch.cat([getattr(grid, name) for grid in self._grids]) for name in ("segment", "t", "layer")
         )
         outputs = torch.cat(self._outputs)
-        bends = _bends(segment, t, outputs) & (made >= 0)
+        bends = _find_bends(segment, t, outputs) & (made >= 0)
         sizes = torch.bincount(segment).tolist()
         each = [
             [rows.cpu().numpy() for rows in column.split(sizes)] for column in (t, outputs, made, bends)
@@ -227,11 +227,11 @@ class _Gathered:
         )  # fmt: skip
 
 
-def _same_knot(before: Grid, after: Grid) -> bool:
+def _same_knot(before: KnotGrid, after: KnotGrid) -> bool:
     return bool(before.segment[-1] == after.segment[0]) and bool(before.t[-1] == after.t[0])
 
 
-def _bends(segment: Tensor, t: Tensor, outputs: Tensor) -> Tensor:
+def _find_bends(segment: Tensor, t: Tensor, outputs: Tensor) -> Tensor:
     """bool (knot,): whether the outputs at a knot leave the chord between its neighbours."""
     bends = torch.zeros_like(t, dtype=torch.bool)
     if len(t) < 3:

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from grokkit.interrupt import poll
-from grokkit.spline.affine import Program, Step, bind, elementwise
-from grokkit.spline.envelope import switches, window_index
-from grokkit.spline.knots import Crossings, Grid, Refined, crossings, refine
+from grokkit.interrupt import check_interrupt
+from grokkit.spline.affine import AffinePiece, Program, apply_nonlinearity, bind_results
+from grokkit.spline.envelope import find_switches, index_windows
+from grokkit.spline.knots import Crossings, KnotGrid, Refined, find_crossings, refine_grid
 from grokkit.spline.tape import Var
 from grokkit.units import MAX_POOLS
 
@@ -25,11 +25,11 @@ _PART_BYTES = {"cpu": 2**21}
 _PART_BYTES_ELSEWHERE = 2**28
 _SMALLEST_PART = 8
 
-Env = dict[int, tuple[Grid, Tensor]]
+Env = dict[int, tuple[KnotGrid, Tensor]]
 Seen = Callable[[int, Tensor, tuple[float, ...]], None]
 
 
-class Full(Exception):
+class StopSweep(Exception):
     """The sink wants no more."""
 
 
@@ -37,7 +37,7 @@ class Sink(Protocol):
     """Takes the finished knots of consecutive parts, in order; a part begins with the knot that the last one ended
     with, unless a segment begins there."""
 
-    def take(self, grid: Grid, outputs: Tensor) -> None: ...
+    def take(self, grid: KnotGrid, outputs: Tensor) -> None: ...
 
 
 class Sweep:
@@ -45,7 +45,7 @@ class Sweep:
 
     Args:
         program: of the network.
-        sink: where finished knots go; may raise `Full`.
+        sink: where finished knots go; may raise `StopSweep`.
         see: called with (layer, pre-activations (knot, ...), kinks) before each activation, for every knot that the
             layers before it made.
     """
@@ -62,60 +62,62 @@ class Sweep:
         count = len(ends)
         segment = torch.arange(first, first + count, device=ends.device).repeat_interleave(2)
         t = torch.tensor([0.0, 1.0], dtype=torch.float64, device=ends.device).repeat(count)
-        grid = Grid(segment, t, torch.full_like(segment, -1))
+        grid = KnotGrid(segment, t, torch.full_like(segment, -1))
         self._go_on(0, grid, {0: (grid, ends.flatten(0, 1))})
 
-    def _go_on(self, place: int, grid: Grid, env: Env) -> None:
-        poll()
+    def _go_on(self, place: int, grid: KnotGrid, env: Env) -> None:
+        check_interrupt()
         for at in range(place, len(self._steps)):
             step = self._steps[at]
             if step.calls:
-                self._bind(step, grid, env, step.run(partial(_on, grid, env), len(grid)))
+                self._bind(step, grid, env, step.run(partial(_interpolate, grid, env), len(grid)))
                 continue
             refined = self._refined(step, at, grid, env)
-            parts = list(_parts(refined.grid, _part_size(env)))
+            parts = list(_split(refined.grid, _choose_part_size(env)))
             for part, rows in parts[:-1]:
                 branch = dict(env)
                 self._bend(step, part, branch, _within(refined, rows))
                 self._go_on(at + 1, part, branch)
             grid, rows = parts[-1]
             self._bend(step, grid, env, _within(refined, rows))
-        self._sink.take(grid, _on(grid, env, Var(self._output)))
+        self._sink.take(grid, _interpolate(grid, env, Var(self._output)))
 
-    def _refined(self, step: Step, at: int, grid: Grid, env: Env) -> Refined:
+    def _refined(self, step: AffinePiece, at: int, grid: KnotGrid, env: Env) -> Refined:
         """The grid with a knot wherever this activation or max-pool bends."""
         if step.pool:
             found = _pool_crossings(step, grid, env)
         else:
             (var,) = step.node.inputs()
-            z = _on(grid, env, var)
+            z = _interpolate(grid, env, var)
             if self._see is not None:
                 self._see(self._layer[at], z, step.kinks)
-            found = Crossings(*map(torch.cat, zip(*(crossings(z, k, grid.joined) for k in step.kinks), strict=True)))
+            found = Crossings(
+                *map(torch.cat, zip(*(find_crossings(z, k, grid.joined) for k in step.kinks), strict=True))
+            )
         if not len(found.piece):
             return Refined(grid, found.piece, found.unit)
-        return refine(grid, found, self._layer[at])
+        return refine_grid(grid, found, self._layer[at])
 
-    def _bend(self, step: Step, grid: Grid, env: Env, refined: Refined) -> None:
+    def _bend(self, step: AffinePiece, grid: KnotGrid, env: Env, refined: Refined) -> None:
         """Apply the activation or max-pool at the knots of `grid`, with the crossing units exactly on their kink."""
 
         def on_kink(var: Var) -> Tensor:
             origin, values = env[var.index]
             values = values.clone() if origin is grid else grid.interpolate(values, origin)
             if not step.pool:
-                values.flatten(1)[refined.knot, refined.unit] = _kink_of(step, refined, values)
+                values.flatten(1)[refined.knot, refined.unit] = _find_kinks(step, refined, values)
             return values
 
-        self._bind(step, grid, env, elementwise(step.node, on_kink, len(grid)))
+        self._bind(step, grid, env, apply_nonlinearity(step.node, on_kink, len(grid)))
 
     @staticmethod
-    def _bind(step: Step, grid: Grid, env: Env, out: Any) -> None:
-        bind(step.node.out, out, lambda index, value: env.__setitem__(index, (grid, value)))
+    def _bind(step: AffinePiece, grid: KnotGrid, env: Env, out: Any) -> None:
+        bind_results(step.node.out, out, lambda index, value: env.__setitem__(index, (grid, value)))
         for index in step.dying:
             env.pop(index, None)
 
 
-def _kink_of(step: Step, refined: Refined, values: Tensor) -> Any:
+def _find_kinks(step: AffinePiece, refined: Refined, values: Tensor) -> Any:
     """The kink that each crossing unit is at: the nearest one of its activation."""
     if len(step.kinks) == 1:
         return step.kinks[0]
@@ -124,7 +126,7 @@ def _kink_of(step: Step, refined: Refined, values: Tensor) -> Any:
     return kinks[(here.unsqueeze(1) - kinks).abs().argmin(dim=1)]
 
 
-def _on(grid: Grid, env: Env, var: Var) -> Tensor:
+def _interpolate(grid: KnotGrid, env: Env, var: Var) -> Tensor:
     """The variable at the knots of `grid`, interpolated once and kept."""
     origin, values = env[var.index]
     if origin is not grid:
@@ -133,23 +135,24 @@ def _on(grid: Grid, env: Env, var: Var) -> Tensor:
     return values
 
 
-def _pool_crossings(step: Step, grid: Grid, env: Env) -> Crossings:
+def _pool_crossings(step: AffinePiece, grid: KnotGrid, env: Env) -> Crossings:
     (var,) = step.node.inputs()
-    z = _on(grid, env, var)
-    index, _ = window_index(step, z)
+    z = _interpolate(grid, env, var)
+    index, _ = index_windows(step, z)
     spatial = MAX_POOLS[step.node.func].spatial
-    return switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.joined)
+    return find_switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.joined)
 
 
-def _part_size(env: Env) -> int:
+def _choose_part_size(env: Env) -> int:
     """Knots of a part whose largest tensor stays in cache."""
     widest = max(values[0].numel() for _, values in env.values())
     device = next(iter(env.values()))[1].device.type
     return max(_SMALLEST_PART, _PART_BYTES.get(device, _PART_BYTES_ELSEWHERE) // (8 * widest))
 
 
-def _parts(grid: Grid, size: int) -> Iterator[tuple[Grid, range]]:
-    """The grid, or runs of it of about `size` pieces where it has more than twice as many; neighbours share a knot."""
+def _split(grid: KnotGrid, size: int) -> Iterator[tuple[KnotGrid, range]]:
+    """The grid, or runs of it of about `format_size` pieces where it has more than twice as many; neighbours share a
+    knot."""
     pieces = len(grid) - 1
     count = 1 if pieces <= 2 * size else -(-pieces // size)
     for part in range(count):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.spline.frames import Frames
-from grokkit.spline.tangent import Reach, reaches
+from grokkit.spline.tangent import TangentReach, iter_reaches
 
 SAMPLED = 4
 """Points on which rounded tangents are held against exact ones."""
 
 
-def checked_quantiles(levels: Iterable[float]) -> tuple[float, ...]:
+def validate_quantiles(levels: Iterable[float]) -> tuple[float, ...]:
     try:
         values = tuple(float(level) for level in levels)
     except (TypeError, ValueError) as error:
@@ -27,7 +27,7 @@ def checked_quantiles(levels: Iterable[float]) -> tuple[float, ...]:
     return values
 
 
-def tangent_dtype(tangents: str | None, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+def choose_tangent_dtype(tangents: str | None, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
     """In which dtype the tangents of a model in `dtype` are stored; None: exactly, as the model's own numbers.
 
     Raises:
@@ -42,7 +42,7 @@ def tangent_dtype(tangents: str | None, dtype: torch.dtype, device: torch.device
     return torch.bfloat16 if tangents == "bfloat16" or quick else None
 
 
-class PointGains:
+class PointStatistics:
     """Gathers, block by block, what the pass says of each point; memory grows with the number of points alone."""
 
     def __init__(self, levels: Sequence[float], directions: int, size: int) -> None:
@@ -51,7 +51,7 @@ class PointGains:
         self._radii: list[Tensor] = []
         self._squares: list[Tensor] = []
 
-    def see(self, reach: Reach) -> None:
+    def see(self, reach: TangentReach) -> None:
         self._squares.append(reach.jacobian_squares.cpu())
         if self.levels:
             self._radii.append(_quantiles(_critical_radii(reach), self.levels).cpu())
@@ -69,7 +69,7 @@ class PointGains:
         return (self._share * torch.cat(self._squares)).sqrt()
 
 
-def _critical_radii(reach: Reach) -> Tensor:
+def _critical_radii(reach: TangentReach) -> Tensor:
     """(point, unit-kink pair): |z - kink| / max_p |J v_p|; infinite where no direction moves the unit."""
     parts = [torch.where(moves > 0, distance / moves, math.inf) for distance, moves in reach.distances()]
     return torch.cat(parts, dim=1) if parts else reach.jacobian_squares.new_empty(len(reach.jacobian_squares), 0)
@@ -81,17 +81,17 @@ def _quantiles(rows: Tensor, levels: Sequence[float]) -> Tensor:
     if pairs == 0:
         return torch.full((len(levels), len(rows)), math.nan, dtype=torch.float64)
     places = [max(math.ceil(level * pairs - 1e-9), 1) - 1 for level in levels]
-    return _sorted(rows)[:, places].T.double()
+    return _sort_rows(rows)[:, places].T.double()
 
 
-def _sorted(rows: Tensor) -> Tensor:
+def _sort_rows(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
     # many times as fast as torch's on a CPU
     return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
-def tangent_error(
+def estimate_tangent_error(
     model: nn.Module, images: Tensor, frames: Frames, radii: Sequence[float], rounded: torch.dtype
 ) -> tuple[float, ...]:
     """For each radius the share of crossings that rounded tangents get wrong, on the first points (NaN without any).
@@ -101,7 +101,7 @@ def tangent_error(
     """
     few = images[:SAMPLED]
     wrong, all_crossed = torch.zeros(2, len(radii), dtype=torch.int64, device=images.device)
-    pairs = zip(reaches(model, few, frames, None), reaches(model, few, frames, rounded), strict=True)
+    pairs = zip(iter_reaches(model, few, frames, None), iter_reaches(model, few, frames, rounded), strict=True)
     for exact, approximate in pairs:
         for (distance, reach), (_, other) in zip(exact.distances(), approximate.distances(), strict=True):
             for row, radius in enumerate(radii):

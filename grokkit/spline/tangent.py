@@ -8,10 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.dual import tangents_in
+from grokkit.spline.dual import store_tangents_in
 from grokkit.spline.frames import Frames
-from grokkit.spline.passes import BlockCount, LayerCount, PoolCount, above, blocks, memory_format, per_point, run
-from grokkit.spline.pools import TangentPool, largest
+from grokkit.spline.passes import (
+    BlockCount,
+    LayerCount,
+    PoolCount,
+    choose_memory_format,
+    count_per_point,
+    forward_with_interception,
+    is_above,
+    split_blocks,
+)
+from grokkit.spline.pools import TangentPool, max_magnitude
 from grokkit.spline.rules import Dual
 from grokkit.units import Call, PoolCall
 
@@ -19,7 +28,7 @@ _COMPARED = 2**18
 """Numbers compared at once: many radii of a small layer in one go, one radius of a large layer within the cache."""
 
 
-class Reach:
+class TangentReach:
     """How far every pre-activation moves along the directions seen so far, per unit of radius.
 
     Args:
@@ -37,15 +46,15 @@ class Reach:
         self.jacobian_squares = like.new_zeros(points, dtype=torch.float64)
 
     def see(self, call: Call) -> None:
-        z = _dual(call.z, call.activation.name, call.layer)
-        reach = largest(z.tangent, z.primal)
+        z = _require_dual(call.z, call.activation.name, call.layer)
+        reach = max_magnitude(z.tangent, z.primal)
         known = self.reach.get(call.layer)
         self.reach[call.layer] = reach if known is None else torch.maximum(known, reach)
         if call.layer not in self.calls:
             self.calls[call.layer] = call._replace(z=z.primal.clone())
 
     def see_pool(self, call: PoolCall) -> None:
-        z, pooled = (_dual(x, call.pool.name, call.layer) for x in (call.z, call.pooled))
+        z, pooled = (_require_dual(x, call.pool.name, call.layer) for x in (call.z, call.pooled))
         if call.layer not in self.pools:
             self.pools[call.layer] = TangentPool(call, pooled)
         self.pools[call.layer].see(z, pooled)
@@ -63,8 +72,8 @@ class Reach:
             finite = torch.stack([*call.z.aminmax(), reach.amax()]).isfinite().all()
             zone, zones = call.activation.zone, None
             if zone is not None:
-                zones = torch.stack([per_point(call.z.abs() < zone + radius * reach) for radius in radii])
-            yield LayerCount(layer, call.activation.exact, counts, above(call.z, call.kinks), finite, zones)
+                zones = torch.stack([count_per_point(call.z.abs() < zone + radius * reach) for radius in radii])
+            yield LayerCount(layer, call.activation.exact, counts, is_above(call.z, call.kinks), finite, zones)
 
     def pool_counts(self, radii: Sequence[float]) -> Iterator[PoolCount]:
         for pool in self.pools.values():
@@ -78,7 +87,7 @@ class Reach:
                 yield (call.z - kink).abs().flatten(1), self.reach[layer].flatten(1)
 
 
-def _dual(z: Tensor, name: str, layer: str) -> Dual:
+def _require_dual(z: Tensor, name: str, layer: str) -> Dual:
     if not isinstance(z, Dual):
         raise ModelContractError(
             f"the input of {name} in {layer!r} came without derivatives: it does not depend on the images, or went "
@@ -99,18 +108,20 @@ def _crossings(distance: Tensor, reach: Tensor, radii: Sequence[float]) -> Tenso
     return torch.cat(counts).long()
 
 
-def reaches(model: nn.Module, images: Tensor, frames: Frames, tangents: torch.dtype | None) -> Iterator[Reach]:
+def iter_reaches(
+    model: nn.Module, images: Tensor, frames: Frames, tangents: torch.dtype | None
+) -> Iterator[TangentReach]:
     """For each block of points, what one pass of 1 + P images a point says; tangents stored in `tangents`."""
-    layout = memory_format(model, images)
-    for block in blocks(len(images), frames.directions, images, rows_per_direction=1):
+    layout = choose_memory_format(model, images)
+    for block in split_blocks(len(images), frames.directions, images, rows_per_direction=1):
         centre = images[block.points.start : block.points.stop].contiguous(memory_format=layout)
         directions = frames.at(block.points).expand(-1, *centre.shape)
-        reach = Reach(len(centre), centre)
+        reach = TangentReach(len(centre), centre)
         for part in block.directions:
-            with tangents_in(tangents):
+            with store_tangents_in(tangents):
                 # copies, because a model may begin with an in-place call
                 inputs = Dual(centre.clone(), directions[part].clone())
-                reach.see_output(run(model, inputs, reach.see, reach.see_pool))
+                reach.see_output(forward_with_interception(model, inputs, reach.see, reach.see_pool))
         yield reach
 
 
@@ -120,9 +131,9 @@ def tangent_counts(
     frames: Frames,
     radii: Sequence[float],
     tangents: torch.dtype | None = None,
-    see: Callable[[Reach], None] = lambda reach: None,
+    see: Callable[[TangentReach], None] = lambda reach: None,
 ) -> Iterator[BlockCount]:
     """For each block of points, every count at every radius; `see` is shown all that the pass found."""
-    for reach in reaches(model, images, frames, tangents):
+    for reach in iter_reaches(model, images, frames, tangents):
         see(reach)
         yield BlockCount(list(reach.counts(radii)), list(reach.pool_counts(radii)))

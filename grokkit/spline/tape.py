@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.rule_table import ANYWHERE, leaves, map_leaves, table
+from grokkit.spline.rule_table import ANYWHERE, leaves, map_leaves, rule_table
 from grokkit.units import ACTIVATIONS, ModulePath
 
 BATCHES = (2, 3)
-_OF_THE_SHAPE = table(
+_OF_THE_SHAPE = rule_table(
     "constant", ANYWHERE, "zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor"
 )
 """What takes nothing but the shape of its argument makes a constant."""
@@ -36,14 +36,14 @@ class Var:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRows:
     """A number that is `per_image` times the batch size."""
 
     per_image: int
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class BatchRow:
     """A constant with one equal row per image."""
 
     value: Tensor
@@ -122,11 +122,11 @@ class _Recorder(TorchFunctionMode):
         if func in _OF_THE_SHAPE or not any(isinstance(leaf, Var) for leaf in leaves(known)):
             return func(*args, **kwargs)
         problem = self._stale_argument(given)
-        versions = [(tensor, _version(tensor)) for tensor in given]
+        versions = [(tensor, _get_version(tensor)) for tensor in given]
         out = func(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in leaves(out)) and out is not None:
             return out  # a shape or a flag
-        written = [tensor for tensor, version in versions if _version(tensor) != version]
+        written = [tensor for tensor, version in versions if _get_version(tensor) != version]
         problem = problem or self._hidden_write(written, out) or self._other_batch(out)
         self._forget_aliases(written)
         known_args, known_kwargs = known
@@ -165,7 +165,7 @@ class _Recorder(TorchFunctionMode):
             }
 
 
-def _version(tensor: Tensor) -> int:
+def _get_version(tensor: Tensor) -> int:
     """How often a tensor was written to; one of inference mode does not say."""
     return 0 if tensor.is_inference() else tensor._version
 
@@ -174,7 +174,7 @@ def _shapes(tensors: list[Tensor]) -> str:
     return ", ".join(str(tuple(tensor.shape)) for tensor in tensors) or "nothing"
 
 
-def once(model: nn.Module, images: Tensor) -> Tape:
+def record_once(model: nn.Module, images: Tensor) -> Tape:
     """The calls of one forward pass of a borrowed model on `images` (N, ...); numbers in it are for that batch."""
     path = ModulePath(model)
     with path.watched(), _Recorder(path, images) as recorder:
@@ -183,7 +183,7 @@ def once(model: nn.Module, images: Tensor) -> Tape:
     return Tape(recorder.nodes, output if isinstance(output, Var) else None, result)
 
 
-def record(model: nn.Module, images: Tensor) -> Tape:
+def record_tape(model: nn.Module, images: Tensor) -> Tape:
     """The forward pass of a borrowed model as a program for any batch size; two forward passes.
 
     Args:
@@ -194,7 +194,7 @@ def record(model: nn.Module, images: Tensor) -> Tape:
         ModelContractError: other calls at another batch size, or a result that is no tensor of the images.
     """
     picked = images[torch.arange(BATCHES[1], device=images.device) % len(images)]
-    first, second = (once(model, picked[:size].clone()) for size in BATCHES)
+    first, second = (record_once(model, picked[:size].clone()) for size in BATCHES)
     if [node.func for node in first.nodes] != [node.func for node in second.nodes]:
         raise ModelContractError(
             "the model calls other operations for other images; only a model whose layers do not depend on the data "
@@ -213,46 +213,47 @@ def record(model: nn.Module, images: Tensor) -> Tape:
 
 
 def _for_any_batch(first: Any, second: Any) -> Any:
-    """The arguments of one call, with whatever is the batch's own replaced by `Rows` and `Row`."""
+    """The arguments of one call, with whatever is the batch's own replaced by `BatchRows` and `Row`."""
     others = iter(leaves(second))
-    return map_leaves(lambda leaf: _merged(leaf, next(others)), first)
+    return map_leaves(lambda leaf: _merge(leaf, next(others)), first)
 
 
-def _merged(one: Any, two: Any) -> Any:
+def _merge(one: Any, two: Any) -> Any:
     if isinstance(one, Tensor) and one.shape != two.shape:
         if (len(one), len(two)) == BATCHES and bool((two == two[:1]).all()):
-            return Row(one[:1])
+            return BatchRow(one[:1])
     elif isinstance(one, int) and not isinstance(one, bool) and one != two:
         if one % BATCHES[0] == 0 and one // BATCHES[0] * BATCHES[1] == two:
-            return Rows(one // BATCHES[0])
+            return BatchRows(one // BATCHES[0])
     elif isinstance(one, Tensor) or one == two:
         return one
     raise ModelContractError(
-        f"the model computes with {_shown(one)} for {BATCHES[0]} images and {_shown(two)} for {BATCHES[1]}, which is "
+        f"the model computes with {_format_leaf(one)} for {BATCHES[0]} images and {_format_leaf(two)} for "
+        f"{BATCHES[1]}, which is "
         "not one row per image"
     )
 
 
-def _shown(leaf: Any) -> str:
+def _format_leaf(leaf: Any) -> str:
     return f"a tensor {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
 
 
-def filled(tree: Any, values: Callable[[Var], Tensor], batch: int) -> Any:
+def fill_arguments(tree: Any, values: Callable[[Var], Tensor], batch: int) -> Any:
     """Arguments with their variables and batch sizes filled in."""
 
     def fill(leaf: Any) -> Any:
         if isinstance(leaf, Var):
             return values(leaf)
-        if isinstance(leaf, Rows):
+        if isinstance(leaf, BatchRows):
             return leaf.per_image * batch
-        if isinstance(leaf, Row):
+        if isinstance(leaf, BatchRow):
             return leaf.value.expand(batch, *leaf.value.shape[1:])
         return leaf
 
     return map_leaves(fill, tree)
 
 
-def last_uses(tape: Tape) -> list[list[int]]:
+def find_last_uses(tape: Tape) -> list[list[int]]:
     """For each node, the variables that no later node reads and that the model does not return."""
     last = {var.index: place for place, node in enumerate(tape.nodes) for var in (*node.inputs(), *node.outputs())}
     if tape.output is not None:

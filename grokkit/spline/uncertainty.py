@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from grokkit.errors import UsageError
 from grokkit.seeding import generator
 from grokkit.spline.complexity import local_complexity
-from grokkit.spline.frames import orthonormal_frame
+from grokkit.spline.frames import draw_orthonormal_frame
 from grokkit.stats.intervals import check_level
-from grokkit.stats.two_way import two_way
+from grokkit.stats.two_way import fit_two_way
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,7 +22,7 @@ class ComplexityInterval:
     """Mean local complexity with an interval that covers other points and other frames.
 
     Args:
-        mean: of `totals`.
+        mean: of `sum_layers`.
         low, high: the interval.
         level: its confidence level.
         error: standard error of the mean.
@@ -76,7 +76,7 @@ def complexity_interval(
         seed: of the frames.
 
     Returns:
-        mean, low and high, and how the variance splits into points, frames and residual (see `two_way`).
+        mean, low and high, and how the variance splits into points, frames and residual (see `fit_two_way`).
 
     Raises:
         UsageError: fewer than 2 images or frames, a level outside (0, 1); else as `local_complexity`.
@@ -91,10 +91,10 @@ def complexity_interval(
         raise UsageError(f"`images` must be a tensor (N, ...) with N >= 2, to tell points from frames; got {came}")
     totals = []
     for index in range(frames):
-        frame = orthonormal_frame(directions, images[0].numel(), generator(seed, "interval frame", index))
+        frame = draw_orthonormal_frame(directions, images[0].numel(), generator(seed, "interval frame", index))
         totals.append(local_complexity(model, images, radius, method=method, frame=frame).total)
     table = torch.stack(totals)
-    found = two_way(table.double().numpy())
+    found = fit_two_way(table.double().numpy())
     half = float(stdtrit(found.freedom, (1 + level) / 2)) * found.error
     whole = found.points + found.frames + found.residual
     return ComplexityInterval(

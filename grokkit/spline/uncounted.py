@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine import RULES
-from grokkit.spline.rule_table import ANYWHERE, table
-from grokkit.spline.tape import Node, once
+from grokkit.spline.rule_table import ANYWHERE, rule_table
+from grokkit.spline.tape import Node, record_once
 from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS, REFUSED
 
-_SELECTIONS = table(
+_SELECTIONS = rule_table(
     "selection",
     ANYWHERE,
     "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample cumsum diff tril triu "
     "repeat repeat_interleave unfold fold type_as rot90",
 )
 """Linear in all that depends on the image, as long as no mask does."""
-_BILINEAR = table("bilinear", ANYWHERE, "einsum bmm baddbmm addmm outer lerp")
+_BILINEAR = rule_table("bilinear", ANYWHERE, "einsum bmm baddbmm addmm outer lerp")
 """Linear as long as one argument depends on the image."""
 _BY_OTHER_NAMES = {*REFUSED.values(), *(activation.name for activation in ACTIVATIONS.values()), "glu"}
 """Activations, also where they are called by a name that the interception does not know (`torch.ops.aten.relu`)."""
@@ -30,7 +30,7 @@ _MIXED = {torch.float32: 1e-3, torch.float64: 1e-9}
 """How far an output may move when another image joins: far above rounding."""
 
 
-def uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
+def find_uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
     """Module paths of nonlinear calls that local complexity does not count: attention, softmax, norms of single images,
     products of two tensors that depend on the image.
 
@@ -43,8 +43,8 @@ def uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
         ModelContractError: a value is chosen by a comparison (`where`, a mask times a value): a kink without a rule.
     """
     pair = images[torch.arange(2, device=images.device) % len(images)]
-    tape = once(model, pair.clone())
-    bending = tuple(dict.fromkeys(node.layer for node in tape.nodes if _bends(node)))
+    tape = record_once(model, pair.clone())
+    bending = tuple(dict.fromkeys(node.layer for node in tape.nodes if _is_nonlinear(node)))
     _check_apart(model, pair, tape.result)
     return bending
 
@@ -59,7 +59,7 @@ def _check_apart(model: nn.Module, pair: Tensor, alone: Tensor) -> None:
         )
 
 
-def _bends(node: Node) -> bool:
+def _is_nonlinear(node: Node) -> bool:
     name = node.name.strip("_")
     if name in _BY_OTHER_NAMES and node.func not in ACTIVATIONS:
         raise ModelContractError(
@@ -78,11 +78,11 @@ def _bends(node: Node) -> bool:
     if not any(var.floating for var in node.outputs()):
         return False  # a comparison bends nothing until it is used
     if node.func in RULES:
-        return not _accepted(node)
+        return not _is_affine(node)
     return node.func not in _SELECTIONS and not (node.func in _BILINEAR and len(inputs) == 1)
 
 
-def _accepted(node: Node) -> bool:
+def _is_affine(node: Node) -> bool:
     """Whether the rule of its operation takes the call for an affine map: a product of a constant and an image is one,
     a product of two images is none."""
     try:

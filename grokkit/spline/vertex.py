@@ -14,12 +14,12 @@ from grokkit.spline.passes import (
     Block,
     BlockCount,
     LayerCount,
-    above,
-    blocks,
+    choose_memory_format,
+    count_per_point,
     extremes,
-    memory_format,
-    per_point,
-    run,
+    forward_with_interception,
+    is_above,
+    split_blocks,
 )
 from grokkit.spline.pools import VertexPool
 from grokkit.units import Call, PoolCall
@@ -37,7 +37,7 @@ class _Extremes:
 
     def centre(self, call: Call) -> None:
         # the tensor itself may be overwritten by an in-place activation: only what it says now is kept
-        self.calls[call.layer] = call._replace(z=above(call.z, call.kinks))
+        self.calls[call.layer] = call._replace(z=is_above(call.z, call.kinks))
 
     def vertices(self, call: Call) -> None:
         low, high = extremes(call.z.unflatten(0, (-1, self._points)))
@@ -55,30 +55,30 @@ class _Extremes:
             raise ModelContractError(OTHER_LAYERS)
         for layer, call in self.calls.items():
             low, high = self.low[layer], self.high[layer]
-            crossed = [per_point((low - kink).sign() != (high - kink).sign()) for kink in call.kinks]
+            crossed = [count_per_point((low - kink).sign() != (high - kink).sign()) for kink in call.kinks]
             counts = torch.stack(crossed).sum(dim=0).unsqueeze(0)
             finite = (low.isfinite() & high.isfinite()).all()
             zone = call.activation.zone
-            zones = None if zone is None else per_point((low < zone) & (high > -zone)).unsqueeze(0)
+            zones = None if zone is None else count_per_point((low < zone) & (high > -zone)).unsqueeze(0)
             yield LayerCount(layer, call.activation.exact, counts, call.z, finite, zones)
 
 
 def vertex_counts(model: nn.Module, images: Tensor, frames: Frames, radius: float) -> Iterator[BlockCount]:
     """For each block of points, every layer's and pool's count at one radius; 2 P + 1 forward passes a point."""
-    layout = memory_format(model, images)
-    for block in blocks(len(images), frames.directions, images, rows_per_direction=2):
-        seen = _extremes(model, images, frames, radius, block, layout)
+    layout = choose_memory_format(model, images)
+    for block in split_blocks(len(images), frames.directions, images, rows_per_direction=2):
+        seen = _collect_extremes(model, images, frames, radius, block, layout)
         yield BlockCount(list(seen.counts()), [pool.count() for pool in seen.pools.values()])
 
 
-def _extremes(
+def _collect_extremes(
     model: nn.Module, images: Tensor, frames: Frames, radius: float, block: Block, layout: torch.memory_format
 ) -> _Extremes:
     centre = images[block.points.start : block.points.stop].contiguous(memory_format=layout)
     offsets = radius * frames.at(block.points)
     extremes = _Extremes(len(centre))
-    run(model, centre.clone(), extremes.centre)  # a model may begin with an in-place call
+    forward_with_interception(model, centre.clone(), extremes.centre)  # a model may begin with an in-place call
     for part in block.directions:
         vertices = torch.cat([centre + offsets[part], centre - offsets[part]]).flatten(0, 1)
-        run(model, vertices.contiguous(memory_format=layout), extremes.vertices, extremes.pooled)
+        forward_with_interception(model, vertices.contiguous(memory_format=layout), extremes.vertices, extremes.pooled)
     return extremes

@@ -47,8 +47,8 @@ def bca_interval(values: np.ndarray, level: float, resamples: int = RESAMPLES, s
     are equal (there the method has no answer)."""
     from scipy import stats
 
-    if _settled(values):
-        return _point(values)
+    if _has_no_spread(values):
+        return _degenerate_interval(values)
     generator = np.random.default_rng(seed)
     found = stats.bootstrap(
         (values,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=generator
@@ -60,17 +60,17 @@ def t_bounds(values: np.ndarray, level: float) -> tuple[float, float]:
     """Student's interval of the mean of (n,) values; NaN for n < 2, a point where all are equal."""
     from scipy import stats
 
-    if _settled(values):
-        return _point(values)
+    if _has_no_spread(values):
+        return _degenerate_interval(values)
     low, high = stats.t.interval(level, len(values) - 1, values.mean(), stats.sem(values))
     return float(low), float(high)
 
 
-def _settled(values: np.ndarray) -> bool:
+def _has_no_spread(values: np.ndarray) -> bool:
     """Whether the values give an interval no width: fewer than 2, or all equal."""
     return len(values) < 2 or float(np.ptp(values)) <= TIE_TOLERANCE * float(np.abs(values).max())
 
 
-def _point(values: np.ndarray) -> tuple[float, float]:
+def _degenerate_interval(values: np.ndarray) -> tuple[float, float]:
     mean = float(values.mean()) if len(values) > 1 else math.nan
     return mean, mean

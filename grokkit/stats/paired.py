@@ -37,7 +37,7 @@ def cliffs_delta(over: np.ndarray, under: np.ndarray) -> float:
     return float(np.sign(over[:, None] - under[None, :]).mean()) if len(over) and len(under) else math.nan
 
 
-def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
+def adjust_holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """Holm's step-down p-values of one family, (m,), in the order given; a NaN stays NaN and is not of the family.
 
     The i-th smallest of m is multiplied by m - i + 1, no one is below its predecessor, none over 1 (Holm 1979).

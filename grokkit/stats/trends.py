@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 200
+SLOPE_RESAMPLES = 200
 """Bootstrap samples of the points for the interval of a slope."""
 
 
@@ -47,7 +47,7 @@ def theil_sen(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.median((y[..., second] - y[..., first]) / (x[second] - x[first]), axis=-1)
 
 
-def slope(steps: Sequence[int], values: np.ndarray, scales: Sequence[float] | None = None, seed: int = 0) -> Slope:
+def fit_slope(steps: Sequence[int], values: np.ndarray, scales: Sequence[float] | None = None, seed: int = 0) -> Slope:
     """How fast the log of a mean over points changes with the log of the step.
 
     The points are the same at every step, so a bootstrap sample takes the same ones at all of them: what the steps have
@@ -61,8 +61,8 @@ def slope(steps: Sequence[int], values: np.ndarray, scales: Sequence[float] | No
         scales: n numbers by which the means are divided, such as live units; None: 1.
         seed: of the resampling; the same samples are drawn at every call.
 
-    Returns: Theil-Sen estimate with the percentile interval of `RESAMPLES` samples. Samples with a mean of 0, which has
-        no logarithm, are left out; where that is more than half of them the interval is NaN.
+    Returns: Theil-Sen estimate with the percentile interval of `SLOPE_RESAMPLES` samples. Samples with a mean of 0,
+        which has no logarithm, are left out; where that is more than half of them the interval is NaN.
 
     Cost: 200 x n x points multiplications; under a millisecond at the default sizes.
     """
@@ -71,12 +71,12 @@ def slope(steps: Sequence[int], values: np.ndarray, scales: Sequence[float] | No
     x = np.log(np.asarray(steps, dtype=np.float64))
     offsets = np.zeros(len(x)) if scales is None else np.log(np.asarray(scales, dtype=np.float64))
     points = values.shape[1]
-    chosen = np.random.default_rng(seed).multinomial(points, np.full(points, 1 / points), size=RESAMPLES)
+    chosen = np.random.default_rng(seed).multinomial(points, np.full(points, 1 / points), size=SLOPE_RESAMPLES)
     with np.errstate(divide="ignore", invalid="ignore"):
         own = np.log(values.mean(axis=1)) - offsets
         resampled = np.log(chosen @ values.T / points) - offsets
     found = theil_sen(x, resampled[np.isfinite(resampled).all(axis=1)])
-    if len(found) < RESAMPLES / 2:
+    if len(found) < SLOPE_RESAMPLES / 2:
         return Slope(float(theil_sen(x, own)), math.nan, math.nan)
     low, high = np.quantile(found, (0.025, 0.975))
     return Slope(float(theil_sen(x, own)), float(low), float(high))

@@ -25,7 +25,7 @@ class TwoWay(NamedTuple):
     residual: float
 
 
-def two_way(table: np.ndarray) -> TwoWay:
+def fit_two_way(table: np.ndarray) -> TwoWay:
     """Two-way random effects: value = mean + frame + point + residual, for a table (F, N) with F, N >= 2.
 
     E MS_points = residual + F points, E MS_frames = residual + N frames and E MS_residual = residual, so

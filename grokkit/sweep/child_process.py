@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-PARENT = "GROKKIT_PARENT"
+PARENT_VARIABLE = "GROKKIT_PARENT"
 """Environment variable: number of the process that this one is to end with."""
 
-PATIENCE = 0.5
+LOCK_SECONDS = 0.5
 """Seconds that a log is waited for: whoever looks whether it is written holds it for a moment."""
 
 _PR_SET_PDEATHSIG = 1
@@ -25,14 +25,14 @@ _POLL_SECONDS = 0.5
 
 
 @contextmanager
-def written(log: Path) -> Iterator[BinaryIO | None]:
+def lock_log(log: Path) -> Iterator[BinaryIO | None]:
     """Open `log` to append to it, locked; None where another process has it.
 
     The lock belongs to the open file: a process that inherits it as its output holds it to its end, whatever becomes of
     the one that started it. Where a file system keeps no locks, there is none.
     """
     with open(log, "ab") as file:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -48,7 +48,7 @@ def written(log: Path) -> Iterator[BinaryIO | None]:
             return
 
 
-def is_written(log: Path) -> bool:
+def is_log_locked(log: Path) -> bool:
     """Whether a process that appends to `log` goes on, also one that has no run folder yet."""
     try:
         with open(log, "rb") as file:
@@ -65,7 +65,7 @@ def end_with_parent() -> None:
 
     A Ray worker that is killed takes its run with it: Ray gives the run's share of the GPU to the next one at once.
     """
-    told = os.environ.pop(PARENT, "")
+    told = os.environ.pop(PARENT_VARIABLE, "")
     if not told.isdecimal():
         return
     parent = int(told)

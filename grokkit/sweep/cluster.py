@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DeviceRefusedError, UsageError
-from grokkit.sweep.local import inherited
-from grokkit.sweep.run_status import MARK
-from grokkit.trust import environment_with
+from grokkit.sweep.local import inherit_environment
+from grokkit.sweep.run_status import LOG_MARK
+from grokkit.trust import worker_environment
 
 WHERE = "Ray, as soon as it has room"
 KILLED = -9
@@ -35,14 +35,14 @@ class Cluster:
 
     def __init__(self, ray: Any, gpus: float, trusted: Iterable[str] = ()) -> None:
         self._ray = ray
-        self._told = environment_with(trusted) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
+        self._told = worker_environment(trusted) | ({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})
         # The queue itself decides about another attempt.
         self._task = ray.remote(_task()).options(num_cpus=1, num_gpus=gpus, max_retries=0)
 
     def start(self, words: Sequence[str], log: Path) -> Remote:
         """Hand `grokkit WORDS...` to Ray, its output appended to `log`."""
-        told = {"PYTHONPATH": inherited()["PYTHONPATH"], **self._told}
-        return Remote(self._ray, self._task.remote(list(words), str(log.absolute()), os.getcwd(), told, MARK), log)
+        told = {"PYTHONPATH": inherit_environment()["PYTHONPATH"], **self._told}
+        return Remote(self._ray, self._task.remote(list(words), str(log.absolute()), os.getcwd(), told, LOG_MARK), log)
 
 
 class Remote:
@@ -121,7 +121,7 @@ def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
 
 
 @contextmanager
-def connected(
+def connect(
     address: str | None, gpus: float | None, device: str | None, trusted: Iterable[str] = ()
 ) -> Iterator[Cluster]:
     """A cluster for the time of the block: the one at `address` or RAY_ADDRESS, else one on this machine alone.
@@ -155,13 +155,13 @@ def connected(
         finally:
             signal.signal(signal.SIGTERM, heard)  # Ray's own handler would end this process without a report
     try:
-        yield Cluster(ray, _share(gpus, device, ray.cluster_resources().get("GPU", 0.0)), trusted)
+        yield Cluster(ray, _gpu_share(gpus, device, ray.cluster_resources().get("GPU", 0.0)), trusted)
     finally:
         if own:
             ray.shutdown()
 
 
-def _share(wanted: float | None, device: str | None, there: float) -> float:
+def _gpu_share(wanted: float | None, device: str | None, there: float) -> float:
     """GPUs of each run. Raises DeviceRefusedError where the cluster could never give them."""
     if device == "cpu":
         if wanted:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from grokkit.errors import UsageError
-from grokkit.sweep.child_process import written
-from grokkit.trust import environment_with
+from grokkit.sweep.child_process import lock_log
+from grokkit.trust import worker_environment
 
 
 class Local:
@@ -41,7 +41,7 @@ class Local:
                 raise UsageError(f"{name} must be at least 1; got {value}")
         self._locks = locks or Path(tempfile.gettempdir()) / f"grokkit-gpus-{os.getuid()}"
         self._slots = [(gpu, place) for place in range(per_gpu) for gpu in gpus] or [("", n) for n in range(at_once)]
-        self._trusted = environment_with(trusted)
+        self._trusted = worker_environment(trusted)
         self._taken: dict[tuple[str, int], Process] = {}
 
     def start(self, words: Sequence[str], log: Path) -> Process | None:
@@ -54,11 +54,11 @@ class Local:
             if lock is None:
                 continue
             try:
-                with written(log) as output:
+                with lock_log(log) as output:
                     if output is None:
                         return None
                     environment = self._environment(slot[0])
-                    self._taken[slot] = Process(words, output, environment, _named(slot[0]), lock)
+                    self._taken[slot] = Process(words, output, environment, _name_gpu(slot[0]), lock)
             finally:
                 os.close(lock)  # the process has its own
             return self._taken[slot]
@@ -70,13 +70,13 @@ class Local:
 
     def _environment(self, gpu: str) -> dict[str, str]:
         """That of this process, with the GPU that the run may see and its share of the cores."""
-        from grokkit.device.select import cores
+        from grokkit.device.select import count_cores
 
-        told = inherited() | self._trusted
+        told = inherit_environment() | self._trusted
         if gpu:
             told["CUDA_VISIBLE_DEVICES"] = gpu
         if len(self._slots) > 1:
-            told.setdefault("OMP_NUM_THREADS", str(max(1, cores() // len(self._slots))))
+            told.setdefault("OMP_NUM_THREADS", str(max(1, count_cores() // len(self._slots))))
         return told
 
 
@@ -114,22 +114,22 @@ class Process:
         self._process.send_signal(signal.SIGTERM)
 
 
-def inherited() -> dict[str, str]:
+def inherit_environment() -> dict[str, str]:
     """This process's environment, with what it can import."""
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def _named(gpu: str) -> str:
+def _name_gpu(gpu: str) -> str:
     return f"GPU {gpu}" if gpu else "the processor"
 
 
-def visible_gpus() -> list[str]:
+def list_visible_gpus() -> list[str]:
     """The GPUs that a run here would see, as CUDA_VISIBLE_DEVICES takes them."""
     from torch.cuda import device_count
 
-    from grokkit.device.select import physical_gpus
+    from grokkit.device.select import count_physical_gpus
 
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
     if told is not None:
         return [gpu.strip() for gpu in told.split(",") if gpu.strip() not in ("", "-1")]
-    return [str(index) for index in range(device_count() or physical_gpus())]
+    return [str(index) for index in range(device_count() or count_physical_gpus())]

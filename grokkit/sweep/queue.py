@@ -14,15 +14,23 @@ from typing import Protocol
 
 from grokkit.errors import Interrupted
 from grokkit.interrupt import StopRequest
-from grokkit.sweep.plan import Plan, Planned
-from grokkit.sweep.run_status import MARK, UNFINISHED, Place, Standing, is_preempted, last_words, with_skips
+from grokkit.sweep.plan import Plan, PlannedRun
+from grokkit.sweep.run_status import (
+    LOG_MARK,
+    UNFINISHED,
+    RunStatus,
+    SweepFolder,
+    apply_skips,
+    is_preempted,
+    read_last_line,
+)
 from grokkit.trajectory.lock import RunLock
 
-FRUITLESS = 3
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
 """Attempts in a row that end preempted or killed without one more step on the disk, after which a run is given up."""
 
 POLL_SECONDS = 0.5
-TELL_SECONDS = 300.0
+REPORT_SECONDS = 300.0
 """Between two lines that say where the running ones are."""
 
 
@@ -57,7 +65,7 @@ class Queue:
     """
 
     def __init__(
-        self, plan: Plan, place: Place, launcher: Launcher, *, retry_failed: bool = False,
+        self, plan: Plan, place: SweepFolder, launcher: Launcher, *, retry_failed: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         self._plan, self._place, self._launcher, self._say = plan, place, launcher, say
@@ -67,11 +75,11 @@ class Queue:
                 run: replace(each, state="waiting") for run, each in self._stands.items() if each.state == "failed"
             }
             self._stands |= again
-        self._running: dict[Planned, Attempt] = {}
-        self._fruitless: Counter[Planned] = Counter()
+        self._running: dict[PlannedRun, Attempt] = {}
+        self._fruitless: Counter[PlannedRun] = Counter()
         self._told = time.monotonic()
 
-    def work(self) -> dict[Planned, Standing]:
+    def work(self) -> dict[PlannedRun, RunStatus]:
         """Run until nothing is left that may run; returns how every run stands then.
 
         Raises:
@@ -94,8 +102,8 @@ class Queue:
                 self._stop()
         return {run: self._stand(run) for run in self._plan.runs}
 
-    def _stand(self, run: Planned) -> Standing:
-        return with_skips(run, self._plan, self._stands)
+    def _stand(self, run: PlannedRun) -> RunStatus:
+        return apply_skips(run, self._plan, self._stands)
 
     def _settle(self) -> None:
         """Take note of every process that has ended."""
@@ -105,30 +113,30 @@ class Queue:
             _note(self._place.log(run), f"ended with exit code {code}")
             self._stands[run] = self._after(run, code)
 
-    def _after(self, run: Planned, code: int) -> Standing:
+    def _after(self, run: PlannedRun, code: int) -> RunStatus:
         """How the run stands after a process that ended with `code`; status.json has the last word."""
         before, now = self._stands[run], self._place.standing(run)
         if now.state == "done":
-            self._say(f"done       {_told(run, now)}")
+            self._say(f"done       {_describe_end(run, now)}")
             return now
         if is_preempted(code):
             self._fruitless[run] = 0 if now.step > before.step else self._fruitless[run] + 1
         if now.state == "running":  # another process brings it on, such as one that outlived its queue
-            self._say(f"elsewhere  {_told(run, now)}")
+            self._say(f"elsewhere  {_describe_end(run, now)}")
             return now
         told = now.reason if now.attempts > before.attempts else ""  # an attempt that did not begin has told nothing
-        reason = told or last_words(self._place.log(run)) or now.reason or f"exit code {code}"
+        reason = told or read_last_line(self._place.log(run)) or now.reason or f"exit code {code}"
         if not is_preempted(code) or now.state == "failed":
-            self._say(f"failed     {_told(run, now)}  {reason}")
+            self._say(f"failed     {_describe_end(run, now)}  {reason}")
             return replace(now, state="failed", reason=reason)
-        if self._fruitless[run] >= FRUITLESS:
+        if self._fruitless[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
             return self._given_up(run, now, reason)
-        self._say(f"preempted  {_told(run, now)}  {reason}")
+        self._say(f"preempted  {_describe_end(run, now)}  {reason}")
         return now
 
-    def _given_up(self, run: Planned, now: Standing, reason: str) -> Standing:
-        reason = f"given up after {FRUITLESS} attempts without one more step saved: {reason}"
-        self._say(f"failed     {_told(run, now)}  {reason}")
+    def _given_up(self, run: PlannedRun, now: RunStatus, reason: str) -> RunStatus:
+        reason = f"given up after {MAX_ATTEMPTS_WITHOUT_PROGRESS} attempts without one more step saved: {reason}"
+        self._say(f"failed     {_describe_end(run, now)}  {reason}")
         return replace(now, state="failed", reason=reason)
 
     def _start_all(self) -> bool:
@@ -143,10 +151,10 @@ class Queue:
             self._running[run], started = attempt, True
             verb = "started  " if self._stands[run].step < 0 else "resumed  "
             _note(self._place.log(run), f"{verb.strip()} on {attempt.where}")
-            self._say(f"{verb}  {_told(run, self._stands[run])}  on {attempt.where}")
+            self._say(f"{verb}  {_describe_end(run, self._stands[run])}  on {attempt.where}")
         return started
 
-    def _may_start(self, run: Planned) -> bool:
+    def _may_start(self, run: PlannedRun) -> bool:
         stands = self._stand(run)
         if stands.state not in UNFINISHED:
             return False
@@ -159,12 +167,12 @@ class Queue:
             before, now = self._stands[run], self._place.standing(run)
             if now.step > before.step:
                 self._fruitless[run] = 0
-            if now.state in UNFINISHED and self._fruitless[run] >= FRUITLESS:
-                now = self._given_up(run, now, last_words(self._place.log(run)) or "its process was killed")
+            if now.state in UNFINISHED and self._fruitless[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
+                now = self._given_up(run, now, read_last_line(self._place.log(run)) or "its process was killed")
             self._stands[run] = now
         return bool(held)
 
-    def _words(self, run: Planned) -> list[str]:
+    def _words(self, run: PlannedRun) -> list[str]:
         device = ["--device", self._plan.device] if self._plan.device else []
         path = self._place.run(run)
         if path.exists():
@@ -183,10 +191,10 @@ class Queue:
         raise Interrupted(f"stopped with {self._counts()}; the same command goes on")
 
     def _tell(self) -> None:
-        if time.monotonic() - self._told < TELL_SECONDS:
+        if time.monotonic() - self._told < REPORT_SECONDS:
             return
         self._told = time.monotonic()
-        now = "; ".join(_told(run, self._place.standing(run)) for run in self._running)
+        now = "; ".join(_describe_end(run, self._place.standing(run)) for run in self._running)
         self._say(f"{self._counts()}: {now or 'there is no room; other processes use what this sweep may use'}")
 
     def _counts(self) -> str:
@@ -195,10 +203,10 @@ class Queue:
         return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
 
 
-def _told(run: Planned, stands: Standing) -> str:
+def _describe_end(run: PlannedRun, stands: RunStatus) -> str:
     return f"{run.config.run_name}  step {max(stands.step, 0)}/{run.config.steps}"
 
 
 def _note(log: Path, text: str) -> None:
     with open(log, "a") as file:
-        file.write(f"{MARK}{text}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        file.write(f"{LOG_MARK}{text}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

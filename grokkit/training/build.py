@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from grokkit import data, models
-from grokkit.config.run_config import Part, RunConfig
+from grokkit.config.run_config import RunConfig, Spec
 from grokkit.data.base import Dataset
-from grokkit.data.resident import pixels
+from grokkit.data.resident import to_pixels
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
 from grokkit.models.profile import profile
 from grokkit.seeding import seeded, stream
-from grokkit.trajectory import Run, as_path
+from grokkit.trajectory import Run, to_path
 
 INITIAL_IMAGES = 5000
 """Training images, at most, that a data-dependent initialisation sees."""
@@ -28,18 +28,18 @@ def build_data(config: RunConfig, recorded: str | None = None) -> Dataset:
     """The dataset that the config names; `recorded`: where it lay when the run began, for a run that is gone on with
     from another working folder."""
     name = config.data.name
-    if recorded is not None and not as_path(name).exists():
+    if recorded is not None and not to_path(name).exists():
         name = recorded
     return data.load(name, **config.data.options)
 
 
-def place_of_data(config: RunConfig) -> dict[str, str]:
+def locate_data(config: RunConfig) -> dict[str, str]:
     """The absolute path of data that are a file or a folder, for `facts`; nothing where they have a name."""
-    found = data.find(config.data.name)
-    return {"path": str(as_path(found))} if isinstance(found, Path) else {}
+    found = data.find_dataset(config.data.name)
+    return {"path": str(to_path(found))} if isinstance(found, Path) else {}
 
 
-def facts_of(dataset: Dataset) -> dict[str, Any]:
+def dataset_metadata(dataset: Dataset) -> dict[str, Any]:
     """What a run has to remember of its data: enough to build its model again, and to know the data again."""
     held_out = {} if dataset.y_val is None else {"validation": len(dataset.y_val)}
     return {
@@ -53,7 +53,7 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], dataset: Dataset | 
 
     Args:
         config: names the model.
-        facts: as `facts_of` gives them.
+        facts: as `dataset_metadata` gives them.
         dataset: whose training images a net with a method `initialise_from` is shown, normalised and at most
             `INITIAL_IMAGES` of them, drawn from the stream `init/images`; None where weights are loaded afterwards.
     """
@@ -64,17 +64,17 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], dataset: Dataset | 
         if dataset is not None and hasattr(net, "initialise_from"):
             rng = np.random.default_rng(stream(config.seed, "init", "images"))
             chosen = rng.permutation(len(dataset.x_train))[:INITIAL_IMAGES]
-            net.initialise_from(normalise(pixels(dataset.x_train[chosen])))
+            net.initialise_from(normalise(to_pixels(dataset.x_train[chosen])))
     scale_init(net, config.init_scale)
     return Classifier(normalise, net)
 
 
-def macs_of(model: Classifier, input_shape: Sequence[int]) -> int:
+def count_macs(model: Classifier, input_shape: Sequence[int]) -> int:
     """Multiply-adds of one image's forward pass through the net."""
     return profile(model.net, tuple(input_shape)).macs
 
 
-def config_of(run: Run) -> RunConfig:
+def load_config(run: Run) -> RunConfig:
     """The config of a run that `grokkit.train` made. Its names are not looked up, and no code of the run is executed;
     `stored_code.import_unknown` does that.
 
@@ -87,7 +87,7 @@ def config_of(run: Run) -> RunConfig:
     return RunConfig.from_dict(run.config)
 
 
-def placed(model: Classifier, device: torch.device) -> Classifier:
+def to_device(model: Classifier, device: torch.device) -> Classifier:
     """The model on `device`, in channels_last where that is safe (1.2-1.4 times faster); live and replay both use it,
     because another memory format changes sums in their last bits."""
     if any(isinstance(module, nn.Conv2d) for module in model.modules()) and channels_last_is_safe(model):
@@ -95,7 +95,7 @@ def placed(model: Classifier, device: torch.device) -> Classifier:
     return model.to(device)
 
 
-def clip_gradients(chosen: Part | None, model: nn.Module) -> None:
+def clip_gradients(chosen: Spec | None, model: nn.Module) -> None:
     """Clip the gradients in place by value or by norm; None leaves them."""
     if chosen is None:
         return
@@ -106,12 +106,12 @@ def clip_gradients(chosen: Part | None, model: nn.Module) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
 
 
-def checked_clip(chosen: Part | None) -> None:
+def validate_clip(chosen: Spec | None) -> None:
     """Raise UsageError unless `clip` is None, or `value` or `norm` with a positive `limit`."""
     if chosen is None:
         return
     limit = chosen.options.get("limit")
     if chosen.name not in ("value", "norm") or not isinstance(limit, int | float) or limit <= 0:
         raise UsageError(
-            f'`clip` must be part("value", limit=...) or part("norm", limit=...) with limit > 0; got {chosen}'
+            f'`clip` must be spec("value", limit=...) or spec("norm", limit=...) with limit > 0; got {chosen}'
         )

@@ -22,22 +22,22 @@ from torch.optim import Optimizer
 
 from grokkit.device.preserved_state import device_of
 from grokkit.errors import UsageError
-from grokkit.interrupt import Stopped
+from grokkit.interrupt import StopRequested
 from grokkit.recording.signal import Signal
-from grokkit.recording.state import Stateful, load_state, random_state, set_random_state
-from grokkit.recording.timers import Costs
+from grokkit.recording.state import Stateful, get_random_state, load_state, set_random_state
+from grokkit.recording.timers import Timers
 from grokkit.seeding import stream
 from grokkit.training.meter import Meter
-from grokkit.trajectory.resume import Slots
+from grokkit.trajectory.resume import ResumeStore
 
 T = TypeVar("T")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-AGREED_EVERY = 10
+SYNC_EVERY = 10
 """Steps between two questions of the processes to each other whether one of them was asked to stop or to save."""
 
 
-class Team:
+class Ranks:
     """A run in one process, which does everything itself."""
 
     rank, size = 0, 1
@@ -85,22 +85,22 @@ class Team:
         return {}
 
 
-def team_of(device: torch.device) -> Team:
+def current_ranks(device: torch.device) -> Ranks:
     """The team that torchrun has started this process in, connected; otherwise a process alone."""
-    return Team() if is_alone() else _Torchrun(device)
+    return Ranks() if is_single_process() else DDPRanks(device)
 
 
-def is_alone() -> bool:
+def is_single_process() -> bool:
     """Whether this process is no member of a team."""
     return not torch.distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1"
 
 
-def is_first() -> bool:
+def is_rank_zero() -> bool:
     """Whether this process speaks for its team, or is alone."""
-    return is_alone() or os.environ["RANK"] == "0"
+    return is_single_process() or os.environ["RANK"] == "0"
 
 
-class _Torchrun(Team):
+class DDPRanks(Ranks):
     def __init__(self, device: torch.device) -> None:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import DDPStrategy
@@ -138,7 +138,7 @@ class _Torchrun(Team):
         return lambda logits, y: loss(logits, y) * self._weight
 
     def meter(self, device: torch.device) -> Meter:
-        return _TeamMeter(device, self)
+        return _DDPMeter(device, self)
 
     def part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         mine = y.tensor_split(self.size)[self.rank]
@@ -151,16 +151,16 @@ class _Torchrun(Team):
         if self.rank == 0:
             try:
                 found = what()
-            except Stopped:
+            except StopRequested:
                 stopped = True
         if due:
             found, stopped = self._fabric.broadcast((found, stopped))
         if stopped:
-            raise Stopped
+            raise StopRequested
         return found
 
     def agreed(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
-        if step % AGREED_EVERY:
+        if step % SYNC_EVERY:
             return False, False
         wanted = self.sum(torch.tensor([float(stop), float(save)], device=self._fabric.device))
         stop, save = (wanted > 0).tolist()
@@ -179,10 +179,10 @@ class _Torchrun(Team):
         return {"team": _RandomStates(self._fabric.device, self.rank, self.size)}
 
 
-class _TeamMeter(Meter):
+class _DDPMeter(Meter):
     """Each process sums its rows; they are added up when the sums are taken or saved."""
 
-    def __init__(self, device: torch.device, team: _Torchrun) -> None:
+    def __init__(self, device: torch.device, team: DDPRanks) -> None:
         super().__init__(device)
         self._team = team
 
@@ -219,7 +219,7 @@ class _RandomStates:
 
     def state_dict(self) -> dict[str, Any]:
         states: list[Any] = [None] * self._size
-        torch.distributed.all_gather_object(states, random_state(self._device))
+        torch.distributed.all_gather_object(states, get_random_state(self._device))
         return {"random": states}
 
     def check_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,7 +233,7 @@ class _RandomStates:
         set_random_state(state["random"][self._rank], self._device)
 
 
-class Absent:
+class NullRecorder:
     """What the other processes have in the place of the recorder: nothing is measured or written.
 
     Args:
@@ -253,7 +253,7 @@ class Absent:
         self.path, self.schedule = path, schedule
         self._model, self._optimizer, self._signal = model, optimizer, signal
         self._due = frozenset(schedule)
-        self.costs = Costs(device_of(model))
+        self.costs = Timers(device_of(model))
 
     def due(self, step: int) -> bool:
         return step in self._due
@@ -276,7 +276,7 @@ class Absent:
 
     def restore(self, **parts: Stateful) -> int:
         """Load what the first process has loaded."""
-        found = Slots(self.path / "resume").load()
+        found = ResumeStore(self.path / "resume").load()
         if found is None:
             return 0
         step, state = found
@@ -288,7 +288,7 @@ class Absent:
 
     def withdraw(self) -> None: ...
 
-    def __enter__(self) -> Absent:
+    def __enter__(self) -> NullRecorder:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...

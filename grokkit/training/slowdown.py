@@ -14,7 +14,7 @@ SLOW = 0.5
 """Share of the first speed below which a run is slow."""
 
 
-class Pace:
+class SlowdownDetector:
     """Speeds of consecutive stretches of training; the first call only starts the clock, behind a run's first steps."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from grokkit.device.precision import Autocast
 from grokkit.device.preserved_state import device_of
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.optim import decay
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 
 EXECUTIONS = ("auto", "eager", "graph", "compile")
 
@@ -62,7 +62,7 @@ class TrainStep:
         if execution not in EXECUTIONS:
             raise UsageError(
                 f"`execution` must be one of {', '.join(EXECUTIONS)}; got {execution!r}."
-                f"{nearest(execution, list(EXECUTIONS))}"
+                f"{did_you_mean(execution, list(EXECUTIONS))}"
             )
         obstacle = _no_graph_because(model, optimizer, precision)
         if execution == "graph" and obstacle:
@@ -89,7 +89,7 @@ class TrainStep:
             return self._update(x, y)
         if self._replay is None and self._warmed < WARM_UP:
             self._warmed += 1
-            return _beside(lambda: self._update(x, y))
+            return on_side_stream(lambda: self._update(x, y))
         if self._replay is None and not self._record(x, y):
             return self._update(x, y)
         return self._replayed(x, y)
@@ -113,7 +113,7 @@ class TrainStep:
         self._shown: list[float | None] = [None] * len(self._rates)
         try:
             with self._rates_on_device():
-                self._replay = captured(self._update_static)
+                self._replay = capture_graph(self._update_static)
         except RuntimeError as error:
             if self._insists:
                 raise ModelContractError(f"the step cannot be recorded in a CUDA graph: {error}") from error
@@ -175,7 +175,7 @@ def _no_graph_because(model: nn.Module, optimizer: Optimizer, precision: str) ->
     return None
 
 
-def _beside(update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def on_side_stream(update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Run `update` on a stream of its own, as what is recorded later asks of its warm-up; later work waits for it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -185,7 +185,7 @@ def _beside(update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
     return result
 
 
-def captured(update: Callable[[], None]) -> Callable[[], None]:
+def capture_graph(update: Callable[[], None]) -> Callable[[], None]:
     """`update` recorded in a CUDA graph, not yet run: calling what is returned runs it once."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

@@ -18,8 +18,8 @@ from grokkit.data.base import Dataset
 from grokkit.data.probes import probe_sets
 from grokkit.data.resident import Batches
 from grokkit.device.precision import resolve_precision
-from grokkit.device.select import described
-from grokkit.measures.loss import loss_function
+from grokkit.device.select import describe_device
+from grokkit.measures.loss import get_loss
 from grokkit.models.classifier import Classifier
 from grokkit.optim.build import build_optimizer
 from grokkit.optim.policy_lr import PolicyLR
@@ -29,25 +29,25 @@ from grokkit.recording.signal import Signal, check_listener
 from grokkit.training.build import (
     build_data,
     build_model,
-    checked_clip,
     clip_gradients,
-    facts_of,
-    place_of_data,
-    placed,
+    dataset_metadata,
+    locate_data,
+    to_device,
+    validate_clip,
 )
 from grokkit.training.evaluation import Split
 from grokkit.training.meter import Meter
-from grokkit.training.ranks import Absent, Team
-from grokkit.training.slowdown import Pace
+from grokkit.training.ranks import NullRecorder, Ranks
+from grokkit.training.slowdown import SlowdownDetector
 from grokkit.training.step import TrainStep
-from grokkit.trust import remember
+from grokkit.trust import add_trusted
 
-Recording = Recorder | Absent
+RecorderLike = Recorder | NullRecorder
 """What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
 
 
 @dataclass
-class Job:
+class Trainer:
     """All that the loop works with, built from the config alone."""
 
     config: RunConfig
@@ -62,23 +62,23 @@ class Job:
     validation: Split | None
     device: torch.device
     precision: str
-    team: Team
-    pace: Pace = field(default_factory=Pace)
+    team: Ranks
+    pace: SlowdownDetector = field(default_factory=SlowdownDetector)
 
 
-def build(
+def build_trainer(
     config: RunConfig,
     device: torch.device,
-    beside: Job | None = None,
-    team: Team | None = None,
+    beside: Trainer | None = None,
+    team: Ranks | None = None,
     recorded: str | None = None,
-) -> Job:
+) -> Trainer:
     """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
     shared with it; `team`: of the processes that train it together; `recorded`: as of `build_data`."""
-    team = team or Team()
-    checked_clip(config.clip)
+    team = team or Ranks()
+    validate_clip(config.clip)
     dataset = build_data(config, recorded) if beside is None else beside.dataset
-    model = placed(build_model(config, facts_of(dataset), dataset), device)
+    model = to_device(build_model(config, dataset_metadata(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
     chosen = policies.create(config.policy.name, **config.policy.options)
     # The team tells all ranks the same; where it is of one, other ranks of a process group train nets of their own.
@@ -90,13 +90,13 @@ def build(
     precision = resolve_precision(config.precision, device)
     execution = team.checked(len(images), batches.batch_size, config.execution)
     team.begin(config.seed)
-    loss = partial(loss_function(config.loss), label_smoothing=config.label_smoothing)
+    loss = partial(get_loss(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
         team.module(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
         clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
     )  # fmt: skip
     test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
-    return Job(
+    return Trainer(
         config, dataset, model, optimizer, policy, batches, update, team.meter(device), test_set, validation, device,
         precision, team,
     )  # fmt: skip
@@ -114,15 +114,15 @@ def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
-def open_recorder(
-    job: Job,
+def attach_recorder(
+    job: Trainer,
     path: Path,
     experiment: str | None,
     resumed: bool = False,
     facts: Mapping[str, Any] | None = None,
     price: float | None = None,
     overwrite: bool = False,
-) -> Recording:
+) -> RecorderLike:
     """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
     the first process has it."""
     config = job.config
@@ -130,9 +130,9 @@ def open_recorder(
     check_listener(job.policy.policy, signal, job.validation is not None)
     if job.team.rank:
         if experiment is not None and not resumed:
-            remember(experiment)  # this process may be on a machine whose user has a list of its own
+            add_trusted(experiment)  # this process may be on a machine whose user has a list of its own
         job.team.barrier()
-        return Absent(path, job.model, job.optimizer, schedule, signal)
+        return NullRecorder(path, job.model, job.optimizer, schedule, signal)
     recorder = record(
         path, job.model, job.optimizer,
         probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
@@ -143,14 +143,16 @@ def open_recorder(
     return recorder
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _facts(job: Trainer) -> dict[str, Any]:
     """What environment.json says of this run's data and arithmetic."""
-    precision = described(job.device, precision=job.precision).precision
-    data = facts_of(job.dataset) | place_of_data(job.config)
-    return {"data": data, "device": machine_of(job), "precision": precision}
+    precision = describe_device(job.device, precision=job.precision).precision
+    data = dataset_metadata(job.dataset) | locate_data(job.config)
+    return {"data": data, "device": describe_hardware(job), "precision": precision}
 
 
-def machine_of(job: Job) -> str:
+def describe_hardware(job: Trainer) -> str:
     """Device, precision and execution in words."""
     processes = f", {job.team.size} processes" if job.team.size > 1 else ""
-    return f"{described(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"
+    return (
+        f"{describe_device(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"
+    )

@@ -7,27 +7,27 @@ import torch
 from grokkit import data, models, policies
 from grokkit.config.run_config import RunConfig
 from grokkit.data import augment
-from grokkit.measures.loss import loss_function
+from grokkit.measures.loss import get_loss
 from grokkit.optim.build import build_optimizer
-from grokkit.recording.instruments import as_measures, as_plans
+from grokkit.recording.instruments import as_attribution_specs, as_measures
 from grokkit.recording.signal import Signal
-from grokkit.training.build import checked_clip
+from grokkit.training.build import validate_clip
 
 
-def check_options(config: RunConfig) -> None:
+def validate_options(config: RunConfig) -> None:
     """Look up every name and every option of `config`; nothing is built, no data are read.
 
     Raises:
         UsageError: a name or an option that does not exist, with the nearest that does.
         DataError: the data's path does not exist.
     """
-    data.check(config.data.name, **config.data.options)
+    data.check_dataset_options(config.data.name, **config.data.options)
     models.registry.check(config.model.name, config.model.options)
     policies.create(config.policy.name, **config.policy.options)
     build_optimizer(config.optimizer, [torch.zeros(1, requires_grad=True)])
-    checked_clip(config.clip)
-    loss_function(config.loss)
-    augment.parse(config.augment)
+    validate_clip(config.clip)
+    get_loss(config.loss)
+    augment.parse_augment(config.augment)
     as_measures(config.measures)
-    as_plans(config.attributions)
+    as_attribution_specs(config.attributions)
     Signal.of(config.signal)

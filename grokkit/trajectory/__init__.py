@@ -1,5 +1,5 @@
 """The run folder: snapshots, resume slots, logs, readings, probes; written once, read from anywhere."""
 
-from grokkit.trajectory.run import Run, as_path, find_runs, open_run
+from grokkit.trajectory.run import Run, find_runs, open_run, to_path
 
-__all__ = ["Run", "as_path", "find_runs", "open_run"]
+__all__ = ["Run", "find_runs", "open_run", "to_path"]

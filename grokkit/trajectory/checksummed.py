@@ -31,7 +31,7 @@ import numpy as np
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
 from grokkit.trajectory import hdf5
 from grokkit.trajectory.documents import is_count
-from grokkit.trajectory.hdf5 import Opened
+from grokkit.trajectory.hdf5 import UntrustedFile
 
 FORMAT, VERSION = "grokkit", 2
 
@@ -49,41 +49,43 @@ _OF_STEP = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})\.h5")
 _proven: set[tuple[Any, ...]] = set()
 """Forms of which one file was read back before it was published."""
 
-Form = tuple[tuple[str, str, tuple[int, ...]], ...]
+FileForm = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of every array, in the order in which they lie in the file."""
 
 
-def as_json(value: Any) -> bytes:
+def canonical_json(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces; NumPy numbers become plain ones."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_to_plain).encode()
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
-def padded(note: bytes) -> bytes:
+def pad_metadata(note: bytes) -> bytes:
     """The note with spaces behind, so that files of one form differ in no offset although their notes do in length."""
     return note + b" " * (-len(note) % (64 if len(note) < 1024 else 4096))
 
 
-def digest_of(kind: str, meta: bytes, arrays: Mapping[str, np.ndarray]) -> str:
+def compute_digest(kind: str, meta: bytes, arrays: Mapping[str, np.ndarray]) -> str:
     """sha256 over everything that a file says, in a fixed order."""
     digest = hashlib.sha256(kind.encode() + meta)
     for name in sorted(arrays):
         digest.update(f"{name}{arrays[name].dtype.str}{arrays[name].shape}".encode())
-        digest.update(_raw(arrays[name]))
+        digest.update(_raw_bytes(arrays[name]))
     return digest.hexdigest()
 
 
-def _raw(array: np.ndarray) -> memoryview:
+def _raw_bytes(array: np.ndarray) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 @lru_cache(maxsize=64)
-def _skeleton(kind: str, attributes: tuple[tuple[str, str], ...], note: int, form: Form) -> tuple[bytes | str, ...]:
+def _build_skeleton(
+    kind: str, attributes: tuple[tuple[str, str], ...], note: int, form: FileForm
+) -> tuple[bytes | str, ...]:
     """A file of this form, laid out by HDF5 in memory, from its first byte on: the bytes that are always the same, and
     the names (`meta`, `digest`, `data/<name>`) of what comes in between. `note`: length of the note."""
     buffer, places = io.BytesIO(), dict[str, tuple[int, int]]()
@@ -93,9 +95,9 @@ def _skeleton(kind: str, attributes: tuple[tuple[str, str], ...], note: int, for
         for name, value in (("format", FORMAT), ("kind", kind), *attributes):
             file.attrs[name] = np.bytes_(value)
         file.attrs["version"] = VERSION
-        first: Form = (("meta", "|u1", (note,)), ("digest", "|u1", (64,)))
+        first: FileForm = (("meta", "|u1", (note,)), ("digest", "|u1", (64,)))
         for name, dtype, shape in (*first, *((f"data/{name}", dtype, shape) for name, dtype, shape in form)):
-            offset, length = _room(file, name, np.dtype(dtype), shape)
+            offset, length = _reserve(file, name, np.dtype(dtype), shape)
             if length:
                 places[name] = offset, length
         file.flush()
@@ -108,7 +110,7 @@ def _skeleton(kind: str, attributes: tuple[tuple[str, str], ...], note: int, for
     return (*pieces, image[at:size])
 
 
-def _room(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
+def _reserve(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
     """Offset and length of a new contiguous dataset that has its place and no content yet."""
     how, groups = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5p.create(h5py.h5p.LINK_CREATE)
     how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -151,12 +153,12 @@ def write(
     Raises:
         TrajectoryError: `path` exists with other content, or the disk is full.
     """
-    note = padded(as_json(meta))
-    digest = digest or digest_of(kind, note, arrays)
+    note = pad_metadata(canonical_json(meta))
+    digest = digest or compute_digest(kind, note, arrays)
     if not replace and path.exists():
         if _claims_another(path, digest):
             raise TrajectoryError(f"{path} exists with other content; written files are never changed")
-        if is_whole(path, kind):
+        if matches_digest(path, kind):
             return digest
         replace = True  # the same content, damaged since: made good
     # The largest array last, so that all of HDF5's own metadata lies in front of it.
@@ -164,17 +166,17 @@ def write(
     form = tuple((name, arrays[name].dtype.str, arrays[name].shape) for name in order)
     key = kind, tuple((attributes or {}).items()), len(note), form
     content: dict[str, bytes | memoryview]
-    content = {"meta": note, "digest": digest.encode(), **{f"data/{name}": _raw(arrays[name]) for name in arrays}}
-    pieces = [each if isinstance(each, bytes) else content[each] for each in _skeleton(*key)]
+    content = {"meta": note, "digest": digest.encode(), **{f"data/{name}": _raw_bytes(arrays[name]) for name in arrays}}
+    pieces = [each if isinstance(each, bytes) else content[each] for each in _build_skeleton(*key)]
 
     def verified(temporary: Path) -> None:
         if key not in _proven:  # HDF5's own word on the first file of each form
-            if not is_whole(temporary, kind):
+            if not matches_digest(temporary, kind):
                 raise OSError(errno.EIO, "what was written does not read back")
             _proven.add(key)
         check()
 
-    _publish(path, pieces, replace, verified)
+    _write_atomic(path, pieces, replace, verified)
     return digest
 
 
@@ -182,18 +184,18 @@ def _claims_another(path: Path, digest: str) -> bool:
     """Whether a file that is there has another digest or, damaged, none. Raises TrajectoryError where it cannot be read
     just now."""
     try:
-        return claimed_digest(path) != digest
+        return read_claimed_digest(path) != digest
     except DamagedError:
         return True
 
 
-def publish(path: Path, content: bytes | memoryview, *, replace: bool = True, make: bool = True) -> None:
+def write_atomic(path: Path, content: bytes | memoryview, *, replace: bool = True, make: bool = True) -> None:
     """Put `content` at `path`: temporary file, fsync, rename (or link, which never replaces), fsync of the folder;
     `make`: the folder, where it is missing."""
-    _publish(path, [content], replace, lambda temporary: None, reserve=0, make=make)
+    _write_atomic(path, [content], replace, lambda temporary: None, reserve=0, make=make)
 
 
-def _publish(
+def _write_atomic(
     path: Path,
     pieces: Sequence[bytes | memoryview],
     replace: bool,
@@ -204,7 +206,7 @@ def _publish(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         if make:
-            make_folder(path.parent)
+            mkdir_durable(path.parent)
         _write_durably(temporary, pieces, RESERVE if reserve is None else reserve)
         check(temporary)
         if replace:
@@ -217,7 +219,7 @@ def _publish(
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_dir(path.parent)
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -255,15 +257,15 @@ def _write_durably(path: Path, pieces: Sequence[bytes | memoryview], reserve: in
         os.close(handle)
 
 
-def make_folder(folder: Path) -> None:
+def mkdir_durable(folder: Path) -> None:
     """Make a folder and those above it that are missing, durably: a file is not safe in a folder whose name is not."""
     if not folder.is_dir():
-        make_folder(folder.parent)
+        mkdir_durable(folder.parent)
         folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+        fsync_dir(folder.parent)
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Make the names in `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -278,7 +280,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, kind: str) -> Iterator[Opened]:
+def open_h5(path: Path, kind: str) -> Iterator[UntrustedFile]:
     """A sealed file of this kind, open for reading; whatever is wrong with it becomes one sentence.
 
     Raises:
@@ -286,7 +288,7 @@ def opened(path: Path, kind: str) -> Iterator[Opened]:
         MisplacedError: it is of another kind.
         TrajectoryError: missing, in use, unreadable or of a newer version.
     """
-    with hdf5.opened(path) as file:
+    with hdf5.open_untrusted(path) as file:
         found = file.attributes.get("format"), file.attributes.get("kind")
         if found != (FORMAT, kind):
             raise MisplacedError(f"{path} is not a grokkit {kind} file (it says {found})")
@@ -302,29 +304,29 @@ def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the note of a file, after its digest was checked, and its note against its name.
 
     Raises:
-        TrajectoryError: as `opened` and `check_note`.
+        TrajectoryError: as `opened` and `check_metadata`.
     """
     return read_whole(path, kind)[:2]
 
 
 def read_whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """As `read`, with the digest."""
-    arrays, note, digest = _content(path, kind)
-    check_note(path, kind, note)
+    arrays, note, digest = _read_content(path, kind)
+    check_metadata(path, kind, note)
     return arrays, note, digest
 
 
-def _content(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+def _read_content(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """Arrays, note and digest, under whatever name."""
-    with opened(path, kind) as file:
+    with open_h5(path, kind) as file:
         note, digest = file.note(), file.digest()
         arrays = {name[5:]: file.array(name) for name in file.places if name.startswith("data/")}
-        if digest_of(kind, note, arrays) != digest:
+        if compute_digest(kind, note, arrays) != digest:
             raise DamagedError(f"{path} is damaged: its content does not match its digest")
-        return arrays, hdf5.parsed(note), digest
+        return arrays, hdf5.parse_metadata(note), digest
 
 
-def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
+def check_metadata(path: Path, kind: str, note: Mapping[str, Any]) -> None:
     """Hold what a file says of itself against its name.
 
     Raises:
@@ -334,17 +336,17 @@ def check_note(path: Path, kind: str, note: Mapping[str, Any]) -> None:
     for key in ("step", "save"):
         if key in note and not is_count(note[key]):
             raise DamagedError(f"{path} is damaged: its {key} is {note[key]!r:.80}, and must be a whole number")
-    for key, told in _of_name(path, kind).items():
+    for key, told in _expected_of_name(path, kind).items():
         if note.get(key, told) != told:
             raise MisplacedError(
                 f"{path} holds {key} {note[key]!r}, and its name says {told!r}: another file was copied to its name"
             )
 
 
-def _of_name(path: Path, kind: str) -> dict[str, Any]:
+def _expected_of_name(path: Path, kind: str) -> dict[str, Any]:
     """What the note of a file must say by the file's name; a name that grokkit does not give says nothing."""
     told: dict[str, Any] = {}
-    step = step_of(path.name)
+    step = parse_step(path.name)
     if kind in ("snapshot", "reading", "attribution") and step is not None:
         told["step"] = step
     if kind in ("reading", "attribution"):
@@ -356,12 +358,12 @@ def _of_name(path: Path, kind: str) -> dict[str, Any]:
     return told
 
 
-def step_of(name: str) -> int | None:
+def parse_step(name: str) -> int | None:
     """The step whose file has this name, `000000012000.h5`; None for a name that no writer gives."""
     return int(name[:-3]) if _OF_STEP.fullmatch(name) else None
 
 
-def is_whole(path: Path, kind: str) -> bool:
+def matches_digest(path: Path, kind: str) -> bool:
     """Whether the file is there and matches its digest, under whatever name.
 
     Raises:
@@ -370,21 +372,21 @@ def is_whole(path: Path, kind: str) -> bool:
     if not path.exists():
         return False
     try:
-        _content(path, kind)
+        _read_content(path, kind)
     except (DamagedError, MisplacedError):
         return False
     return True
 
 
-def claimed_digest(path: Path) -> str:
-    """The digest that a file claims, of which nothing is checked. Raises TrajectoryError as `hdf5.opened`."""
-    with hdf5.opened(path) as file:
+def read_claimed_digest(path: Path) -> str:
+    """The digest that a file claims, of which nothing is checked. Raises TrajectoryError as `hdf5.open_untrusted`."""
+    with hdf5.open_untrusted(path) as file:
         return file.digest()
 
 
 def read_digest(path: Path) -> str | None:
-    """As `claimed_digest`; None where it cannot be read."""
+    """As `read_claimed_digest`; None where it cannot be read."""
     try:
-        return claimed_digest(path)
+        return read_claimed_digest(path)
     except TrajectoryError:
         return None

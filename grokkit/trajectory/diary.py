@@ -10,7 +10,7 @@ from grokkit.errors import TrajectoryError, UsageError
 from grokkit.trajectory import documents, log
 from grokkit.trajectory.run import Run
 
-FILE = "diary.md"
+DIARY_FILE = "diary.md"
 
 
 def add_note(run: Run, text: str) -> str:
@@ -33,28 +33,28 @@ def add_note(run: Run, text: str) -> str:
     facts = [time.strftime("%Y-%m-%d %H:%M:%S"), f"step {newest_step(run)}", numbers, _commit()]
     body = "\n".join(f"  {line}".rstrip() for line in text.strip().splitlines())
     entry = f"- {', '.join(filter(None, facts))}\n{body}\n"
-    documents.refuse_irregular(run.path / FILE)
+    documents.refuse_irregular(run.path / DIARY_FILE)
     try:
         # One write to a file opened for appending: two people's notes never mix.
-        handle = os.open(run.path / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
+        handle = os.open(run.path / DIARY_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o644)
         try:
             os.write(handle, entry.encode(errors="backslashreplace"))
             os.fsync(handle)
         finally:
             os.close(handle)
     except OSError as error:
-        raise TrajectoryError(f"could not write {run.path / FILE}: {error.strerror or error}") from error
+        raise TrajectoryError(f"could not write {run.path / DIARY_FILE}: {error.strerror or error}") from error
     return entry
 
 
 def read_diary(run: Run) -> str:
     """The whole diary; empty if nobody has written. Raises TrajectoryError if something else than a file is there."""
-    return documents.read_text(run.path / FILE)
+    return documents.read_text(run.path / DIARY_FILE)
 
 
 def newest_step(run: Run) -> int:
     """The last step of which status.json or a metric tells: a live run's status may be some steps old."""
-    logged = (record["step"] for record in log.read(run.path / "metrics.jsonl", documents.as_metric))
+    logged = (record["step"] for record in log.read_log(run.path / "metrics.jsonl", documents.parse_metric))
     return max([run.status.get("step", 0), *logged])
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from grokkit.errors import TrajectoryError
 
-MAX_BYTES = 64 * 2**20
+MAX_DOCUMENT_BYTES = 64 * 2**20
 """The largest document that is read."""
 MAX_DEPTH = 64
 """Tables and lists within one another that a document may have."""
@@ -29,7 +29,7 @@ MAX_AMOUNT = 1e15
 LAST_SECOND = 253402300800.0
 """Unix time at which the year 9999 ends."""
 STATES = ("starting", "running", "interrupted", "done", "failed")
-"""What a status may say; `killed` and `unreadable` are what a reader makes of it."""
+"""What a status may say; `killed` and `unreadable_error` are what a reader makes of it."""
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """The flag beside a null `value` in a log, and what it stands for."""
 _KINDS = {
@@ -87,7 +87,7 @@ def _refuse_irregular(path: Path, mode: int) -> None:
         raise TrajectoryError(f"{path} cannot be read: it is {kind}; expected a regular file")
 
 
-def read_bytes(path: Path, limit: int = MAX_BYTES, offset: int = 0) -> bytes:
+def read_bytes(path: Path, limit: int = MAX_DOCUMENT_BYTES, offset: int = 0) -> bytes:
     """Read a regular file from byte `offset` on.
 
     Raises:
@@ -242,7 +242,7 @@ def _refuse(field: str, value: Any, expected: str) -> None:
 # --- lines of logs ----------------------------------------------------------------------------------------------------
 
 
-def as_record(parsed: Any) -> dict[str, Any] | None:
+def parse_record(parsed: Any) -> dict[str, Any] | None:
     """A log line's JSON as a record, with a `value` that JSON cannot write put back; None if it is no record."""
     if not isinstance(parsed, dict):
         return None
@@ -255,13 +255,13 @@ def as_record(parsed: Any) -> dict[str, Any] | None:
     return parsed
 
 
-def as_metric(parsed: Any) -> dict[str, Any] | None:
+def parse_metric(parsed: Any) -> dict[str, Any] | None:
     """A line of metrics.jsonl: `step` and `attempt` counts, `split` and `metric` text, `value` a float, perhaps not
     finite; None if it is no such record."""
-    record = as_record(parsed)
+    record = parse_record(parsed)
     if record is None or not _is_logged(record, "split", "metric"):
         return None
-    record["split"], record["metric"] = encodable(record["split"]), encodable(record["metric"])
+    record["split"], record["metric"] = escape_surrogates(record["split"]), escape_surrogates(record["metric"])
     value: Any = record.get("value")
     if type(value) is not float:
         if not _is_number(value):
@@ -270,13 +270,16 @@ def as_metric(parsed: Any) -> dict[str, Any] | None:
     return record
 
 
-def as_event(parsed: Any) -> dict[str, Any] | None:
+def parse_event(parsed: Any) -> dict[str, Any] | None:
     """A line of events.jsonl: `step` and `attempt` counts, `kind` and `text` text, and the event's own fields; None if
     it is no such record."""
-    record = as_record(parsed)
+    record = parse_record(parsed)
     if record is None or not _is_logged(record, "kind", "text"):
         return None
-    return {encodable(name): encodable(told) if isinstance(told, str) else told for name, told in record.items()}
+    return {
+        escape_surrogates(name): escape_surrogates(told) if isinstance(told, str) else told
+        for name, told in record.items()
+    }
 
 
 def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
@@ -287,17 +290,17 @@ def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def encodable(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """The text with halves of surrogate pairs, which names of files and JSON may hold, written as escapes."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
-def finite(value: Any) -> Any:
+def drop_non_finite(value: Any) -> Any:
     """The same JSON value with None in the place of numbers that JSON does not know."""
     if isinstance(value, list):
-        return [finite(each) for each in value]
+        return [drop_non_finite(each) for each in value]
     if isinstance(value, dict):
-        return {name: finite(each) for name, each in value.items()}
+        return {name: drop_non_finite(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from grokkit.errors import DamagedError, TrajectoryError
 
-LONGEST_NOTE = 1 << 26
+MAX_METADATA_BYTES = 1 << 26
 """Bytes of `/meta`: 64 MB. A resume state has the longest ones, of some kilobytes."""
 
 MOST_ARRAYS, MOST_ATTRIBUTES, LONGEST_TEXT = 10_000, 32, 256
@@ -35,7 +35,7 @@ _CONTENT = (OSError, LookupError, RuntimeError, ValueError, TypeError, Attribute
 """What h5py, json and torch raise on bytes that are not what was written."""
 
 
-class Place(NamedTuple):
+class ArrayPlace(NamedTuple):
     """Where an array lies in a file, and as what."""
 
     offset: int
@@ -47,7 +47,7 @@ class Place(NamedTuple):
         return self.dtype.itemsize * math.prod(self.shape)
 
 
-class Opened:
+class UntrustedFile:
     """A sealed file, open for reading.
 
     Args:
@@ -60,7 +60,7 @@ class Opened:
         self.path, self._handle, self.size = path, handle, size
         self._source = _Source(handle, size)
         self.attributes: dict[str, str | int] = {}
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, ArrayPlace] = {}
 
     @property
     def in_use(self) -> bool:
@@ -87,7 +87,7 @@ class Opened:
         if total > self.size:
             raise ValueError(f"its arrays have {total} bytes, and the file has {self.size}")
 
-    def _places(self, group: h5py.h5g.GroupID, prefix: str, left: Iterator[int]) -> Iterator[tuple[str, Place]]:
+    def _places(self, group: h5py.h5g.GroupID, prefix: str, left: Iterator[int]) -> Iterator[tuple[str, ArrayPlace]]:
         """Every array below a group by its path; `left` ends where a file leads round in circles."""
         for key in group:
             if next(left, None) is None:
@@ -101,14 +101,14 @@ class Opened:
             else:
                 yield name, self._place(found, name)
 
-    def _place(self, array: h5py.h5d.DatasetID, name: str) -> Place:
+    def _place(self, array: h5py.h5d.DatasetID, name: str) -> ArrayPlace:
         """Where one array lies. Raises ValueError unless it lies in this file, whole and as it is."""
         how = array.get_create_plist()
         if how.get_layout() != h5py.h5d.CONTIGUOUS or how.get_nfilters() or how.get_external_count():
             raise ValueError(f"{name!r} is packed, or lies outside of the file")
         if array.dtype.kind not in KINDS:
             raise ValueError(f"{name!r} holds {array.dtype}, which are no numbers")
-        place = Place(array.get_offset() or 0, array.dtype, tuple(map(int, array.shape)))
+        place = ArrayPlace(array.get_offset() or 0, array.dtype, tuple(map(int, array.shape)))
         if place.nbytes and not 0 < place.offset <= self.size - place.nbytes:
             raise ValueError(f"{name!r} has {place.nbytes} bytes, which are not in the file")
         return place
@@ -124,7 +124,7 @@ class Opened:
         if not 0 <= start <= start + count <= math.prod(place.shape):
             raise ValueError(f"{name!r} has no numbers {start} to {start + count}")
         found = np.empty(count, place.dtype)
-        fill(self._handle, found.view(np.uint8), place.offset + start * place.dtype.itemsize, self.path)
+        read_into(self._handle, found.view(np.uint8), place.offset + start * place.dtype.itemsize, self.path)
         return found
 
     def mapped(self, name: str) -> np.ndarray:
@@ -141,8 +141,8 @@ class Opened:
 
     def note(self) -> bytes:
         """`/meta` as it lies there. Raises ValueError for one that is too long."""
-        if self.places["meta"].nbytes > LONGEST_NOTE:
-            raise ValueError(f"its note has {self.places['meta'].nbytes} bytes, more than {LONGEST_NOTE}")
+        if self.places["meta"].nbytes > MAX_METADATA_BYTES:
+            raise ValueError(f"its note has {self.places['meta'].nbytes} bytes, more than {MAX_METADATA_BYTES}")
         return self.array("meta").tobytes()
 
     def digest(self) -> str:
@@ -153,32 +153,32 @@ class Opened:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Opened]:
+def open_untrusted(path: Path) -> Iterator[UntrustedFile]:
     """A file, open and surveyed; whatever is wrong with it becomes one sentence.
 
     Raises:
         DamagedError: its bytes are not those that were written.
         TrajectoryError: it is missing, in use or unreadable: nothing is known of its content then.
     """
-    (handle, size), file = open_regular(path), None
+    (handle, size), file = open_descriptor(path), None
     try:
-        file = Opened(path, handle, size)
+        file = UntrustedFile(path, handle, size)
         file.survey()
         yield file
     except MemoryError as error:
-        raise unreadable(path, "there is not enough memory") from error
+        raise unreadable_error(path, "there is not enough memory") from error
     except _CONTENT as error:
         failure = (file.failure if file else None) or error
         if isinstance(failure, OSError) and failure.errno:  # a disk that fails, too many files
-            raise unreadable(path, os.strerror(failure.errno)) from error
+            raise unreadable_error(path, os.strerror(failure.errno)) from error
         if file and file.in_use:
-            raise unreadable(path, "a program has it open for writing, or was killed when it had") from error
+            raise unreadable_error(path, "a program has it open for writing, or was killed when it had") from error
         raise DamagedError(f"{path} is damaged: {error}") from error
     finally:
         os.close(handle)
 
 
-def open_regular(path: Path) -> tuple[int, int]:
+def open_descriptor(path: Path) -> tuple[int, int]:
     """A descriptor of a regular file and its size; a pipe or a device is not waited for.
 
     Raises:
@@ -188,27 +188,27 @@ def open_regular(path: Path) -> tuple[int, int]:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         if path.is_symlink():
-            raise unreadable(path, "it is a link that leads nowhere") from None
+            raise unreadable_error(path, "it is a link that leads nowhere") from None
         raise TrajectoryError(f"{path} is missing") from None
     except OSError as error:
-        raise unreadable(path, os.strerror(error.errno or 0)) from error
+        raise unreadable_error(path, os.strerror(error.errno or 0)) from error
     try:
         found = os.fstat(handle)
     except OSError as error:
         os.close(handle)
-        raise unreadable(path, os.strerror(error.errno or 0)) from error
+        raise unreadable_error(path, os.strerror(error.errno or 0)) from error
     if not stat.S_ISREG(found.st_mode):
         os.close(handle)
-        raise unreadable(path, "it is no regular file")
+        raise unreadable_error(path, "it is no regular file")
     return handle, found.st_size
 
 
-def unreadable(path: Path, why: str) -> TrajectoryError:
+def unreadable_error(path: Path, why: str) -> TrajectoryError:
     """The error for a file of whose content nothing is known."""
     return TrajectoryError(f"{path} cannot be read, it is in use or unreadable: {why}. It was left where it is")
 
 
-def parsed(note: bytes) -> dict[str, Any]:
+def parse_metadata(note: bytes) -> dict[str, Any]:
     """The note as a table. Raises ValueError for anything else."""
     found = json.loads(note)
     if not isinstance(found, dict):
@@ -216,7 +216,7 @@ def parsed(note: bytes) -> dict[str, Any]:
     return found
 
 
-def fill(handle: int, raw: np.ndarray, start: int, path: Path) -> None:
+def read_into(handle: int, raw: np.ndarray, start: int, path: Path) -> None:
     """Read into the bytes `raw` what lies from `start` on. Raises DamagedError where the file ends before."""
     done = 0
     while done < raw.size:
@@ -252,7 +252,7 @@ class _Source:
 
     def __init__(self, handle: int, size: int) -> None:
         self._handle, self._size, self._at = handle, size, 0
-        self._head, self.marked = _unmarked(os.pread(handle, _LENGTH, 0))
+        self._head, self.marked = _clear_write_mark(os.pread(handle, _LENGTH, 0))
         self.failure: OSError | None = None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -289,7 +289,7 @@ class _Source:
         """Nothing is written."""
 
 
-def _unmarked(head: bytes) -> tuple[bytes, bool]:
+def _clear_write_mark(head: bytes) -> tuple[bytes, bool]:
     """The superblock as it is when nobody has the file open, and whether somebody has; one that does not match its own
     checksum stays as it is."""
     if len(head) < _LENGTH or not head.startswith(_SIGNATURE) or head[_VERSION] != 3 or not head[_MARKS] & _WRITING:
@@ -306,32 +306,32 @@ def lookup3(data: bytes) -> int:
     a = b = c = (0xDEADBEEF + len(data)) & 0xFFFFFFFF
     while len(data) > 12:
         a, b, c = (x + y & 0xFFFFFFFF for x, y in zip((a, b, c), _words(data[:12]), strict=True))
-        a, b, c = _mixed(a, b, c)
+        a, b, c = _mix(a, b, c)
         data = data[12:]
     if not data:
         return c
     a, b, c = (x + y & 0xFFFFFFFF for x, y in zip((a, b, c), _words(data.ljust(12, b"\0")), strict=True))
-    return _finished(a, b, c)
+    return _finalize(a, b, c)
 
 
 def _words(data: bytes) -> tuple[int, int, int]:
     return tuple(int.from_bytes(data[at : at + 4], "little") for at in (0, 4, 8))  # type: ignore[return-value]
 
 
-def _turned(value: int, by: int) -> int:
+def _rotate(value: int, by: int) -> int:
     return (value << by | value >> 32 - by) & 0xFFFFFFFF
 
 
-def _mixed(a: int, b: int, c: int) -> tuple[int, int, int]:
+def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
     for turn in (4, 6, 8, 16, 19, 4):
-        a = (a - c & 0xFFFFFFFF) ^ _turned(c, turn)
+        a = (a - c & 0xFFFFFFFF) ^ _rotate(c, turn)
         c = c + b & 0xFFFFFFFF
         a, b, c = b, c, a
     return a, b, c
 
 
-def _finished(a: int, b: int, c: int) -> int:
+def _finalize(a: int, b: int, c: int) -> int:
     for turn in (14, 11, 25, 16, 4, 14, 24):
-        c = (c ^ b) - _turned(b, turn) & 0xFFFFFFFF
+        c = (c ^ b) - _rotate(b, turn) & 0xFFFFFFFF
         a, b, c = b, c, a
     return b

@@ -23,10 +23,10 @@ from types import TracebackType
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.trajectory.documents import read_bytes
 
-LONGEST_NOTE = 1 << 16
+MAX_HOLDER_BYTES = 1 << 16
 """Bytes of LOCK that are read."""
 
-PATIENCE = 0.5
+WAIT_SECONDS = 0.5
 """Seconds that a writer waits for a lock that somebody has."""
 
 
@@ -44,7 +44,7 @@ class RunLock:
         _held.add(self)
         try:
             self._file.truncate(0)
-            self._file.write(json.dumps(_holder() | {"token": self._token}).encode())
+            self._file.write(json.dumps(_describe_process() | {"token": self._token}).encode())
         except OSError as error:
             self.close()
             raise TrajectoryError(f"{folder} cannot be locked: {error.strerror or error}") from error
@@ -59,7 +59,7 @@ class RunLock:
                 if self._is_in_place(handle):
                     return handle
             except BlockingIOError as error:
-                holder = _in_words(_note(os.pread(handle, LONGEST_NOTE, 0)))
+                holder = _describe_holder(_parse_holder(os.pread(handle, MAX_HOLDER_BYTES, 0)))
                 os.close(handle)
                 raise TrajectoryError(f"{self._path.parent} is being written by {holder}") from error
             except OSError as error:
@@ -85,7 +85,7 @@ class RunLock:
 
     def _wait_for(self, handle: int) -> None:
         """A reader that looks whether a run lives holds the lock for a moment: that is waited for."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + WAIT_SECONDS
         while True:
             try:
                 return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -119,7 +119,7 @@ class RunLock:
 
     def owns(self, folder: Path | None = None) -> bool:
         """Whether LOCK holds this writer's token, in its folder or in `folder`."""
-        return _note_in(self._path if folder is None else folder / "LOCK").get("token") == self._token
+        return _read_holder(self._path if folder is None else folder / "LOCK").get("token") == self._token
 
     def remove_folder(self) -> None:
         """Remove the folder that is locked, and give the lock back; what another writer has there by now stays."""
@@ -137,14 +137,14 @@ class RunLock:
 
     def check(self) -> None:
         """Raises TrajectoryError where LOCK no longer holds this writer's token."""
-        found = _note_in(self._path)
+        found = _read_holder(self._path)
         if found.get("token") != self._token:
             if not found:
                 raise TrajectoryError(
                     f"{self._path} is gone or empty: the folder was removed, renamed or emptied while it was written"
                 )
             raise TrajectoryError(
-                f"another writer has taken {self._path.parent} over ({_named(found)}); this one stops before it "
+                f"another writer has taken {self._path.parent} over ({_name_holder(found)}); this one stops before it "
                 "mixes two runs"
             )
 
@@ -174,22 +174,22 @@ def _forget() -> None:
 os.register_at_fork(after_in_child=_forget)
 
 
-def _holder() -> dict[str, object]:
+def _describe_process() -> dict[str, object]:
     """This process: host, pid, the machine's boot and the time."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     booted = boot.read_text().strip() if boot.exists() else ""
     return {"host": socket.gethostname(), "pid": os.getpid(), "boot": booted, "since": time.time()}
 
 
-def _note_in(path: Path) -> dict[str, object]:
+def _read_holder(path: Path) -> dict[str, object]:
     """What LOCK says; nothing where there is none that can be read."""
     try:
-        return _note(read_bytes(path, LONGEST_NOTE))
+        return _parse_holder(read_bytes(path, MAX_HOLDER_BYTES))
     except (OSError, TrajectoryError):
         return {}
 
 
-def _note(text: bytes) -> dict[str, object]:
+def _parse_holder(text: bytes) -> dict[str, object]:
     """What LOCK says; nothing where it is half written, or no table."""
     try:
         found = json.loads(text)
@@ -198,21 +198,21 @@ def _note(text: bytes) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-def _in_words(holder: dict[str, object]) -> str:
+def _describe_holder(holder: dict[str, object]) -> str:
     """Who holds a lock, and what is to be done."""
     if (holder.get("pid"), holder.get("host")) == (os.getpid(), socket.gethostname()):
         return "a recorder of this process: close it, such as by `recorder.close()`"
-    return f"{_named(holder)}; wait for it or stop it"
+    return f"{_name_holder(holder)}; wait for it or stop it"
 
 
-def _named(holder: dict[str, object]) -> str:
+def _name_holder(holder: dict[str, object]) -> str:
     if "pid" not in holder:
         return "an unknown process"
     return f"process {holder['pid']} on {holder.get('host', 'an unknown machine')}"
 
 
 @contextmanager
-def being_filled(folder: Path) -> Iterator[None]:
+def mark_being_filled(folder: Path) -> Iterator[None]:
     """Keep a new folder from being cleared away as one that a killed process has left."""
     folder.mkdir(parents=True)
     handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory.checksummed import as_json
-from grokkit.trajectory.documents import Check, as_record, read_bytes, refuse_irregular
+from grokkit.trajectory.checksummed import canonical_json
+from grokkit.trajectory.documents import Check, parse_record, read_bytes, refuse_irregular
 
-MAX_BYTES = 4 * 2**30
+MAX_LOG_BYTES = 4 * 2**30
 """The most of a log that is read at once."""
 
 
@@ -43,11 +43,11 @@ class Log:
         A `value` that is not finite, which JSON cannot write, becomes null beside `not_finite`: `nan`, `inf` or
         `-inf`; readers give the number back. In any other field that word stands itself.
         """
-        body = as_json({**record, "attempt": self._attempt})
+        body = canonical_json({**record, "attempt": self._attempt})
         if b"NaN" in body or b"Infinity" in body:  # perhaps only within a text
-            body = as_json({**_flagged(record), "attempt": self._attempt})
+            body = canonical_json({**_encode_non_finite(record), "attempt": self._attempt})
         try:
-            self._file.write(as_line(body))
+            self._file.write(encode_line(body))
             self._file.flush()
         except OSError as error:
             raise TrajectoryError(f"could not write {self._file.name}: {error.strerror or error}") from error
@@ -68,35 +68,35 @@ class Log:
                 self._file.close()
 
 
-def as_line(body: bytes) -> bytes:
+def encode_line(body: bytes) -> bytes:
     """A record's JSON with its checksum, as a line."""
     return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 
-def _flagged(record: Mapping[str, Any]) -> dict[str, Any]:
+def _encode_non_finite(record: Mapping[str, Any]) -> dict[str, Any]:
     """The record in numbers that JSON can write."""
-    written = {name: _nameable(value) for name, value in record.items()}
+    written = {name: _name_non_finite(value) for name, value in record.items()}
     if "value" in record and written["value"] != record["value"] and isinstance(written["value"], str):
         written |= {"value": None, "not_finite": written["value"]}
     return written
 
 
-def _nameable(value: Any) -> Any:
+def _name_non_finite(value: Any) -> Any:
     """The same value with `nan`, `inf` and `-inf` in the place of such numbers."""
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     if isinstance(value, Mapping):
-        return {name: _nameable(each) for name, each in value.items()}
-    return [_nameable(each) for each in value] if isinstance(value, list | tuple) else value
+        return {name: _name_non_finite(each) for name, each in value.items()}
+    return [_name_non_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def read(path: Path, check: Check = as_record) -> Iterator[dict[str, Any]]:
+def read_log(path: Path, check: Check = parse_record) -> Iterator[dict[str, Any]]:
     """The whole records of a log, in order; a torn last line is dropped, a damaged one in the middle with a warning.
 
     Args:
         path: of the log; one that does not exist is empty.
-        check: what a record of it is (`documents.as_metric`, `as_event`): a line that is none counts as damaged.
+        check: what a record of it is (`documents.parse_metric`, `parse_event`): a line that is none counts as damaged.
 
     Raises:
         TrajectoryError: something else than a file lies there.
@@ -108,21 +108,21 @@ def read(path: Path, check: Check = as_record) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def read_from(path: Path, offset: int, check: Check = as_record) -> tuple[list[dict[str, Any]], int, int]:
+def read_log_from(path: Path, offset: int, check: Check = parse_record) -> tuple[list[dict[str, Any]], int, int]:
     """What was appended since byte `offset`, which ends a line: the whole records, the offset behind the last whole
     line, and how many damaged lines were left out. Whoever follows a log pays for its new lines only, two microseconds
     each: they are checked one by one and parsed together. Raises as `read`."""
     try:
-        content = read_bytes(path, MAX_BYTES, offset)
+        content = read_bytes(path, MAX_LOG_BYTES, offset)
     except FileNotFoundError:
         return [], offset, 0
     lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
-    bodies = [body for body in map(_body, lines) if body is not None]
-    records = [record for record in map(check, _parsed_together(bodies)) if record is not None]
+    bodies = [body for body in map(_checked_body, lines) if body is not None]
+    records = [record for record in map(check, _parse_bodies(bodies)) if record is not None]
     return records, offset + sum(map(len, lines)) + len(lines), len(lines) - len(records)
 
 
-def damaged_lines(path: Path, check: Check = as_record) -> list[int]:
+def find_damaged_lines(path: Path, check: Check = parse_record) -> list[int]:
     """Numbers of the lines that do not match their checksum or are no records, the torn last one left out. Raises as
     `read`."""
     return [number for number, record in _records(path, check) if record is None]
@@ -130,30 +130,30 @@ def damaged_lines(path: Path, check: Check = as_record) -> list[int]:
 
 def _records(path: Path, check: Check) -> Iterator[tuple[int, dict[str, Any] | None]]:
     try:
-        lines = read_bytes(path, MAX_BYTES).split(b"\n")
+        lines = read_bytes(path, MAX_LOG_BYTES).split(b"\n")
     except FileNotFoundError:
         return
     for number, line in enumerate(lines[:-1], start=1):
-        body = _body(line)
-        yield number, None if body is None else check(_parsed(body))
+        body = _checked_body(line)
+        yield number, None if body is None else check(_parse_body(body))
 
 
-def parsed(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record of one whole line; None where it is damaged or torn."""
-    body = _body(line.removesuffix(b"\n"))
-    return None if body is None else as_record(_parsed(body))
+    body = _checked_body(line.removesuffix(b"\n"))
+    return None if body is None else parse_record(_parse_body(body))
 
 
-def _parsed_together(bodies: list[bytes]) -> list[Any]:
+def _parse_bodies(bodies: list[bytes]) -> list[Any]:
     """The JSON of each; one that is none costs the others only time."""
     try:
         found: list[Any] = json.loads(b"[" + b",".join(bodies) + b"]")
     except (ValueError, RecursionError):
         found = []
-    return found if len(found) == len(bodies) else [_parsed(body) for body in bodies]
+    return found if len(found) == len(bodies) else [_parse_body(body) for body in bodies]
 
 
-def _parsed(body: bytes) -> Any:
+def _parse_body(body: bytes) -> Any:
     """A line's JSON; None, which is no record, if it is none: a checksum can be right over anything."""
     try:
         return json.loads(body)
@@ -161,7 +161,7 @@ def _parsed(body: bytes) -> Any:
         return None
 
 
-def _body(line: bytes) -> bytes | None:
+def _checked_body(line: bytes) -> bytes | None:
     """The JSON that a line's checksum stands for; None where the two do not match."""
     head, _, tail = line.rpartition(b',"crc":')
     body = head + b"}"

@@ -29,22 +29,22 @@ from grokkit.errors import TrajectoryError
 from grokkit.trajectory import checksummed, hdf5, log, store
 from grokkit.trajectory.documents import (
     STATES,
-    as_record,
-    encodable,
+    escape_surrogates,
     is_count,
     open_regular,
+    parse_record,
     read_bytes,
     read_config,
     read_environment,
 )
 
-FILE = "MANIFEST"
+MANIFEST_FILE = "MANIFEST"
 LOGS = ("metrics.jsonl", "events.jsonl")
 CHOICES = ("config.toml", "environment.json", "experiment.py")
 """What was chosen at the start; a change of the first two makes another run of it."""
 PUBLISHED = ("snapshot", "resume", "reading", "attribution")
 """Kinds of lines that speak of a file that is there."""
-IN_ORDER = ("done", "interrupted")
+ORDERLY_ENDS = ("done", "interrupted")
 """Ends at which every snapshot had its line."""
 
 _BLOCK = 1 << 20
@@ -86,7 +86,7 @@ class Manifest:
     def knows_all(self) -> bool:
         """Whether a snapshot without a line is none of the run's: it began with its manifest, all of which can
         be read, and ended in order."""
-        return not self.adopted and not self.damaged and not self.foreign and self.ended.get("state") in IN_ORDER
+        return not self.adopted and not self.damaged and not self.foreign and self.ended.get("state") in ORDERLY_ENDS
 
     def of(self, name: str) -> Record | None:
         """The newest line of a file that is to be there; None where no line speaks of it, or one of its end."""
@@ -110,9 +110,9 @@ class Manifest:
             self.ended = {}
 
 
-def as_entry(parsed: Any) -> Record | None:
+def parse_entry(parsed: Any) -> Record | None:
     """A line's JSON as a record, each field of which is what it has to be; None where it is none."""
-    record = as_record(parsed)
+    record = parse_record(parsed)
     if record is None:
         return None
     kind = record.get("kind")
@@ -150,43 +150,49 @@ def _are_lengths(logs: Any) -> bool:
 
 def _is_path(name: Any) -> bool:
     """Whether a name is a path below the run that leads nowhere else."""
-    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name or encodable(name) != name:
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) <= _LONGEST_NAME
+        or "\0" in name
+        or escape_surrogates(name) != name
+    ):
         return False
     return not {"", ".", ".."} & set(name.split("/"))
 
 
-def began(run: Path, *, adopted: bool = False) -> bytes:
+def begin_record(run: Path, *, adopted: bool = False) -> bytes:
     """The first line, for the folder as it is now."""
     record = {
-        "kind": "began", "run": _id_of_states(run) or uuid.uuid4().hex,
-        "config": plain_config(run), "environment": plain_environment(run),
-        "sha256": {name: sha256(run / name) for name in CHOICES if (run / name).exists()},
-        "probes": {path.stem: checksummed.read_digest(path) for path in store.probe_files(run / "probes")},
+        "kind": "began", "run": _read_state_id(run) or uuid.uuid4().hex,
+        "config": read_plain_config(run), "environment": read_plain_environment(run),
+        "sha256": {name: hash_file(run / name) for name in CHOICES if (run / name).exists()},
+        "probes": {path.stem: checksummed.read_digest(path) for path in store.list_probe_files(run / "probes")},
     }  # fmt: skip
-    return log.as_line(checksummed.as_json(record | ({"adopted": True} if adopted else {})))
+    return log.encode_line(checksummed.canonical_json(record | ({"adopted": True} if adopted else {})))
 
 
-def ids_of_states(run: Path) -> set[str]:
+def read_state_ids(run: Path) -> set[str]:
     """The ids of runs that the resume states claim; their digests are not checked."""
     found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
-        with suppress(TrajectoryError), checksummed.opened(path, "resume") as file:
-            found |= {hdf5.parsed(file.note()).get("run")}
+        with suppress(TrajectoryError), checksummed.open_h5(path, "resume") as file:
+            found |= {hdf5.parse_metadata(file.note()).get("run")}
     return {each for each in found if isinstance(each, str)}
 
 
-def _id_of_states(run: Path) -> str | None:
+def _read_state_id(run: Path) -> str | None:
     """The id of a run whose manifest was lost. Raises TrajectoryError where its states are of two."""
-    ids = ids_of_states(run)
+    ids = read_state_ids(run)
     if len(ids) > 1:
         raise TrajectoryError(
-            f"{run / 'resume'} holds states of two runs, and no {FILE} says whose run this is: put it back, or remove "
+            f"{run / 'resume'} holds states of two runs, and no {MANIFEST_FILE} says whose run this is: put it "
+            "back, or remove "
             "the state that is not this run's"
         )
     return ids.pop() if ids else None
 
 
-def make_good(run: Path, durable: int) -> list[str]:
+def repair(run: Path, durable: int) -> list[str]:
     """Make the manifest fit to be gone on with where a machine died; begin that of a run that has none, with what is
     there.
 
@@ -197,28 +203,28 @@ def make_good(run: Path, durable: int) -> list[str]:
     Returns:
         A sentence where there was one, and it is gone.
     """
-    path = run / FILE
+    path = run / MANIFEST_FILE
     if path.exists():
         _cut_torn(path, durable)
         return []
-    told = shorter(path, durable)
-    lost = log.as_line(checksummed.as_json({"kind": "lost", "bytes": 0, "had": durable})) if told else b""
-    checksummed.publish(path, began(run, adopted=True) + lost)
+    told = describe_shortening(path, durable)
+    lost = log.encode_line(checksummed.canonical_json({"kind": "lost", "bytes": 0, "had": durable})) if told else b""
+    checksummed.write_atomic(path, begin_record(run, adopted=True) + lost)
     return [told] if told else []
 
 
-def note_cut(run: Path, known: Manifest, durable: int) -> list[str]:
+def add_cut(run: Path, known: Manifest, durable: int) -> list[str]:
     """Note that lines are gone, if they are, also in what is `known`; a sentence about it."""
-    told = shorter(run / FILE, durable)
+    told = describe_shortening(run / MANIFEST_FILE, durable)
     if told is None or (known.adopted and known.lost):
         return []
-    record = {"kind": "lost", "bytes": (run / FILE).stat().st_size, "had": durable}
+    record = {"kind": "lost", "bytes": (run / MANIFEST_FILE).stat().st_size, "had": durable}
     _append(run, record)
     known.take(record)
     return [told]
 
 
-def shorter(path: Path, had: int) -> str | None:
+def describe_shortening(path: Path, had: int) -> str | None:
     """The sentence about a file that has fewer bytes than it had; None where it has not."""
     if not path.exists():
         return f"{path} is missing" if had else None
@@ -229,78 +235,78 @@ def shorter(path: Path, had: int) -> str | None:
 def _cut_torn(path: Path, durable: int) -> None:
     """Cut off what a machine that died has left of the newest lines."""
     at = 0
-    for line in read_bytes(path, log.MAX_BYTES).splitlines(keepends=True):
-        if at >= durable and log.parsed(line) is None:
+    for line in read_bytes(path, log.MAX_LOG_BYTES).splitlines(keepends=True):
+        if at >= durable and log.parse_line(line) is None:
             os.truncate(path, at)
             return
         at += len(line)
 
 
-def add(run: Path, path: Path, kind: str, step: int, digest: str, **more: Any) -> None:
+def add_file(run: Path, path: Path, kind: str, step: int, digest: str, **more: Any) -> None:
     """Note a file that was published; nothing where the run has no manifest. Durable after `sync`."""
     _append(run, {"kind": kind, "name": str(path.relative_to(run)), "step": step, "digest": digest, **more})
 
 
-def gone(run: Path, name: str) -> None:
+def add_gone(run: Path, name: str) -> None:
     """Note that a file is not there any more, and that this was told."""
     _append(run, {"kind": "gone", "name": name})
 
 
-def resumed(run: Path, attempt: int) -> None:
+def add_resumed(run: Path, attempt: int) -> None:
     """Note that the run goes on: what comes now has no line before it is written."""
     _append(run, {"kind": "resumed", "attempt": attempt})
 
 
-def put_aside(run: Path, path: Path, kept: Path) -> None:
+def add_quarantined(run: Path, path: Path, kept: Path) -> None:
     """Note that a file lies in quarantine now."""
     _append(run, {"kind": "aside", "name": str(path.relative_to(run)), "to": str(kept.relative_to(run))})
 
 
-def end(run: Path, state: str) -> None:
+def add_end(run: Path, state: str) -> None:
     """Note how long the logs are at the end of an attempt."""
-    _append(run, {"kind": "ended", "state": state, "logs": {name: measured(run / name) for name in LOGS}})
+    _append(run, {"kind": "ended", "state": state, "logs": {name: measure_log(run / name) for name in LOGS}})
 
 
-def sync(run: Path) -> int | None:
+def sync_manifest(run: Path) -> int | None:
     """Make all lines durable; their bytes, None where the run has no manifest.
 
     Raises:
         TrajectoryError: the disk does not confirm it.
     """
     try:
-        with open(run / FILE, "rb") as file:
+        with open(run / MANIFEST_FILE, "rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise TrajectoryError(f"the disk did not confirm {run / FILE}: {error.strerror or error}") from error
+        raise TrajectoryError(f"the disk did not confirm {run / MANIFEST_FILE}: {error.strerror or error}") from error
 
 
 def _append(run: Path, record: Record) -> None:
     """One line in one write, behind whole lines."""
     try:
-        handle = os.open(run / FILE, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        handle = os.open(run / MANIFEST_FILE, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     except OSError as error:
-        raise TrajectoryError(f"could not write {run / FILE}: {error.strerror or error}") from error
+        raise TrajectoryError(f"could not write {run / MANIFEST_FILE}: {error.strerror or error}") from error
     try:
         size = os.fstat(handle).st_size
         if size and os.pread(handle, 1, size - 1) != b"\n":  # torn by a kill or a full disk
             os.ftruncate(handle, os.pread(handle, size, 0).rfind(b"\n") + 1)
-        line = log.as_line(checksummed.as_json(record))
+        line = log.encode_line(checksummed.canonical_json(record))
         if os.write(handle, line) != len(line):
             raise OSError(28, "No space left on device")
     except OSError as error:
-        raise TrajectoryError(f"could not write {run / FILE}: {error.strerror or error}") from error
+        raise TrajectoryError(f"could not write {run / MANIFEST_FILE}: {error.strerror or error}") from error
     finally:
         os.close(handle)
 
 
-def read(run: Path) -> Manifest:
-    """All lines that are whole; see `damaged_lines` for others."""
-    records, _, damaged = log.read_from(run / FILE, 0, as_entry)
+def read_manifest(run: Path) -> Manifest:
+    """All lines that are whole; see `find_damaged_lines` for others."""
+    records, _, damaged = log.read_log_from(run / MANIFEST_FILE, 0, parse_entry)
     found = Manifest(damaged=damaged)
     for record in records:
         if record["kind"] == "began" and found.began not in ({}, record):
@@ -310,31 +316,33 @@ def read(run: Path) -> Manifest:
     return found
 
 
-def beginning(run: Path) -> Record:
+def read_beginning(run: Path) -> Record:
     """The line about the run's start alone, which is the first unless somebody moved it; empty where there is none.
     Raises TrajectoryError where it cannot be read."""
-    if not os.path.lexists(run / FILE):
+    if not os.path.lexists(run / MANIFEST_FILE):
         return {}
-    handle, _ = hdf5.open_regular(run / FILE)
+    handle, _ = hdf5.open_descriptor(run / MANIFEST_FILE)
     try:
         with os.fdopen(handle, "rb") as file:
-            found = (record for line in file if (record := log.parsed(line)) and record.get("kind") == "began")
-            return next(filter(as_entry, found), {})
+            found = (record for line in file if (record := log.parse_line(line)) and record.get("kind") == "began")
+            return next(filter(parse_entry, found), {})
     except OSError as error:
-        raise hdf5.unreadable(run / FILE, error.strerror or str(error)) from error
+        raise hdf5.unreadable_error(run / MANIFEST_FILE, error.strerror or str(error)) from error
 
 
-def run_id(run: Path) -> str | None:
+def read_run_id(run: Path) -> str | None:
     """The run's own id, which its resume states carry; None where its manifest does not say it."""
     with suppress(TrajectoryError):
-        return beginning(run).get("run")
+        return read_beginning(run).get("run")
     return None
 
 
-def unlisted(run: Path) -> list[str]:
+def find_unlisted(run: Path) -> list[str]:
     """Files that no line speaks of: published just before a kill, by an older version, or put there."""
-    names = [name for name, _ in store.rooms(run)]  # before the lines are read: those of a run that is written follow
-    known = read(run)
+    names = [
+        name for name, _ in store.result_folders(run)
+    ]  # before the lines are read: those of a run that is written follow
+    known = read_manifest(run)
     return [name for name in names if known.of(name) is None]
 
 
@@ -348,7 +356,7 @@ def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], d
     return record["kind"] == "resume" and is_later and digest not in digests
 
 
-def measured(path: Path, length: int | None = None) -> Record:
+def measure_log(path: Path, length: int | None = None) -> Record:
     """Bytes of a text and their hash: of the first `length`, or of all whole lines."""
     found, count, torn = hashlib.sha256(), 0, b""
     try:
@@ -364,25 +372,25 @@ def measured(path: Path, length: int | None = None) -> Record:
     return {"bytes": count, "sha256": found.hexdigest()}
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Hash of a whole file."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
-def plain_config(run: Path) -> Any:
+def read_plain_config(run: Path) -> Any:
     """The choices as JSON values; None where they cannot be read."""
     with suppress(TrajectoryError):
-        return _plain(read_config(run / "config.toml"))
+        return _to_plain(read_config(run / "config.toml"))
     return None
 
 
-def plain_environment(run: Path) -> Any:
+def read_plain_environment(run: Path) -> Any:
     """What environment.json says, in the same way."""
     with suppress(TrajectoryError):
-        return _plain(read_environment(run / "environment.json"))
+        return _to_plain(read_environment(run / "environment.json"))
     return None
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """The value as it comes back from a line, with words for numbers that JSON does not know."""
     return json.loads(json.dumps(value, default=str), parse_constant=str)

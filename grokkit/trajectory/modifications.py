@@ -14,9 +14,9 @@ from grokkit.trajectory import checksummed, manifest
 from grokkit.trajectory.manifest import Manifest, Record
 
 
-def changes(run: Path, known: Manifest | None = None) -> list[str]:
+def find_modifications(run: Path, known: Manifest | None = None) -> list[str]:
     """What was changed in the choices, the environment and the probe sets since the run began, field by field."""
-    began = known.began if known else manifest.beginning(run)
+    began = known.began if known else manifest.read_beginning(run)
     if not began:
         return []
     found = []
@@ -36,33 +36,33 @@ def _holds_another(path: Path, digest: Any) -> bool:
     """Whether a file claims another digest, or a damaged one none; one that cannot be read just now is told by whoever
     reads it."""
     try:
-        return checksummed.claimed_digest(path) != digest
+        return checksummed.read_claimed_digest(path) != digest
     except DamagedError:
         return True
     except TrajectoryError:
         return False
 
 
-def missing(run: Path, known: Manifest) -> list[str]:
+def find_missing(run: Path, known: Manifest) -> list[str]:
     """Files that a line says are there, and that are not, by their path below the run."""
     return [name for name in known.files if known.of(name) and not os.path.exists(run / name)]
 
 
-def remarks(run: Path, known: Manifest) -> list[str]:
+def find_remarks(run: Path, known: Manifest) -> list[str]:
     """What else is not as a writer left it: files that are gone, texts that were edited, logs that were cut."""
-    found = [f"{run / name} is missing" for name in missing(run, known)]
+    found = [f"{run / name} is missing" for name in find_missing(run, known)]
     told = {name for name, then, now in _values(run, known.began) if now is None or not _is_same(then, now)}
     for name, sha256 in (known.began.get("sha256") or {}).items():
         if not os.path.exists(run / name):
             found.append(f"{run / name} is missing")
         elif name not in told:
-            found += _or_why(partial(_edited, run / name, sha256))
+            found += _or_reason(partial(_edited, run / name, sha256))
     for name, then in known.logs.items():
-        found += _or_why(partial(_cut, run / name, then))
+        found += _or_reason(partial(_cut, run / name, then))
     return found
 
 
-def _or_why(look: Callable[[], list[str]]) -> list[str]:
+def _or_reason(look: Callable[[], list[str]]) -> list[str]:
     """What was found, or why it could not be looked for."""
     try:
         return look()
@@ -71,39 +71,44 @@ def _or_why(look: Callable[[], list[str]]) -> list[str]:
 
 
 def _edited(path: Path, sha256: Any) -> list[str]:
-    return [f"{path} is not the text that the run began with"] if manifest.sha256(path) != sha256 else []
+    return [f"{path} is not the text that the run began with"] if manifest.hash_file(path) != sha256 else []
 
 
-def lost(run: Path, known: Manifest) -> list[str]:
+def find_lost(run: Path, known: Manifest) -> list[str]:
     """Where lines of the manifest were gone when the run was gone on with."""
     had = [f"had {each['bytes']} of its {each['had']} bytes" if each["bytes"] else "was gone" for each in known.lost]
-    return [f"{run / manifest.FILE} {each} when the run was resumed: what was there then was taken" for each in had]
+    return [
+        f"{run / manifest.MANIFEST_FILE} {each} when the run was resumed: what was there then was taken" for each in had
+    ]
 
 
-def strangers(run: Path, known: Manifest, names: Iterable[str]) -> list[str]:
+def find_foreign(run: Path, known: Manifest, names: Iterable[str]) -> list[str]:
     """Those of the snapshots among `names`, which were there before the manifest was read, of which it says nothing
     although it knows all; readings may be added by anyone."""
     if not known.knows_all:
         return []
-    return [stranger(run / name) for name in names if name.startswith("snapshots/") and known.of(name) is None]
+    return [is_foreign(run / name) for name in names if name.startswith("snapshots/") and known.of(name) is None]
 
 
-def stranger(path: Path) -> str:
+def is_foreign(path: Path) -> str:
     """The sentence about a snapshot that was not there when the run ended."""
     return f"{path} was not there when the run ended: the manifest does not list it"
 
 
 def _values(run: Path, began: Record) -> Iterator[tuple[str, Any, Any]]:
     """Name, first and present values of the documents that are tables; None for one that cannot be read."""
-    for name, read_it in (("config.toml", manifest.plain_config), ("environment.json", manifest.plain_environment)):
+    for name, read_it in (
+        ("config.toml", manifest.read_plain_config),
+        ("environment.json", manifest.read_plain_environment),
+    ):
         then = began.get(name.partition(".")[0])
         if isinstance(then, dict):
             yield name, then, read_it(run)
 
 
 def _cut(path: Path, then: Record) -> list[str]:
-    now = manifest.measured(path, then["bytes"])
-    if told := manifest.shorter(path, then["bytes"]):
+    now = manifest.measure_log(path, then["bytes"])
+    if told := manifest.describe_shortening(path, then["bytes"]):
         return [told]
     return [] if now["sha256"] == then["sha256"] else [f"{path} was changed: it says other things than at the end"]
 
@@ -127,7 +132,7 @@ def _is_same(one: Any, other: Any) -> bool:
     """Whether two JSON values are one: 1, 1.0 and true are three."""
     if one is _ABSENT or other is _ABSENT:
         return one is other
-    return checksummed.as_json(one) == checksummed.as_json(other)
+    return checksummed.canonical_json(one) == checksummed.canonical_json(other)
 
 
 def _short(value: Any) -> str:

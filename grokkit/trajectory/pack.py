@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.trajectory.checksummed import sync_folder
+from grokkit.trajectory.checksummed import fsync_dir
 from grokkit.trajectory.snapshot import CARRIED_AS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def pack(run: Run, path: Path, steps: Iterable[int] | None = None) -> None:
         raise
     finally:
         draft.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    fsync_dir(path.parent)
 
 
 def _write(file: h5py.File, name: str, tensor: Tensor) -> None:

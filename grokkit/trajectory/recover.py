@@ -15,12 +15,12 @@ from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
 from grokkit.trajectory import checksummed, manifest, modifications, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
-from grokkit.trajectory.resume import SLOTS
+from grokkit.trajectory.resume import FILES
 
 QUARANTINE = "quarantine"
 
 _LEFT_BEHIND = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
-"""Names that `sealed.publish`, an export or a pack gives to what is not finished."""
+"""Names that `sealed.write_atomic`, an export or a pack gives to what is not finished."""
 
 
 def recover(run: Path, known: Manifest | None = None) -> list[str]:
@@ -44,16 +44,16 @@ def recover(run: Path, known: Manifest | None = None) -> list[str]:
     for path in run.rglob(".*.tmp"):
         if _LEFT_BEHIND.fullmatch(path.name):
             _remove(path)
-    said, known = [], known or manifest.read(run)
-    for name, kind in _suspects(run, known):
+    said, known = [], known or manifest.read_manifest(run)
+    for name, kind in _find_suspects(run, known):
         try:
             _, note, digest = checksummed.read_whole(run / name, kind)
             _check_owner(run / name, note, digest, known, name)
         except (DamagedError, MisplacedError) as error:
             if not _is_copy(error, kind, known.of(name)):
-                said.append(set_aside(run, run / name, error))
+                said.append(quarantine(run, run / name, error))
         else:
-            _list(run, name, kind, note, digest, known)
+            _add_to_manifest(run, name, kind, note, digest, known)
     return said
 
 
@@ -77,16 +77,18 @@ def _remove(path: Path) -> None:
             os.close(handle)
 
 
-def _suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
+def _find_suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
     """The last file of everything, which a kill or a dying machine may have met, and files without a line."""
-    wanted = {f"resume/{name}" for name in SLOTS}
+    wanted = {f"resume/{name}" for name in FILES}
     rooms = (run / "measures", run / "attributions")
-    folders = [run / "snapshots", *(room / name for room in rooms for name in store.identities_in(room))]
+    folders = [run / "snapshots", *(room / name for room in rooms for name in store.list_identities(room))]
     for folder in folders:
-        wanted |= {str((folder / store.file_name(step)).relative_to(run)) for step in store.steps_in(folder)[-1:]}
+        wanted |= {
+            str((folder / store.step_file_name(step)).relative_to(run)) for step in store.list_steps(folder)[-1:]
+        }
     if known.began and not known.adopted:
-        wanted |= {name for name, _ in store.rooms(run) if known.of(name) is None}
-    yield from ((name, kind) for name, kind in store.rooms(run) if name in wanted)
+        wanted |= {name for name, _ in store.result_folders(run) if known.of(name) is None}
+    yield from ((name, kind) for name, kind in store.result_folders(run) if name in wanted)
 
 
 def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manifest, name: str) -> None:
@@ -96,49 +98,49 @@ def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manife
         raise MisplacedError(f"{path} is the state of another run")
     record = known.of(name)
     if record is None and known.knows_all and name.startswith("snapshots/"):
-        raise MisplacedError(modifications.stranger(path))
+        raise MisplacedError(modifications.is_foreign(path))
     if record and not (digest in known.digests or manifest.is_listed(record, digest, note, known.digests)):
         raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
 
 
-def _list(run: Path, name: str, kind: str, note: Mapping[str, Any], digest: str, known: Manifest) -> None:
+def _add_to_manifest(run: Path, name: str, kind: str, note: Mapping[str, Any], digest: str, known: Manifest) -> None:
     """Note a whole file of which the manifest says nothing, or not yet what it holds."""
     record = known.of(name)
     if record is None or record["digest"] != digest:
         more = {"save": note["save"]} if "save" in note else {}
-        manifest.add(run, run / name, kind, int(note.get("step", 0)), digest, found=True, **more)
+        manifest.add_file(run, run / name, kind, int(note.get("step", 0)), digest, found=True, **more)
 
 
-def states_put_aside(run: Path) -> list[Path]:
+def quarantined_states(run: Path) -> list[Path]:
     """Resume states that lie in quarantine."""
     return sorted((run / QUARANTINE).glob("resume-*"))
 
 
-def set_aside(run: Path, path: Path, fault: Exception | None = None) -> str:
+def quarantine(run: Path, path: Path, fault: Exception | None = None) -> str:
     """Move a damaged or misplaced file to `quarantine/` under a name that is free; say so. Raises TrajectoryError where
     it cannot be moved."""
     name, count = "-".join(path.relative_to(run).parts), 0
     while os.path.lexists(kept := run / QUARANTINE / f"{name}.{count}"):
         count += 1
     try:
-        checksummed.make_folder(kept.parent)
+        checksummed.mkdir_durable(kept.parent)
         os.rename(path, kept)
     except OSError as error:
         raise TrajectoryError(f"{path} could not be moved to {kept.parent}: {error.strerror or error}") from error
-    checksummed.sync_folder(kept.parent)
-    checksummed.sync_folder(path.parent)
-    manifest.put_aside(run, path, kept)
+    checksummed.fsync_dir(kept.parent)
+    checksummed.fsync_dir(path.parent)
+    manifest.add_quarantined(run, path, kept)
     if isinstance(fault, MisplacedError):
         return f"{fault}; it was moved to {kept}"
     return f"{path} is damaged and was moved to {kept}"
 
 
-def set_aside_if_wrong(run: Path, path: Path, kind: str) -> str | None:
-    """`set_aside` for a file that is damaged or another's; None where it is whole."""
+def quarantine_if_wrong(run: Path, path: Path, kind: str) -> str | None:
+    """`quarantine` for a file that is damaged or another's; None where it is whole."""
     try:
         checksummed.read(path, kind)
     except (DamagedError, MisplacedError) as error:
-        return set_aside(run, path, error)
+        return quarantine(run, path, error)
     return None
 
 
@@ -161,5 +163,5 @@ def move_aside(path: Path) -> Path | None:
             os.rename(path, kept)
         except OSError as error:
             raise TrajectoryError(f"{path} could not be moved aside: {error.strerror or error}") from error
-        checksummed.sync_folder(path.parent)
+        checksummed.fsync_dir(path.parent)
     return kept

@@ -14,7 +14,7 @@ from torch import Tensor
 from grokkit.errors import DamagedError, MisplacedError
 from grokkit.trajectory import checksummed, manifest, snapshot
 
-SLOTS = ("0.h5", "1.h5")
+FILES = ("0.h5", "1.h5")
 
 _DICTS: dict[str, type[dict[Any, Any]]] = {each.__name__: each for each in (dict, OrderedDict, Counter)}
 """Schedulers count their milestones in a Counter and miss its methods in a plain dict."""
@@ -53,7 +53,7 @@ def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
     return tuple(items) if kind == "tuple" else items
 
 
-class Slot(NamedTuple):
+class ResumeState(NamedTuple):
     """A state that is ready to be written; see `hold`."""
 
     step: int
@@ -61,7 +61,7 @@ class Slot(NamedTuple):
     packed: snapshot.Packed
 
 
-def hold(step: int, state: dict[str, Any], staging: snapshot.Staging) -> Slot:
+def stage(step: int, state: dict[str, Any], staging: snapshot.Staging) -> ResumeState:
     """Copy `state` as it is now: its tensors into `staging`, the rest into a tree of JSON values.
 
     Raises:
@@ -69,10 +69,10 @@ def hold(step: int, state: dict[str, Any], staging: snapshot.Staging) -> Slot:
     """
     tensors: dict[str, Tensor] = {}
     tree = encode(state, tensors)
-    return Slot(step, tree, staging.hold(tensors))
+    return ResumeState(step, tree, staging.hold(tensors))
 
 
-class Slots:
+class ResumeStore:
     """The two slots of a run; of both the newest one whose digest holds counts.
 
     Args:
@@ -80,29 +80,29 @@ class Slots:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._run = folder, manifest.run_id(folder.parent)
+        self._folder, self._run = folder, manifest.read_run_id(folder.parent)
         self._newest: tuple[int, str] | None = None
         self.seconds = 0.0
         """That all saves so far have taken."""
 
-    def save(self, slot: Slot, **options: Any) -> None:
+    def save(self, slot: ResumeState, **options: Any) -> None:
         """Write into the slot that does not hold the newest valid state, so that one good slot is always left, and list
         it in the manifest; `options` are those of `sealed.write`."""
         start = time.perf_counter()
-        count, newest = self._newest or max(self._valid(), default=(0, SLOTS[1]))
-        name = SLOTS[1] if newest == SLOTS[0] else SLOTS[0]
+        count, newest = self._newest or max(self._valid(), default=(0, FILES[1]))
+        name = FILES[1] if newest == FILES[0] else FILES[0]
         arrays, attributes = slot.packed.sealed()
         meta = {"step": slot.step, "save": count + 1, "tree": slot.tree}
         meta |= {"run": self._run} if self._run else {}
         path = self._folder / name
         digest = checksummed.write(path, "resume", arrays, meta, attributes=attributes, replace=True, **options)
-        manifest.add(self._folder.parent, path, "resume", slot.step, digest, save=count + 1)
+        manifest.add_file(self._folder.parent, path, "resume", slot.step, digest, save=count + 1)
         self._newest = count + 1, name
         self.seconds += time.perf_counter() - start
 
     def are_there(self) -> bool:
         """Whether a state was ever saved."""
-        return any((self._folder / name).exists() for name in SLOTS)
+        return any((self._folder / name).exists() for name in FILES)
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest slot whose digest holds; None where there is none."""
@@ -110,7 +110,7 @@ class Slots:
         if newest is None:
             return None
         path = self._folder / newest
-        arrays, layout, meta, _ = snapshot.whole(path, "resume")
+        arrays, layout, meta, _ = snapshot.read_checked(path, "resume")
         try:
             step, state = meta["step"], decode(meta["tree"], snapshot.unpack(arrays, layout))
             if not isinstance(state, dict):
@@ -123,7 +123,7 @@ class Slots:
         """Ordinal of the save and name of every slot whose digest holds; a step may be saved twice, an ordinal may
         not."""
         found = []
-        for name in SLOTS:
+        for name in FILES:
             if not (self._folder / name).exists():
                 continue
             try:

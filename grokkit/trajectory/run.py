@@ -18,7 +18,7 @@ import numpy as np
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import documents, log, manifest, store, verify
-from grokkit.trajectory.checksummed import make_folder, publish, sync_folder
+from grokkit.trajectory.checksummed import fsync_dir, mkdir_durable, write_atomic
 from grokkit.trajectory.lock import RunLock, is_held
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def create(
+def create_run(
     path: Path,
     *,
     config: str,
@@ -57,38 +57,38 @@ def create(
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     lock = None
     try:
-        _make(draft)
-        publish(draft / "config.toml", config.encode())
-        publish(draft / "environment.json", json.dumps(environment, indent=1).encode())
+        _make_draft(draft)
+        write_atomic(draft / "config.toml", config.encode())
+        write_atomic(draft / "environment.json", json.dumps(environment, indent=1).encode())
         if experiment is not None:
-            publish(draft / "experiment.py", experiment.encode())
+            write_atomic(draft / "experiment.py", experiment.encode())
         for probe in probes:
             store.write_probes(draft / "probes", probe)
-        publish(draft / manifest.FILE, manifest.began(draft))
+        write_atomic(draft / manifest.MANIFEST_FILE, manifest.begin_record(draft))
         write_status(draft, **status)
         lock = RunLock(draft) if held else None
-        _name(draft, path)
+        _rename_draft(draft, path)
     except BaseException:
         if lock is not None:
             lock.close()
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    sync_folder(path.parent)
+    fsync_dir(path.parent)
     if lock is not None:
         lock.moved_to(path)
     return lock
 
 
-def _make(draft: Path) -> None:
+def _make_draft(draft: Path) -> None:
     try:
-        make_folder(draft.parent)
+        mkdir_durable(draft.parent)
         draft.mkdir()
     except OSError as error:
         raise TrajectoryError(f"{draft.parent} cannot hold a run: {error.strerror or error}") from error
 
 
-def _name(draft: Path, path: Path) -> None:
+def _rename_draft(draft: Path, path: Path) -> None:
     """Give a draft the run's name; another process may have taken it meanwhile."""
     try:
         draft.rename(path)
@@ -98,7 +98,7 @@ def _name(draft: Path, path: Path) -> None:
         raise TrajectoryError(f"could not make {path}: {error.strerror or error}; nothing was changed") from error
 
 
-def as_path(path: str | Path) -> Path:
+def to_path(path: str | Path) -> Path:
     """An absolute path, with `~` expanded: where it comes in, so that a change of directory changes nothing.
 
     Raises:
@@ -113,12 +113,12 @@ def as_path(path: str | Path) -> Path:
 def write_status(path: Path, **fields: Any) -> None:
     """Replace status.json; `updated` is added."""
     text = json.dumps({**fields, "updated": time.time()}, indent=1)
-    publish(path / "status.json", text.encode(), make=False)  # a run that was removed is not to come back
+    write_atomic(path / "status.json", text.encode(), make=False)  # a run that was removed is not to come back
 
 
 def open_run(path: str | Path) -> Run:
     """Open a run folder for reading. Raises TrajectoryError where there is none."""
-    return Run(as_path(path))
+    return Run(to_path(path))
 
 
 class Run:
@@ -144,7 +144,7 @@ class Run:
     @property
     def name(self) -> str:
         """`<experiment>/<variant>-s<seed>-<config hash>`: the last two parts of the path."""
-        return documents.encodable("/".join(self.path.resolve().parts[-2:]))
+        return documents.escape_surrogates("/".join(self.path.resolve().parts[-2:]))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Run:
 
     def steps(self) -> list[int]:
         """Steps that have a snapshot, ascending; 0 holds the initial weights."""
-        return store.steps_in(self.path / "snapshots")
+        return store.list_steps(self.path / "snapshots")
 
     def load(self, step: int, names: Iterable[str] | None = None, *, verify: bool = True) -> dict[str, Tensor]:
         """Weights and buffers at `step`: name -> CPU tensor; only `names` where given.
@@ -190,10 +190,10 @@ class Run:
         """
         from grokkit.trajectory import snapshot
 
-        return snapshot.read(self._snapshot(step), names, verify=verify)
+        return snapshot.read_snapshot(self._snapshot(step), names, verify=verify)
 
     def _snapshot(self, step: int) -> Path:
-        path = self.path / "snapshots" / store.file_name(step)
+        path = self.path / "snapshots" / store.step_file_name(step)
         if not path.exists():
             near = min(self.steps(), key=lambda known: abs(known - step), default=None)
             raise TrajectoryError(f"{self.path} has no snapshot at step {step}; the nearest is {near}")
@@ -231,10 +231,12 @@ class Run:
         from grokkit.trajectory import tensor_series
 
         place = self.path / "snapshots"  # of its own steps none is looked for again
-        files = [place / store.file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
+        files = (
+            [place / store.step_file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
+        )
         if not files:
             raise TrajectoryError(f"{self.path} has no snapshots")
-        return tensor_series.read(files, name, index, out=out, verify=verify)
+        return tensor_series.read_series(files, name, index, out=out, verify=verify)
 
     def follow(self, timeout: float = 60.0, poll: float = 0.5) -> Iterator[int]:
         """Steps of the snapshots, those that are there and those that come, until the run ends.
@@ -259,19 +261,19 @@ class Run:
         """Write the state at `step` as a safetensors file, which must not exist."""
         from grokkit.trajectory.pack import to_safetensors
 
-        to_safetensors(self, step, as_path(path))
+        to_safetensors(self, step, to_path(path))
 
     def pack(self, path: str | Path, steps: Iterable[int] | None = None) -> None:
         """Write all snapshots, or those at `steps`, as one compressed HDF5 file with time in front; see
         `grokkit.trajectory.pack`."""
         from grokkit.trajectory.pack import pack
 
-        pack(self, as_path(path), steps)
+        pack(self, to_path(path), steps)
 
     @property
     def probes(self) -> dict[str, ProbeSet]:
         """The probe sets that the run began with, by name."""
-        return store.read_probes(self.path / "probes", manifest.beginning(self.path).get("probes"))
+        return store.read_probes(self.path / "probes", manifest.read_beginning(self.path).get("probes"))
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -280,7 +282,7 @@ class Run:
 
         columns = ["run", "seed", "step", "split", "metric", "value"]
         latest: dict[tuple[int, str, str], tuple[int, float]] = {}
-        for record in log.read(self.path / "metrics.jsonl", documents.as_metric):
+        for record in log.read_log(self.path / "metrics.jsonl", documents.parse_metric):
             key = record["step"], record["split"], record["metric"]
             if key not in latest or record["attempt"] >= latest[key][0]:
                 latest[key] = record["attempt"], record["value"]
@@ -291,7 +293,7 @@ class Run:
     def newest_metrics(self) -> dict[str, float]:
         """The last value of every metric, by `<split>.<metric>`; needs no pandas."""
         newest: dict[str, float] = {}
-        for record in log.read(self.path / "metrics.jsonl", documents.as_metric):
+        for record in log.read_log(self.path / "metrics.jsonl", documents.parse_metric):
             newest[f"{record['split']}.{record['metric']}"] = record["value"]
         return newest
 
@@ -301,7 +303,7 @@ class Run:
 
         A resumed run takes the steps after its slot again: policy decisions of an older attempt beyond it are left out.
         """
-        return in_force(log.read(self.path / "events.jsonl", documents.as_event))
+        return effective_events(log.read_log(self.path / "events.jsonl", documents.parse_event))
 
     def measures(self) -> dict[str, list[int]]:
         """Measure identity -> steps that have a reading."""
@@ -327,7 +329,7 @@ class Run:
 
     def _results(self, room: str) -> dict[str, list[int]]:
         folder = self.path / room
-        return {name: store.steps_in(folder / name) for name in store.identities_in(folder)}
+        return {name: store.list_steps(folder / name) for name in store.list_identities(folder)}
 
     def verify(self) -> list[str]:
         """Check every file against its digest, its name and the manifest, every log line against its checksum, and the
@@ -344,10 +346,10 @@ class Run:
                 getattr(self, name)
             except TrajectoryError as error:
                 found.append(str(error))
-        found += verify.problems(self.path, status)
-        for name, check in (("metrics.jsonl", documents.as_metric), ("events.jsonl", documents.as_event)):
+        found += verify.find_problems(self.path, status)
+        for name, check in (("metrics.jsonl", documents.parse_metric), ("events.jsonl", documents.parse_event)):
             try:
-                damaged = log.damaged_lines(self.path / name, check)
+                damaged = log.find_damaged_lines(self.path / name, check)
                 found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
             except TrajectoryError as error:
                 found.append(str(error))
@@ -356,10 +358,10 @@ class Run:
     def unlisted(self) -> list[str]:
         """Files of which the manifest does not speak, by their path below the run: published just before a kill, by an
         older version of grokkit, or put there by somebody. Raises TrajectoryError where the manifest cannot be read."""
-        return manifest.unlisted(self.path)
+        return manifest.find_unlisted(self.path)
 
 
-def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def effective_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The events without the policy decisions that a resumed run has taken back, see `Run.events`."""
     kept: list[dict[str, Any]] = []
     for event in events:
@@ -372,7 +374,7 @@ def in_force(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def find_runs(root: str | Path) -> list[Run]:
     """Every run below `root`, or `root` itself if it is one, sorted by name; also those that cannot be read."""
-    root = as_path(root)
+    root = to_path(root)
     near = _folders(root)
     found = {path for folder in near for path in (folder, *_folders(folder)) if _is_run(path)}
     found = {path for path in found if not path.name.startswith(".")}  # drafts

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import DamagedError, TrajectoryError, UsageError
-from grokkit.registry import nearest
+from grokkit.registry import did_you_mean
 from grokkit.trajectory import checksummed, hdf5
-from grokkit.trajectory.hdf5 import Opened
+from grokkit.trajectory.hdf5 import UntrustedFile
 
 CARRIED_AS = {torch.bfloat16: torch.int16} | dict.fromkeys(
     (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz), torch.uint8
@@ -55,9 +55,9 @@ class Packed(NamedTuple):
 
     def sealed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Arrays and attributes of a file, the checksums among them."""
-        crc = np.array([checksum(entry, _part(self.arrays, entry)) for entry in self.layout], np.uint32)
+        crc = np.array([checksum(entry, _slice_entry(self.arrays, entry)) for entry in self.layout], np.uint32)
         arrays = {**self.arrays, "layout": np.frombuffer(self.text, np.uint8), "crc": crc}
-        return arrays, {"layout": hash_of(self.text)}
+        return arrays, {"layout": hash_layout(self.text)}
 
 
 class Staging:
@@ -85,7 +85,7 @@ class Staging:
         return packed
 
     def _laid_out(self, tensors: Mapping[str, Tensor]) -> tuple[Packed, list[Tensor]]:
-        layout, filled, kinds = _layout(tensors)
+        layout, filled, kinds = _plan_layout(tensors)
         sizes = {key: filled[key] * np.dtype(key).itemsize for key in filled}
         starts, end = dict[str, int](), 0
         for key, size in sizes.items():
@@ -102,14 +102,14 @@ class Staging:
         ]
         arrays = {key: piece.numpy().view(key) for key, piece in flat.items()}
         columns = {key: [entry[key] for entry in layout] for key in layout[0]} if layout else {}
-        return Packed(arrays, layout, checksummed.as_json(columns)), places
+        return Packed(arrays, layout, checksummed.canonical_json(columns)), places
 
 
-def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list[torch.dtype]]:
+def _plan_layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list[torch.dtype]]:
     """The entries, the length of each array, and the dtype in which each tensor is copied."""
     layout, filled, kinds = Layout(), dict[str, int](), []
     for name, tensor in tensors.items():
-        key = _array_of(name, tensor)
+        key = _carrier_name(name, tensor)
         layout.append({
             "name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "array": key,
             "offset": filled.get(key, 0), "shape": list(tensor.shape),
@@ -119,7 +119,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int], list
     return layout, filled, kinds
 
 
-def _array_of(name: str, tensor: Tensor) -> str:
+def _carrier_name(name: str, tensor: Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_meta:
         raise UsageError(
             f"{name!r} cannot be kept: it is {tensor.layout} on {tensor.device}, and only dense tensors with data can"
@@ -130,12 +130,12 @@ def _array_of(name: str, tensor: Tensor) -> str:
         raise UsageError(f"{name!r} cannot be kept: there is no array of {tensor.dtype}") from error
 
 
-def hash_of(text: bytes) -> str:
+def hash_layout(text: bytes) -> str:
     """Of a layout, as the attribute `layout` has it."""
     return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _part(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> np.ndarray:
+def _slice_entry(arrays: Mapping[str, np.ndarray], entry: Mapping[str, Any]) -> np.ndarray:
     return arrays[entry["array"]][entry["offset"] : entry["offset"] + math.prod(entry["shape"])]
 
 
@@ -146,34 +146,34 @@ def checksum(entry: Mapping[str, Any], array: np.ndarray) -> int:
 
 def unpack(arrays: Mapping[str, np.ndarray], layout: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """The tensors that `layout` lists, in the memory of `arrays`."""
-    return {entry["name"]: as_tensor(_part(arrays, entry), entry) for entry in layout}
+    return {entry["name"]: decode_tensor(_slice_entry(arrays, entry), entry) for entry in layout}
 
 
-def as_tensor(array: np.ndarray, entry: Mapping[str, Any]) -> Tensor:
+def decode_tensor(array: np.ndarray, entry: Mapping[str, Any]) -> Tensor:
     """One tensor from its flat array."""
     return torch.from_numpy(array).view(getattr(torch, entry["dtype"])).reshape(entry["shape"])
 
 
-def layout_of(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> Layout:
+def read_layout(arrays: Mapping[str, np.ndarray], note: Mapping[str, Any]) -> Layout:
     """The entries of a file, each with its `crc`; version 1 had them in the note.
 
     Raises:
         ValueError: an entry that is none, or that reaches out of its array.
     """
-    return _laid_out(arrays, note, {name: (array.dtype, array.size) for name, array in arrays.items()})
+    return _parse_layout(arrays, note, {name: (array.dtype, array.size) for name, array in arrays.items()})
 
 
-def _laid_out(texts: Mapping[str, np.ndarray], note: Mapping[str, Any], sizes: Sizes) -> Layout:
+def _parse_layout(texts: Mapping[str, np.ndarray], note: Mapping[str, Any], sizes: Sizes) -> Layout:
     if "layout" in note:
-        return _within([dict(entry) for entry in note["layout"]], sizes)
+        return _check_entries([dict(entry) for entry in note["layout"]], sizes)
     columns = json.loads(texts["layout"].tobytes()) | {"crc": texts["crc"].tolist()}
-    return _within([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], sizes)
+    return _check_entries([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)], sizes)
 
 
-def _within(layout: Layout, sizes: Sizes) -> Layout:
+def _check_entries(layout: Layout, sizes: Sizes) -> Layout:
     """The entries, none of which is believed: each is a known dtype, in its array and under a name of its own."""
     for entry in layout:
-        key, shape, offset = _array_for(entry["dtype"]), entry["shape"], entry["offset"]
+        key, shape, offset = _carrier_dtype(entry["dtype"]), entry["shape"], entry["offset"]
         stored, size = sizes.get(key, (None, 0))
         if stored is None or entry["array"] != key or stored.str[1:] != key or not stored.isnative:
             raise ValueError(f"its layout has a tensor of {entry['dtype']!r} in {entry['array']!r}")
@@ -187,29 +187,29 @@ def _within(layout: Layout, sizes: Sizes) -> Layout:
 
 
 @cache
-def _array_for(dtype: str) -> str:
+def _carrier_dtype(dtype: str) -> str:
     """The array that tensors of a dtype travel in. Raises ValueError for a word that is no dtype, or one that cannot be
     kept."""
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype):
         raise ValueError(f"its layout has a tensor of {dtype!r}")
     try:
-        return _array_of("", torch.empty(0, dtype=kind))
+        return _carrier_name("", torch.empty(0, dtype=kind))
     except UsageError as error:
         raise ValueError(f"its layout has a tensor of {dtype!r}") from error
 
 
-def layout_in(file: Opened) -> Layout:
+def read_layout_only(file: UntrustedFile) -> Layout:
     """The entries of an open file, of which nothing else has been checked. Raises DamagedError where they do not match
     their hash."""
     texts = {name: file.array(f"data/{name}") for name in ("layout", "crc") if f"data/{name}" in file.places}
-    if "layout" in file.attributes and hash_of(texts["layout"].tobytes()) != file.attributes["layout"]:
+    if "layout" in file.attributes and hash_layout(texts["layout"].tobytes()) != file.attributes["layout"]:
         raise DamagedError(f"{file.path} is damaged: its layout does not match its hash")
     sizes = {name[5:]: (place.dtype, math.prod(place.shape)) for name, place in file.places.items()}
-    return _laid_out(texts, hdf5.parsed(file.note()), sizes)
+    return _parse_layout(texts, hdf5.parse_metadata(file.note()), sizes)
 
 
-def write(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
+def write_snapshot(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
     """Write weights and buffers as an immutable snapshot; returns its digest. See `sealed.write` for errors."""
     return write_packed(path, step, Staging().hold(state))
 
@@ -220,7 +220,7 @@ def write_packed(path: Path, step: int, packed: Packed, **options: Any) -> str:
     return checksummed.write(path, "snapshot", arrays, {"step": step}, attributes=attributes, **options)
 
 
-def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True) -> dict[str, Tensor]:
+def read_snapshot(path: Path, names: Iterable[str] | None = None, *, verify: bool = True) -> dict[str, Tensor]:
     """Name -> CPU tensor. The whole file is checked by its digest; with `names` only those are read, each by its crc;
     nothing is checked without `verify`.
 
@@ -228,13 +228,13 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
         TrajectoryError: missing or damaged file, or a name that is not in it.
     """
     if names is None and verify:
-        return unpack(*whole(path, "snapshot")[:2])
-    with checksummed.opened(path, "snapshot") as file:
-        checksummed.check_note(path, "snapshot", hdf5.parsed(file.note()))
-        entries = layout_in(file)
+        return unpack(*read_checked(path, "snapshot")[:2])
+    with checksummed.open_h5(path, "snapshot") as file:
+        checksummed.check_metadata(path, "snapshot", hdf5.parse_metadata(file.note()))
+        entries = read_layout_only(file)
         if names is None:
             return unpack({key: file.mapped(f"data/{key}") for key in {e["array"] for e in entries}}, entries)
-        wanted = [entry_of(entries, name, path) for name in names]
+        wanted = [find_entry(entries, name, path) for name in names]
         found = {
             each["name"]: file.part(f"data/{each['array']}", each["offset"], math.prod(each["shape"]))
             for each in wanted
@@ -242,21 +242,21 @@ def read(path: Path, names: Iterable[str] | None = None, *, verify: bool = True)
         for entry in wanted if verify else ():
             if checksum(entry, found[entry["name"]]) != entry["crc"]:
                 raise TrajectoryError(f"{path} is damaged: tensor {entry['name']!r} does not match its checksum")
-        return {entry["name"]: as_tensor(found[entry["name"]], entry) for entry in wanted}
+        return {entry["name"]: decode_tensor(found[entry["name"]], entry) for entry in wanted}
 
 
-def whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any], str]:
+def read_checked(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any], str]:
     """Arrays, layout, note and digest of a file of packed tensors, checked; see `sealed.read` for errors."""
     arrays, note, digest = checksummed.read_whole(path, kind)
     try:
-        return arrays, layout_of(arrays, note), note, digest
+        return arrays, read_layout(arrays, note), note, digest
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise DamagedError(f"{path} is damaged: {error}") from error
 
 
-def holds(path: Path, state: Mapping[str, Tensor]) -> bool:
+def has_state(path: Path, state: Mapping[str, Tensor]) -> bool:
     """Whether the snapshot has this state, to the bit."""
-    found = read(path)
+    found = read_snapshot(path)
     return found.keys() == state.keys() and all(_same_bits(found[name], state[name]) for name in found)
 
 
@@ -267,9 +267,9 @@ def _same_bits(mine: Tensor, other: Tensor) -> bool:
     return mine.numel() == 0 or torch.equal(mine.view(-1).view(torch.uint8), other.view(-1).view(torch.uint8))
 
 
-def entry_of(layout: Sequence[Mapping[str, Any]], name: str, source: Path) -> Mapping[str, Any]:
+def find_entry(layout: Sequence[Mapping[str, Any]], name: str, source: Path) -> Mapping[str, Any]:
     """The entry called `name`; an error with the nearest one otherwise."""
     found = {entry["name"]: entry for entry in layout}
     if name not in found:
-        raise TrajectoryError(f"{source} holds no tensor {name!r}.{nearest(name, list(found))}")
+        raise TrajectoryError(f"{source} holds no tensor {name!r}.{did_you_mean(name, list(found))}")
     return found[name]

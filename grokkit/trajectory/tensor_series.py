@@ -40,7 +40,7 @@ THREADS, WORTH_THREADS = 2, 1 << 23
 """Files that are read at a time where all rows together have so many bytes: fresh pages cost more than the reading."""
 
 
-def read(
+def read_series(
     files: Sequence[Path],
     name: str,
     index: int | slice | None = None,
@@ -67,7 +67,7 @@ def read(
 
     Cost: one `open` and, where files have one form, two small reads a file; 4 reads where `verify`.
     """
-    place = _place(files[0], name)
+    place = _locate(files[0], name)
     rows = _rows(place.entry["shape"], index)
     shape = list(place.entry["shape"]) if rows is None else [len(rows), *place.entry["shape"][1:]]
     shape = [len(files), *shape[1 if isinstance(index, int) else 0 :]]
@@ -94,45 +94,47 @@ def read(
 
 def _read(file: Path, name: str, place: _Place, raw: np.ndarray, rows: range | None, verify: bool) -> _Place:
     """Fill the bytes `raw` from one file; the place it was found at, to try first in the next one."""
-    handle, size = hdf5.open_regular(file)
+    handle, size = hdf5.open_descriptor(file)
     try:
-        if size != place.size or not _is_of(os.pread(handle, place.length, 0), place, file):
-            known, place = place, _place(file, name)
+        if size != place.size or not _has_form(os.pread(handle, place.length, 0), place, file):
+            known, place = place, _locate(file, name)
             if any(known.entry[key] != place.entry[key] for key in ("shape", "dtype")):
-                raise TrajectoryError(f"{name!r} of {file} is {_form(place)}, that of the first one {_form(known)}")
+                raise TrajectoryError(
+                    f"{name!r} of {file} is {_form_of(place)}, that of the first one {_form_of(known)}"
+                )
         row = raw.size // max(1, len(rows)) if rows is not None else raw.size
         if rows is None or rows.step == 1:
-            hdf5.fill(handle, raw, place.start + (rows.start * row if rows else 0), file)
+            hdf5.read_into(handle, raw, place.start + (rows.start * row if rows else 0), file)
         else:
             for number, wanted in enumerate(rows):
-                hdf5.fill(handle, raw[number * row : (number + 1) * row], place.start + wanted * row, file)
+                hdf5.read_into(handle, raw[number * row : (number + 1) * row], place.start + wanted * row, file)
         if verify and rows is None:
             expected = int.from_bytes(os.pread(handle, 4, place.crc), "little")
             if snapshot.checksum(place.entry, raw) != expected:
                 raise TrajectoryError(f"{file} is damaged: tensor {name!r} does not match its checksum")
     except OSError as error:
-        raise hdf5.unreadable(file, os.strerror(error.errno or 0)) from error
+        raise hdf5.unreadable_error(file, os.strerror(error.errno or 0)) from error
     finally:
         os.close(handle)
     return place
 
 
-def _is_of(begin: bytes, place: _Place, file: Path) -> bool:
+def _has_form(begin: bytes, place: _Place, file: Path) -> bool:
     """Whether a file that begins so is of this form and says the step that its name says."""
     step = file.name[:-3]
     return begin.startswith(place.head + b'{"step":%d}' % int(step) if step.isdecimal() else place.head)
 
 
-def _form(place: _Place) -> str:
+def _form_of(place: _Place) -> str:
     return f"{place.entry['dtype']} {place.entry['shape']}"
 
 
-def _place(file: Path, name: str) -> _Place:
+def _locate(file: Path, name: str) -> _Place:
     """Ask HDF5 where the tensor lies in one file."""
-    with checksummed.opened(file, "snapshot") as opened:
-        checksummed.check_note(file, "snapshot", hdf5.parsed(opened.note()))
-        entries = snapshot.layout_in(opened)
-        entry = snapshot.entry_of(entries, name, file)
+    with checksummed.open_h5(file, "snapshot") as opened:
+        checksummed.check_metadata(file, "snapshot", hdf5.parse_metadata(opened.note()))
+        entries = snapshot.read_layout_only(opened)
+        entry = snapshot.find_entry(entries, name, file)
         meta, array = opened.places["meta"], opened.places[f"data/{entry['array']}"]
         if "data/crc" not in opened.places:
             raise TrajectoryError(

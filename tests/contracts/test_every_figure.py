@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from grokkit import figures
 from grokkit.errors import UsageError
-from grokkit.figures.theme import COLUMN, FULL, save
+from grokkit.figures.theme import COLUMN, FULL, save_figure
 from grokkit.names import TABLE_COLUMNS, FigureData
 
 made_up = runpy.run_path(str(Path(__file__).parents[1] / "test_figures.py"))
@@ -66,8 +66,8 @@ def test_its_axes_have_labels_with_units_in_brackets(name):
 
 @every_figure
 def test_it_saves_to_the_same_bytes_twice(name, tmp_path):
-    one = [path.read_bytes() for path in save(drawn(name), tmp_path / "one")]
-    two = [path.read_bytes() for path in save(figures.create(name, synthetic()), tmp_path / "two")]
+    one = [path.read_bytes() for path in save_figure(drawn(name), tmp_path / "one")]
+    two = [path.read_bytes() for path in save_figure(figures.create(name, synthetic()), tmp_path / "two")]
     assert one == two
 
 

@@ -11,7 +11,7 @@ from grokkit import measures
 from grokkit.data import load
 from grokkit.data.probes import probe_sets
 from grokkit.measures import Context, Measure
-from grokkit.measures.base import settings_of
+from grokkit.measures.base import get_settings
 from grokkit.measures.runner import measure_id
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.names import TABLE_COLUMNS
@@ -73,7 +73,7 @@ def test_it_leaves_no_trace(name: str, context: Context) -> None:
 @pytest.mark.parametrize("name", measures.names())
 def test_it_is_named_by_its_parameters(name: str, context: Context) -> None:
     measure = made(name)
-    assert isinstance(settings_of(measure), dict)
+    assert isinstance(get_settings(measure), dict)
     identity = measure_id(measure, context.probes, 0)
     assert identity.startswith(name + "-") and identity == measure_id(made(name), context.probes, 0)
     assert identity != measure_id(measure, context.probes, 1)

@@ -23,20 +23,20 @@ from torch import nn
 import grokkit as gk
 from grokkit import policies
 from grokkit.attributions import names as attribution_names
-from grokkit.config.run_config import RunConfig, part
+from grokkit.config.run_config import RunConfig, spec
 from grokkit.errors import Interrupted, ModelContractError
 from grokkit.measures import names as measure_names
 from grokkit.old_names import translate
-from grokkit.registry import run_source
+from grokkit.registry import import_source
 from tests.runs import PressesCtrlC
 
 OWN_MODEL = Path(__file__).with_name("own_model.txt")
 """A study in the words of an earlier version, as the golden run keeps it."""
 
 TINY = RunConfig(
-    experiment="golden", data=part("digits", size=8, train=120, test=60), model=part("mlp", widths=(8, 8)),
+    experiment="golden", data=spec("digits", size=8, train=120, test=60), model=spec("mlp", widths=(8, 8)),
     batch_size=50, steps=24, records=2, probes={"train": 16, "test": 16, "random": 8}, precision="float32",
-    measures=(part("accuracy"), part("local_complexity", radii=(0.05, 0.5), directions=4, points=8)),
+    measures=(spec("accuracy"), spec("local_complexity", radii=(0.05, 0.5), directions=4, points=8)),
     signal={"every": 4, "points": 8, "directions": 4},
 )  # fmt: skip
 
@@ -48,23 +48,23 @@ def configs() -> Iterator[RunConfig]:
     start = decay_at_peak()
     probes = {"train": 40, "test": 40, "random": 20}
     yield start.replace(
-        steps=150, records=4, probes=probes, model=part("mlp", widths=(16, 16)), signal={"every": 10, "points": 20}
+        steps=150, records=4, probes=probes, model=spec("mlp", widths=(16, 16)), signal={"every": 10, "points": 20}
     )
     yield TINY.replace(
-        variant="every_measure", measures=tuple(part(name) for name in measure_names()),
-        attributions=tuple(part(name, images=2) for name in attribution_names() if name != "grad_cam"), steps=8,
+        variant="every_measure", measures=tuple(spec(name) for name in measure_names()),
+        attributions=tuple(spec(name, images=2) for name in attribution_names() if name != "grad_cam"), steps=8,
     )  # fmt: skip
     yield TINY.replace(
-        variant="resnet9", model=part("resnet9", width=4), augment=("crop2", "flip"), steps=6, signal={},
-        optimizer=part("sgd", lr=0.05, momentum=0.9), attributions=(part("grad_cam", images=2),),
-        data=part("digits", size=32, train=120, test=60),
+        variant="resnet9", model=spec("resnet9", width=4), augment=("crop2", "flip"), steps=6, signal={},
+        optimizer=spec("sgd", lr=0.05, momentum=0.9), attributions=(spec("grad_cam", images=2),),
+        data=spec("digits", size=32, train=120, test=60),
     )  # fmt: skip
     heard = [(step, {"log_density": 5 - abs(step - 12) / 10}) for step in range(0, 24, 4)]
     options = {"yoked": {"news": heard}, "shuffled": {"news": heard, "seed": 3}}
     for name in policies.names():
-        yield TINY.replace(variant=f"policy_{name}", policy=part(name), measures=())
+        yield TINY.replace(variant=f"policy_{name}", policy=spec(name), measures=())
     for name in policies.wrapper_names():
-        told = part(name, policy="lc_wsd", **options.get(name, {}))
+        told = spec(name, policy="lc_wsd", **options.get(name, {}))
         yield TINY.replace(variant=f"around_{name}", policy=told, measures=())
 
 
@@ -74,7 +74,7 @@ def train_all(runs: Path) -> None:
         gk.train(config, runs=runs, device="cpu")
     gk.train_seeds(TINY.replace(variant="stack", measures=()), range(4), runs=runs, device="cpu")
     source = OWN_MODEL.read_bytes()
-    arm = run_source(source, OWN_MODEL, translate).arm()  # only now: it registers names
+    arm = import_source(source, OWN_MODEL, translate).arm()  # only now: it registers names
     gk.train(arm, runs=runs, device="cpu", experiment=source.decode())
     with suppress(Interrupted):
         gk.train(arm, runs=runs / "stopped", device="cpu", experiment=source.decode(), observer=PressesCtrlC(14))

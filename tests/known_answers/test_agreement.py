@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grokkit import models
-from grokkit.spline import local_complexity, orthonormal_frame
+from grokkit.spline import draw_orthonormal_frame, local_complexity
 from tests.reference.lc_nets import MLP, draw, randomised
 from tests.reference.published_lc import published_counts
 
@@ -44,7 +44,7 @@ def test_case_30_vertex_lc_is_the_published_count(name):
     if options.get("norm") == "batch":
         randomised(net)
     net.double()
-    frame = orthonormal_frame(4, images[0].numel(), 2)
+    frame = draw_orthonormal_frame(4, images[0].numel(), 2)
     for radius in (0.005, 0.5):
         expected = published_counts(net, images, frame, radius)
         assert torch.equal(local_complexity(net, images, radius, method="vertex", frame=frame).counts, expected)

@@ -8,7 +8,7 @@ import torch
 from scipy import special
 from torch import nn
 
-from grokkit.spline import complexity_spectrum, local_complexity, orthonormal_frame
+from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
 from tests.reference.lc_nets import MLP, draw, randomised
 
 both = pytest.mark.parametrize("method", ["vertex", "tangent"])
@@ -30,7 +30,7 @@ def test_case_07_first_layer_lc_is_its_closed_form(method):
         size = 2 + seed % 9
         net, images = randomised(MLP((size, 100, 2)), seed), draw(20, size, seed=seed)
         radius, directions = 10 ** (seed % 4 - 2.0), seed % size + 1
-        frame = orthonormal_frame(directions, size, seed)
+        frame = draw_orthonormal_frame(directions, size, seed)
         weight, bias = net.layers[0].weight, net.layers[0].bias
         expected = ((images @ weight.T + bias).abs() < radius * (weight @ frame.T).abs().amax(1)).sum(1)
         counts = local_complexity(net, images, radius, directions, method, seed=seed).counts[:, 0]
@@ -41,7 +41,7 @@ def test_case_07_first_layer_lc_is_its_closed_form(method):
 
 def _orthogonal_pair(norm, size=50):
     """One point of this norm, and one direction at a right angle to it."""
-    turned = orthonormal_frame(2, size, seed=3)
+    turned = draw_orthonormal_frame(2, size, seed=3)
     return norm * turned[:1], turned[1:]
 
 
@@ -105,7 +105,7 @@ def test_case_23_kappa_has_its_known_values():
 @pytest.mark.parametrize(("directions", "size"), [(1, 3), (3, 3), (4, 40), (20, 200)])
 def test_case_23_random_frames_reach_kappa(directions, size):
     """The largest |<n, v_p>| for one fixed n over many frames, against the integral."""
-    reach = torch.stack([orthonormal_frame(directions, size, seed)[:, 0].abs().max() for seed in range(600)])
+    reach = torch.stack([draw_orthonormal_frame(directions, size, seed)[:, 0].abs().max() for seed in range(600)])
     assert abs(reach.mean() - _kappa(directions, size)) < 4 * reach.std() / math.sqrt(len(reach))
 
 

@@ -11,7 +11,7 @@ from torch.nn.modules import module as module_globals
 from torch.nn.utils import fuse_conv_bn_eval
 
 from grokkit import models
-from grokkit.spline import local_complexity, orthonormal_frame, passes
+from grokkit.spline import draw_orthonormal_frame, local_complexity, passes
 from tests.reference.lc_nets import MLP, ResidualNet, draw, randomised
 
 both = pytest.mark.parametrize("method", ["vertex", "tangent"])
@@ -72,8 +72,8 @@ def test_case_13_permuting_units_and_permuting_or_scaling_the_outputs_changes_no
 
 @both
 def test_case_14_rotating_the_inputs_with_the_frame_changes_nothing(method):
-    net, images, frame = randomised(MLP()), draw(40, 6), orthonormal_frame(4, 6, 0)
-    rotation = orthonormal_frame(6, 6, 9)
+    net, images, frame = randomised(MLP()), draw(40, 6), draw_orthonormal_frame(4, 6, 0)
+    rotation = draw_orthonormal_frame(6, 6, 9)
     rotated = copy.deepcopy(net)
     rotated.layers[0].weight.data = net.layers[0].weight.data @ rotation.T
     expected = _counts(net, images, method=method, frame=frame)
@@ -83,7 +83,7 @@ def test_case_14_rotating_the_inputs_with_the_frame_changes_nothing(method):
 
 @both
 def test_case_15_padding_the_input_with_dimensions_of_zero_weight_changes_nothing(method):
-    net, images, frame = randomised(ResidualNet()), draw(5, 2, 8, 8), orthonormal_frame(4, 128, 0)
+    net, images, frame = randomised(ResidualNet()), draw(5, 2, 8, 8), draw_orthonormal_frame(4, 128, 0)
     padded = copy.deepcopy(net)
     padded.stem = nn.Conv2d(5, 4, 3, padding=1)
     padded.stem.weight.data = torch.cat([net.stem.weight.data, torch.zeros(4, 3, 3, 3)], 1)

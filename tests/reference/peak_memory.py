@@ -42,13 +42,13 @@ def _measure(contender: str, width: int, side: int, points: int, directions: int
     import torch
 
     from grokkit import models
-    from grokkit.spline import local_complexity, orthonormal_frame, partition_segment
+    from grokkit.spline import draw_orthonormal_frame, local_complexity, partition_segment
     from tests.reference.published_lc import published_counts
 
     torch.set_num_threads(threads)
     net = models.create("preact_resnet18", (3, side, side), 10, width=width, norm="none").eval()
     images = torch.randn(points, 3, side, side)
-    frame = orthonormal_frame(directions, images[0].numel())
+    frame = draw_orthonormal_frame(directions, images[0].numel())
 
     def count(rows: int, lines: int) -> None:
         if contender == "segment":
