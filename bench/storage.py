@@ -50,21 +50,21 @@ def writing_in_memory(settings: Settings) -> list[Row]:
 def _written(size: str, goals: Mapping[str, float], settings: Settings, root: Path = ON_DISK) -> list[Row]:
     state, numbers = state_of(*SIZES[size]), count()
     staging = snapshot.Staging()
-    packed = staging.hold(state)
-    arrays, attributes = packed.sealed()
+    packed = staging.stage(state)
+    arrays, attributes = packed.file_content()
     note = checksummed.pad_metadata(checksummed.canonical_json({"step": 0}))
     digest = checksummed.compute_digest("snapshot", note, arrays)
     with folder(root) as place:
 
         def ours() -> None:
             """The hashes are computed in the thread that writes; without them a file is compared with the others'."""
-            staging.hold(state)
+            staging.stage(state)
             checksummed.write(
                 fresh(place, numbers), "snapshot", arrays, {"step": 0}, attributes=attributes, digest=digest
             )
 
         def hashed() -> None:
-            snapshot.write_packed(fresh(place, numbers), 0, staging.hold(state))
+            snapshot.write_packed(fresh(place, numbers), 0, staging.stage(state))
 
         contenders: dict[str, Callable[[], object]] = {
             f"{size}: {OURS}": ours,
@@ -162,7 +162,7 @@ def stall(settings: Settings) -> list[Row]:
     with folder(ON_DISK) as place:
 
         def save() -> None:
-            packed = writer.staging.hold(state)
+            packed = writer.staging.stage(state)
             path = fresh(place, numbers)
             writer.submit(lambda: snapshot.write_packed(path, 0, packed))
 
@@ -183,11 +183,11 @@ def many(settings: Settings) -> list[Row]:
     """1,000 snapshots of 100 tensors of 1 KB in memory: the last against the first 100; what they add to the data."""
     state, staging = state_of(100, 16, 16), snapshot.Staging()
     with folder(Path("/dev/shm")) as place:
-        snapshot.write_packed(place / "first.h5", 0, staging.hold(state))
+        snapshot.write_packed(place / "first.h5", 0, staging.stage(state))
         taken = []
         for step in range(1000):
             start = time.perf_counter()
-            snapshot.write_packed(place / store.step_file_name(step), 0, staging.hold(state))
+            snapshot.write_packed(place / store.step_file_name(step), 0, staging.stage(state))
             taken.append(1000 * (time.perf_counter() - start))
         first, last = statistics.median(taken[:100]), statistics.median(taken[-100:])
         size = (place / store.step_file_name(0)).stat().st_size

@@ -10,7 +10,7 @@ a surrogate pair, which no terminal can be sent."""
 
 
 def escape_controls(text: str, keep: str = "") -> str:
-    """Write every control character of `text` as an escape, such as `\\x1b`; the characters in `mark_fixed_decay`
+    """Write every control character of `text` as an escape, such as `\\x1b`; the characters in `keep`
     stay."""
     if text.isascii() and text.isprintable():
         return text

@@ -27,9 +27,10 @@ class StopRequested(BaseException):
 
 
 class StopRequest:
-    """Within the block, the first SIGINT, SIGTERM or SIGHUP sets `.asked`, a second one (`ECHO_SECONDS` later, where it
-    is no SIGINT) ends the process with exit code 130; a hang-up that is ignored, as under nohup, stays so. SIGUSR1 sets
-    `.save_asked`, for whoever saves to take back. Handlers that were there before are called when the block is left,
+    """Within the block, the first SIGINT, SIGTERM or SIGHUP sets `.stop_requested`, a second one (`ECHO_SECONDS`
+    later, where it is no SIGINT) ends the process with exit code 130; a hang-up that is ignored, as under nohup, stays
+    so. SIGUSR1 sets `.save_requested`, for whoever saves to take back. Handlers that were there before are called when
+    the block is left,
     when all is saved: some of them end the process.
 
     Outside the main thread, where Python allows no handlers, nothing is installed and both stay False.
@@ -40,7 +41,7 @@ class StopRequest:
 
     def __init__(self, doing: str = "saving") -> None:
         self._told = f"\n{doing} as soon as this step or measure allows; press again to leave at once\n".encode()
-        self.asked = self.save_asked = False
+        self.stop_requested = self.save_requested = False
         self.since = 0.0
         self._before: dict[int, Any] = {}
         self._heard: list[tuple[int, FrameType | None]] = []
@@ -65,13 +66,13 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGUSR1:
-            self.save_asked = True
-        elif self.asked and (number == signal.SIGINT or time.monotonic() - self.since > ECHO_SECONDS):
+            self.save_requested = True
+        elif self.stop_requested and (number == signal.SIGINT or time.monotonic() - self.since > ECHO_SECONDS):
             os._exit(EXIT_AT_ONCE)
-        elif self.asked:
+        elif self.stop_requested:
             return
         else:
-            self.asked, self.since = True, time.monotonic()
+            self.stop_requested, self.since = True, time.monotonic()
             if self._around is None:
                 # not `print`: this may interrupt one
                 os.write(2, self._told)
@@ -99,5 +100,5 @@ def check_interrupt(grace: float = GRACE_SECONDS) -> None:
         Stopped: a stop was asked for more than `grace` seconds ago.
     """
     stop = _listening[-1] if _listening else None
-    if stop is not None and stop.asked and time.monotonic() - stop.since >= grace:
+    if stop is not None and stop.stop_requested and time.monotonic() - stop.since >= grace:
         raise StopRequested

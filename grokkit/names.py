@@ -78,7 +78,7 @@ class Reading:
         unit: unit of `values`, in words.
         n: images behind each value; one number, or one per probe set where `probe_set` is a dim.
         low, high: bounds of an interval around `values`, of the same shape, or None.
-        settings: JSON-able parameters and checks that belong to the values; `derive_rows`, a list of rows as in `rows`,
+        settings: JSON-able parameters and checks that belong to the values; `companions`, a list of rows as in `rows`,
             stand beside the values in the table under their own measures.
     """
 

@@ -164,7 +164,7 @@ def test_the_radius_is_the_largest_that_is_linear_at_all_snapshots() -> None:
     assert found.snapshots == (
         LinearRange(0, (0.01, 1.0), 2.0), LinearRange(9, (0.01, 0.2), 0.5), LinearRange(50, (0.01, 2.0), None),
     )  # fmt: skip
-    assert found.radius == found.shown == 0.2
+    assert found.radius == found.smallest_linear_end == 0.2
     assert found.reason.startswith("0.2 is the largest radius at which LC is linear in r at all 3 snapshots")
 
 
@@ -187,13 +187,13 @@ def test_few_counts_neither_show_nor_end_a_linear_range() -> None:
 def test_what_is_bent_below_ends_the_range_whatever_comes_above() -> None:
     found = choose_radius(planted(calibration_rows(0, bend=9), _slope(calibration_rows(7, bend=9), 0.02, 0.7, 0.1)))
     assert found.snapshots[1] == LinearRange(7, None, 0.02) and found.radius is found.directions is None
-    assert found.reason.startswith("at step 7 LC is bent at 0.02, and below") and found.shown == 2.0
+    assert found.reason.startswith("at step 7 LC is bent at 0.02, and below") and found.smallest_linear_end == 2.0
     assert found.reason.endswith("(linear up to 2 at 1 of 2 snapshots)")
 
 
 def test_too_few_counts_everywhere_are_said_so() -> None:
     found = choose_radius(planted(calibration_rows(3, bend=9, half=0.2)))
-    assert found.radius is None and found.shown is None
+    assert found.radius is None and found.smallest_linear_end is None
     assert "at step 3 the counts are too few to tell whether LC is linear anywhere in 0.01..2" in found.reason
 
 

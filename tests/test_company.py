@@ -103,7 +103,7 @@ def test_a_stack_and_processes_tell_their_end_too(tmp_path) -> None:
     listens = Listens()
     gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", observer=listens)
     assert [each[0] for each in listens.heard] == ["start", "close", "done"]
-    assert as_callback_list(None)._company == []
+    assert as_callback_list(None)._callbacks == []
 
 
 @pytest.mark.slow
@@ -141,11 +141,11 @@ def test_the_device_stands_in_every_line() -> None:
 def told(*speeds: float, seconds: float = slowdown.SECONDS) -> list[str | None]:
     """What a run says that trains at these speeds, one stretch each."""
     watch, step, now = SlowdownDetector(), 0, 100.0
-    said = [watch.slow(step, now)]
+    said = [watch.check(step, now)]
     for speed in speeds:
         now += max(seconds, slowdown.STEPS / speed)
         step += max(slowdown.STEPS, round(speed * seconds))
-        said.append(watch.slow(step, now))
+        said.append(watch.check(step, now))
     return said
 
 

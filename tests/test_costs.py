@@ -20,22 +20,22 @@ def test_seconds_go_to_the_outer_instrument_and_the_rest_to_training() -> None:
     clock = Clock()
     costs = Timers(torch.device("cpu"), {"training": 1.0, "loss": 0.5}, clock)
     clock.now += 4
-    with costs.of("signal"):
+    with costs.section("signal"):
         clock.now += 1
-        with costs.of("loss"):
+        with costs.section("loss"):
             clock.now += 2
-    with pytest.raises(ZeroDivisionError), costs.of("snapshots"):
+    with pytest.raises(ZeroDivisionError), costs.section("snapshots"):
         clock.now += 8
         raise ZeroDivisionError
     clock.now += 1
-    with costs.of("snapshots"):
+    with costs.section("snapshots"):
         clock.now += 1
     seconds = costs.seconds()
     assert seconds == {"training": 6.0, "snapshots": 9.0, "signal": 3.0, "loss": 0.5}
     assert list(seconds) == ["training", "snapshots", "signal", "loss"]
     text = summarize_timers(seconds)
     clock.now += 2
-    with (shared := Timers(torch.device("cpu"), {"training": 1.0}, clock, runs=4)).of("loss"):
+    with (shared := Timers(torch.device("cpu"), {"training": 1.0}, clock, runs=4)).section("loss"):
         clock.now += 8
     clock.now += 4
     assert shared.seconds() == {"training": 2.0, "loss": 2.0}, "a quarter of it each, beside what was paid before"

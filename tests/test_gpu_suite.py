@@ -364,9 +364,9 @@ def test_a_long_run_is_asked_to_stop_only_once_it_listens(before) -> None:
             time.sleep(0.3)  # an unheard Ctrl-C would end this test, or be lost
             with StopRequest() as stop:
                 start = time.monotonic()
-                while not stop.asked and time.monotonic() - start < 30:
+                while not stop.stop_requested and time.monotonic() - start < 30:
                     time.sleep(0.01)
-        assert stop.asked
+        assert stop.stop_requested
     finally:
         signal.signal(signal.SIGINT, kept)
 

@@ -121,7 +121,7 @@ def test_an_array_at_an_odd_place_is_copied_and_not_mapped(tmp_path):
     moved(path, "data/a", at)
     wanted = path.read_bytes()[at : at + numbers().nbytes]
     with hdf5.open_untrusted(path) as file:
-        found = file.mapped("data/a")
+        found = file.map_array("data/a")
         assert not isinstance(found.base, np.memmap) and found.tobytes() == wanted and found.flags.aligned
 
 
@@ -129,7 +129,7 @@ def test_a_file_that_ends_while_it_is_read_is_damage(tmp_path):
     path = sealed_by_h5py(tmp_path / "f.h5", {"a": numbers()})
     with pytest.raises(DamagedError, match="it ends too early"), hdf5.open_untrusted(path) as file:
         os.truncate(path, offset(path, "data/a") + 100)
-        file.array("data/a")
+        file.read_array("data/a")
 
 
 @pytest.mark.parametrize("from_call", [1, 2, 3])

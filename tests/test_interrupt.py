@@ -32,7 +32,7 @@ def test_nothing_is_heard_outside_the_block_and_handlers_come_back() -> None:
     with StopRequest() as stop:
         check_interrupt(grace=0)
         press(signal.SIGTERM)
-        assert stop.asked and not stop.save_asked
+        assert stop.stop_requested and not stop.save_requested
     check_interrupt(grace=0)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
 
@@ -66,7 +66,7 @@ def test_usr1_asks_for_a_save_and_for_nothing_else() -> None:
     with StopRequest() as stop:
         press(signal.SIGUSR1)
         check_interrupt(grace=0)
-        assert stop.save_asked and not stop.asked
+        assert stop.save_requested and not stop.stop_requested
 
 
 def test_who_listened_before_is_told_as_well() -> None:
@@ -75,7 +75,9 @@ def test_who_listened_before_is_told_as_well() -> None:
     try:
         with StopRequest() as outer, StopRequest() as inner:
             press(signal.SIGTERM)
-            assert inner.asked and outer.asked and heard == [], "it may end the process: first all is saved"
+            assert inner.stop_requested and outer.stop_requested and heard == [], (
+                "it may end the process: first all is saved"
+            )
         assert heard == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -221,7 +223,7 @@ def test_a_block_of_another_thread_that_ends_later_leaves_nobody_stopped() -> No
         thread.start()
         entered.wait(5)
         press()
-        assert stop.asked
+        assert stop.stop_requested
     over.set()
     thread.join()
     check_interrupt(grace=0)

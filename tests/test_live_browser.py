@@ -60,8 +60,8 @@ class Tab:
 
     def __init__(self, browser, url: str, width: int = 1280, scheme: str = "light") -> None:
         self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.asked, self.complaints = [], []
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.stop_requested, self.complaints = [], []
+        self.page.on("request", lambda request: self.stop_requested.append(request.url))
         self.page.on("console", lambda message: self.complaints.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.goto(url)
@@ -193,7 +193,7 @@ def test_the_page_is_live_and_asks_nobody_but_its_server(browser, runs):
         assert tab.get("performance.getEntriesByType('navigation').length") == 1
         tab.page.reload()
         tab.wait("page.charts.size >= 9 && page.curvesOf('weight_norm').length > 0")
-        assert all(url.startswith((server.url, "data:")) for url in tab.asked), tab.asked
+        assert all(url.startswith((server.url, "data:")) for url in tab.stop_requested), tab.stop_requested
     assert tab.complaints == []
 
 
@@ -280,5 +280,5 @@ def test_the_exported_file_is_the_same_page_without_a_server(browser, runs, tmp_
     tab = Tab(browser, url)
     check_charts(tab)
     assert "exported" in tab.page.text_content("#footer")
-    assert [address for address in tab.asked if not address.startswith("data:")] == [url]
+    assert [address for address in tab.stop_requested if not address.startswith("data:")] == [url]
     assert tab.complaints == []

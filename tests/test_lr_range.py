@@ -40,7 +40,7 @@ def noisy(losses: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
 
 
 def falling(middle: float, width: float = 0.4) -> np.ndarray:
-    """From 2.3 to 0.3, fastest where log10 of the rate is `middle_directions`."""
+    """From 2.3 to 0.3, fastest where log10 of the rate is `middle`."""
     return 2.3 - 2.0 / (1 + np.exp(-(X - middle) / width))
 
 

@@ -39,17 +39,17 @@ def ticking(monkeypatch) -> None:
 def test_a_bill_goes_on_over_attempts_and_prices() -> None:
     assert CostTracker(0.5).after(2 * HOUR) == 1.0 and CostTracker(None).after(HOUR) is None
     status = {"costs": {"training": 1.5 * HOUR, "loss": 0.5 * HOUR}, "price": 0.5, "spent": 1.0}
-    assert CostTracker.going_on(status, 2.0).after(3 * HOUR) == 3.0, "two hours at 0.5, one at 2"
-    assert CostTracker.going_on(status).after(3 * HOUR) == 1.5, "the old price goes on"
-    assert CostTracker.going_on(status | {"price": None}).after(3 * HOUR) == 1.0, "known dollars are not forgotten"
-    assert CostTracker.going_on(status | {"price": None, "spent": None}, 0.1).after(3 * HOUR) == pytest.approx(0.1)
-    assert CostTracker.going_on({"costs": None}, 1.0).after(HOUR) == 1.0, "a status of older versions"
+    assert CostTracker.resume(status, 2.0).after(3 * HOUR) == 3.0, "two hours at 0.5, one at 2"
+    assert CostTracker.resume(status).after(3 * HOUR) == 1.5, "the old price goes on"
+    assert CostTracker.resume(status | {"price": None}).after(3 * HOUR) == 1.0, "known dollars are not forgotten"
+    assert CostTracker.resume(status | {"price": None, "spent": None}, 0.1).after(3 * HOUR) == pytest.approx(0.1)
+    assert CostTracker.resume({"costs": None}, 1.0).after(HOUR) == 1.0, "a status of older versions"
 
 
 def test_the_total_of_costs_is_all_of_the_time() -> None:
     now = [0.0]
     costs = Timers(torch.device("cpu"), {"training": 10.0, "loss": 2.0}, lambda: now[0], runs=2)
-    with costs.of("loss"):
+    with costs.section("loss"):
         now[0] = 6.0
     now[0] = 8.0
     assert costs.total() == 16.0 == sum(costs.seconds().values()) and costs.training() == 2.0

@@ -63,9 +63,9 @@ def test_only_some_of_the_first_dimension(made, index):
 
 
 def test_checkpoints_come_in_order_with_what_was_asked_for(made):
-    found = list(made.iter_checkpoints(names=["count"]))
+    found = list(made.iter_snapshots(names=["count"]))
     assert [(step, int(each["count"]), list(each)) for step, each in found] == [(s, s, ["count"]) for s in STEPS]
-    assert [step for step, _ in made.iter_checkpoints([40, 7])] == [40, 7]
+    assert [step for step, _ in made.iter_snapshots([40, 7])] == [40, 7]
 
 
 def test_every_flipped_bit_of_a_tensor_is_found(made):

@@ -66,7 +66,7 @@ def loss_of(name: str, smoothing: float = 0.0):
 
 
 def close(ours: Tensor, theirs: Tensor, size: float = 1.0) -> None:
-    """Equal within 1e-5 of the largest entry, or of `format_size` where all are smaller."""
+    """Equal within 1e-5 of the largest entry, or of `size` where all are smaller."""
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().max() <= 1e-5 * max(size, float(theirs.abs().max()))
 

@@ -218,7 +218,7 @@ def test_no_update_waits_for_the_device(make: str) -> None:
             x, y = data.at(number)
             loss, logits = update(x, y)
             meter.add(loss, logits, y)
-            meter.take(number)
+            meter.enqueue(number)
             policy.step()
 
 

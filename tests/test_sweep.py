@@ -404,9 +404,9 @@ def test_under_nohup_a_hang_up_is_nothing_and_a_second_signal_leaves_at_once(mon
     try:
         with StopRequest() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not signals.asked
+            assert not signals.stop_requested
             os.kill(os.getpid(), signal.SIGINT)
-            assert signals.asked
+            assert signals.stop_requested
             os.kill(os.getpid(), signal.SIGTERM)  # an echo: it has reached the group, and this process again
             monkeypatch.setattr(interrupt, "ECHO_SECONDS", 0.0)
             with pytest.raises(SystemExit) as left:

@@ -134,5 +134,9 @@ def test_a_batch_with_fewer_images_than_processes_is_refused(tmp_path: Path) -> 
 def test_a_process_alone_is_its_own_team() -> None:
     team, model = Ranks(), nn.Linear(2, 2)
     x, y = torch.rand(5, 2), torch.arange(5)
-    assert team.part(x, y) == (x, y) and team.module(model) is model
-    assert team.told(lambda: 3, due=False) == 3 and team.agreed(7, True, False) == (True, False) and team.parts() == {}
+    assert team.shard(x, y) == (x, y) and team.wrap(model) is model
+    assert (
+        team.on_rank_zero(lambda: 3, due=False) == 3
+        and team.any_rank(7, True, False) == (True, False)
+        and team.resume_parts() == {}
+    )

@@ -114,7 +114,7 @@ def test_a_rate_is_the_median_of_three_stretches() -> None:
     def call() -> None:
         clock.now += 0.1 + next(slow)
 
-    rate = by_hand(clock).rate(call, 7)
+    rate = by_hand(clock).measure_rate(call, 7)
     assert (rate.low, rate.value, rate.high) == pytest.approx((70 / 6, 70 / 2, 70 / 1))
 
 

@@ -507,16 +507,16 @@ def test_the_meter_counts_every_sample() -> None:
         loss.update(value, weight=size)
     means = pytest.approx((loss.compute().item(), accuracy.compute().item()), abs=1e-6)
     assert meter.mean() == means
-    assert meter.read() is None
-    meter.take(3)
+    assert meter.read_async() is None
+    meter.enqueue(3)
     meter.add(torch.tensor(2.0), torch.eye(2), torch.tensor([0, 0]))  # later samples do not count
     again = Meter(torch.device("cpu"))
     again.load_state_dict(copy.deepcopy(meter.state_dict()))
     for each in (meter, again):
         assert each.mean() == (2.0, 0.5)
-        step, *values = each.read()
+        step, *values = each.read_async()
         assert step == 3 and tuple(values) == means
-        assert each.read() is None
+        assert each.read_async() is None
 
 
 def test_a_recorder_wants_growing_steps(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_an_error_is_raised_once_by_the_next_call():
 
 def test_what_is_being_written_is_not_touched_by_the_next_copy():
     writer, gate, seen = Writer(), threading.Event(), []
-    first = writer.staging.hold({"x": torch.zeros(3)})
+    first = writer.staging.stage({"x": torch.zeros(3)})
     writer.submit(lambda: (gate.wait(5), seen.append(first.arrays["f4"].tolist())))
-    second = writer.staging.hold({"x": torch.ones(3)})
+    second = writer.staging.stage({"x": torch.ones(3)})
     gate.set()
     writer.submit(lambda: seen.append(second.arrays["f4"].tolist()))
     writer.close()
@@ -66,11 +66,11 @@ def test_what_is_being_written_is_not_touched_by_the_next_copy():
 
 def test_memory_is_allocated_once_and_grows_with_the_state():
     staging = Staging()
-    small = staging.hold({"x": torch.zeros(3)})
-    assert staging.hold({"x": torch.ones(3)}).arrays["f4"] is small.arrays["f4"]
-    grown = staging.hold({"x": torch.ones(300), "half": torch.ones(5).half()})
+    small = staging.stage({"x": torch.zeros(3)})
+    assert staging.stage({"x": torch.ones(3)}).arrays["f4"] is small.arrays["f4"]
+    grown = staging.stage({"x": torch.ones(300), "half": torch.ones(5).half()})
     assert grown.arrays["f4"].sum() == 300 and grown.arrays["f2"].sum() == 5
-    assert staging.hold({"x": torch.ones(3)}).arrays["f4"].tolist() == [1, 1, 1]
+    assert staging.stage({"x": torch.ones(3)}).arrays["f4"].tolist() == [1, 1, 1]
 
 
 def test_seconds_are_those_of_the_jobs():
@@ -120,7 +120,7 @@ def test_a_writer_that_lost_its_run_to_another_stops_before_it_publishes(tmp_pat
     lock.check()
     (tmp_path / "LOCK").write_text('{"host": "elsewhere", "pid": 7, "token": "other"}')
     with pytest.raises(TrajectoryError, match=r"another writer has taken .* over .process 7 on elsewhere"):
-        snapshot.write_packed(tmp_path / "a.h5", 0, Staging().hold({"x": torch.ones(3)}), check=lock.check)
+        snapshot.write_packed(tmp_path / "a.h5", 0, Staging().stage({"x": torch.ones(3)}), check=lock.check)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LOCK"]
     lock.close()
 
@@ -251,7 +251,7 @@ def test_snapshots_are_asked_for_while_the_one_before_is_written(tmp_path, monke
                 model.weight.fill_(-1)
     assert [each for each in said if each[0] != "l"] == [f"{w} {s}" for s in range(4) for w in ("begin", "end")]
     assert said.index("loop 1") < said.index("end 1") and said.index("loop 2") > said.index("end 1")
-    assert [float(state["weight"][0, 0]) for _, state in gk.open_run(tmp_path / "run").iter_checkpoints([1, 2, 3])] == [
+    assert [float(state["weight"][0, 0]) for _, state in gk.open_run(tmp_path / "run").iter_snapshots([1, 2, 3])] == [
         1,
         2,
         3,

@@ -41,7 +41,7 @@ def main() -> None:
     name = slug(device)
     out, work = options.out or Path("artifacts/gpu") / name, options.work or Path("runs/gpu") / name
     settings = [
-        Setting(stage, out, work, device, options.data, options.small, SECONDS[stage], options.going_on)
+        Setting(stage, out, work, device, options.data, options.small, SECONDS[stage], options.resume)
         for stage in STAGES if stage in options.stages
     ]  # fmt: skip
     offer_data(settings[0])
@@ -83,8 +83,8 @@ def checked_device(options: argparse.Namespace) -> str:
                  "anywhere: --device cpu --small")  # fmt: skip
     if options.data != "cifar10" and not (options.data.endswith(".npz") and Path(options.data).is_file()):
         sys.exit(f"python -m bench.gpu: there is no .npz file {options.data}; leave --data out to download CIFAR-10")
-    if options.going_on is not None and not options.going_on.is_file():
-        sys.exit(f"python -m bench.gpu: there is no file {options.going_on} to go on with")
+    if options.resume is not None and not options.resume.is_file():
+        sys.exit(f"python -m bench.gpu: there is no file {options.resume} to go on with")
     return str(options.device)
 
 
@@ -105,7 +105,7 @@ def plan(settings: list[Setting], minutes: float) -> str:
 
 
 def go(setting: Setting, end: float) -> None:
-    """Run one stage in a process of its own, unless it is finished or no time is left until `add_end` (monotonic)."""
+    """Run one stage in a process of its own, unless it is finished or no time is left until `end` (monotonic)."""
     found = read(setting.path)
     if found is not None and found["complete"] and found["asked"] == asked(setting):
         print(f"{setting.stage}: finished already on {found['date']}")

@@ -42,7 +42,7 @@ def go_on(results: Results) -> Iterator[Row]:
     config = fitted(setting)
     runs = setting.work / "runs"
     packed = setting.out / "delayed_robustness.tar.gz"
-    archive = setting.going_on or (packed if packed.exists() else None)
+    archive = setting.resume or (packed if packed.exists() else None)
     path = runs / config.run_name if archive is None else brought_back(archive, runs / config.experiment)
     with stopping(5.0 if setting.small else results.left - RESERVE):
         try:

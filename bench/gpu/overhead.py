@@ -59,7 +59,7 @@ def waits(setting: Setting, execution: str) -> Iterator[Row]:
                 step += 1
                 run_steps(job, step, step)
                 if step % 5 == 0:
-                    job.meter.take(step)
+                    job.meter.enqueue(step)
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise

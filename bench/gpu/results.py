@@ -49,7 +49,7 @@ class Setting:
     data: str
     small: bool
     seconds: float
-    going_on: Path | None = None
+    resume: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -69,8 +69,8 @@ class Results:
     A part in which an earlier call was ended from outside is measured last, so that one that hangs does not hold up the
     rest for ever.
 
-    In the file: `parts`; `unfinished`, names of those that are cut short; `failed`, name to reason; `left_out`, for
-    want of time; `seconds`, `code` (digest of the sources) and `warned`, by part; `running`, what is being
+    In the file: `parts`; `unfinished`, names of those that are cut short; `failed`, name to reason; `left_out`,
+    for want of time; `seconds`, `code` (digest of the sources) and `warned`, by part; `running`, what is being
     measured; `ended`, in which an earlier call was.
     """
 

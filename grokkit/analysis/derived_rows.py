@@ -15,9 +15,9 @@ NOISE = "random"
 def derive_rows(reading: Reading) -> Iterator[dict[str, Any]]:
     """Rows of other measures that a reading brings along.
 
-    `find_live_units` and `dead_share` (units that are live at no measured point / units) where units were counted, per
+    `live_units` and `dead_share` (units that are live at no measured point / units) where units were counted, per
     layer and in total; `local_complexity_ratio` where noise was measured too; and what a measure itself put into its
-    settings under `derive_rows`.
+    settings under `companions`.
     """
     yield from _derive_liveness(reading)
     if reading.measure == "local_complexity":

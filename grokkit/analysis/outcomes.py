@@ -55,7 +55,7 @@ def compute_outcomes(
 
 def select_robust_rows(table: pd.DataFrame, epsilons: Mapping[str, float] | None = None) -> pd.DataFrame:
     """The rows of robust accuracy that outcomes are made of, with task, decay and arm; arguments as for
-    `compute_outcomes`."""
+    `outcomes`."""
     rows = table[(table["probe_set"] == "test") & (table["measure"] == "robust_accuracy")]
     return _at_epsilon(_order_rows(rows[rows["attack"] == ATTACK]), epsilons or {})
 

@@ -49,7 +49,7 @@ class RadiusChoice:
     reason: str
 
     @property
-    def shown(self) -> float | None:
+    def smallest_linear_end(self) -> float | None:
         """The smallest end of the linear ranges that there are: `radius` where there is one."""
         ends = [each.linear[1] for each in self.snapshots if each.linear is not None]
         return min(ends) if ends else None

@@ -27,7 +27,7 @@ Read = TypeVar("Read")
 def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     """All readings and metrics of `runs` as one frame with the columns `TABLE_COLUMNS`.
 
-    Beside every local complexity stand the live units of each layer (`find_live_units`), the share of units that are
+    Beside every local complexity stand the live units of each layer (`live_units`), the share of units that are
     dead (`dead_share`, by layer and in total) and, where noise was measured, LC(set) / LC(random) of the total at each
     radius (`local_complexity_ratio`, Fieller's interval); its density is value / radius. Metrics come in with their
     split as `probe_set` (`batch`, `test_set`, `validation`, `signal`) and measure_id `log`. Text columns are empty

@@ -62,29 +62,29 @@ class CallbackList:
     """
 
     def __init__(self, *observers: Callback) -> None:
-        self._company = list(observers)
+        self._callbacks = list(observers)
         self._step = 0
 
     def start(self, title: str, done: int, total: int) -> None:
         self._step = done
-        self._tell("start", title, done, total)
+        self._call_each("start", title, done, total)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         self._step = step
-        self._tell("report", step, values)
+        self._call_each("report", step, values)
 
     def event(self, step: int, kind: str, text: str) -> None:
-        self._tell("event", step, kind, text)
+        self._call_each("event", step, kind, text)
 
     def close(self, summary: str = "") -> None:
-        self._tell("close", summary)
+        self._call_each("close", summary)
 
-    def _tell(self, what: str, *arguments: Any) -> None:
-        for each in list(self._company):
+    def _call_each(self, what: str, *arguments: Any) -> None:
+        for each in list(self._callbacks):
             try:
                 getattr(each, what)(*arguments)
             except Exception as error:
-                self._company.remove(each)
+                self._callbacks.remove(each)
                 with suppress(Warning):  # where warnings are made errors, this one is not to end the run either
                     warnings.warn(
                         f"the observer {type(each).__name__} failed in `{what}` ({type(error).__name__}: {error}) and "
@@ -93,7 +93,7 @@ class CallbackList:
                     )
 
     @contextmanager
-    def told_of_the_end(self, steps: int) -> Iterator[None]:
+    def report_outcome(self, steps: int) -> Iterator[None]:
         """Tell how the block, which trains to `steps`, has ended."""
         try:
             yield

@@ -122,11 +122,11 @@ def _speed(device: Device) -> str:
     with fit_threads(of.macs * BATCH), seeded(0, "throughput"):
         step = of.step_for(BATCH)
         for _ in range(2):  # the second time counts
-            of.settle()
+            of.synchronize()
             start = time.perf_counter()
             for _ in range(STEPS):
                 step(x, y)
-            of.settle()
+            of.synchronize()
             rate = STEPS / max(time.perf_counter() - start, 1e-9)
     return f"{rate:,.0f} steps/s of a small cnn on {BATCH} images of 3x32x32 ({STEPS} steps)"
 

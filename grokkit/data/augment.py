@@ -127,7 +127,7 @@ def altflip(x: Tensor, mirrored: Tensor) -> Tensor:
 def cutout(x: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Blacken one square per image, its centre uniform over the image, clipped at the borders.
 
-    Source: DeVries and Taylor 2017, arXiv 1708.04552. For an odd `format_size` the square has its centre in the middle.
+    Source: DeVries and Taylor 2017, arXiv 1708.04552. For an odd `size` the square has its centre in the middle.
 
     Args:
         x: (B, C, H, W), any dtype; left as it is.

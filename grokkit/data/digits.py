@@ -33,7 +33,7 @@ def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int =
     if train >= COUNT:
         raise UsageError(f"`train` must be an int in 1..{COUNT - 1}, so that test images remain; got {train}")
     if size not in (8, 32):
-        raise UsageError(f"`format_size` must be 8 or 32; got {size!r}")
+        raise UsageError(f"`size` must be 8 or 32; got {size!r}")
     scans, labels = load_digits(return_X_y=True)
     images = scans.reshape(-1, 1, SIDE, SIDE) / TOP * 255
     if size == 32:

@@ -55,7 +55,7 @@ class Batches:
         self._heads = torch.rand(len(self.images), generator=seeding.generator(seed, "altflip")) < 0.5
         self._heads = self._heads.to(self.images.device)
         # An augmentation that does not fit is to fail here, not at step 1.
-        self._augmented(torch.zeros(1, dtype=torch.int64, device=self.images.device), step=1)
+        self._augment(torch.zeros(1, dtype=torch.int64, device=self.images.device), step=1)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,7 +83,7 @@ class Batches:
             epoch's last batch.
         """
         chosen = self.indices(step)
-        return to_pixels(self._augmented(chosen, step)), self.labels.index_select(0, chosen)
+        return to_pixels(self._augment(chosen, step)), self.labels.index_select(0, chosen)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
@@ -92,7 +92,7 @@ class Batches:
             self._order = (epoch, (order.pin_memory() if on_gpu else order).to(self.images.device, non_blocking=on_gpu))
         return self._order[1]
 
-    def _augmented(self, chosen: Tensor, step: int) -> Tensor:
+    def _augment(self, chosen: Tensor, step: int) -> Tensor:
         # Copies whole images; an index in brackets goes pixel by pixel and takes ten times as long.
         x = self.images.index_select(0, chosen)
         if self._augmentations:
@@ -117,7 +117,7 @@ def stack_batches(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor
     first = batches[0]
     chosen = torch.stack([each.indices(step) for each in batches])
     if first._augmentations:
-        images = torch.stack([each._augmented(mine, step) for each, mine in zip(batches, chosen, strict=True)])
+        images = torch.stack([each._augment(mine, step) for each, mine in zip(batches, chosen, strict=True)])
     else:
         images = first.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
     return to_pixels(images), first.labels[chosen]

@@ -1,4 +1,4 @@
-"""The arithmetic that a run trains in. Measures never use it: they are taken in strict float32 (`borrow`)."""
+"""The arithmetic that a run trains in. Measures never use it: they are taken in strict float32 (`preserved_state`)."""
 
 from __future__ import annotations
 

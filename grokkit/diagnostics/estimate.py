@@ -218,18 +218,18 @@ def _read_timers(recorder: RecorderLike) -> dict[str, float]:
 
 
 def _signal(recorder: RecorderLike, signal: Signal, step: int, steps: int, first: float) -> Instrument:
-    before = recorder.costs.now("signal")
+    before = recorder.costs.current("signal")
     recorder.step((step // signal.every + 1) * signal.every)
-    return Instrument("signal", steps // signal.every + 1, first, recorder.costs.now("signal") - before)
+    return Instrument("signal", steps // signal.every + 1, first, recorder.costs.current("signal") - before)
 
 
 def _evaluation(job: Trainer, recorder: RecorderLike, first: float) -> Instrument:
     """Those amid the run and the last one differ: see `loop.log_evaluation`."""
 
     def taken(step: int) -> float:
-        before = recorder.costs.now("evaluation")
+        before = recorder.costs.current("evaluation")
         loop.log_evaluation(job, recorder, step)
-        return recorder.costs.now("evaluation") - before
+        return recorder.costs.current("evaluation") - before
 
     count, last = len(recorder.schedule), taken(job.config.steps)
     later = (taken(-1) * (count - 2) + last) / (count - 1)
@@ -238,9 +238,9 @@ def _evaluation(job: Trainer, recorder: RecorderLike, first: float) -> Instrumen
 
 def _time_resume_state(job: Trainer, recorder: RecorderLike, step: int) -> Instrument:
     loop.save_state(job, recorder, step)
-    first = recorder.costs.now("resume slots")
+    first = recorder.costs.current("resume slots")
     loop.save_state(job, recorder, step)
-    return Instrument("resume slots", 2, first, recorder.costs.now("resume slots") - first)
+    return Instrument("resume slots", 2, first, recorder.costs.current("resume slots") - first)
 
 
 def _estimate_resume_states(seconds: float, one: Instrument) -> Instrument:

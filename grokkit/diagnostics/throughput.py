@@ -103,12 +103,12 @@ class Subject:
         """FLOP per image of a forward and a backward pass, which counts twice; two per multiply-add."""
         return 3 * 2 * self.macs
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Wait until the device has done all it was given."""
         if self.device.torch_device.type == "cuda":
             torch.cuda.synchronize(self.device.torch_device)
 
-    def rate(self, call: Callable[[], object], work: float) -> Rate:
+    def measure_rate(self, call: Callable[[], object], work: float) -> Rate:
         """How much work per second repeated calls do, after some that are not counted: on a GPU a step is recorded in
         a graph in them.
 
@@ -124,11 +124,11 @@ class Subject:
         return Rate(statistics.median(rates), min(rates), max(rates))
 
     def _seconds(self, call: Callable[[], object], calls: int) -> float:
-        self.settle()
+        self.synchronize()
         start = self.clock()
         for _ in range(calls):
             call()
-        self.settle()
+        self.synchronize()
         return max(self.clock() - start, 1e-9)
 
 
@@ -218,15 +218,15 @@ def measure_smallest_step(of: Subject) -> Rate:
 
 def measure_step_rate(of: Subject, use: StepFunction, x: Tensor, y: Tensor) -> Rate:
     """The speed of updates on one batch again and again."""
-    return of.rate(partial(use, x, y), len(y))
+    return of.measure_rate(partial(use, x, y), len(y))
 
 
 def _measure_resident(of: Subject, use: StepFunction, batches: Batches) -> tuple[Rate, Rate]:
     """The loop and its input alone."""
     steps = iter(range(1, 1 << 62))
     size = batches.batch_size
-    loop = of.rate(lambda: use(*batches.at(_full_batch(batches, next(steps)))), size)
-    return loop, of.rate(lambda: batches.at(_full_batch(batches, next(steps))), size)
+    loop = of.measure_rate(lambda: use(*batches.at(_full_batch(batches, next(steps)))), size)
+    return loop, of.measure_rate(lambda: batches.at(_full_batch(batches, next(steps))), size)
 
 
 def _full_batch(batches: Batches, step: int) -> int:
@@ -248,7 +248,7 @@ def _measure_loader(of: Subject, step: StepFunction, size: int) -> tuple[Rate, R
             x, y = next(batches)
             use(x.to(device, non_blocking=True), y.to(device, non_blocking=True))
 
-        return of.rate(call, size)
+        return of.measure_rate(call, size)
 
     return rate(step), rate(lambda x, y: None)
 
@@ -264,8 +264,10 @@ def measure_peak_flops(of: Subject) -> Rate:
     kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
     kernel = kernel.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        product = of.rate(lambda: a @ b, 2 * side**3)
-        convolution = of.rate(lambda: functional.conv2d(x, kernel, padding=1), 2 * 9 * channels**2 * count * 32 * 32)
+        product = of.measure_rate(lambda: a @ b, 2 * side**3)
+        convolution = of.measure_rate(
+            lambda: functional.conv2d(x, kernel, padding=1), 2 * 9 * channels**2 * count * 32 * 32
+        )
     return max(product, convolution, key=lambda rate: rate.value)
 
 

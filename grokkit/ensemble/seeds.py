@@ -74,7 +74,7 @@ def train_seeds(
         alone = train(configs[0], runs=runs, device=device, observer=company, experiment=experiment,
                       price=purse.price, budget=budget)  # fmt: skip
         return [alone]
-    with company.told_of_the_end(config.steps):
+    with company.report_outcome(config.steps):
         _train_all(configs, paths, root, device, company, experiment, purse)
     return [open_run(path) for path in paths]
 

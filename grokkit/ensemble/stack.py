@@ -145,19 +145,19 @@ class StackedUpdate:
             running: the nets that count, by their place; of the others nobody asks any more.
         """
         if self._whole is not None and len({scales[place] for place in running}) > 1:
-            self._part(self._whole)
+            self._unshare_state(self._whole)
         if self._whole is None:
             for place in running:
-                self._one(place)
+                self._step_single(place)
             return
         first = self._own[running[0]].param_groups[0]
         for group in self._whole.param_groups:
             group.update(lr=first["lr"], weight_decay=first["weight_decay"])
         self._whole.step()
         if not self._lent:
-            self._lend(self._whole)
+            self._share_state(self._whole)
 
-    def _lend(self, whole: Optimizer) -> None:
+    def _share_state(self, whole: Optimizer) -> None:
         """Give every net's optimizer its part of the state that the first update has made. What is one number for all
         nets, such as the count of updates, is the same tensor for all."""
         for place, (model, optimizer) in enumerate(zip(self._stack.models, self._own, strict=True)):
@@ -171,7 +171,7 @@ class StackedUpdate:
                 }
         self._lent = True
 
-    def _part(self, whole: Optimizer) -> None:
+    def _unshare_state(self, whole: Optimizer) -> None:
         """From now on every optimizer counts for itself."""
         shared = {id(value) for state in whole.state.values() for value in state.values()}
         for optimizer in self._own:
@@ -185,7 +185,7 @@ class StackedUpdate:
                 )
         self._whole = None
 
-    def _one(self, place: int) -> None:
+    def _step_single(self, place: int) -> None:
         parameters = dict(self._stack.models[place].named_parameters())
         for name, stacked in self._stack.parameters.items():
             if stacked.grad is not None:

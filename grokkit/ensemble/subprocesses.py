@@ -73,10 +73,10 @@ def train_in_subprocesses(
                 done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                if stop.asked:
+                if stop.stop_requested:
                     _stop(replicas)
-                if stop.save_asked:
-                    stop.save_asked = False
+                if stop.save_requested:
+                    stop.save_requested = False
                     for replica in replicas:
                         replica.save()
                 _tell(replicas, observer)
@@ -99,7 +99,7 @@ class Worker:
         self.reported: tuple[int, Mapping[str, float]] = (0, {})
         self.failure: tuple[str, str] | None = None
         self.events: SimpleQueue[tuple[int, str, str]] = SimpleQueue()
-        self.begun = self._stopped = False
+        self.has_started = self._stopped = False
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()
 
@@ -108,7 +108,7 @@ class Worker:
         with self._lock:
             if self._stopped:
                 return
-            self.begun = True
+            self.has_started = True
             self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "grokkit.ensemble.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -129,8 +129,8 @@ class Worker:
         process.stdout.close()
         self.stop()
         if code == -signal.SIGTERM:  # asked to stop before its loop began, or after its end
-            self.begun = self.path.exists()
-            if self.begun and open_run(self.path).status["state"] != "done":
+            self.has_started = self.path.exists()
+            if self.has_started and open_run(self.path).status["state"] != "done":
                 self.failure = ("Interrupted", "stopped before its first update")
         elif code and self.failure is None:
             self.failure = ("GrokkitError", f"its process ended with exit code {code}")
@@ -170,7 +170,7 @@ def _tell(replicas: Sequence[Worker], observer: CallbackList) -> None:
 
 
 def _raise_what_failed(replicas: Sequence[Worker]) -> None:
-    idle = [str(replica.config.seed) for replica in replicas if not replica.begun]
+    idle = [str(replica.config.seed) for replica in replicas if not replica.has_started]
     told = [(replica, *replica.failure) for replica in replicas if replica.failure is not None]
     stopped = [(replica, kind) for replica, kind, _ in told if kind in STOPPED]
     saved, broke = [str(replica.path) for replica, _ in stopped], "BudgetReached" in {kind for _, kind in stopped}

@@ -38,10 +38,10 @@ class Member:
         told: how many of its policy's decisions are logged.
     """
 
-    place: int
-    job: Trainer
+    index: int
+    trainer: Trainer
     recorder: RecorderLike
-    told: int = 0
+    decisions: int = 0
 
 
 def explain_no_stack(job: Trainer) -> str | None:
@@ -136,7 +136,7 @@ def _split_costs(lanes: Sequence[Member]) -> None:
         for name, seconds in lane.recorder.costs.seconds().items():
             if name != "training":
                 spent[name] = spent.get(name, 0.0) + seconds / len(lanes)
-    costs = Timers(lanes[0].job.device, spent, runs=len(lanes))
+    costs = Timers(lanes[0].trainer.device, spent, runs=len(lanes))
     for lane in lanes:
         lane.recorder.costs = costs
 
@@ -146,8 +146,8 @@ def _loop(
 ) -> dict[int, str]:
     """The loop of `loop._loop`, for all at once; returns what went wrong, by seed."""
     share = None if budget is None else budget / len(lanes)
-    config = lanes[0].job.config
-    jobs = [lane.job for lane in lanes]
+    config = lanes[0].trainer.config
+    jobs = [lane.trainer for lane in lanes]
     batches = [job.batches for job in jobs]
     update = StackedUpdate(nets, config.optimizer, [job.optimizer for job in jobs])
     meters = Meters([job.meter for job in jobs])
@@ -159,29 +159,31 @@ def _loop(
         x, y = stack_batches(batches, step)
         losses, logits = nets.backward(x, y)
         nets.clip(config.clip)
-        update.step([job.policy.scale for job in jobs], [lane.place for lane in running])
+        update.step([job.policy.scale for job in jobs], [lane.index for lane in running])
         if step == 1 or step % placement.EVERY == 0:
             for lane in running:
-                check_placement(lane.job.device, lane.job.model, lane.job.optimizer, x=x, y=y, logits=logits)
+                check_placement(
+                    lane.trainer.device, lane.trainer.model, lane.trainer.optimizer, x=x, y=y, logits=logits
+                )
         meters.add(losses, logits, y)
         for lane in list(running):
             try:
-                loop.log_step(lane.job, lane.recorder, company, step)
+                loop.log_step(lane.trainer, lane.recorder, company, step)
             except NumericsError as error:
                 lane.recorder.close("failed", f"NumericsError: {error}")
-                failed[lane.job.config.seed] = str(error)
+                failed[lane.trainer.config.seed] = str(error)
                 running.remove(lane)
         company.tell()
         followed = _after_step(running, step)
         broke = loop.is_budget_spent(lanes[0].recorder, share)
-        due = stop.save_asked or saves.due(*(lane.recorder for lane in running))
-        if stop.asked or broke or due or step == config.steps:
+        due = stop.save_requested or saves.due(*(lane.recorder for lane in running))
+        if stop.stop_requested or broke or due or step == config.steps:
             _save(running, step, followed)
-            stop.save_asked = False
+            stop.save_requested = False
             saves.done()
         if not running:
             break
-        if followed < len(running) or ((stop.asked or broke) and step < config.steps):
+        if followed < len(running) or ((stop.stop_requested or broke) and step < config.steps):
             _interrupt(running, step, failed, share if broke else None)
     return failed
 
@@ -190,7 +192,7 @@ def _after_step(lanes: Sequence[Member], step: int) -> int:
     """`loop.after_step` for every lane; how many came to its end before a stop."""
     for done, lane in enumerate(lanes):
         try:
-            lane.told = loop.after_step(lane.job, lane.recorder, step, lane.told)
+            lane.decisions = loop.after_step(lane.trainer, lane.recorder, step, lane.decisions)
         except StopRequested:
             return done
     return len(lanes)
@@ -198,13 +200,15 @@ def _after_step(lanes: Sequence[Member], step: int) -> int:
 
 def _save(lanes: Sequence[Member], step: int, followed: int) -> None:
     for place, lane in enumerate(lanes):
-        with seeded(lane.job.config.seed, "training"):  # nets in a stack draw nothing; alone they find their own stream
-            loop.save_state(lane.job, lane.recorder, step, unfinished=place >= followed)
+        with seeded(
+            lane.trainer.config.seed, "training"
+        ):  # nets in a stack draw nothing; alone they find their own stream
+            loop.save_state(lane.trainer, lane.recorder, step, unfinished=place >= followed)
 
 
 def _interrupt(lanes: Sequence[Member], step: int, failed: Mapping[int, str], share: float | None) -> None:
     """End all runs as interrupted; where `share` is given because each has spent these dollars."""
-    config = lanes[0].job.config
+    config = lanes[0].trainer.config
 
     def told(of: Sequence[Member]) -> str:
         paths = [lane.recorder.path for lane in of]
@@ -223,7 +227,7 @@ class _MeanReporter(BaseCallback):
     """Tells one observer the means over the seeds."""
 
     def __init__(self, observer: CallbackList) -> None:
-        self._observer = observer
+        self._callback = observer
         self._heard: dict[int, list[Mapping[str, float]]] = {}
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
@@ -233,5 +237,5 @@ class _MeanReporter(BaseCallback):
         """Pass on what all seeds have reported."""
         for step, all_values in self._heard.items():
             means = {name: sum(values[name] for values in all_values) / len(all_values) for name in all_values[0]}
-            self._observer.report(step, means)
+            self._callback.report(step, means)
         self._heard.clear()

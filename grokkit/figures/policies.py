@@ -59,7 +59,7 @@ def policies(
 
     A column per arm `lc_X` holds it and its controls (`yoked_X`, ...) in colour, before all other arms in grey; the
     last column holds those, each with its name. Lines are means over seeds, bands of the coloured ones go from the
-    lowest to the highest. Below: see `grokkit.figures.draw_forest` and, for the words, `grokkit.analysis.comparison`.
+    lowest to the highest. Below: see `grokkit.figures.forest` and, for the words, `grokkit.analysis.comparison`.
 
     Args:
         data: runs of one task and decay, named `<study>/<task>-<decay>-<arm>-s<seed>-<hash>`; needs the measures
@@ -67,7 +67,7 @@ def policies(
         pairs: (arm, reference) to compare; None: every `lc_X` with `yoked_X` and with the baseline that is best in the
             outcome. Few are best: at 10 pairs of seeds and more than 25 comparisons (pairs times outcomes) no p can be
             below 5 %.
-        margins: of equivalence, by (task, outcome); outcomes as in `grokkit.analysis.compute_outcomes`.
+        margins: of equivalence, by (task, outcome); outcomes as in `grokkit.analysis.outcomes`.
         thresholds: robust accuracy to reach, by task; without one there is no outcome `steps_to_robust`.
         epsilons: radius of the attack in pixels, by task; else the middle one measured.
 

@@ -127,7 +127,7 @@ def _radius_axis(axes: Axes, rows: pd.DataFrame, found: RadiusChoice) -> None:
 
 def _growth(axes: Axes, rows: pd.DataFrame, found: RadiusChoice, colours: dict[int, Any]) -> None:
     known = sorted(set(rows["radius"].dropna()))
-    radius = found.shown or known[len(known) // 2]
+    radius = found.smallest_linear_end or known[len(known) // 2]
     counts = rows[(rows["measure"] == "calibration") & (rows["radius"] == radius)]
     plain = counts.pivot_table(index="step", columns="directions", values="value")
     for table, corrected in ((plain.div(plain.iloc[:, -1], axis=0), False), (compare_with_kappa(rows, radius), True)):

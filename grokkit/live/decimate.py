@@ -1,7 +1,7 @@
 """Long curves thinned to what a screen can show: of every pixel column the rows with the extremes, and only true rows.
 
 Columns lie on two grids at once, one even in steps and one even in log(1 + step), so that a page can switch its axis
-without asking. The grids are fixed by `format_size`, a power of two beyond the last step: a row that is appended
+without asking. The grids are fixed by `size`, a power of two beyond the last step: a row that is appended
 changes no column but its own, and only from there on a curve has to be sent again.
 """
 

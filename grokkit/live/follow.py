@@ -30,7 +30,7 @@ class Follower:
     """What is known of a run so far; `refresh` reads what is new. Nothing is ever read twice.
 
     What cannot be read is a sentence in `find_problems`, by what it is about; a run whose status cannot be read has the
-    state `unreadable_error`.
+    state `unreadable`.
 
     Args:
         run: the run, opened for reading.

@@ -51,13 +51,13 @@ class MapSet:
         Raises:
             TrajectoryError: the maps have another form, or are of another number of images than the labels.
         """
-        maps = self._summed(values)
+        maps = self._sum_channels(values)
         finite = np.abs(maps[np.isfinite(maps)])
         self.steps = sorted({*self.steps, step})
         self.limit = max(self.limit, float(np.quantile(finite, QUANTILE)) if len(finite) else 0.0)
         self.signed = self.signed or bool((maps < 0).any())
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What a page needs to draw the slider, the labels and the colour bar."""
         colours = DIVERGING if self.signed else SEQUENTIAL
         return {
@@ -69,12 +69,12 @@ class MapSet:
     def picture(self, values: np.ndarray) -> bytes:
         """PNG of all maps (image, channel, height, width) side by side. Raises as `add`."""
         limit = self.limit or 1.0
-        maps = self._summed(values)
+        maps = self._sum_channels(values)
         with np.errstate(over="ignore"):  # beside a scale of next to nothing
             share = (maps / limit + 1) / 2 if self.signed else maps / limit
         return encode_png(side_by_side(apply_colours(share, DIVERGING if self.signed else SEQUENTIAL)))
 
-    def _summed(self, values: np.ndarray) -> np.ndarray:
+    def _sum_channels(self, values: np.ndarray) -> np.ndarray:
         """(image, height, width): relevance summed over channels."""
         if values.ndim != 4 or not values.size or values.dtype.kind not in "fiu" or len(values) != len(self.labels):
             raise TrajectoryError(

@@ -17,7 +17,7 @@ class Panel(NamedTuple):
     Args:
         key: what traces name it by.
         title: what stands above it.
-        scale: of the value axis at first: `log`, `apply_linear`, `share` (0 to 1) or `zero` (linear from 0).
+        scale: of the value axis at first: `log`, `linear`, `share` (0 to 1) or `zero` (linear from 0).
         missing: what adds the numbers to a run that has none.
     """
 

@@ -40,7 +40,7 @@ class SeedGroup:
         self.members: list[Follower] = []
         self.size, self.reset = 0, -1
 
-    def fit(self, tick: int) -> None:
+    def widen_grids(self, tick: int) -> None:
         """Widen the grids where a run has outgrown them; everything is then sent again."""
         size = max((grid_size(max(each.total_steps or 0, each.step)) for each in self.members), default=grid_size(0))
         if size != self.size:
@@ -80,22 +80,23 @@ class RunBrowser:
             groups: keys of the groups whose curves are wanted; None: the server's choice.
 
         Returns:
-            `cursor`, `reset` (forget what was told before), `shown` (keys of the groups drawn), `groups`, and what is
-            new of `runs`, `events`, `maps`, `panels` and `curves`. A curve replaces its points from step `from` on.
+            `cursor`, `reset` (forget what was told before), `shown` (keys of the groups drawn),
+            `groups`, and what is new of `runs`, `events`, `maps`, `panels` and `curves`. A curve replaces its points
+            from step `from` on.
 
         Cost: of what is new since the last call by anyone, and of thinning the columns that it touches.
         """
         with self._lock:
             self._tick += 1
             self._discover()
-            shown = self._shown(groups)
+            shown = self._select_shown(groups)
             self._refresh(shown)
             since = self._since(cursor)
             return {
                 "cursor": f"{self._boot}-{self._tick}", "reset": since < 0, "now": time.time(), "shown": shown,
                 "roots": [str(root) for root in self.roots],
-                "groups": [self._told_group(group) for group in self.groups.values()],
-                **self._news(shown, since),
+                "groups": [self._group_json(group) for group in self.groups.values()],
+                **self._changes(shown, since),
             }  # fmt: skip
 
     def window(self, key: str, low: int, high: int) -> list[dict[str, Any]]:
@@ -121,14 +122,14 @@ class RunBrowser:
         if time.monotonic() - self._looked < DISCOVERY_SECONDS:
             return
         self._looked = time.monotonic()
-        found = {follower.id: follower for follower in self._found()}
+        found = {follower.id: follower for follower in self._find_runs()}
         if found.keys() != self.followers.keys():
             if self.followers.keys() - found.keys():
                 self._reset = self._tick
             self.followers = found
             self._group()
 
-    def _found(self) -> Iterator[Follower]:
+    def _find_runs(self) -> Iterator[Follower]:
         known = {follower.run.path: follower for follower in self.followers.values()}
         for root in self.roots:
             try:
@@ -149,7 +150,7 @@ class RunBrowser:
         for label in {group.label for group in self.groups.values()}:
             disambiguate_labels([group for group in self.groups.values() if group.label == label])
 
-    def _shown(self, wanted: Sequence[str] | None) -> list[str]:
+    def _select_shown(self, wanted: Sequence[str] | None) -> list[str]:
         if wanted is not None:
             return [key for key in dict.fromkeys(wanted) if key in self.groups]
         self._chosen = [key for key in self._chosen if key in self.groups]
@@ -166,18 +167,18 @@ class RunBrowser:
             for member in group.members:
                 if not member.refresh(self._tick, deep=key in shown):
                     self._reset = self._tick
-            group.fit(self._tick)
+            group.widen_grids(self._tick)
 
-    def _told_group(self, group: SeedGroup) -> dict[str, Any]:
+    def _group_json(self, group: SeedGroup) -> dict[str, Any]:
         return {
             "key": group.key, "label": group.label, "steps_per_epoch": group.steps_per_epoch,
             "runs": [member.id for member in group.members],
         }  # fmt: skip
 
-    def _news(self, shown: list[str], since: int) -> dict[str, Any]:
+    def _changes(self, shown: list[str], since: int) -> dict[str, Any]:
         drawn = [member for key in shown for member in self.groups[key].members]
         maps = {
-            each.id: [maps.described() for maps in each.maps.values()] for each in drawn if each.maps_changed > since
+            each.id: [maps.describe() for maps in each.maps.values()] for each in drawn if each.maps_changed > since
         }
         traces = {trace: None for each in drawn for trace in each.series if not is_error(trace)}
         return {

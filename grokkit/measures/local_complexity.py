@@ -25,7 +25,7 @@ class Complexity:
     The layer `total` is the sum over layers; `low` and `high` are the 95 % t interval of the mean over the points.
     The density is value / radius. In the settings stand the units that are live (active at some point); where a GPU
     rounded the tangents to bfloat16, the share of crossings that this moves; and the means of the other series, for
-    each probe set, layer and radius: `find_switches` and `pool_signs` of the max-pools, whose `windows` are told too,
+    each probe set, layer and radius: `switches` and `pool_signs` of the max-pools, whose `windows` are told too,
     and `zones` of the smooth activations.
 
     Args:
@@ -60,7 +60,7 @@ class Complexity:
         beside: dict[str, dict[str, dict[str, list[float]]]] = {series: {} for series in SERIES}
         for name, probe in probes.items():
             net, inputs, space = unwrap_normalisation(context.model, to_tensor(probe, context.model))
-            counts, found, single = self._counted(net, inputs, context.seed)
+            counts, found, single = self._count_crossings(net, inputs, context.seed)
             for series, means_of in beside.items():
                 means_of[name] = _means(single, series)
             units, live[name] = found.units, found.live_units
@@ -80,7 +80,7 @@ class Complexity:
             },
         )  # fmt: skip
 
-    def _counted(
+    def _count_crossings(
         self, net: nn.Module, inputs: Tensor, seed: int
     ) -> tuple[np.ndarray, LocalComplexity | ComplexitySpectrum, list[LocalComplexity]]:
         """Counts (radius, point, layer), a result that names layers and units, and the results of the radii."""

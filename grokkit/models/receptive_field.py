@@ -31,7 +31,7 @@ class Window(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What one position of a feature map sees: `format_size` pixels of the input; its neighbour sees them `jump`
+    """What one position of a feature map sees: `size` pixels of the input; its neighbour sees them `jump`
     further.
 
     (height, width) each.

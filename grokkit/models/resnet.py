@@ -71,7 +71,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """3x3 stem, one stage of residual blocks per entry of `split_blocks`, global average pool, linear layer."""
+    """3x3 stem, one stage of residual blocks per entry of `blocks`, global average pool, linear layer."""
 
     def __init__(
         self,

@@ -44,7 +44,7 @@ class Decision(NamedTuple):
 
 def get_reading(observation: Observation, name: str, state: dict[str, Any]) -> tuple[float | None, dict[str, Any]]:
     """The finite reading called `name` or None, and the state with one more `ignored` for a reading that is not finite
-    and one more `find_missing` for news of other things only."""
+    and one more `missing` for news of other things only."""
     if not observation.readings:
         return None, state
     if name not in observation.readings:

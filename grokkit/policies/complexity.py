@@ -31,14 +31,14 @@ class ComplexityWSD(PeakWithDeadline):
 
     def init(self) -> dict[str, Any]:
         """Phase `warmup`, nothing heard, and `decay_step`, where the decay began."""
-        return {"phase": "warmup", **self.unheard(), "decay_step": None}
+        return {"phase": "warmup", **self.init_state(), "decay_step": None}
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale at this step; a reason where a phase begins or the peak is declared."""
         reasons: list[str] = []
         state = dict(state)
         if state["phase"] != "decay":
-            probed = self.hear(observation, state)
+            probed = self.update_state(observation, state)
             self.leave_warmup(observation, state, "stable", reasons)
             if probed and state["phase"] == "stable":
                 self.declare_peak(observation, state, reasons)
@@ -65,5 +65,5 @@ class ComplexityWSD(PeakWithDeadline):
         elif peaked:
             cause = f"decay starts at the deadline, {length} updates before the end, though the hold is not over"
         else:
-            cause = f"decay starts at the deadline, {length} updates before the end at {total}, {self.unpeaked(state)}"
+            cause = f"decay starts at the deadline, {length} updates before the end at {total}, {self.init_peak(state)}"
         reasons.append(f"{cause}; it takes {length} updates")

@@ -39,10 +39,12 @@ class Yoked(Wrapper):
     """The policy hears what another run heard, when it heard it: that run's learning rates, step by step, open loop.
 
     A policy is a pure function of its news, so the rates are those of the other run exactly, if the budgets are equal
-    and `news` holds all that its policy listened to; `grokkit.heard` has the readings of the signal, not the losses.
+    and `news` holds all that its policy listened to; `grokkit.signal_history` has the readings of the signal, not the
+    losses.
 
     Args:
-        news: one or more pairs (step, readings) in the order of their steps, as `grokkit.heard(run)` gives them.
+        news: one or more pairs (step, readings) in the order of their steps, as `grokkit.signal_history(run)` gives
+            them.
     """
 
     readings = frozenset[str]()
@@ -54,7 +56,7 @@ class Yoked(Wrapper):
         object.__setattr__(self, "news", _validate_history(self.news))
 
     @property
-    def heard(self) -> SignalHistory:
+    def history(self) -> SignalHistory:
         """What the policy hears, and when."""
         return self.news
 
@@ -64,7 +66,7 @@ class Yoked(Wrapper):
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """What the policy does on the other run's news."""
-        heard, told = self.heard, state["told"]
+        heard, told = self.history, state["told"]
         readings: dict[str, float] = {}
         while told < len(heard) and heard[told][0] <= observation.step:
             readings.update(heard[told][1])
@@ -89,7 +91,7 @@ class Shuffled(Yoked):
         require("seed", self.seed, 0, 2**63 - 1, "of the order", whole=True)
 
     @cached_property
-    def heard(self) -> SignalHistory:
+    def history(self) -> SignalHistory:
         """The steps in order, the readings permuted among them."""
         order = np.random.default_rng(self.seed).permutation(len(self.news))
         return tuple((step, self.news[place][1]) for (step, _), place in zip(self.news, order, strict=True))

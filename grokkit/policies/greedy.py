@@ -54,7 +54,7 @@ class Greedy:
 
     def init(self) -> dict[str, Any]:
         """Nothing heard: `best` is None, `good`, `bad` and `resting` count readings, `recent` holds the last ones,
-        `ignored` counts those that were not finite, `find_missing` news of other things only."""
+        `ignored` counts those that were not finite, `missing` news of other things only."""
         return {
             "scale": 1.0, "best": None, "good": 0, "bad": 0, "resting": 0, "recent": [], "ignored": 0, "missing": 0,
         }  # fmt: skip

@@ -26,10 +26,10 @@ class Migration(PeakWithDeadline, ABC):
 
     def init(self) -> dict[str, Any]:
         """Phase `warmup`, nothing heard, level 1; `unsloped` counts probes in MIGRATE without a usable slope."""
-        return {"phase": "warmup", **self.unheard(), "level": 1.0, "unsloped": 0, **self.unmigrated()}
+        return {"phase": "warmup", **self.init_state(), "level": 1.0, "unsloped": 0, **self.init_migration()}
 
     @abstractmethod
-    def unmigrated(self) -> dict[str, Any]:
+    def init_migration(self) -> dict[str, Any]:
         """What the subclass keeps besides."""
 
     @abstractmethod
@@ -41,7 +41,7 @@ class Migration(PeakWithDeadline, ABC):
         reasons: list[str] = []
         state = dict(state)
         if state["phase"] != "anneal":
-            probed = self.hear(observation, state)
+            probed = self.update_state(observation, state)
             self.leave_warmup(observation, state, "ascent", reasons)
             if probed and state["phase"] == "migrate":
                 self.migrate(observation, state, reasons)
@@ -63,7 +63,7 @@ class Migration(PeakWithDeadline, ABC):
         length = share_to_steps(total, self.decay_share)
         if not total - length <= observation.step < total:
             return
-        found = f"at {state['level']:.3g} of the base rate" if state["peak_step"] is not None else self.unpeaked(state)
+        found = f"at {state['level']:.3g} of the base rate" if state["peak_step"] is not None else self.init_peak(state)
         state["phase"] = "anneal"
         reasons.append(f"the last fall starts at the deadline, {length} updates before the end at {total}, {found}")
 
@@ -107,7 +107,7 @@ class ComplexityHold(Migration):
         require("most", self.most, 0, 100, "times", whole=True)
         require("cooldown", self.cooldown, 0, 1_000_000, "probes", whole=True)
 
-    def unmigrated(self) -> dict[str, Any]:
+    def init_migration(self) -> dict[str, Any]:
         """`level_free`: probes in a row without a sure fall; `lowered`: times; `returned`: whether one was given back;
         `resting`: probes of the cooldown left; `bottom`: the lowest reading since the last move."""
         return {"level_free": 0, "lowered": 0, "returned": False, "resting": 0, "bottom": None}
@@ -176,7 +176,7 @@ class ComplexityServo(Migration):
         require_floor("min_scale", self.min_scale)
         require("max_scale", self.max_scale, 1, 1000, "factor on the base learning rate")
 
-    def unmigrated(self) -> dict[str, Any]:
+    def init_migration(self) -> dict[str, Any]:
         """`speeds`: of the first probes; `target`: None before it is set."""
         return {"speeds": [], "target": None}
 

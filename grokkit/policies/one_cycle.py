@@ -50,5 +50,5 @@ class OneCycle:
 
 
 def _anneal(start: float, end: float, progress: float) -> float:
-    """Half a cosine from `start` to `add_end`."""
+    """Half a cosine from `start` to `end`."""
     return end + (start - end) / 2 * (math.cos(math.pi * progress) + 1)

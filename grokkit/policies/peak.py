@@ -49,11 +49,11 @@ class PeakRule:
         require("range_share", self.range_share, 0, 1, "part of the observed range")
         require("errors", self.errors, 0, 100, "standard errors")
 
-    def unheard(self) -> dict[str, Any]:
+    def init_state(self) -> dict[str, Any]:
         """The state before the first probe.
 
         `last` is the newest reading, `lowest` and `highest` bound all of them, `trough` and `peak` are as in the
-        class text, `error` is the last standard error; `probes`, `below`, `ignored` and `find_missing` count probes,
+        class text, `error` is the last standard error; `probes`, `below`, `ignored` and `missing` count probes,
         those in a row below the peak, readings that were not finite and news of other things only; `peak_step` is the
         step at which the peak was declared.
         """
@@ -62,7 +62,7 @@ class PeakRule:
             "highest": None, "trough": None, "peak": None, "peak_step": None,
         }  # fmt: skip
 
-    def hear(self, observation: Observation, state: dict[str, Any]) -> bool:
+    def update_state(self, observation: Observation, state: dict[str, Any]) -> bool:
         """Take this observation's reading into `state`; False where there is none to take."""
         value, counted = get_reading(observation, self.reading, state)
         state.update(counted)
@@ -105,7 +105,7 @@ class PeakRule:
         )
         return True
 
-    def unpeaked(self, state: dict[str, Any]) -> str:
+    def init_peak(self, state: dict[str, Any]) -> str:
         """What was seen instead of a peak."""
         if not state["probes"]:
             return (
@@ -121,17 +121,17 @@ class PeakRule:
         """What this rule makes of a recorded signal.
 
         Args:
-            news: (step, readings) in order, as of `grokkit.heard(run)`.
+            news: (step, readings) in order, as of `grokkit.signal_history(run)`.
             total_steps: updates of the run.
 
         Returns: `rise`, the most that it rose from its trough, and `fall`, the most that it fell from its peak after
             a rise, in units of `delta` at that probe; `declared`, the share of the budget at which the peak was
             declared, NaN for never.
         """
-        state, rise, fall = self.unheard(), 0.0, 0.0
+        state, rise, fall = self.init_state(), 0.0, 0.0
         for step, readings in news:
             observation = Observation(step, total_steps, 1.0, readings)
-            if not self.hear(observation, state):
+            if not self.update_state(observation, state):
                 continue
             self.declare_peak(observation, state, [])
             delta = self.delta(state) or math.inf
@@ -151,7 +151,7 @@ class PeakWithDeadline(PeakRule):
         warmup: share of the updates in 0..1 of the linear rise.
         decay_share: share of the updates in 0..1 that the last fall takes; warmup + decay_share <= 1.
         final_scale: scale > 0 at the end of the fall, as a factor on the rate that it began at.
-        shape: shape of the fall, `1-sqrt` or `apply_linear`.
+        shape: shape of the fall, `1-sqrt` or `linear`.
     """
 
     warmup: float = 0.01

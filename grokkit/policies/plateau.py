@@ -45,7 +45,7 @@ class Plateau:
 
     def init(self) -> dict[str, Any]:
         """Nothing seen: `best` is None, `bad` and `cooldown` count readings, `ignored` those that were not finite,
-        `find_missing` news of other things only."""
+        `missing` news of other things only."""
         return {"scale": 1.0, "best": None, "bad": 0, "cooldown": 0, "ignored": 0, "missing": 0}
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:

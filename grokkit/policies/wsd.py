@@ -18,7 +18,7 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 
 def require(name: str, value: float, low: float, high: float, meaning: str, *, whole: bool = False) -> None:
-    """Raise a `UsageError` unless `value` is a number (an int where `read_checked`) in low..high."""
+    """Raise a `UsageError` unless `value` is a number (an int where `whole`) in low..high."""
     kinds = (int,) if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
         kind = "an int" if whole else "a number"
@@ -74,7 +74,7 @@ class WSD:
         warmup: share of the updates in 0..1 that the linear rise takes.
         decay_share: share of the updates in 0..1 that the final fall takes; warmup + decay_share <= 1.
         final_scale: scale > 0 at the end of the fall, after the last update, as a factor on the base learning rate.
-        shape: `1-sqrt` or `apply_linear`.
+        shape: `1-sqrt` or `linear`.
     """
 
     warmup: float = 0.01

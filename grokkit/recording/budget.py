@@ -81,7 +81,7 @@ class CostTracker:
     spent: float | None = None
 
     @classmethod
-    def going_on(cls, status: Mapping[str, Any], price: float | None = None) -> CostTracker:
+    def resume(cls, status: Mapping[str, Any], price: float | None = None) -> CostTracker:
         """The bill of a run with this status; without a new price, an hour costs what it cost in the last attempt."""
         before = sum((status.get("costs") or {}).values())
         return cls(status.get("price") if price is None else price, before, status.get("spent"))

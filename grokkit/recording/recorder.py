@@ -71,15 +71,15 @@ class Recorder:
         self._attempt = earlier.status.get("attempt", 0) + 1
         self._changed, put_aside = check_and_recover(path, earlier.status)
         self.costs = Timers(device_of(context.model), earlier.status.get("costs"))
-        self._bill = CostTracker.going_on(earlier.status, price)
+        self._bill = CostTracker.resume(earlier.status, price)
         self._step = -1
         self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._slots = Writer(), resume.ResumeStore(path / "resume")
-        self._unrestored = self._slots.are_there() or bool(quarantined_states(path))
+        self._unrestored = self._slots.has_any() or bool(quarantined_states(path))
         self._open = True
         for sentence in put_aside:
-            self._put_aside(0, sentence)
+            self._quarantine(0, sentence)
 
     def announce(self) -> None:
         """Say in manifest and status.json that the run is being written; once, by whoever made the recorder."""
@@ -158,7 +158,7 @@ class Recorder:
             raise UsageError(f"{self.path} holds a saved state: call `restore` before the first step")
         if step <= self._step:
             raise UsageError(f"`step` must grow from call to call; got {step} after {self._step}")
-        self._tell_changes()
+        self._report_modifications()
         self._step = step
         if step in self._due:
             self._record(step)
@@ -166,7 +166,7 @@ class Recorder:
             self._submit()
         if self._signal is None or not self.signal_due(step):
             return self.first_readings()
-        with self.costs.of("signal"):
+        with self.costs.section("signal"):
             readings = self._signal.read(step)
         self.log(step, "signal", **readings)
         self._first = None  # the newer ones stand for them
@@ -198,7 +198,8 @@ class Recorder:
         return self._bill.after(self.costs.total())
 
     def save(self, step: int, *, unfinished: bool = False, **parts: Stateful) -> None:
-        """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random state.
+        """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random
+        state.
 
         It is on the disk when the next call that writes, or `close`, returns.
 
@@ -208,7 +209,7 @@ class Recorder:
             parts: whatever else has a state.
         """
         self._lock.check_process()
-        with self.costs.of("resume slots"):
+        with self.costs.section("resume slots"):
             state = collect_state(self._context.model, self._optimizer, parts) | {"unfinished": unfinished}
             if self._signal is not None:
                 state["signal"] = self._signal.state_dict()
@@ -239,7 +240,7 @@ class Recorder:
                 f"run is not begun again over them; to start it at step 0, remove them from {lost[0].parent}"
             )
         now = begin_attempt(self._context.model)
-        self._tell_changes()
+        self._report_modifications()
         if found is None:
             self._unrestored = False
             text = f"attempt {self._attempt} finds no resume slot and starts again"
@@ -258,10 +259,10 @@ class Recorder:
 
     def _record(self, step: int) -> None:
         path = self.path / "snapshots" / store.step_file_name(step)
-        with self.costs.of("snapshots"):
+        with self.costs.section("snapshots"):
             state = unwrap(self._context.model).state_dict()
             if path.exists() and (said := quarantine_if_wrong(self.path, path, "snapshot")):
-                self._put_aside(step, said)
+                self._quarantine(step, said)
             if not path.exists():
                 self.add_snapshot(step, state)
             elif not self._is_repeated(path, step, state):
@@ -269,14 +270,14 @@ class Recorder:
             if not self._measures and not self._attributions:
                 return
             self._writer.wait()  # no reading is there before the weights that it was taken of
-        self._take_all(step)
+        self._run_instruments(step)
         self._submit()
 
     def add_snapshot(self, step: int, state: Mapping[str, torch.Tensor]) -> None:
         """Write weights and buffers, as they are now; also those that the model does not have, as imported ones."""
         self._lock.check_process()
         path = self.path / "snapshots" / store.step_file_name(as_step(step))
-        packed = self._writer.staging.hold(state)
+        packed = self._writer.staging.stage(state)
         self._submit(partial(_write_snapshot, path, step, packed, run=self.path, check=self._lock.check))
 
     def _is_repeated(self, path: Path, step: int, state: Mapping[str, torch.Tensor]) -> bool:
@@ -292,13 +293,13 @@ class Recorder:
         self.event(step, "differs", f"{path} holds other weights than the run has now at step {step}; it stays")
         return False
 
-    def _take_all(self, step: int) -> None:
+    def _run_instruments(self, step: int) -> None:
         subjects: list[Measure | AttributionSpec] = [*self._measures, *self._attributions]
         for subject in subjects:
             check_interrupt(grace=0)
             try:
-                with self.costs.of(instrument_name(subject)):
-                    if not is_stored(self.path, step, subject, self._context, partial(self._put_aside, step)):
+                with self.costs.section(instrument_name(subject)):
+                    if not is_stored(self.path, step, subject, self._context, partial(self._quarantine, step)):
                         run_instrument(self.path, step, subject, self._context)
             except Exception as error:
                 # a paid run is not lost to an instrument; at step 0 nothing is lost, and a disk that fails fails again
@@ -308,11 +309,11 @@ class Recorder:
                     step, "measure_failed", f"{instrument_name(subject)} failed: {type(error).__name__}: {error}"
                 )
 
-    def _put_aside(self, step: int, sentence: str) -> None:
+    def _quarantine(self, step: int, sentence: str) -> None:
         warnings.warn(sentence, stacklevel=2)
         self.event(step, "quarantined", sentence)
 
-    def _tell_changes(self) -> None:
+    def _report_modifications(self) -> None:
         """Say once what an earlier attempt did not leave so: to the listener, or as a warning where there is none."""
         for sentence in self._changed:
             if self.listener is None:
@@ -355,7 +356,7 @@ class Recorder:
         if not self._open:
             return
         self._open = False
-        if self._lock.is_anothers:  # the process is a fork: the run goes on without it
+        if self._lock.is_forked:  # the process is a fork: the run goes on without it
             self._lock.close()
             return
         failure: BaseException | None = None

@@ -232,7 +232,7 @@ class LocalComplexitySignal:
             name: [{"step": row.step, "values": torch.from_numpy(row.values), "scale": row.scale} for row in rows]
             for name, rows in self._rows.items()
         }
-        return {"of": self._described, "images": self._brightness, "rows": rows}
+        return {"of": self._describe, "images": self._brightness, "rows": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`; an empty one is a signal that has read nothing.
@@ -249,9 +249,9 @@ class LocalComplexitySignal:
 
     def _check(self, state: dict[str, Any]) -> None:
         of, images = state.get("of", {}), state.get("images", torch.zeros(0))
-        apart = [name for name, own in self._described.items() if of.get(name) != own]
+        apart = [name for name, own in self._describe.items() if of.get(name) != own]
         if apart:
-            then, now = (", ".join(f"{name} {each.get(name)}" for name in apart) for each in (of, self._described))
+            then, now = (", ".join(f"{name} {each.get(name)}" for name in apart) for each in (of, self._describe))
             raise UsageError(f"the state is of a signal with {then}; this one has {now}")
         own = self._brightness
         if images.shape != own.shape or not torch.allclose(images.cpu(), own, rtol=1e-3, atol=1e-6):
@@ -260,7 +260,7 @@ class LocalComplexitySignal:
             )
 
     @cached_property
-    def _described(self) -> dict[str, Any]:
+    def _describe(self) -> dict[str, Any]:
         """The choices that must be equal for readings to follow each other."""
         of = {name: list(value) if isinstance(value, tuple) else value
               for name, value in dataclasses.asdict(self.signal).items()}  # fmt: skip

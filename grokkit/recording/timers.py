@@ -34,7 +34,7 @@ class Timers:
         self._inside = False
 
     @contextmanager
-    def of(self, instrument: str) -> Iterator[None]:
+    def section(self, instrument: str) -> Iterator[None]:
         """Charge the block to `instrument`; within another's block nothing is charged twice: the outer one pays."""
         if self._inside:
             yield
@@ -52,7 +52,7 @@ class Timers:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    def now(self, instrument: str) -> float:
+    def current(self, instrument: str) -> float:
         """Seconds that `instrument` has taken in this attempt."""
         return self._spent.get(instrument, 0.0)
 

@@ -217,7 +217,7 @@ class AffinePiece:
     """
 
     node: Node
-    dying: list[int]
+    freed: list[int]
     kinks: tuple[float, ...]
     pool: bool
     calls: dict[Facet, Invocation]
@@ -237,14 +237,14 @@ class Program:
     output: int
 
     @property
-    def bends(self) -> list[AffinePiece]:
+    def nonlinear_steps(self) -> list[AffinePiece]:
         """The activations and max-pools, in call order."""
         return [step for step in self.steps if not step.calls]
 
     @property
     def layers(self) -> list[str]:
         """Their names."""
-        return [step.node.layer for step in self.bends]
+        return [step.node.layer for step in self.nonlinear_steps]
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's output, differentiable, for (N, ...) float64 images."""
@@ -255,7 +255,7 @@ class Program:
             else:
                 out = apply_nonlinearity(step.node, lambda var: values[var.index].clone(), len(images))
             bind_results(step.node.out, out, values.__setitem__)
-            for index in step.dying:
+            for index in step.freed:
                 values.pop(index, None)
         return values[self.output]
 

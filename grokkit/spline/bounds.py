@@ -73,7 +73,7 @@ def _iter_hulls(net: Program, hull: Hull) -> Iterator[Hull]:
             before = env[step.node.inputs()[0].index]
             yield before
             bind_results(step.node.out, _bound_activation(step, before), env.__setitem__)
-        for index in step.dying:
+        for index in step.freed:
             env.pop(index, None)
 
 

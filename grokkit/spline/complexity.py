@@ -114,7 +114,7 @@ def complexity_spectrum(
         model, images, directions, frames, seed, frame: as for `local_complexity`.
         tangents: how derivatives are carried; the points themselves always go through in full float32 or float64.
             "exact": likewise. "bfloat16": rounded, also the weights they meet, for a float32 model; on a GPU that runs
-            on the tensor cores, on a CPU it is many times slower. A few crossings differ; `estimate_tangent_error`
+            on the tensor cores, on a CPU it is many times slower. A few crossings differ; `tangent_error`
             says how many did on the first 4 points. None: "bfloat16" for a float32 model on a GPU, else "exact".
         quantiles: levels in (0, 1] at which the critical radii of a point's units are given; () for none.
 
@@ -133,7 +133,7 @@ def complexity_spectrum(
         dtype = choose_tangent_dtype(tangents, points.dtype, points.device)
         size = points[0].numel()
         gains = PointStatistics(levels, axes.directions, size)
-        fields = _gather(tangent_counts(inner, points, axes, checked, dtype, gains.see), len(points), len(checked))
+        fields = _gather(tangent_counts(inner, points, axes, checked, dtype, gains.on_call), len(points), len(checked))
         fields["uncounted"] = find_uncounted(inner, points)
         error = None if dtype is None else estimate_tangent_error(inner, points, axes, checked, dtype)
     return ComplexitySpectrum(

@@ -57,7 +57,7 @@ def _wins(values: Tensor, zero: Tensor) -> Tensor:
 
 
 def _envelope(piece: Tensor, start: Tensor, end: Tensor) -> Crossings:
-    """Bends of the maximum of the lines from `start` to `add_end` (window, entry), all windows one step at a time."""
+    """Bends of the maximum of the lines from `start` to `end` (window, entry), all windows one step at a time."""
     pads = start.isinf()
     slope = (end - start).masked_fill(pads, -torch.inf)
     found: list[tuple[Tensor, Tensor]] = []

@@ -37,11 +37,11 @@ class KnotGrid:
         return len(self.t)
 
     @property
-    def joined(self) -> Tensor:
+    def bounds_piece(self) -> Tensor:
         """bool (knot - 1,): whether a knot and the next one bound a piece."""
         return self.segment[1:] == self.segment[:-1]
 
-    def part(self, first: int, last: int) -> KnotGrid:
+    def slice(self, first: int, last: int) -> KnotGrid:
         """The knots first..last, both included, of a refinement."""
         rows = slice(first, last + 1)
         left = None if self.left is None else self.left[rows]

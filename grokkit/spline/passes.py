@@ -110,7 +110,7 @@ def forward_with_interception(
 
 
 def choose_memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
-    """channels_last where it pays (float32 convolutions on a CPU) and where the model's own `render`s allow it."""
+    """channels_last where it pays (float32 convolutions on a CPU) and where the model's own `view`s allow it."""
     if images.device.type != "cpu" or images.dtype != torch.float32 or images.dim() != 4:
         return torch.contiguous_format
     pair = images[:1].repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)

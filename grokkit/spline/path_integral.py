@@ -42,7 +42,7 @@ class _Integral:
         self.pieces = torch.zeros(len(ends), dtype=torch.int64, device=ends.device)
 
     def take(self, grid: KnotGrid, outputs: Tensor) -> None:
-        piece = grid.joined.nonzero().squeeze(1)
+        piece = grid.bounds_piece.nonzero().squeeze(1)
         for part in piece.split(_BATCH):
             self._add(grid.segment[part], grid.t[part], grid.t[part + 1])
 

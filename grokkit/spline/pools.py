@@ -27,7 +27,7 @@ class VertexPool:
         self._always: list[Tensor] = []
         self._finite = torch.ones((), dtype=torch.bool, device=call.z.device)
 
-    def see(self, call: PoolCall) -> None:
+    def on_call(self, call: PoolCall) -> None:
         low, high = extremes(self._rows(call.pooled))
         # of the vertices: is the window dead at all, alive at all, and this entry a winner at all of them?
         always = [high <= 0, low > 0]
@@ -60,7 +60,7 @@ class TangentPool:
         self._critical = torch.full_like(self._top, torch.inf)
         self._reach = torch.zeros_like(self._top)
 
-    def see(self, z: Dual, pooled: Dual) -> None:
+    def on_call(self, z: Dual, pooled: Dual) -> None:
         """Directions seen before keep what they have found, so that memory grows with neither P nor the radii."""
         top, slopes = pooled.primal, pooled.tangent.flatten(0, 1)
         apart = torch.empty_like(slopes)

@@ -21,7 +21,7 @@ class _Range:
         self.low: dict[int, Tensor] = {}
         self.high: dict[int, Tensor] = {}
 
-    def see(self, layer: int, z: Tensor, kinks: tuple[float, ...]) -> None:
+    def on_call(self, layer: int, z: Tensor, kinks: tuple[float, ...]) -> None:
         low, high = z.amin(dim=0), z.amax(dim=0)
         if layer in self.low:
             low, high = torch.minimum(low, self.low[layer]), torch.maximum(high, self.high[layer])
@@ -30,7 +30,7 @@ class _Range:
     def take(self, grid: KnotGrid, outputs: Tensor) -> None:
         """The network's output at the knots is not needed."""
 
-    def crossed(self, layer: int, kink: float) -> Tensor:
+    def has_crossed(self, layer: int, kink: float) -> Tensor:
         """bool (1, ...): between two knots a pre-activation is affine, so its range is that over the knots."""
         low, high = self.low[layer], self.high[layer]
         zero = ZERO * torch.maximum(low.abs().max(), high.abs().max())
@@ -54,11 +54,11 @@ def _of_point(net: Program, model: nn.Module, centre: Tensor, offsets: Tensor) -
     centres = find_live_units(model, centre)
     found = _Range()
     ends = torch.cat([centre.double() - offsets, centre.double() + offsets], dim=1)
-    Sweep(net, found, found.see).run(ends)
-    numbers = [index for index, step in enumerate(net.bends) if not step.pool]
+    Sweep(net, found, found.on_call).run(ends)
+    numbers = [index for index, step in enumerate(net.nonlinear_steps) if not step.pool]
     counts = []
     for index, call in zip(numbers, centres, strict=True):
-        crossed = torch.stack([count_per_point(found.crossed(index, kink)) for kink in call.kinks]).sum(dim=0)
+        crossed = torch.stack([count_per_point(found.has_crossed(index, kink)) for kink in call.kinks]).sum(dim=0)
         finite = (found.low[index].isfinite() & found.high[index].isfinite()).all()
         counts.append(LayerCount(call.layer, call.activation.exact, crossed.unsqueeze(0), call.z, finite, None))
     return counts

@@ -292,10 +292,10 @@ class ComplexitySpectrum(_Counted):
         norm = self.jacobian_norm.mean().item()
         return (
             f"ComplexitySpectrum({self._summary()}, mean total at radius {{{shown}}}, "
-            f"{self._radii_shown()}mean jacobian_norm={norm:.4g})"
+            f"{self._format_radii()}mean jacobian_norm={norm:.4g})"
         )
 
-    def _radii_shown(self) -> str:
+    def _format_radii(self) -> str:
         if not self.quantiles:
             return ""
         medians = self.critical_radius.median(dim=1).values.tolist()

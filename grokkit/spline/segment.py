@@ -206,7 +206,7 @@ class _Collector:
         rows = slice(1 if repeated else 0, None)
         self._grids.append(KnotGrid(grid.segment[rows], grid.t[rows], grid.layer[rows]))
         self._outputs.append(outputs.flatten(1)[rows])
-        self._pieces += int(grid.joined.sum())
+        self._pieces += int(grid.bounds_piece.sum())
         self._advance(self._pieces, (float(grid.segment[-1]) + float(grid.t[-1])) / self._segments)
         if self._pieces >= self._cap and (int(grid.segment[-1]), float(grid.t[-1])) != (self._segments - 1, 1.0):
             raise StopSweep

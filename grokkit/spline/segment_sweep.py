@@ -53,7 +53,7 @@ class Sweep:
     def __init__(self, program: Program, sink: Sink, see: Seen | None = None) -> None:
         self._steps = program.steps
         self._output = program.output
-        self._sink, self._see = sink, see
+        self._sink, self._on_call = sink, see
         numbers = iter(range(len(program.steps)))
         self._layer = [-1 if step.calls else next(numbers) for step in program.steps]
 
@@ -63,36 +63,36 @@ class Sweep:
         segment = torch.arange(first, first + count, device=ends.device).repeat_interleave(2)
         t = torch.tensor([0.0, 1.0], dtype=torch.float64, device=ends.device).repeat(count)
         grid = KnotGrid(segment, t, torch.full_like(segment, -1))
-        self._go_on(0, grid, {0: (grid, ends.flatten(0, 1))})
+        self._continue(0, grid, {0: (grid, ends.flatten(0, 1))})
 
-    def _go_on(self, place: int, grid: KnotGrid, env: Env) -> None:
+    def _continue(self, place: int, grid: KnotGrid, env: Env) -> None:
         check_interrupt()
         for at in range(place, len(self._steps)):
             step = self._steps[at]
             if step.calls:
                 self._bind(step, grid, env, step.run(partial(_interpolate, grid, env), len(grid)))
                 continue
-            refined = self._refined(step, at, grid, env)
+            refined = self._refine(step, at, grid, env)
             parts = list(_split(refined.grid, _choose_part_size(env)))
             for part, rows in parts[:-1]:
                 branch = dict(env)
                 self._bend(step, part, branch, _within(refined, rows))
-                self._go_on(at + 1, part, branch)
+                self._continue(at + 1, part, branch)
             grid, rows = parts[-1]
             self._bend(step, grid, env, _within(refined, rows))
         self._sink.take(grid, _interpolate(grid, env, Var(self._output)))
 
-    def _refined(self, step: AffinePiece, at: int, grid: KnotGrid, env: Env) -> Refined:
+    def _refine(self, step: AffinePiece, at: int, grid: KnotGrid, env: Env) -> Refined:
         """The grid with a knot wherever this activation or max-pool bends."""
         if step.pool:
             found = _pool_crossings(step, grid, env)
         else:
             (var,) = step.node.inputs()
             z = _interpolate(grid, env, var)
-            if self._see is not None:
-                self._see(self._layer[at], z, step.kinks)
+            if self._on_call is not None:
+                self._on_call(self._layer[at], z, step.kinks)
             found = Crossings(
-                *map(torch.cat, zip(*(find_crossings(z, k, grid.joined) for k in step.kinks), strict=True))
+                *map(torch.cat, zip(*(find_crossings(z, k, grid.bounds_piece) for k in step.kinks), strict=True))
             )
         if not len(found.piece):
             return Refined(grid, found.piece, found.unit)
@@ -113,7 +113,7 @@ class Sweep:
     @staticmethod
     def _bind(step: AffinePiece, grid: KnotGrid, env: Env, out: Any) -> None:
         bind_results(step.node.out, out, lambda index, value: env.__setitem__(index, (grid, value)))
-        for index in step.dying:
+        for index in step.freed:
             env.pop(index, None)
 
 
@@ -140,7 +140,7 @@ def _pool_crossings(step: AffinePiece, grid: KnotGrid, env: Env) -> Crossings:
     z = _interpolate(grid, env, var)
     index, _ = index_windows(step, z)
     spatial = MAX_POOLS[step.node.func].spatial
-    return find_switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.joined)
+    return find_switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.bounds_piece)
 
 
 def _choose_part_size(env: Env) -> int:
@@ -151,13 +151,13 @@ def _choose_part_size(env: Env) -> int:
 
 
 def _split(grid: KnotGrid, size: int) -> Iterator[tuple[KnotGrid, range]]:
-    """The grid, or runs of it of about `format_size` pieces where it has more than twice as many; neighbours share a
+    """The grid, or runs of it of about `size` pieces where it has more than twice as many; neighbours share a
     knot."""
     pieces = len(grid) - 1
     count = 1 if pieces <= 2 * size else -(-pieces // size)
     for part in range(count):
         rows = range(pieces * part // count, pieces * (part + 1) // count + 1)
-        yield (grid if count == 1 else grid.part(rows[0], rows[-1])), rows
+        yield (grid if count == 1 else grid.slice(rows[0], rows[-1])), rows
 
 
 def _within(refined: Refined, rows: range) -> Refined:

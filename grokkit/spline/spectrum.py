@@ -51,7 +51,7 @@ class PointStatistics:
         self._radii: list[Tensor] = []
         self._squares: list[Tensor] = []
 
-    def see(self, reach: TangentReach) -> None:
+    def on_call(self, reach: TangentReach) -> None:
         self._squares.append(reach.jacobian_squares.cpu())
         if self.levels:
             self._radii.append(_quantiles(_critical_radii(reach), self.levels).cpu())

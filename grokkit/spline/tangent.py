@@ -45,7 +45,7 @@ class TangentReach:
         self.pools: dict[str, TangentPool] = {}
         self.jacobian_squares = like.new_zeros(points, dtype=torch.float64)
 
-    def see(self, call: Call) -> None:
+    def on_call(self, call: Call) -> None:
         z = _require_dual(call.z, call.activation.name, call.layer)
         reach = max_magnitude(z.tangent, z.primal)
         known = self.reach.get(call.layer)
@@ -53,13 +53,13 @@ class TangentReach:
         if call.layer not in self.calls:
             self.calls[call.layer] = call._replace(z=z.primal.clone())
 
-    def see_pool(self, call: PoolCall) -> None:
+    def on_pool(self, call: PoolCall) -> None:
         z, pooled = (_require_dual(x, call.pool.name, call.layer) for x in (call.z, call.pooled))
         if call.layer not in self.pools:
             self.pools[call.layer] = TangentPool(call, pooled)
-        self.pools[call.layer].see(z, pooled)
+        self.pools[call.layer].on_call(z, pooled)
 
-    def see_output(self, output: Tensor) -> None:
+    def on_output(self, output: Tensor) -> None:
         if isinstance(output, Dual):
             self.jacobian_squares += output.tangent.flatten(2).double().square().sum(dim=(0, 2))
         else:
@@ -121,7 +121,7 @@ def iter_reaches(
             with store_tangents_in(tangents):
                 # copies, because a model may begin with an in-place call
                 inputs = Dual(centre.clone(), directions[part].clone())
-                reach.see_output(forward_with_interception(model, inputs, reach.see, reach.see_pool))
+                reach.on_output(forward_with_interception(model, inputs, reach.on_call, reach.on_pool))
         yield reach
 
 
@@ -133,7 +133,7 @@ def tangent_counts(
     tangents: torch.dtype | None = None,
     see: Callable[[TangentReach], None] = lambda reach: None,
 ) -> Iterator[BlockCount]:
-    """For each block of points, every count at every radius; `see` is shown all that the pass found."""
+    """For each block of points, every count at every radius; `on_call` is shown all that the pass found."""
     for reach in iter_reaches(model, images, frames, tangents):
         see(reach)
         yield BlockCount(list(reach.counts(radii)), list(reach.pool_counts(radii)))

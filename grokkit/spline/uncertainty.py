@@ -22,7 +22,7 @@ class ComplexityInterval:
     """Mean local complexity with an interval that covers other points and other frames.
 
     Args:
-        mean: of `sum_layers`.
+        mean: of `totals`.
         low, high: the interval.
         level: its confidence level.
         error: standard error of the mean.

@@ -48,7 +48,7 @@ class _Extremes:
     def pooled(self, call: PoolCall) -> None:
         if call.layer not in self.pools:
             self.pools[call.layer] = VertexPool(self._points, call)
-        self.pools[call.layer].see(call)
+        self.pools[call.layer].on_call(call)
 
     def counts(self) -> Iterator[LayerCount]:
         if self.calls.keys() != self.low.keys():

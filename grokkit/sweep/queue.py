@@ -69,14 +69,14 @@ class Queue:
         say: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         self._plan, self._place, self._launcher, self._say = plan, place, launcher, say
-        self._stands = {run: place.standing(run) for run in plan.runs}
+        self._statuses = {run: place.status_of(run) for run in plan.runs}
         if retry_failed:
             again = {
-                run: replace(each, state="waiting") for run, each in self._stands.items() if each.state == "failed"
+                run: replace(each, state="waiting") for run, each in self._statuses.items() if each.state == "failed"
             }
-            self._stands |= again
+            self._statuses |= again
         self._running: dict[PlannedRun, Attempt] = {}
-        self._fruitless: Counter[PlannedRun] = Counter()
+        self._attempts_without_progress: Counter[PlannedRun] = Counter()
         self._told = time.monotonic()
 
     def work(self) -> dict[PlannedRun, RunStatus]:
@@ -90,37 +90,39 @@ class Queue:
         with RunLock(self._place.folder), StopRequest() as signals:
             self._place.write(self._plan)
             self._say(f"{len(self._plan.runs)} runs: {self._counts()}")
-            while not signals.asked:
-                self._settle()
-                elsewhere = self._held_elsewhere()
+            while not signals.stop_requested:
+                self._collect_finished()
+                elsewhere = self._is_held_elsewhere()
                 started = self._start_all()
                 if not self._running and not started and not elsewhere:
                     break
-                self._tell()
+                self._report_progress()
                 time.sleep(POLL_SECONDS)
-            if signals.asked:
+            if signals.stop_requested:
                 self._stop()
-        return {run: self._stand(run) for run in self._plan.runs}
+        return {run: self._update_status(run) for run in self._plan.runs}
 
-    def _stand(self, run: PlannedRun) -> RunStatus:
-        return apply_skips(run, self._plan, self._stands)
+    def _update_status(self, run: PlannedRun) -> RunStatus:
+        return apply_skips(run, self._plan, self._statuses)
 
-    def _settle(self) -> None:
+    def _collect_finished(self) -> None:
         """Take note of every process that has ended."""
         ended = {run: code for run, attempt in self._running.items() if (code := attempt.code()) is not None}
         for run, code in ended.items():
             del self._running[run]
             _note(self._place.log(run), f"ended with exit code {code}")
-            self._stands[run] = self._after(run, code)
+            self._statuses[run] = self._after(run, code)
 
     def _after(self, run: PlannedRun, code: int) -> RunStatus:
         """How the run stands after a process that ended with `code`; status.json has the last word."""
-        before, now = self._stands[run], self._place.standing(run)
+        before, now = self._statuses[run], self._place.status_of(run)
         if now.state == "done":
             self._say(f"done       {_describe_end(run, now)}")
             return now
         if is_preempted(code):
-            self._fruitless[run] = 0 if now.step > before.step else self._fruitless[run] + 1
+            self._attempts_without_progress[run] = (
+                0 if now.step > before.step else self._attempts_without_progress[run] + 1
+            )
         if now.state == "running":  # another process brings it on, such as one that outlived its queue
             self._say(f"elsewhere  {_describe_end(run, now)}")
             return now
@@ -129,12 +131,12 @@ class Queue:
         if not is_preempted(code) or now.state == "failed":
             self._say(f"failed     {_describe_end(run, now)}  {reason}")
             return replace(now, state="failed", reason=reason)
-        if self._fruitless[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
-            return self._given_up(run, now, reason)
+        if self._attempts_without_progress[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
+            return self._give_up(run, now, reason)
         self._say(f"preempted  {_describe_end(run, now)}  {reason}")
         return now
 
-    def _given_up(self, run: PlannedRun, now: RunStatus, reason: str) -> RunStatus:
+    def _give_up(self, run: PlannedRun, now: RunStatus, reason: str) -> RunStatus:
         reason = f"given up after {MAX_ATTEMPTS_WITHOUT_PROGRESS} attempts without one more step saved: {reason}"
         self._say(f"failed     {_describe_end(run, now)}  {reason}")
         return replace(now, state="failed", reason=reason)
@@ -145,34 +147,34 @@ class Queue:
         for run in self._plan.runs:
             if run in self._running or not self._may_start(run):
                 continue
-            attempt = self._launcher.start(self._words(run), self._place.log(run))
+            attempt = self._launcher.start(self._build_arguments(run), self._place.log(run))
             if attempt is None:
                 return True  # there is something to do, and no room for it now
             self._running[run], started = attempt, True
-            verb = "started  " if self._stands[run].step < 0 else "resumed  "
+            verb = "started  " if self._statuses[run].step < 0 else "resumed  "
             _note(self._place.log(run), f"{verb.strip()} on {attempt.where}")
-            self._say(f"{verb}  {_describe_end(run, self._stands[run])}  on {attempt.where}")
+            self._say(f"{verb}  {_describe_end(run, self._statuses[run])}  on {attempt.where}")
         return started
 
     def _may_start(self, run: PlannedRun) -> bool:
-        stands = self._stand(run)
+        stands = self._update_status(run)
         if stands.state not in UNFINISHED:
             return False
-        return all(self._stands[other].state == "done" for group in run.after for other in self._plan.of_group(group))
+        return all(self._statuses[other].state == "done" for group in run.after for other in self._plan.of_group(group))
 
-    def _held_elsewhere(self) -> bool:
+    def _is_held_elsewhere(self) -> bool:
         """Whether a run is trained by a process that this queue did not start; looks again how it stands."""
-        held = [run for run, stands in self._stands.items() if stands.state == "running"]
+        held = [run for run, stands in self._statuses.items() if stands.state == "running"]
         for run in held:
-            before, now = self._stands[run], self._place.standing(run)
+            before, now = self._statuses[run], self._place.status_of(run)
             if now.step > before.step:
-                self._fruitless[run] = 0
-            if now.state in UNFINISHED and self._fruitless[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
-                now = self._given_up(run, now, read_last_line(self._place.log(run)) or "its process was killed")
-            self._stands[run] = now
+                self._attempts_without_progress[run] = 0
+            if now.state in UNFINISHED and self._attempts_without_progress[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
+                now = self._give_up(run, now, read_last_line(self._place.log(run)) or "its process was killed")
+            self._statuses[run] = now
         return bool(held)
 
-    def _words(self, run: PlannedRun) -> list[str]:
+    def _build_arguments(self, run: PlannedRun) -> list[str]:
         device = ["--device", self._plan.device] if self._plan.device else []
         path = self._place.run(run)
         if path.exists():
@@ -186,20 +188,22 @@ class Queue:
         for attempt in self._running.values():
             attempt.stop()
         while self._running:
-            self._settle()
+            self._collect_finished()
             time.sleep(0.1)
         raise Interrupted(f"stopped with {self._counts()}; the same command goes on")
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         if time.monotonic() - self._told < REPORT_SECONDS:
             return
         self._told = time.monotonic()
-        now = "; ".join(_describe_end(run, self._place.standing(run)) for run in self._running)
+        now = "; ".join(_describe_end(run, self._place.status_of(run)) for run in self._running)
         self._say(f"{self._counts()}: {now or 'there is no room; other processes use what this sweep may use'}")
 
     def _counts(self) -> str:
         """`3 done, 2 running, 7 waiting`."""
-        states = Counter("running" if run in self._running else self._stand(run).state for run in self._plan.runs)
+        states = Counter(
+            "running" if run in self._running else self._update_status(run).state for run in self._plan.runs
+        )
         return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
 
 

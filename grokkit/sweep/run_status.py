@@ -85,7 +85,7 @@ class SweepFolder:
             write_atomic(self.config(planned), planned.config.to_toml().encode())
             write_atomic(self.study(planned), planned.study.source.encode())
 
-    def standing(self, planned: PlannedRun) -> RunStatus:
+    def status_of(self, planned: PlannedRun) -> RunStatus:
         """How the run stands by its own folder; where there is none, by the log of what tried to make it.
 
         A run whose process goes on is `running`, also before it has a folder and while it gets ready to resume.
@@ -100,7 +100,7 @@ class SweepFolder:
     def _by_folder(self, planned: PlannedRun) -> RunStatus:
         path = self.run(planned)
         if not os.path.lexists(path / "status.json"):
-            return self._not_begun(planned)
+            return self._status_not_begun(planned)
         try:
             return self._told(planned, Run(path))
         except (GrokkitError, OSError) as error:
@@ -118,7 +118,7 @@ class SweepFolder:
             run.newest_metrics(), reason,
         )  # fmt: skip
 
-    def _not_begun(self, planned: PlannedRun) -> RunStatus:
+    def _status_not_begun(self, planned: PlannedRun) -> RunStatus:
         log = self.log(planned)
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         ended = re.match(f"{LOG_MARK}ended with exit code (-?\\d+)", lines[-1] if lines else "")
@@ -152,7 +152,7 @@ def trusted_digests(plan: Plan, place: SweepFolder) -> set[str]:
 
 def collect_statuses(plan: Plan, place: SweepFolder) -> dict[PlannedRun, RunStatus]:
     """How every run stands; what waits for a group with a failure is `skipped`."""
-    found = {run: place.standing(run) for run in plan.runs}
+    found = {run: place.status_of(run) for run in plan.runs}
     return {run: apply_skips(run, plan, found) for run in plan.runs}
 
 

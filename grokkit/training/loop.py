@@ -82,7 +82,7 @@ def train(
     purse = Budget.of(price, budget)
     purse.needs_price()
     company = as_callback_list(observer)
-    with company.told_of_the_end(config.steps):
+    with company.report_outcome(config.steps):
         path = to_path(runs) / config.run_name
         return _run(config, path, device, company, experiment, purse, resumed=False, overwrite=overwrite)
 
@@ -114,12 +114,12 @@ def resume(
     if found.status["state"] == "done":
         return found
     asked = Budget.of(price, budget)
-    purse = Budget(CostTracker.going_on(found.status, asked.price).price, budget)
+    purse = Budget(CostTracker.resume(found.status, asked.price).price, budget)
     purse.needs_price()
     with report_modifications(found.path):
         config, company = load_config(found), as_callback_list(observer)
         import_unknown([found.path], training_names(config), trust=trust)
-    with company.told_of_the_end(config.steps), report_modifications(found.path):
+    with company.report_outcome(config.steps), report_modifications(found.path):
         if budget is not None and get_spent(found.status) >= budget:
             raise BudgetReached(
                 budget_message(found.status["step"], config, get_spent(found.status), budget, found.path)
@@ -153,8 +153,8 @@ def _run(
             recorder.listener = observer.event
             start = recorder.restore(**_resume_parts(job)) if resumed else 0
             if start == 0:
-                job.policy.observe(team.told(partial(log_evaluation, job, recorder, 0)))
-                job.policy.observe(team.told(recorder.first_readings))
+                job.policy.observe(team.on_rank_zero(partial(log_evaluation, job, recorder, 0)))
+                job.policy.observe(team.on_rank_zero(recorder.first_readings))
             observer.start(f"{path}  on {describe_hardware(job)}", start, config.steps)
             try:
                 _loop(job, recorder, observer, stop, start, purse.budget)
@@ -188,7 +188,7 @@ def _loop(
     if recorder.unfinished:
         told = _record_step(job, recorder, start, told)
     for step in range(start + 1, config.steps + 1):
-        x, y = job.team.part(*job.batches.at(step))
+        x, y = job.ranks.shard(*job.batches.at(step))
         loss, logits = _take_step(job, x, y, step == start + 1)
         if step == start + 1 or step % placement.EVERY == 0:
             check_placement(job.device, job.model, job.optimizer, x=x, y=y, loss=loss, logits=logits)
@@ -196,10 +196,12 @@ def _loop(
         log_step(job, recorder, observer, step)
         told = _record_step(job, recorder, step, told)
         broke = is_budget_spent(recorder, budget)
-        stopping, saving = job.team.agreed(step, stop.asked or broke, stop.save_asked or saves.due(recorder))
+        stopping, saving = job.ranks.any_rank(
+            step, stop.stop_requested or broke, stop.save_requested or saves.due(recorder)
+        )
         if stopping or saving or step == config.steps:
             save_state(job, recorder, step)
-            stop.save_asked = False
+            stop.save_requested = False
             saves.done()
         if stopping and step < config.steps:
             if budget is not None and broke:
@@ -258,7 +260,7 @@ def log_step(job: Trainer, recorder: RecorderLike, observer: Callback, step: int
     config = job.config
     _log_meter(job, recorder, observer)
     if step % max(1, config.steps // REPORTS) == 0 or step == config.steps:
-        job.meter.take(step)
+        job.meter.enqueue(step)
         recorder.log(step, "batch", learning_rate=_rate(job), **_current_cost(recorder))
     if step == config.steps:
         _log_meter(job, recorder, observer)
@@ -276,7 +278,7 @@ def after_step(job: Trainer, recorder: RecorderLike, step: int, told: int) -> in
         Stopped: a stop was asked for amid the measures.
     """
     due = recorder.due(step) or recorder.signal_due(step)
-    for heard in job.team.told(partial(_measure_step, job, recorder, step), due) or ():
+    for heard in job.ranks.on_rank_zero(partial(_measure_step, job, recorder, step), due) or ():
         job.policy.observe(heard)
     job.policy.step()
     return log_decisions(job, recorder, told)
@@ -293,7 +295,7 @@ def save_state(job: Trainer, recorder: RecorderLike, step: int, unfinished: bool
 
 
 def _resume_parts(job: Trainer) -> dict[str, Stateful]:
-    return {"policy": job.policy, "meter": job.meter, "update": job.update, **job.team.parts()}
+    return {"policy": job.policy, "meter": job.meter, "update": job.update, **job.ranks.resume_parts()}
 
 
 def resume_hint(step: int, config: RunConfig, *paths: Path) -> str:
@@ -303,7 +305,7 @@ def resume_hint(step: int, config: RunConfig, *paths: Path) -> str:
 
 def _log_meter(job: Trainer, recorder: RecorderLike, observer: Callback) -> None:
     """Read what the meter has set aside, check it, log it and tell the policy and the observer."""
-    taken = job.meter.read()
+    taken = job.meter.read_async()
     if taken is None:
         return
     step, loss, accuracy = taken
@@ -316,7 +318,7 @@ def _log_meter(job: Trainer, recorder: RecorderLike, observer: Callback) -> None
         )
     recorder.log(step, "batch", loss=loss, accuracy=accuracy)
     job.policy.observe({"train_loss": loss})
-    slow = job.pace.slow(step, recorder.costs.training())
+    slow = job.slowdown.check(step, recorder.costs.training())
     if slow is not None:
         recorder.event(step, "slow", slow)
     observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(job), **_current_cost(recorder)})
@@ -339,7 +341,7 @@ def log_evaluation(job: Trainer, recorder: RecorderLike, step: int) -> dict[str,
     test-time augmentation too.
     """
     last, heard = step == job.config.steps, None
-    with recorder.costs.of("evaluation"):
+    with recorder.costs.section("evaluation"):
         if job.validation is not None:
             told = evaluate_split(job.model, job.validation, job.config.loss)
             recorder.log(step, "validation", **told)

@@ -38,7 +38,7 @@ class Meter:
         loss, correct = (self._sums / max(self._seen, 1)).tolist()
         return loss, correct
 
-    def take(self, step: int) -> None:
+    def enqueue(self, step: int) -> None:
         """Set aside the means since the last taking as those of `step`, and start anew; nothing waits."""
         self._taken.copy_(self._sums / max(self._seen, 1), non_blocking=True)
         if self._ready is not None:
@@ -46,7 +46,7 @@ class Meter:
         self._sums.zero_()
         self._seen, self._step = 0, step
 
-    def read(self) -> tuple[int, float, float] | None:
+    def read_async(self) -> tuple[int, float, float] | None:
         """Step, mean loss and accuracy that were set aside, once; None where nothing was."""
         if not self._step:
             return None

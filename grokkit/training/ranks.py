@@ -46,14 +46,14 @@ class Ranks:
         """Where this process computes."""
         return device
 
-    def checked(self, images: int, batch_size: int, execution: str) -> str:
+    def validate(self, images: int, batch_size: int, execution: str) -> str:
         """How a step is computed; raises UsageError where the batches or a chosen execution do not fit the team."""
         return execution
 
-    def begin(self, seed: int) -> None:
+    def seed_rank(self, seed: int) -> None:
         """Called when the model is built, before anything else is drawn."""
 
-    def module(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """What a training step calls: `model`, whose gradients are averaged over the team."""
         return model
 
@@ -65,22 +65,22 @@ class Ranks:
         """Sums over the whole batches."""
         return Meter(device)
 
-    def part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """This process's rows of a batch."""
         return x, y
 
-    def told(self, what: Callable[[], T], due: bool = True) -> T | None:
+    def on_rank_zero(self, what: Callable[[], T], due: bool = True) -> T | None:
         """What the first process finds; the others hear of it where it is `due`, and a stop of its is one of all."""
         return what()
 
-    def agreed(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
+    def any_rank(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
         """Whether one of the processes wants to stop, and whether one wants to save."""
         return stop, save
 
     def barrier(self) -> None:
         """Wait for the others."""
 
-    def parts(self) -> dict[str, Stateful]:
+    def resume_parts(self) -> dict[str, Stateful]:
         """What a resume slot holds of the team."""
         return {}
 
@@ -116,7 +116,7 @@ class DDPRanks(Ranks):
     def device(self, device: torch.device) -> torch.device:
         return self._fabric.device
 
-    def checked(self, images: int, batch_size: int, execution: str) -> str:
+    def validate(self, images: int, batch_size: int, execution: str) -> str:
         smallest = images % batch_size or batch_size
         if smallest < self.size:
             raise UsageError(
@@ -127,11 +127,11 @@ class DDPRanks(Ranks):
             raise UsageError(f'several processes compute eagerly, and execution = "{execution}" is asked for')
         return "eager"
 
-    def begin(self, seed: int) -> None:
+    def seed_rank(self, seed: int) -> None:
         if self.rank:  # dropout is to differ between the rows of a batch
             torch.manual_seed(stream(seed, "training", self.rank))
 
-    def module(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module) -> nn.Module:
         return self._fabric.setup_module(model, move_to_device=False)
 
     def loss(self, loss: Loss) -> Loss:
@@ -140,13 +140,13 @@ class DDPRanks(Ranks):
     def meter(self, device: torch.device) -> Meter:
         return _DDPMeter(device, self)
 
-    def part(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         mine = y.tensor_split(self.size)[self.rank]
         self.rows = len(y) / self.size
         self._weight = len(mine) / self.rows
         return x.tensor_split(self.size)[self.rank], mine
 
-    def told(self, what: Callable[[], T], due: bool = True) -> T | None:
+    def on_rank_zero(self, what: Callable[[], T], due: bool = True) -> T | None:
         found, stopped = None, False
         if self.rank == 0:
             try:
@@ -159,7 +159,7 @@ class DDPRanks(Ranks):
             raise StopRequested
         return found
 
-    def agreed(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
+    def any_rank(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
         if step % SYNC_EVERY:
             return False, False
         wanted = self.sum(torch.tensor([float(stop), float(save)], device=self._fabric.device))
@@ -175,7 +175,7 @@ class DDPRanks(Ranks):
     def barrier(self) -> None:
         self._fabric.barrier()
 
-    def parts(self) -> dict[str, Stateful]:
+    def resume_parts(self) -> dict[str, Stateful]:
         return {"team": _RandomStates(self._fabric.device, self.rank, self.size)}
 
 
@@ -184,20 +184,20 @@ class _DDPMeter(Meter):
 
     def __init__(self, device: torch.device, team: DDPRanks) -> None:
         super().__init__(device)
-        self._team = team
+        self._ranks = team
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         with torch.no_grad():
-            self._sums[0] += loss.detach() * self._team.rows  # the weighted loss: times these, the sum over the rows
+            self._sums[0] += loss.detach() * self._ranks.rows  # the weighted loss: times these, the sum over the rows
             self._sums[1] += (logits.argmax(1) == y).sum()
         self._seen += len(y)
 
-    def take(self, step: int) -> None:
+    def enqueue(self, step: int) -> None:
         self._sums[:], self._seen = self._total()
-        super().take(step)
+        super().enqueue(step)
 
     def _total(self) -> tuple[Tensor, int]:
-        total = self._team.sum(torch.cat([self._sums, self._sums.new_tensor([self._seen])]))
+        total = self._ranks.sum(torch.cat([self._sums, self._sums.new_tensor([self._seen])]))
         return total[:2], int(total[2])
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,7 +206,7 @@ class _DDPMeter(Meter):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        if self._team.rank:
+        if self._ranks.rank:
             self._sums.zero_()
             self._seen = 0
 

@@ -23,7 +23,7 @@ class SlowdownDetector:
         self._last: list[float] = []
         self._told = False
 
-    def slow(self, step: int, seconds: float) -> str | None:
+    def check(self, step: int, seconds: float) -> str | None:
         """The sentence to be told once where training goes at less than half of its first speed, else None.
 
         Args:

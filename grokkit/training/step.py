@@ -92,7 +92,7 @@ class TrainStep:
             return on_side_stream(lambda: self._update(x, y))
         if self._replay is None and not self._record(x, y):
             return self._update(x, y)
-        return self._replayed(x, y)
+        return self._replay_graph(x, y)
 
     def _update(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = self._forward(x)
@@ -124,7 +124,7 @@ class TrainStep:
     def _update_static(self) -> None:
         self._result = self._update(self._x, self._y)
 
-    def _replayed(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _replay_graph(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         assert self._replay is not None
         self._x.copy_(x)
         self._y.copy_(y)

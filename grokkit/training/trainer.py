@@ -62,8 +62,8 @@ class Trainer:
     validation: Split | None
     device: torch.device
     precision: str
-    team: Ranks
-    pace: SlowdownDetector = field(default_factory=SlowdownDetector)
+    ranks: Ranks
+    slowdown: SlowdownDetector = field(default_factory=SlowdownDetector)
 
 
 def build_trainer(
@@ -74,7 +74,7 @@ def build_trainer(
     recorded: str | None = None,
 ) -> Trainer:
     """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
-    shared with it; `team`: of the processes that train it together; `recorded`: as of `build_data`."""
+    shared with it; `ranks`: of the processes that train it together; `recorded`: as of `build_data`."""
     team = team or Ranks()
     validate_clip(config.clip)
     dataset = build_data(config, recorded) if beside is None else beside.dataset
@@ -88,11 +88,11 @@ def build_trainer(
     labels = dataset.y_train if beside is None else beside.batches.labels
     batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
     precision = resolve_precision(config.precision, device)
-    execution = team.checked(len(images), batches.batch_size, config.execution)
-    team.begin(config.seed)
+    execution = team.validate(len(images), batches.batch_size, config.execution)
+    team.seed_rank(config.seed)
     loss = partial(get_loss(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
-        team.module(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
+        team.wrap(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
         clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
     )  # fmt: skip
     test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
@@ -123,15 +123,15 @@ def attach_recorder(
     price: float | None = None,
     overwrite: bool = False,
 ) -> RecorderLike:
-    """The recorder that `job`'s config asks for; `facts` go into environment.json above those of every run. In a team
-    the first process has it."""
+    """The recorder that `trainer`'s config asks for; `facts` go into environment.json above those of every run. In a
+    team the first process has it."""
     config = job.config
     schedule, signal = config.schedule, Signal.of(config.signal)
     check_listener(job.policy.policy, signal, job.validation is not None)
-    if job.team.rank:
+    if job.ranks.rank:
         if experiment is not None and not resumed:
             add_trusted(experiment)  # this process may be on a machine whose user has a list of its own
-        job.team.barrier()
+        job.ranks.barrier()
         return NullRecorder(path, job.model, job.optimizer, schedule, signal)
     recorder = record(
         path, job.model, job.optimizer,
@@ -139,7 +139,7 @@ def attach_recorder(
         schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
         experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed, price=price, overwrite=overwrite,
     )  # fmt: skip
-    job.team.barrier()
+    job.ranks.barrier()
     return recorder
 
 
@@ -152,7 +152,7 @@ def _facts(job: Trainer) -> dict[str, Any]:
 
 def describe_hardware(job: Trainer) -> str:
     """Device, precision and execution in words."""
-    processes = f", {job.team.size} processes" if job.team.size > 1 else ""
+    processes = f", {job.ranks.size} processes" if job.ranks.size > 1 else ""
     return (
         f"{describe_device(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"
     )

@@ -319,8 +319,8 @@ def read_whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, 
 def _read_content(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
     """Arrays, note and digest, under whatever name."""
     with open_h5(path, kind) as file:
-        note, digest = file.note(), file.digest()
-        arrays = {name[5:]: file.array(name) for name in file.places if name.startswith("data/")}
+        note, digest = file.metadata(), file.claimed_digest()
+        arrays = {name[5:]: file.read_array(name) for name in file.places if name.startswith("data/")}
         if compute_digest(kind, note, arrays) != digest:
             raise DamagedError(f"{path} is damaged: its content does not match its digest")
         return arrays, hdf5.parse_metadata(note), digest
@@ -381,7 +381,7 @@ def matches_digest(path: Path, kind: str) -> bool:
 def read_claimed_digest(path: Path) -> str:
     """The digest that a file claims, of which nothing is checked. Raises TrajectoryError as `hdf5.open_untrusted`."""
     with hdf5.open_untrusted(path) as file:
-        return file.digest()
+        return file.claimed_digest()
 
 
 def read_digest(path: Path) -> str | None:

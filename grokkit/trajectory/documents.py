@@ -29,7 +29,7 @@ MAX_AMOUNT = 1e15
 LAST_SECOND = 253402300800.0
 """Unix time at which the year 9999 ends."""
 STATES = ("starting", "running", "interrupted", "done", "failed")
-"""What a status may say; `killed` and `unreadable_error` are what a reader makes of it."""
+"""What a status may say; `killed` and `unreadable` are what a reader makes of it."""
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """The flag beside a null `value` in a log, and what it stands for."""
 _KINDS = {

@@ -63,7 +63,7 @@ class UntrustedFile:
         self.places: dict[str, ArrayPlace] = {}
 
     @property
-    def in_use(self) -> bool:
+    def is_in_use(self) -> bool:
         """Whether a program has it open for writing, or had when it was killed."""
         return self._source.marked
 
@@ -72,7 +72,7 @@ class UntrustedFile:
         """What the disk answered to HDF5's reading, if not bytes."""
         return self._source.failure
 
-    def survey(self) -> None:
+    def index_arrays(self) -> None:
         """Learn from HDF5 which attributes there are and where the arrays lie.
 
         Raises:
@@ -113,12 +113,12 @@ class UntrustedFile:
             raise ValueError(f"{name!r} has {place.nbytes} bytes, which are not in the file")
         return place
 
-    def array(self, name: str) -> np.ndarray:
+    def read_array(self, name: str) -> np.ndarray:
         """A whole array, in memory of its own."""
         place = self.places[name]
-        return self.part(name, 0, math.prod(place.shape)).reshape(place.shape)
+        return self.read_part(name, 0, math.prod(place.shape)).reshape(place.shape)
 
-    def part(self, name: str, start: int, count: int) -> np.ndarray:
+    def read_part(self, name: str, start: int, count: int) -> np.ndarray:
         """`count` numbers from number `start` on, in the order in which they lie."""
         place = self.places[name]
         if not 0 <= start <= start + count <= math.prod(place.shape):
@@ -127,29 +127,29 @@ class UntrustedFile:
         read_into(self._handle, found.view(np.uint8), place.offset + start * place.dtype.itemsize, self.path)
         return found
 
-    def mapped(self, name: str) -> np.ndarray:
+    def map_array(self, name: str) -> np.ndarray:
         """The array in memory that the file is read into page by page when it is used; writes to it stay in memory."""
         place = self.places[name]
         if not place.nbytes or place.offset % place.dtype.itemsize:
-            return self.array(name)
+            return self.read_array(name)
         with open(self._handle, "rb", closefd=False) as file:
             return np.memmap(file, place.dtype, "c", place.offset, place.shape).view(np.ndarray)
 
-    def head(self, length: int) -> bytes:
+    def read_head(self, length: int) -> bytes:
         """The first bytes of the file, as they are."""
         return os.pread(self._handle, length, 0)
 
-    def note(self) -> bytes:
+    def metadata(self) -> bytes:
         """`/meta` as it lies there. Raises ValueError for one that is too long."""
         if self.places["meta"].nbytes > MAX_METADATA_BYTES:
             raise ValueError(f"its note has {self.places['meta'].nbytes} bytes, more than {MAX_METADATA_BYTES}")
-        return self.array("meta").tobytes()
+        return self.read_array("meta").tobytes()
 
-    def digest(self) -> str:
+    def claimed_digest(self) -> str:
         """The digest that the file claims."""
         if self.places["digest"].nbytes != 64:
             raise ValueError("its digest has not 64 digits")
-        return self.array("digest").tobytes().decode()
+        return self.read_array("digest").tobytes().decode()
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def open_untrusted(path: Path) -> Iterator[UntrustedFile]:
     (handle, size), file = open_descriptor(path), None
     try:
         file = UntrustedFile(path, handle, size)
-        file.survey()
+        file.index_arrays()
         yield file
     except MemoryError as error:
         raise unreadable_error(path, "there is not enough memory") from error
@@ -171,7 +171,7 @@ def open_untrusted(path: Path) -> Iterator[UntrustedFile]:
         failure = (file.failure if file else None) or error
         if isinstance(failure, OSError) and failure.errno:  # a disk that fails, too many files
             raise unreadable_error(path, os.strerror(failure.errno)) from error
-        if file and file.in_use:
+        if file and file.is_in_use:
             raise unreadable_error(path, "a program has it open for writing, or was killed when it had") from error
         raise DamagedError(f"{path} is damaged: {error}") from error
     finally:

@@ -100,18 +100,18 @@ class RunLock:
         except FileNotFoundError:
             return False
 
-    def moved_to(self, folder: Path) -> None:
+    def set_folder(self, folder: Path) -> None:
         """Say that the folder has another name now; the lock goes with it."""
         self._path = folder / "LOCK"
 
     @property
-    def is_anothers(self) -> bool:
+    def is_forked(self) -> bool:
         """Whether this process is not the one that took it, but a fork of that."""
         return os.getpid() != self._pid
 
     def check_process(self) -> None:
         """Raise UsageError in a fork of the process that took it."""
-        if self.is_anothers:
+        if self.is_forked:
             raise UsageError(
                 f"{self._path.parent} is written by process {self._pid}, and this is process {os.getpid()}, a fork of "
                 "it: record in the one that opened the run, or open one of its own"
@@ -150,7 +150,7 @@ class RunLock:
 
     def close(self) -> None:
         """Give it back, also where a forked process has inherited the file; in such a process, only forget it."""
-        if not self._file.closed and not self.is_anothers:
+        if not self._file.closed and not self.is_forked:
             fcntl.flock(self._file, fcntl.LOCK_UN)
         self._file.close()
         _held.discard(self)

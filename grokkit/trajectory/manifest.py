@@ -83,17 +83,17 @@ class Manifest:
         return bool(self.began.get("adopted"))
 
     @property
-    def knows_all(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether a snapshot without a line is none of the run's: it began with its manifest, all of which can
         be read, and ended in order."""
         return not self.adopted and not self.damaged and not self.foreign and self.ended.get("state") in ORDERLY_ENDS
 
-    def of(self, name: str) -> Record | None:
+    def find(self, name: str) -> Record | None:
         """The newest line of a file that is to be there; None where no line speaks of it, or one of its end."""
         record = self.files.get(name)
         return record if record and record["kind"] in PUBLISHED else None
 
-    def take(self, record: Record) -> None:
+    def add(self, record: Record) -> None:
         """Learn from the next line."""
         kind = record["kind"]
         if kind == "began":
@@ -176,7 +176,7 @@ def read_state_ids(run: Path) -> set[str]:
     found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
         with suppress(TrajectoryError), checksummed.open_h5(path, "resume") as file:
-            found |= {hdf5.parse_metadata(file.note()).get("run")}
+            found |= {hdf5.parse_metadata(file.metadata()).get("run")}
     return {each for each in found if isinstance(each, str)}
 
 
@@ -220,7 +220,7 @@ def add_cut(run: Path, known: Manifest, durable: int) -> list[str]:
         return []
     record = {"kind": "lost", "bytes": (run / MANIFEST_FILE).stat().st_size, "had": durable}
     _append(run, record)
-    known.take(record)
+    known.add(record)
     return [told]
 
 
@@ -312,7 +312,7 @@ def read_manifest(run: Path) -> Manifest:
         if record["kind"] == "began" and found.began not in ({}, record):
             found.foreign = True
             break
-        found.take(record)
+        found.add(record)
     return found
 
 
@@ -343,7 +343,7 @@ def find_unlisted(run: Path) -> list[str]:
         name for name, _ in store.result_folders(run)
     ]  # before the lines are read: those of a run that is written follow
     known = read_manifest(run)
-    return [name for name in names if known.of(name) is None]
+    return [name for name in names if known.find(name) is None]
 
 
 def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], digests: set[str]) -> bool:

@@ -45,7 +45,7 @@ def _holds_another(path: Path, digest: Any) -> bool:
 
 def find_missing(run: Path, known: Manifest) -> list[str]:
     """Files that a line says are there, and that are not, by their path below the run."""
-    return [name for name in known.files if known.of(name) and not os.path.exists(run / name)]
+    return [name for name in known.files if known.find(name) and not os.path.exists(run / name)]
 
 
 def find_remarks(run: Path, known: Manifest) -> list[str]:
@@ -85,9 +85,9 @@ def find_lost(run: Path, known: Manifest) -> list[str]:
 def find_foreign(run: Path, known: Manifest, names: Iterable[str]) -> list[str]:
     """Those of the snapshots among `names`, which were there before the manifest was read, of which it says nothing
     although it knows all; readings may be added by anyone."""
-    if not known.knows_all:
+    if not known.is_complete:
         return []
-    return [is_foreign(run / name) for name in names if name.startswith("snapshots/") and known.of(name) is None]
+    return [is_foreign(run / name) for name in names if name.startswith("snapshots/") and known.find(name) is None]
 
 
 def is_foreign(path: Path) -> str:

@@ -20,7 +20,7 @@ from grokkit.trajectory.resume import FILES
 QUARANTINE = "quarantine"
 
 _LEFT_BEHIND = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
-"""Names that `sealed.write_atomic`, an export or a pack gives to what is not finished."""
+"""Names that `checksummed.write_atomic`, an export or a pack gives to what is not finished."""
 
 
 def recover(run: Path, known: Manifest | None = None) -> list[str]:
@@ -50,7 +50,7 @@ def recover(run: Path, known: Manifest | None = None) -> list[str]:
             _, note, digest = checksummed.read_whole(run / name, kind)
             _check_owner(run / name, note, digest, known, name)
         except (DamagedError, MisplacedError) as error:
-            if not _is_copy(error, kind, known.of(name)):
+            if not _is_copy(error, kind, known.find(name)):
                 said.append(quarantine(run, run / name, error))
         else:
             _add_to_manifest(run, name, kind, note, digest, known)
@@ -87,7 +87,7 @@ def _find_suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
             str((folder / store.step_file_name(step)).relative_to(run)) for step in store.list_steps(folder)[-1:]
         }
     if known.began and not known.adopted:
-        wanted |= {name for name, _ in store.result_folders(run) if known.of(name) is None}
+        wanted |= {name for name, _ in store.result_folders(run) if known.find(name) is None}
     yield from ((name, kind) for name, kind in store.result_folders(run) if name in wanted)
 
 
@@ -96,8 +96,8 @@ def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manife
     owner = note.get("run")
     if owner is not None and known.began and owner != known.began.get("run"):
         raise MisplacedError(f"{path} is the state of another run")
-    record = known.of(name)
-    if record is None and known.knows_all and name.startswith("snapshots/"):
+    record = known.find(name)
+    if record is None and known.is_complete and name.startswith("snapshots/"):
         raise MisplacedError(modifications.is_foreign(path))
     if record and not (digest in known.digests or manifest.is_listed(record, digest, note, known.digests)):
         raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
@@ -105,7 +105,7 @@ def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manife
 
 def _add_to_manifest(run: Path, name: str, kind: str, note: Mapping[str, Any], digest: str, known: Manifest) -> None:
     """Note a whole file of which the manifest says nothing, or not yet what it holds."""
-    record = known.of(name)
+    record = known.find(name)
     if record is None or record["digest"] != digest:
         more = {"save": note["save"]} if "save" in note else {}
         manifest.add_file(run, run / name, kind, int(note.get("step", 0)), digest, found=True, **more)

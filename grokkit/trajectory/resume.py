@@ -69,7 +69,7 @@ def stage(step: int, state: dict[str, Any], staging: snapshot.Staging) -> Resume
     """
     tensors: dict[str, Tensor] = {}
     tree = encode(state, tensors)
-    return ResumeState(step, tree, staging.hold(tensors))
+    return ResumeState(step, tree, staging.stage(tensors))
 
 
 class ResumeStore:
@@ -87,11 +87,11 @@ class ResumeStore:
 
     def save(self, slot: ResumeState, **options: Any) -> None:
         """Write into the slot that does not hold the newest valid state, so that one good slot is always left, and list
-        it in the manifest; `options` are those of `sealed.write`."""
+        it in the manifest; `options` are those of `checksummed.write`."""
         start = time.perf_counter()
         count, newest = self._newest or max(self._valid(), default=(0, FILES[1]))
         name = FILES[1] if newest == FILES[0] else FILES[0]
-        arrays, attributes = slot.packed.sealed()
+        arrays, attributes = slot.packed.file_content()
         meta = {"step": slot.step, "save": count + 1, "tree": slot.tree}
         meta |= {"run": self._run} if self._run else {}
         path = self._folder / name
@@ -100,7 +100,7 @@ class ResumeStore:
         self._newest = count + 1, name
         self.seconds += time.perf_counter() - start
 
-    def are_there(self) -> bool:
+    def has_any(self) -> bool:
         """Whether a state was ever saved."""
         return any((self._folder / name).exists() for name in FILES)
 

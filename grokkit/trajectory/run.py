@@ -76,7 +76,7 @@ def create_run(
         shutil.rmtree(draft, ignore_errors=True)
     fsync_dir(path.parent)
     if lock is not None:
-        lock.moved_to(path)
+        lock.set_folder(path)
     return lock
 
 
@@ -199,7 +199,7 @@ class Run:
             raise TrajectoryError(f"{self.path} has no snapshot at step {step}; the nearest is {near}")
         return path
 
-    def iter_checkpoints(
+    def iter_snapshots(
         self, steps: Iterable[int] | None = None, names: Iterable[str] | None = None
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Step and state of one snapshot after the other, of all or of `steps`; see `load`."""

@@ -53,7 +53,7 @@ class Packed(NamedTuple):
     layout: Layout
     text: bytes
 
-    def sealed(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    def file_content(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Arrays and attributes of a file, the checksums among them."""
         crc = np.array([checksum(entry, _slice_entry(self.arrays, entry)) for entry in self.layout], np.uint32)
         arrays = {**self.arrays, "layout": np.frombuffer(self.text, np.uint8), "crc": crc}
@@ -68,7 +68,7 @@ class Staging:
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._known: dict[tuple[Any, ...], tuple[Packed, list[Tensor]]] = {}
 
-    def hold(self, tensors: Mapping[str, Tensor]) -> Packed:
+    def stage(self, tensors: Mapping[str, Tensor]) -> Packed:
         """Copy `tensors`; what is returned is valid until the next call.
 
         Cost: one copy of the bytes, and of the layout once for each set of names, dtypes and shapes.
@@ -78,13 +78,13 @@ class Staging:
                 raise UsageError(f"{name!r} cannot be kept: it is no tensor but {type(each).__name__}")
         key = tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items())
         if key not in self._known:
-            self._known[key] = self._laid_out(tensors)
+            self._known[key] = self._plan(tensors)
         packed, places = self._known[key]
         for place, tensor in zip(places, tensors.values(), strict=True):
             place.copy_(tensor.detach())
         return packed
 
-    def _laid_out(self, tensors: Mapping[str, Tensor]) -> tuple[Packed, list[Tensor]]:
+    def _plan(self, tensors: Mapping[str, Tensor]) -> tuple[Packed, list[Tensor]]:
         layout, filled, kinds = _plan_layout(tensors)
         sizes = {key: filled[key] * np.dtype(key).itemsize for key in filled}
         starts, end = dict[str, int](), 0
@@ -202,21 +202,21 @@ def _carrier_dtype(dtype: str) -> str:
 def read_layout_only(file: UntrustedFile) -> Layout:
     """The entries of an open file, of which nothing else has been checked. Raises DamagedError where they do not match
     their hash."""
-    texts = {name: file.array(f"data/{name}") for name in ("layout", "crc") if f"data/{name}" in file.places}
+    texts = {name: file.read_array(f"data/{name}") for name in ("layout", "crc") if f"data/{name}" in file.places}
     if "layout" in file.attributes and hash_layout(texts["layout"].tobytes()) != file.attributes["layout"]:
         raise DamagedError(f"{file.path} is damaged: its layout does not match its hash")
     sizes = {name[5:]: (place.dtype, math.prod(place.shape)) for name, place in file.places.items()}
-    return _parse_layout(texts, hdf5.parse_metadata(file.note()), sizes)
+    return _parse_layout(texts, hdf5.parse_metadata(file.metadata()), sizes)
 
 
 def write_snapshot(path: Path, step: int, state: Mapping[str, Tensor]) -> str:
-    """Write weights and buffers as an immutable snapshot; returns its digest. See `sealed.write` for errors."""
-    return write_packed(path, step, Staging().hold(state))
+    """Write weights and buffers as an immutable snapshot; returns its digest. See `checksummed.write` for errors."""
+    return write_packed(path, step, Staging().stage(state))
 
 
 def write_packed(path: Path, step: int, packed: Packed, **options: Any) -> str:
-    """As `write`, of tensors that are staged already; `options` are those of `sealed.write`."""
-    arrays, attributes = packed.sealed()
+    """As `write`, of tensors that are staged already; `options` are those of `checksummed.write`."""
+    arrays, attributes = packed.file_content()
     return checksummed.write(path, "snapshot", arrays, {"step": step}, attributes=attributes, **options)
 
 
@@ -230,13 +230,13 @@ def read_snapshot(path: Path, names: Iterable[str] | None = None, *, verify: boo
     if names is None and verify:
         return unpack(*read_checked(path, "snapshot")[:2])
     with checksummed.open_h5(path, "snapshot") as file:
-        checksummed.check_metadata(path, "snapshot", hdf5.parse_metadata(file.note()))
+        checksummed.check_metadata(path, "snapshot", hdf5.parse_metadata(file.metadata()))
         entries = read_layout_only(file)
         if names is None:
-            return unpack({key: file.mapped(f"data/{key}") for key in {e["array"] for e in entries}}, entries)
+            return unpack({key: file.map_array(f"data/{key}") for key in {e["array"] for e in entries}}, entries)
         wanted = [find_entry(entries, name, path) for name in names]
         found = {
-            each["name"]: file.part(f"data/{each['array']}", each["offset"], math.prod(each["shape"]))
+            each["name"]: file.read_part(f"data/{each['array']}", each["offset"], math.prod(each["shape"]))
             for each in wanted
         }
         for entry in wanted if verify else ():
@@ -246,7 +246,7 @@ def read_snapshot(path: Path, names: Iterable[str] | None = None, *, verify: boo
 
 
 def read_checked(path: Path, kind: str) -> tuple[dict[str, np.ndarray], Layout, dict[str, Any], str]:
-    """Arrays, layout, note and digest of a file of packed tensors, checked; see `sealed.read` for errors."""
+    """Arrays, layout, note and digest of a file of packed tensors, checked; see `checksummed.read` for errors."""
     arrays, note, digest = checksummed.read_whole(path, kind)
     try:
         return arrays, read_layout(arrays, note), note, digest

@@ -53,7 +53,7 @@ def list_probe_files(folder: Path) -> list[Path]:
 
 def result_folders(run: Path, unreadable: list[str] | None = None) -> Iterator[tuple[str, str]]:
     """Path below the run and kind of every file that its writers publish, but the probes. A folder that cannot be read
-    raises TrajectoryError; where a list `unreadable_error` is given it is noted there, and the others are looked at."""
+    raises TrajectoryError; where a list `unreadable` is given it is noted there, and the others are looked at."""
 
     def names(look: Callable[[Path], list[Any]], folder: str) -> list[Any]:
         try:

@@ -132,7 +132,7 @@ def _form_of(place: _Place) -> str:
 def _locate(file: Path, name: str) -> _Place:
     """Ask HDF5 where the tensor lies in one file."""
     with checksummed.open_h5(file, "snapshot") as opened:
-        checksummed.check_metadata(file, "snapshot", hdf5.parse_metadata(opened.note()))
+        checksummed.check_metadata(file, "snapshot", hdf5.parse_metadata(opened.metadata()))
         entries = snapshot.read_layout_only(opened)
         entry = snapshot.find_entry(entries, name, file)
         meta, array = opened.places["meta"], opened.places[f"data/{entry['array']}"]
@@ -142,7 +142,7 @@ def _locate(file: Path, name: str) -> _Place:
             )
         start = array.offset + entry["offset"] * array.dtype.itemsize
         crc = opened.places["data/crc"].offset + 4 * [each["name"] for each in entries].index(name)
-        return _Place(opened.head(meta.offset), meta.offset + meta.nbytes, opened.size, entry, start, crc)
+        return _Place(opened.read_head(meta.offset), meta.offset + meta.nbytes, opened.size, entry, start, crc)
 
 
 def _rows(shape: Sequence[int], index: int | slice | None) -> range | None:

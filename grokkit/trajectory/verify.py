@@ -42,9 +42,9 @@ def find_problems(run: Path, status: Mapping[str, Any]) -> list[str]:
             found += modifications.find_foreign(run, known, (name for name, _ in rooms))
     with _collect_error(found):
         rooms = [(f"probes/{name}.h5", "probes") for name in _probes(run, known)] + rooms
-    listed = {name: str(record["kind"]) for name, record in known.files.items() if known.of(name)}
+    listed = {name: str(record["kind"]) for name, record in known.files.items() if known.find(name)}
     for name, kind in dict.fromkeys([*rooms, *listed.items()]):
-        problem = _check_file(run / name, kind, known.of(name), known)
+        problem = _check_file(run / name, kind, known.find(name), known)
         found += [problem] if problem else []
     return list(dict.fromkeys(found))
 

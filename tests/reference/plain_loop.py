@@ -156,7 +156,7 @@ def moments(images: np.ndarray) -> tuple[list[float], list[float]]:
 
 
 def augmentations(recipe: Recipe, size: tuple[int, int]) -> list[Callable]:
-    """From a PIL picture of (height, width) `format_size` to a tensor in [0, 1]."""
+    """From a PIL picture of (height, width) `size` to a tensor in [0, 1]."""
     chosen: list[Callable] = []
     if recipe.crop:
         chosen.append(transforms.RandomCrop(size, padding=recipe.crop, padding_mode="reflect"))
