@@ -48,7 +48,7 @@ class Breaks(BaseCallback):
 def test_an_observer_that_raises_is_told_about_once_and_the_run_goes_on(tmp_path, where: str) -> None:
     breaks, listens = Breaks(where), Listens()
     with pytest.warns(UserWarning, match=rf"Breaks failed in `{where}` \(OSError: the terminal is gone\)") as told:
-        run = gk.train(BARE, runs=tmp_path, device="cpu", observer=CallbackList(breaks, listens))
+        run = gk.train(BARE, runs=tmp_path, device="cpu", callback=CallbackList(breaks, listens))
     assert run.status["state"] == "done" and breaks.calls == 1 and len(told) == 1
     assert listens.heard[-1] == ("done", 24, "done at step 24"), "the others hear on"
 
@@ -56,24 +56,24 @@ def test_an_observer_that_raises_is_told_about_once_and_the_run_goes_on(tmp_path
 def test_it_goes_on_even_where_warnings_are_errors(tmp_path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert gk.train(BARE, runs=tmp_path, device="cpu", observer=Breaks("report")).status["state"] == "done"
+        assert gk.train(BARE, runs=tmp_path, device="cpu", callback=Breaks("report")).status["state"] == "done"
 
 
 def test_the_run_is_the_same_with_and_without_all_company(tmp_path) -> None:
-    company = CallbackList(
+    callbacks = CallbackList(
         LogLines(io.StringIO(), seconds=0.0),
         ProgressBar(Console(file=io.StringIO(), force_terminal=True)),
         BaseCallback(),
         Listens(),
     )
-    with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", observer=company)
+    with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", callback=callbacks)
     alone = gk.train(SMALL, runs=tmp_path / "b", device="cpu")
     assert contents(with_it.path) == contents(alone.path)
 
 
 def test_company_hears_every_event_and_the_end(tmp_path) -> None:
     listens = Listens()
-    run = gk.train(SMALL, runs=tmp_path / "done", device="cpu", observer=listens)
+    run = gk.train(SMALL, runs=tmp_path / "done", device="cpu", callback=listens)
     decided = [("policy", event["step"], event["text"]) for event in run.events if event["kind"] == "policy"]
     assert decided and [each for each in listens.heard if each[0] == "policy"] == decided
     assert listens.heard[0] == ("start", 0, 24) and listens.heard[-2:] == [
@@ -83,25 +83,25 @@ def test_company_hears_every_event_and_the_end(tmp_path) -> None:
 
     listens = Listens()
     with pytest.raises(Interrupted):
-        gk.train(BARE, runs=tmp_path, device="cpu", observer=CallbackList(PressesCtrlC(9), listens))
+        gk.train(BARE, runs=tmp_path, device="cpu", callback=CallbackList(PressesCtrlC(9), listens))
     kind, step, text = listens.heard[-1]
     assert (kind, step) == ("interrupted", 8) and "grokkit resume" in text
 
     listens = Listens()
     with pytest.raises(BudgetReached):
-        gk.train(BARE, runs=tmp_path / "poor", device="cpu", price=1e6, budget=1e-3, observer=listens)
+        gk.train(BARE, runs=tmp_path / "poor", device="cpu", price=1e6, budget=1e-3, callback=listens)
     assert listens.heard[-1][0] == "budget"
 
     listens = Listens()
     wild = BARE.replace(optimizer=spec("sgd", lr=1e30))
     with pytest.raises(NumericsError):
-        gk.train(wild, runs=tmp_path, device="cpu", observer=listens)
+        gk.train(wild, runs=tmp_path, device="cpu", callback=listens)
     assert listens.heard[-1][0] == "failed" and listens.heard[-1][2].startswith("NumericsError: the training loss is")
 
 
 def test_a_stack_and_processes_tell_their_end_too(tmp_path) -> None:
     listens = Listens()
-    gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", observer=listens)
+    gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", callback=listens)
     assert [each[0] for each in listens.heard] == ["start", "close", "done"]
     assert as_callback_list(None)._callbacks == []
 
@@ -110,7 +110,7 @@ def test_a_stack_and_processes_tell_their_end_too(tmp_path) -> None:
 def test_events_come_from_processes_with_their_seed(tmp_path) -> None:
     listens = Listens()
     config = SMALL.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), measures=(), attributions=(), batch_size=60)
-    runs = gk.train_seeds(config, [0, 1], runs=tmp_path, device="cpu", observer=listens)
+    runs = gk.train_seeds(config, [0, 1], runs=tmp_path, device="cpu", callback=listens)
     decided = {
         f"seed {seed}: {e['text']}" for seed, run in enumerate(runs) for e in run.events if e["kind"] == "policy"
     }
@@ -169,6 +169,6 @@ def test_a_slow_run_has_an_event(tmp_path, monkeypatch) -> None:
     said = iter([None, "it is slow"])
     monkeypatch.setattr(SlowdownDetector, "slow", lambda self, step, seconds: next(said, None))
     listens = Listens()
-    run = gk.train(BARE, runs=tmp_path, device="cpu", observer=listens)
+    run = gk.train(BARE, runs=tmp_path, device="cpu", callback=listens)
     (event,) = (event for event in run.events if event["kind"] == "slow")
     assert event["text"] == "it is slow" and ("slow", event["step"], "it is slow") in listens.heard

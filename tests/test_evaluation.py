@@ -111,10 +111,10 @@ def test_the_validation_split_is_asked_at_every_recorded_step_and_the_test_set_a
 
 
 def test_no_batch_holds_an_image_of_the_validation_split() -> None:
-    job = loop.build_trainer(HELD, torch.device("cpu"))
+    trainer = loop.build_trainer(HELD, torch.device("cpu"))
     data = gk.load_data("digits", size=8, train=120, test=60, validation=30)
-    trained = {x.numpy().tobytes() for x in job.batches.images}
-    assert len(job.batches.images) == 90 and not trained & {x.tobytes() for x in data.x_val}
+    trained = {x.numpy().tobytes() for x in trainer.batches.images}
+    assert len(trainer.batches.images) == 90 and not trained & {x.tobytes() for x in data.x_val}
 
 
 def test_a_plateau_listens_to_the_validation_loss(held) -> None:
@@ -134,7 +134,7 @@ def test_a_plateau_listens_to_the_validation_loss(held) -> None:
 
 def test_a_run_with_validation_resumes_to_the_same_bits(held, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        gk.train(HELD, runs=tmp_path, device="cpu", observer=PressesCtrlC(17))
+        gk.train(HELD, runs=tmp_path, device="cpu", callback=PressesCtrlC(17))
     parts = gk.resume(tmp_path / HELD.run_name, device="cpu")
     mine, theirs = contents(parts.path), contents(held.path)
     mine["events.jsonl"] = [event for event in mine["events.jsonl"] if event["kind"] != "resumed"]
@@ -156,7 +156,7 @@ def test_the_command_line_keeps_validation_on_other_data(tmp_path: Path, monkeyp
 
 def test_a_resume_knows_another_validation_split(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        gk.train(HELD, runs=tmp_path, device="cpu", observer=PressesCtrlC(10))
+        gk.train(HELD, runs=tmp_path, device="cpu", callback=PressesCtrlC(10))
     path = tmp_path / HELD.run_name
     text = (path / "config.toml").read_text()
     (path / "config.toml").write_text(text.replace("validation = 30", "validation = 20"))

@@ -205,14 +205,14 @@ def test_every_rate_of_an_optimizer_keeps_its_proportion() -> None:
 def plain_losses(config: RunConfig, rates: np.ndarray) -> list[float]:
     """A range test in ten lines of PyTorch, from the same weights and batches."""
     with seeded(config.seed, "training"):
-        job = build_trainer(config, select_device("cpu").torch_device)
-        optimizer = torch.optim.AdamW(job.model.parameters(), lr=1.0, weight_decay=0.1)
-        job.model.train()
+        trainer = build_trainer(config, select_device("cpu").torch_device)
+        optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1.0, weight_decay=0.1)
+        trainer.model.train()
         losses = []
         for step, rate in enumerate(rates, start=1):
-            x, y = job.batches.at(step)
+            x, y = trainer.batches.at(step)
             optimizer.param_groups[0]["lr"] = rate
-            loss = F.cross_entropy(job.model(x), y)
+            loss = F.cross_entropy(trainer.model(x), y)
             losses.append(loss.item())
             optimizer.zero_grad()
             loss.backward()

@@ -101,7 +101,7 @@ def test_a_price_is_no_choice_of_the_run(tmp_path) -> None:
 
 def test_money_is_counted_over_attempts_at_changing_prices(tmp_path) -> None:
     with pytest.raises(Interrupted):
-        gk.train(BARE, runs=tmp_path, device="cpu", price=360.0, observer=PressesCtrlC(10))
+        gk.train(BARE, runs=tmp_path, device="cpu", price=360.0, callback=PressesCtrlC(10))
     first = gk.open_run(tmp_path / BARE.run_name).status
     done = gk.resume(tmp_path / BARE.run_name, device="cpu", price=3600.0).status
     assert done["price"] == 3600.0 and done["attempt"] == 2

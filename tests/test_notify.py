@@ -64,7 +64,7 @@ def server():
 
 
 def test_a_run_tells_its_start_its_first_numbers_its_decisions_and_its_end(server, tmp_path) -> None:
-    run = gk.train(SMALL, runs=tmp_path, device="cpu", observer=Webhook(server.url))
+    run = gk.train(SMALL, runs=tmp_path, device="cpu", callback=Webhook(server.url))
     told = server.told
     decisions = [event["text"] for event in run.events if event["kind"] == "policy"]
     assert [each["kind"] for each in told] == ["start", "first_numbers", *["policy"] * len(decisions), "done"]
@@ -78,21 +78,21 @@ def test_failures_stops_and_empty_purses_are_told(server, tmp_path) -> None:
     for number, (error, config, wanted) in enumerate((
         (NumericsError, BARE.replace(optimizer=spec("sgd", lr=1e30)), {}),
         (BudgetReached, BARE, {"price": 1e6, "budget": 1e-3}),
-        (Interrupted, BARE, {"observer": True}),
+        (Interrupted, BARE, {"callback": True}),
     )):  # fmt: skip
-        company = CallbackList(*([PressesCtrlC(9)] if wanted.pop("observer", False) else []), Webhook(server.url))
+        callbacks = CallbackList(*([PressesCtrlC(9)] if wanted.pop("callback", False) else []), Webhook(server.url))
         with pytest.raises(error):
-            gk.train(config, runs=tmp_path / str(number), device="cpu", observer=company, **wanted)
+            gk.train(config, runs=tmp_path / str(number), device="cpu", callback=callbacks, **wanted)
     ends = [each for each in server.told if each["kind"] in ("failed", "budget", "interrupted")]
     assert [each["kind"] for each in ends] == ["failed", "budget", "interrupted"]
     assert "the training loss is" in ends[0]["text"] and "--budget" in ends[1]["text"]
-    gk.resume(tmp_path / "2" / BARE.run_name, device="cpu", observer=Webhook(server.url))
+    gk.resume(tmp_path / "2" / BARE.run_name, device="cpu", callback=Webhook(server.url))
     again = [each for each in server.told if each["text"] == "goes on from step 9 of 24"]
     assert len(again) == 1
 
 
 def test_the_run_is_the_same_with_and_without_and_nowhere_says_the_address(server, tmp_path, capfd) -> None:
-    with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", observer=Webhook(server.url))
+    with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", callback=Webhook(server.url))
     alone = gk.train(SMALL, runs=tmp_path / "b", device="cpu")
     assert contents(with_it.path) == contents(alone.path)
     for path in with_it.path.rglob("*"):
@@ -102,7 +102,7 @@ def test_the_run_is_the_same_with_and_without_and_nowhere_says_the_address(serve
 
 def test_a_server_that_answers_500_is_complained_of_once(tmp_path, capfd) -> None:
     broken = Server(answer=500)
-    run = gk.train(BARE, runs=tmp_path, device="cpu", observer=Webhook(broken.url))
+    run = gk.train(BARE, runs=tmp_path, device="cpu", callback=Webhook(broken.url))
     broken.close()
     assert run.status["state"] == "done" and len(broken.got) == 3
     said = capfd.readouterr().err
@@ -113,7 +113,7 @@ def test_a_server_that_answers_500_is_complained_of_once(tmp_path, capfd) -> Non
 def test_a_dead_server_is_complained_of_once(tmp_path, capfd) -> None:
     dead = Server()
     dead.close()
-    assert gk.train(BARE, runs=tmp_path, device="cpu", observer=Webhook(dead.url)).status["state"] == "done"
+    assert gk.train(BARE, runs=tmp_path, device="cpu", callback=Webhook(dead.url)).status["state"] == "done"
     said = capfd.readouterr().err
     assert said.count("was not delivered (ConnectionRefusedError)") == 1 and "secret-topic" not in said
 
@@ -124,7 +124,7 @@ def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, monkeypatch) -
     monkeypatch.setattr(webhook, "LAST_SECONDS", 0.05)
     silent = threading.Event()
     slow = Server(wait=silent)
-    run = gk.train(BARE, runs=tmp_path, device="cpu", observer=Webhook(slow.url))
+    run = gk.train(BARE, runs=tmp_path, device="cpu", callback=Webhook(slow.url))
     assert run.status["state"] == "done" and not silent.is_set()
     assert len(slow.got) <= 1, "the others wait"
     silent.set()

@@ -139,9 +139,9 @@ def test_a_run_with_a_tensor_elsewhere_ends_as_failed(tmp_path, monkeypatch) -> 
     build = loop.build_trainer
 
     def misplaced(*arguments, **named):
-        job = build(*arguments, **named)
-        job.model.net.kept = [nn.Linear(1, 1, device="meta")]
-        return job
+        trainer = build(*arguments, **named)
+        trainer.model.net.kept = [nn.Linear(1, 1, device="meta")]
+        return trainer
 
     monkeypatch.setattr(loop, "build_trainer", misplaced)
     with pytest.raises(PlacementError, match=r"net.kept\[0\].weight of the model is on meta, and the run is on cpu"):

@@ -54,12 +54,12 @@ def _grey(images: np.ndarray) -> np.ndarray:
 
 def _plain_twin(config: RunConfig, recipe: Recipe) -> tuple[dict[str, torch.Tensor], list[Epoch]]:
     """Weights and curve of the plain loop from grokkit's initial weights and in grokkit's order."""
-    job = build_trainer(config, select_device("cpu").torch_device)
-    net, dataset, per_epoch = job.model.net, job.dataset, job.batches.steps_per_epoch
+    trainer = build_trainer(config, select_device("cpu").torch_device)
+    net, dataset, per_epoch = trainer.model.net, trainer.dataset, trainer.batches.steps_per_epoch
 
     def order(epoch: int) -> list[int]:
         steps = range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1)
-        return torch.cat([job.batches.indices(step) for step in steps]).tolist()
+        return torch.cat([trainer.batches.indices(step) for step in steps]).tolist()
 
     sets = (_grey(dataset.x_train), dataset.y_train), (_grey(dataset.x_test), dataset.y_test)
     curve = plain_loop.train(net, *sets, recipe, seed=0, order=order)

@@ -353,9 +353,9 @@ def test_a_step_before_the_first_update_is_warned_of_as_by_torch():
 
 def test_a_run_whose_first_update_is_skipped_is_not_warned_of():
     """The loss scaler of float16 skips it where its first factor is too large."""
-    job = build_trainer(SMALL.replace(measures=(), attributions=()), torch.device("cpu"))
-    job.policy.step()
-    assert job.policy.updates == 1
+    trainer = build_trainer(SMALL.replace(measures=(), attributions=()), torch.device("cpu"))
+    trainer.policy.step()
+    assert trainer.policy.updates == 1
 
 
 def test_a_decision_tells_the_rate_that_the_group_really_has():

@@ -90,6 +90,6 @@ def test_every_variant_starts(name: str, monkeypatch) -> None:
     for make in recipes.load_shipped(name).variants.values():
         config = make()
         model = spec(config.model.name, **config.model.options, width=8)
-        job = build_trainer(config.replace(model=model), torch.device("cpu"))
-        x, _ = job.batches.at(1)
-        assert job.model(x).shape == (20, 10)
+        trainer = build_trainer(config.replace(model=model), torch.device("cpu"))
+        x, _ = trainer.batches.at(1)
+        assert trainer.model(x).shape == (20, 10)

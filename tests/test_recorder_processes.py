@@ -317,7 +317,7 @@ def test_a_run_on_data_by_a_relative_path_goes_on_from_another_folder(tmp_path, 
     monkeypatch.chdir(tmp_path)
     config = TINY.replace(data=gk.spec("mine.npz"), steps=24)
     with pytest.raises(Interrupted):
-        gk.train(config, runs="runs", device="cpu", observer=ChangesDirectory(tmp_path / "elsewhere"))
+        gk.train(config, runs="runs", device="cpu", callback=ChangesDirectory(tmp_path / "elsewhere"))
     assert Path.cwd() == tmp_path / "elsewhere"
     done = gk.resume(tmp_path / "runs" / config.run_name, device="cpu")
     assert done.status["state"] == "done" and done.config["data"]["name"] == "mine.npz"

@@ -52,7 +52,7 @@ class Kills(BaseCallback):
 for text in json.load(sys.stdin):
     child = os.fork()
     if child == 0:
-        gk.train(RunConfig.from_toml(text), runs=sys.argv[1], device="cpu", observer=Kills())
+        gk.train(RunConfig.from_toml(text), runs=sys.argv[1], device="cpu", callback=Kills())
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 """

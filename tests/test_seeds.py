@@ -176,7 +176,7 @@ def test_every_way_of_training_is_the_same_in_a_stack(arm: str, tmp_path: Path) 
 def test_one_folder_of_an_interrupted_stack_is_resumed_alone(optimizer, tmp_path: Path, capsys) -> None:
     config = SMALL.replace(**BARE | {"optimizer": optimizer, "policy": spec("cosine")})
     with pytest.raises(Interrupted, match=r"stopped after step \d+ of 12; go on with: grokkit resume \S+ \S+ \S+$"):
-        gk.train_seeds(config, SEEDS, runs=tmp_path / "parts", device="cpu", observer=PressesCtrlC(5))
+        gk.train_seeds(config, SEEDS, runs=tmp_path / "parts", device="cpu", callback=PressesCtrlC(5))
     paths = [tmp_path / "parts" / config.replace(seed=seed).run_name for seed in SEEDS]
     assert [gk.open_run(path).status["state"] for path in paths] == ["interrupted"] * 3
     assert main(["resume", *map(str, paths[1:]), "--device", "cpu"]) == 0
@@ -236,7 +236,7 @@ def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Pa
 def test_a_stack_that_is_stopped_tells_of_the_seeds_it_had_lost(tmp_path: Path, monkeypatch) -> None:
     poison_the_second(monkeypatch)
     with pytest.raises(Interrupted, match=r"grokkit resume \S+ \S+; seed 3 had failed: the training loss is nan"):
-        gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", observer=PressesCtrlC(9))
+        gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", callback=PressesCtrlC(9))
 
 
 def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:
@@ -247,12 +247,12 @@ def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:
 
 
 def test_the_company_of_a_stack_hears_means_and_costs(tmp_path: Path) -> None:
-    company = Listens()
-    runs = gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", observer=company)
+    callbacks = Listens()
+    runs = gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", callback=callbacks)
     losses = [run.metrics.query("split == 'batch' and metric == 'loss' and step == 8").value.item() for run in runs]
-    assert company.told[8]["loss"] == pytest.approx(sum(losses) / 3)
-    assert sorted(company.told) == list(range(1, 13))
-    assert company.title.startswith("3 seeds in a stack, below ") and company.summary.startswith(
+    assert callbacks.told[8]["loss"] == pytest.approx(sum(losses) / 3)
+    assert sorted(callbacks.told) == list(range(1, 13))
+    assert callbacks.title.startswith("3 seeds in a stack, below ") and callbacks.summary.startswith(
         "a run's part: training "
     )
 
@@ -264,10 +264,10 @@ def test_which_nets_are_stacked_and_why_the_others_are_not() -> None:
     assert because() is None and because(model=spec("flat_norm")) is None
     assert "convolutions are grouped" in because(model=CONV.model)
     assert "torch.func does not follow this net" in because(model=spec("flat_dropout"))
-    job = build_trainer(SMALL.replace(model=spec("flat_norm")), torch.device("cpu"))
-    before = {name: value.clone() for name, value in job.model.state_dict().items()}
-    vmapped.explain_no_stack(job)
-    assert all(torch.equal(before[name], value) for name, value in job.model.state_dict().items())
+    trainer = build_trainer(SMALL.replace(model=spec("flat_norm")), torch.device("cpu"))
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    vmapped.explain_no_stack(trainer)
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
 def test_seeds_that_cannot_be_are_refused_before_anything_is_written(tmp_path: Path, capsys) -> None:
@@ -334,14 +334,14 @@ def test_the_command_trains_the_seeds_it_is_given(tmp_path: Path, capsys) -> Non
 
 
 def test_convolutional_seeds_get_processes_and_equal_runs_alone_bit_for_bit(tmp_path: Path) -> None:
-    company = Listens()
-    runs = gk.train_seeds(CONV, [0, 5], runs=tmp_path / "apart", device="cpu", observer=company)
-    assert "processes at a time: stacked convolutions are grouped ones" in company.title
+    callbacks = Listens()
+    runs = gk.train_seeds(CONV, [0, 5], runs=tmp_path / "apart", device="cpu", callback=callbacks)
+    assert "processes at a time: stacked convolutions are grouped ones" in callbacks.title
     for run, seed in zip(runs, [0, 5], strict=True):
         other = gk.train(CONV.replace(seed=seed), runs=tmp_path / "alone", device="cpu")
         assert contents(run.path) == contents(other.path)
         assert (run.path / "config.toml").read_text() == (other.path / "config.toml").read_text()
-    assert max(company.told) == 12 and company.told[12]["loss"] > 0
+    assert max(callbacks.told) == 12 and callbacks.told[12]["loss"] > 0
 
 
 @pytest.mark.slow
@@ -367,7 +367,7 @@ def test_a_process_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_ctrl_c_reaches_the_processes(tmp_path: Path) -> None:
     config = CONV.replace(steps=100_000, records=2)
     with pytest.raises(Interrupted, match=r"stopped; go on with: grokkit resume \S+") as raised:
-        gk.train_seeds(config, range(6), runs=tmp_path, device="cpu", observer=PressesCtrlC(500))
+        gk.train_seeds(config, range(6), runs=tmp_path, device="cpu", callback=PressesCtrlC(500))
     assert "had not begun" in str(raised.value)
     saved = [Path(word) for word in str(raised.value).split(";")[1].split()[5:]]
     assert saved and all(gk.open_run(path).status["state"] == "interrupted" for path in saved)
@@ -392,10 +392,12 @@ class SavesThenStops(BaseCallback):
 
 @pytest.mark.slow
 def test_a_wish_to_save_reaches_the_processes(tmp_path: Path) -> None:
-    company = SavesThenStops(tmp_path)
+    callbacks = SavesThenStops(tmp_path)
     with pytest.raises(Interrupted):
-        gk.train_seeds(CONV.replace(steps=100_000, records=2), range(2), runs=tmp_path, device="cpu", observer=company)
-    assert company.slots >= 1
+        gk.train_seeds(
+            CONV.replace(steps=100_000, records=2), range(2), runs=tmp_path, device="cpu", callback=callbacks
+        )
+    assert callbacks.slots >= 1
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit_and_replay_reads
     )  # fmt: skip
     straight = gk.train(config, runs=tmp_path / "a", device="cpu")
     with pytest.raises(Interrupted):
-        gk.train(config, runs=tmp_path / "b", device="cpu", observer=PressesCtrlC(4))
+        gk.train(config, runs=tmp_path / "b", device="cpu", callback=PressesCtrlC(4))
     parts = gk.resume(tmp_path / "b" / config.run_name, device="cpu")
     mine, theirs = contents(parts.path), contents(straight.path)
     mine["events.jsonl"] = [event for event in mine["events.jsonl"] if event["kind"] != "resumed"]

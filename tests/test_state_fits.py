@@ -315,7 +315,7 @@ def test_a_run_of_train_that_is_resumed_warns_of_nothing(tmp_path, policy, optim
 
     config = SMALL.replace(policy=gk.spec(policy), optimizer=gk.spec(optimizer), measures=(), attributions=())
     with pytest.raises(gk.errors.Interrupted):
-        gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(5))
+        gk.train(config, runs=tmp_path, device="cpu", callback=PressesCtrlC(5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         gk.resume(tmp_path / config.run_name, device="cpu")

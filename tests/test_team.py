@@ -43,9 +43,9 @@ try:
     config = RunConfig.from_toml(Path(sys.argv[1]).read_text())
     path = Path(sys.argv[2]) / config.run_name
     if path.exists() and len(sys.argv) > 4:
-        gk.resume(path, device="cpu", observer=Slow())
+        gk.resume(path, device="cpu", callback=Slow())
     else:
-        gk.train(config, runs=sys.argv[2], device="cpu", observer=Slow())
+        gk.train(config, runs=sys.argv[2], device="cpu", callback=Slow())
 except GrokkitError as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

@@ -15,8 +15,7 @@ import grokkit as gk
 from grokkit.config.run_config import spec
 from grokkit.errors import DataError, Interrupted, NumericsError, TrajectoryError, UsageError
 from grokkit.measures.loss import get_loss
-from grokkit.training import loop
-from grokkit.training import trainer as job_room
+from grokkit.training import loop, trainer
 from grokkit.training.build import clip_gradients
 from grokkit.training.meter import Meter
 from grokkit.training.trainer import build_trainer
@@ -44,9 +43,9 @@ def test_a_run_holds_what_its_config_asks_for(straight) -> None:
 
 
 def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Path) -> None:  # noqa: C901
-    job = build_trainer(SMALL, torch.device("cpu"))
-    model, loss_of = job.model, get_loss(SMALL.loss)
-    images, labels = torch.from_numpy(job.dataset.x_test).float() / 255, torch.from_numpy(job.dataset.y_test)
+    trainer = build_trainer(SMALL, torch.device("cpu"))
+    model, loss_of = trainer.model, get_loss(SMALL.loss)
+    images, labels = torch.from_numpy(trainer.dataset.x_test).float() / 255, torch.from_numpy(trainer.dataset.y_test)
 
     def whole_test(step: int) -> None:
         model.eval()
@@ -57,11 +56,11 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
         model.train()
 
     rec = gk.record(
-        tmp_path / "plain", model, job.optimizer, probes=gk.probe_sets(job.dataset, **SMALL.probes),
+        tmp_path / "plain", model, trainer.optimizer, probes=gk.probe_sets(trainer.dataset, **SMALL.probes),
         measures=SMALL.measures, attributions=SMALL.attributions, schedule=gk.log_spaced(SMALL.records, SMALL.steps),
         signal=gk.Signal(**SMALL.signal), seed=SMALL.seed, loss=SMALL.loss, total_steps=SMALL.steps, config=SMALL,
     )  # fmt: skip
-    policy = gk.PolicyLR(job.optimizer, "lc_wsd", SMALL.steps)
+    policy = gk.PolicyLR(trainer.optimizer, "lc_wsd", SMALL.steps)
     waiting = None
 
     def report() -> None:
@@ -73,15 +72,15 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
 
     whole_test(0)
     for step in range(1, SMALL.steps + 1):
-        x, y = job.batches.at(step)
+        x, y = trainer.batches.at(step)
         logits = model(x)
         loss = loss_of(logits, y)
-        job.optimizer.zero_grad()
+        trainer.optimizer.zero_grad()
         loss.backward()
-        job.optimizer.step()
+        trainer.optimizer.step()
         report()
         waiting = step, loss.item(), (logits.argmax(1) == y).double().mean().item()
-        rec.log(step, "batch", learning_rate=job.optimizer.param_groups[0]["lr"])
+        rec.log(step, "batch", learning_rate=trainer.optimizer.param_groups[0]["lr"])
         if step == SMALL.steps:
             report()
         policy.observe(rec.step(step))
@@ -109,7 +108,7 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
 @pytest.mark.parametrize("at", [2, 11, 16, 23])
 def test_interrupted_and_resumed_equals_straight_bit_for_bit(straight, tmp_path: Path, at: int) -> None:
     with pytest.raises(Interrupted, match=rf"after step {at} of 24; go on with: grokkit resume"):
-        gk.train(SMALL, runs=tmp_path, device="cpu", observer=PressesCtrlC(at))
+        gk.train(SMALL, runs=tmp_path, device="cpu", callback=PressesCtrlC(at))
     path = tmp_path / SMALL.run_name
     assert gk.open_run(path).status["state"] == "interrupted"
     done = gk.resume(path, device="cpu")
@@ -123,10 +122,10 @@ def test_interrupted_and_resumed_equals_straight_bit_for_bit(straight, tmp_path:
 def test_a_run_without_a_slot_starts_again_and_writes_the_same(straight, tmp_path: Path, monkeypatch) -> None:
     report = loop._log_meter
 
-    def dies(job, recorder, observer) -> None:
-        if job.policy.updates == 12:
+    def dies(trainer, recorder, callback) -> None:
+        if trainer.policy.updates == 12:
             raise MemoryError("killed")
-        report(job, recorder, observer)
+        report(trainer, recorder, callback)
 
     monkeypatch.setattr(loop, "_log_meter", dies)
     with pytest.raises(MemoryError):
@@ -153,7 +152,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
     whole = gk.train(config, runs=tmp_path / "a", device="cpu")
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
-    clip = job_room.clip_gradients
+    clip = trainer.clip_gradients
     calls: list[int] = []
 
     def dies(*arguments) -> None:
@@ -162,7 +161,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
             raise MemoryError("killed")
         clip(*arguments)
 
-    monkeypatch.setattr(job_room, "clip_gradients", dies)
+    monkeypatch.setattr(trainer, "clip_gradients", dies)
     with pytest.raises(MemoryError):
         gk.train(config, runs=tmp_path / "b", device="cpu")
     parts = gk.resume(tmp_path / "b" / config.run_name, device="cpu")
@@ -182,7 +181,7 @@ def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: 
         finals.append(gk.train(config, runs=tmp_path / place, device="cpu").load(3))
         assert torch.equal(torch.get_rng_state(), before)
     with pytest.raises(Interrupted):
-        gk.train(config, runs=tmp_path / "c", device="cpu", observer=PressesCtrlC(2))
+        gk.train(config, runs=tmp_path / "c", device="cpu", callback=PressesCtrlC(2))
     finals.append(gk.resume(tmp_path / "c" / config.run_name, device="cpu").load(3))
     for other in finals[1:]:
         assert all(torch.equal(finals[0][name], other[name]) for name in other)
@@ -210,7 +209,7 @@ def test_every_way_of_training_resumes_to_the_same_bits(arm: str, tmp_path: Path
     )
     straight = gk.train(config, runs=tmp_path / "straight", device="cpu")
     with pytest.raises(Interrupted):
-        gk.train(config, runs=tmp_path / "parts", device="cpu", observer=PressesCtrlC(5))
+        gk.train(config, runs=tmp_path / "parts", device="cpu", callback=PressesCtrlC(5))
     parts = gk.resume(tmp_path / "parts" / config.run_name, device="cpu")
     first, last, resumed = straight.load(0), straight.load(12), parts.load(12)
     assert any(not torch.equal(first[name], last[name]) for name in first), "it learned something"
@@ -275,7 +274,7 @@ def test_what_the_studys_own_file_registers_is_known_to_resume_and_replay(tmp_pa
         "    def report(self, step, values):\n"
         "        if step == 4: os.kill(os.getpid(), signal.SIGINT)\n"
         "found = recipes.find_experiment('study.py')\n"
-        "gk.train(found.variants['arm'](), device='cpu', observer=Stops(), experiment=found.source)\n"
+        "gk.train(found.variants['arm'](), device='cpu', callback=Stops(), experiment=found.source)\n"
     )
     first = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert "Interrupted" in first.stderr, first.stderr
@@ -293,7 +292,7 @@ def test_replay_needs_no_data_and_resume_knows_other_data(tmp_path: Path, monkey
     np.savez(tmp_path / "own.npz", **arrays)
     config = SMALL.replace(data=spec(str(tmp_path / "own.npz")), measures=(), attributions=())
     with pytest.raises(Interrupted):
-        gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(12))
+        gk.train(config, runs=tmp_path, device="cpu", callback=PressesCtrlC(12))
     path = tmp_path / config.run_name
     np.savez(tmp_path / "own.npz", **{**arrays, "x_train": 255 - arrays["x_train"]})
     with pytest.raises(DataError, match="began on other data"):

@@ -131,7 +131,7 @@ def interrupted(config: RunConfig, source: str, marker: Path) -> Path:
     Path("own.py").write_text(source)
     import_study(Path("own.py"))
     with pytest.raises(Interrupted):
-        gk.train(config, device="cpu", experiment=source, observer=PressesCtrlC(4))
+        gk.train(config, device="cpu", experiment=source, callback=PressesCtrlC(4))
     forget()
     marker.unlink()
     return Path("runs") / config.run_name

@@ -34,7 +34,7 @@ def runs(tmp_path_factory) -> dict[str, Run]:
     done = gk.train(CONFIG, runs=root, device="cpu")
     other = gk.train(CONFIG.replace(seed=1), runs=root, device="cpu")
     with pytest.raises(Interrupted):
-        gk.train(CONFIG, runs=root / "stopped", device="cpu", observer=PressesCtrlC(14))
+        gk.train(CONFIG, runs=root / "stopped", device="cpu", callback=PressesCtrlC(14))
     return {"done": done, "other": other, "stopped": gk.open_run(root / "stopped" / CONFIG.run_name)}
 
 
@@ -305,7 +305,7 @@ def test_resume_says_what_is_gone_and_goes_on(copies, what):
         def event(self, step: int, kind: str, text: str) -> None:
             heard.append(text) if kind == "changed" else None
 
-    done = gk.resume(run.path, device="cpu", observer=Listener())
+    done = gk.resume(run.path, device="cpu", callback=Listener())
     assert done.status["state"] == "done" and [text for text in heard if said in text]
     assert [event["text"] for event in done.events if event["kind"] == "changed"] == heard
 
@@ -363,7 +363,7 @@ def test_a_state_that_was_put_back_from_a_copy_is_taken_and_told(copies, tmp_pat
     run, straight = copies["stopped"], copies["done"]
     kept = {path.name: path.read_bytes() for path in (run.path / "resume").iterdir()}
     with pytest.raises(Interrupted):
-        gk.resume(run.path, device="cpu", observer=PressesCtrlC(20))
+        gk.resume(run.path, device="cpu", callback=PressesCtrlC(20))
     for name, content in kept.items():
         (run.path / "resume" / name).write_bytes(content)
     done = gk.resume(run.path, device="cpu")
@@ -486,10 +486,10 @@ def test_an_export_killed_amid_its_work_leaves_the_run_resumable(copies):
 
 
 def test_a_stack_that_fails_at_step_0_removes_no_run_that_another_made_meanwhile(tmp_path, monkeypatch):
-    from grokkit.training import trainer as jobs
+    from grokkit.training import trainer
 
     paths = [tmp_path / CONFIG.replace(seed=seed).run_name for seed in (0, 1)]
-    record, made = jobs.record, []
+    record, made = trainer.record, []
 
     def meanwhile(path, *arguments, **options):
         if made:
@@ -497,7 +497,7 @@ def test_a_stack_that_fails_at_step_0_removes_no_run_that_another_made_meanwhile
         made.append(path)
         return record(path, *arguments, **options)
 
-    monkeypatch.setattr(jobs, "record", meanwhile)
+    monkeypatch.setattr(trainer, "record", meanwhile)
     with pytest.raises(TrajectoryError, match="exists already"):
         gk.train_seeds(CONFIG, [0, 1], runs=tmp_path, device="cpu")
     assert not paths[0].exists() and gk.open_run(paths[1]).status["state"] == "done"

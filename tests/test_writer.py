@@ -153,9 +153,9 @@ def test_a_run_with_damaged_slots_ends_with_the_bits_of_a_straight_one(tmp_path,
     straight = gk.train(BARE, runs=tmp_path / "straight", device="cpu")
     path = tmp_path / BARE.run_name
     with pytest.raises(Interrupted):
-        gk.train(BARE, runs=tmp_path, device="cpu", observer=PressesCtrlC(5))
+        gk.train(BARE, runs=tmp_path, device="cpu", callback=PressesCtrlC(5))
     with pytest.raises(Interrupted):
-        gk.resume(path, device="cpu", observer=PressesCtrlC(12))
+        gk.resume(path, device="cpu", callback=PressesCtrlC(12))
     for name in slots:
         content = bytearray((path / "resume" / name).read_bytes())
         content[-40] ^= 1
@@ -181,7 +181,7 @@ def test_a_damaged_reading_and_a_damaged_snapshot_are_made_again(tmp_path):
     config = BARE.replace(measures=(gk.spec("accuracy"),))
     straight = gk.train(config, runs=tmp_path / "straight", device="cpu")
     with pytest.raises(Interrupted):
-        gk.train(config, runs=tmp_path, device="cpu", observer=PressesCtrlC(20))
+        gk.train(config, runs=tmp_path, device="cpu", callback=PressesCtrlC(20))
     path = tmp_path / config.run_name
     for slot in ("0.h5", "1.h5"):
         (path / "resume" / slot).unlink(missing_ok=True)

@@ -165,7 +165,7 @@ def resume_and_replay(setting: Setting) -> Iterator[Row]:
         shutil.rmtree(folder, ignore_errors=True)
     straight = gk.train(config, runs=folders["straight"], device=setting.device)
     with suppress(Interrupted):
-        gk.train(config, runs=folders["parts"], device=setting.device, observer=StopsAt(14))
+        gk.train(config, runs=folders["parts"], device=setting.device, callback=StopsAt(14))
     resumed = gk.resume(folders["parts"] / config.run_name, device=setting.device)
     one, other = straight.load(config.steps), resumed.load(config.steps)
     apart = max((value.double() - other[name].double()).abs().max().item() for name, value in one.items())

@@ -45,26 +45,26 @@ def seen(setting: Setting) -> Iterator[Row]:
 def waits(setting: Setting, execution: str) -> Iterator[Row]:
     """An epoch of steps, and the beginning of the next, under a device that forbids waiting for it; where a step waits
     all the same, the line that did."""
-    job = build_trainer(
+    trainer = build_trainer(
         fitted(setting, cifar10_accuracy.resnet9()).replace(execution=execution), torch.device(setting.device)
     )
-    epoch, line = job.batches.steps_per_epoch, ""
-    run_steps(job, 1, 6)
-    run_steps(job, epoch, epoch)  # the ragged batch has kernels of its own, chosen or compiled at its first step
+    epoch, line = trainer.batches.steps_per_epoch, ""
+    run_steps(trainer, 1, 6)
+    run_steps(trainer, epoch, epoch)  # the ragged batch has kernels of its own, chosen or compiled at its first step
     last = epoch + 10
     step = 6
     try:
         with forbidden(setting.device):
             while step < last:
                 step += 1
-                run_steps(job, step, step)
+                run_steps(trainer, step, step)
                 if step % 5 == 0:
-                    job.meter.enqueue(step)
+                    trainer.meter.enqueue(step)
     except RuntimeError as error:
         if "synchroniz" not in str(error):
             raise
         line = told(error)
-    yield {"execution": job.update.execution, "steps": step - 6, "waits": line, "passes": not line}
+    yield {"execution": trainer.update.execution, "steps": step - 6, "waits": line, "passes": not line}
 
 
 @contextmanager

@@ -96,51 +96,51 @@ def timed_run(setting: Setting, config: gk.RunConfig, seed: int) -> Iterator[Row
         settle(setting.device)
         warm_up = time.perf_counter() - start
         yield {"epoch": 0, "seconds": 0.0, "warm_up_seconds": warm_up}
-        job = build_trainer(config, torch.device(setting.device))
+        trainer = build_trainer(config, torch.device(setting.device))
         spent, done, epoch = 0.0, 0, 0
         met: dict[str, float | None] = {f"seconds_to_{100 * target:.0f}": None for target in TARGETS}
         while done < config.steps:
-            first, done, epoch = done + 1, min(done + job.batches.steps_per_epoch, config.steps), epoch + 1
+            first, done, epoch = done + 1, min(done + trainer.batches.steps_per_epoch, config.steps), epoch + 1
             settle(setting.device)
             start = time.perf_counter()
-            run_steps(job, first, done)
+            run_steps(trainer, first, done)
             settle(setting.device)
             spent += time.perf_counter() - start
             mirrored = done == config.steps and not MIRRORING.isdisjoint(config.augment)
-            told = evaluate_split(job.model, job.test_set, config.loss, mirrored=mirrored)
+            told = evaluate_split(trainer.model, trainer.test_set, config.loss, mirrored=mirrored)
             for target, name in zip(TARGETS, met, strict=True):
                 if met[name] is None and told["accuracy"] >= target:
                     met[name] = spent
             row = {"epoch": epoch, "step": done, "seconds": spent, **told}
-            yield row | (met | ends(job, spent, warm_up) if done == config.steps else {})
+            yield row | (met | ends(trainer, spent, warm_up) if done == config.steps else {})
 
 
-def ends(job: Trainer, spent: float, warm_up: float) -> Row:
+def ends(trainer: Trainer, spent: float, warm_up: float) -> Row:
     """What the last row of a run says beside its accuracy."""
-    images = len(job.dataset.y_train) * job.config.steps / job.batches.steps_per_epoch
+    images = len(trainer.dataset.y_train) * trainer.config.steps / trainer.batches.steps_per_epoch
     return {
-        "images_per_s": images / spent, "execution": job.update.execution, "precision": job.precision,
-        "seconds_with_warm_up": spent + warm_up, "tflop_per_s": 6 * macs(job) * images / spent / 1e12,
-        "data_hash": job.dataset.hash,
+        "images_per_s": images / spent, "execution": trainer.update.execution, "precision": trainer.precision,
+        "seconds_with_warm_up": spent + warm_up, "tflop_per_s": 6 * macs(trainer) * images / spent / 1e12,
+        "data_hash": trainer.dataset.hash,
     }  # fmt: skip
 
 
-def run_steps(job: Trainer, first: int, last: int) -> None:
+def run_steps(trainer: Trainer, first: int, last: int) -> None:
     """Updates number `first` to `last` as the training loop makes them, with nothing recorded."""
-    job.model.train()
+    trainer.model.train()
     for step in range(first, last + 1):
-        advance(job, *job.batches.at(step))
+        advance(trainer, *trainer.batches.at(step))
 
 
-def advance(job: Trainer, x: Tensor, y: Tensor) -> None:
+def advance(trainer: Trainer, x: Tensor, y: Tensor) -> None:
     """One update as the training loop makes it."""
-    loss, logits = job.update(x, y)
-    job.meter.add(loss, logits, y)
-    job.policy.step()
+    loss, logits = trainer.update(x, y)
+    trainer.meter.add(loss, logits, y)
+    trainer.policy.step()
 
 
-def macs(job: Trainer) -> int:
-    return profile(job.model.net, job.dataset.input_shape).macs
+def macs(trainer: Trainer) -> int:
+    return profile(trainer.model.net, trainer.dataset.input_shape).macs
 
 
 def fitted(setting: Setting, config: gk.RunConfig) -> gk.RunConfig:
@@ -204,9 +204,9 @@ def tutorial_step(setting: Setting, config: gk.RunConfig):  # type: ignore[no-un
 
 def house_step(setting: Setting, config: gk.RunConfig):  # type: ignore[no-untyped-def]
     """grokkit's own step."""
-    job = build_trainer(config, torch.device(setting.device))
-    job.model.train()
-    return partial(advance, job)
+    trainer = build_trainer(config, torch.device(setting.device))
+    trainer.model.train()
+    return partial(advance, trainer)
 
 
 def throughput(
@@ -222,28 +222,28 @@ def throughput(
 
 def speed_of(setting: Setting, config: gk.RunConfig) -> Row:
     """Images/s of one way to train, batches included, and of the batches alone; full batches only."""
-    job = build_trainer(config, torch.device(setting.device))
+    trainer = build_trainer(config, torch.device(setting.device))
     count = 4 if setting.small else max(20, min(100, 30_000 // config.batch_size))
     start = time.perf_counter()
-    run_steps(job, 1, WARM_UP)
+    run_steps(trainer, 1, WARM_UP)
     settle(setting.device)
     warm = time.perf_counter()
     images = 0
     for step in range(WARM_UP + 1, WARM_UP + count + 1):
-        x, y = job.batches.at(step)
+        x, y = trainer.batches.at(step)
         if len(x) == config.batch_size:  # a ragged batch would have to be compiled for itself
-            advance(job, x, y)
+            advance(trainer, x, y)
             images += len(x)
     settle(setting.device)
     end = time.perf_counter()
     for step in range(1, count + 1):
-        job.batches.at(step)
+        trainer.batches.at(step)
     settle(setting.device)
     made = time.perf_counter() - end
     return {
-        "model": config.model.name, "batch_size": config.batch_size, "precision": job.precision,
-        "execution": job.update.execution, "images_per_s": images / (end - warm),
-        "tflop_per_s": 6 * macs(job) * images / (end - warm) / 1e12,
+        "model": config.model.name, "batch_size": config.batch_size, "precision": trainer.precision,
+        "execution": trainer.update.execution, "images_per_s": images / (end - warm),
+        "tflop_per_s": 6 * macs(trainer) * images / (end - warm) / 1e12,
         "batches_alone_images_per_s": count * config.batch_size / made, "warm_up_seconds": warm - start,
     }  # fmt: skip
 

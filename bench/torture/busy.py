@@ -79,7 +79,7 @@ def _look_at_hidden(run: Run, path: Path, hide: Holding, chance: random.Random, 
     with hide(path, chance):
         found += [f"verify says {problem}" for problem in run.verify() if UNREADABLE not in problem]
     with hide(path, chance), suppress(TrajectoryError):
-        gk.resume(run.path, device="cpu", observer=BaseCallback())
+        gk.resume(run.path, device="cpu", callback=BaseCallback())
     return found
 
 

@@ -90,7 +90,7 @@ def _faults_of_refusing(run: Run) -> list[str]:
     found, before = list[str](), _bytes_of(run)
     calls: dict[str, Callable[[], object]] = {"replay": lambda: gk.replay_run(run, ["loss"], device="cpu")}
     if run.status["state"] != "done":
-        calls["resume"] = lambda: gk.resume(run.path, device="cpu", observer=BaseCallback())
+        calls["resume"] = lambda: gk.resume(run.path, device="cpu", callback=BaseCallback())
     for name, call in calls.items():
         try:
             call()

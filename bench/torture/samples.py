@@ -65,9 +65,9 @@ def make_samples(folder: Path) -> Samples:
         for root in ("done", "stopped"):
             for seed in (0, 1):
                 config = CONFIG.replace(seed=seed)
-                observer = _Stops() if root == "stopped" else BaseCallback()
+                callback = _Stops() if root == "stopped" else BaseCallback()
                 with suppress(Interrupted):
-                    gk.train(config, runs=folder / root, device="cpu", observer=observer)
+                    gk.train(config, runs=folder / root, device="cpu", callback=callback)
                 made.append(gk.open_run(folder / root / config.run_name))
     finally:
         loop.SAVE_SECONDS, loop.SAVE_SHARE = before
@@ -186,7 +186,7 @@ def results(run: Run) -> dict[str, dict[str, bytes]]:
 
 def go_on(run: Run, straight: Run) -> list[str]:
     """Resume a run to its end; what differs from the straight one."""
-    done = gk.resume(run.path, device="cpu", observer=BaseCallback())
+    done = gk.resume(run.path, device="cpu", callback=BaseCallback())
     mine, other = results(done), results(straight)
     found = [f"{name} is another than in a straight run" for name in sorted(mine.keys() | other.keys())
              if mine.get(name) != other.get(name)]  # fmt: skip

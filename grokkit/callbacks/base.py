@@ -54,15 +54,15 @@ class BaseCallback:
 
 
 class CallbackList:
-    """Several observers as one. One that raises is told about once, and hears nothing more: a paid run is not lost to
+    """Several callbacks as one. One that raises is told about once, and hears nothing more: a paid run is not lost to
     its company.
 
     Args:
-        observers: told in this order.
+        callbacks: called in this order.
     """
 
-    def __init__(self, *observers: Callback) -> None:
-        self._callbacks = list(observers)
+    def __init__(self, *callbacks: Callback) -> None:
+        self._callbacks = list(callbacks)
         self._step = 0
 
     def start(self, title: str, done: int, total: int) -> None:
@@ -87,7 +87,7 @@ class CallbackList:
                 self._callbacks.remove(each)
                 with suppress(Warning):  # where warnings are made errors, this one is not to end the run either
                     warnings.warn(
-                        f"the observer {type(each).__name__} failed in `{what}` ({type(error).__name__}: {error}) and "
+                        f"the callback {type(each).__name__} failed in `{what}` ({type(error).__name__}: {error}) and "
                         "hears nothing more of this run, which goes on",
                         stacklevel=3,
                     )
@@ -114,11 +114,11 @@ def _describe_outcome(error: BaseException) -> str:
     return "interrupted" if isinstance(error, Interrupted | StopRequested | KeyboardInterrupt) else "failed"
 
 
-def as_callback_list(observer: Callback | None) -> CallbackList:
-    """`observer` as company that cannot end a run; None is nobody."""
-    if isinstance(observer, CallbackList):
-        return observer
-    return CallbackList() if observer is None else CallbackList(observer)
+def as_callback_list(callback: Callback | None) -> CallbackList:
+    """`callback` as company that cannot end a run; None is nobody."""
+    if isinstance(callback, CallbackList):
+        return callback
+    return CallbackList() if callback is None else CallbackList(callback)
 
 
 class LogLines(BaseCallback):

@@ -45,17 +45,17 @@ EXIT_FILES, EXIT_INTERRUPTED = 4, 130
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; returns the exit code (0 done, 1 internal, 2 usage, 3 device, 4 data or run, 5 numbers,
     6 budget spent, 75 stopped and resumable, 130 left at once)."""
-    words = sys.argv[1:] if arguments is None else arguments
+    argv = sys.argv[1:] if arguments is None else arguments
     warnings.formatwarning = lambda message, *_, **__: f"warning: {escape_controls(str(message), keep=KEPT_CONTROLS)}\n"
     ignore_early_sigusr1()
     try:
-        return _run(words)
+        return _run(argv)
     except UntrustedCodeError as error:
-        allowed = shlex.join(["grokkit", *words, "--trust"])
-        print(f"grokkit {words[0]}: {error.reason} Read it, then: {allowed}", file=sys.stderr)
+        allowed = shlex.join(["grokkit", *argv, "--trust"])
+        print(f"grokkit {argv[0]}: {error.reason} Read it, then: {allowed}", file=sys.stderr)
         return error.exit_code
     except GrokkitError as error:
-        print(f"grokkit {words[0]}: {escape_controls(str(error), keep=KEPT_CONTROLS)}", file=sys.stderr)
+        print(f"grokkit {argv[0]}: {escape_controls(str(error), keep=KEPT_CONTROLS)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as stop:
         print(*(stop.args or ("stopped; the same command goes on where it was",)), file=sys.stderr)
@@ -65,29 +65,29 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"grokkit {words[0]}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        print(f"grokkit {argv[0]}: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
         return EXIT_FILES
 
 
-def _run(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
         print(_help(), flush=True)
         return 0
-    if words[0] in ("-V", "--version"):
+    if argv[0] in ("-V", "--version"):
         print(__version__)
         return 0
-    verb, *rest = words
-    if verb not in COMMANDS:
-        print(f"grokkit has no verb {verb!r}.{did_you_mean(verb, list(COMMANDS))}\n\n{_help()}", file=sys.stderr)
+    command, *rest = argv
+    if command not in COMMANDS:
+        print(f"grokkit has no verb {command!r}.{did_you_mean(command, list(COMMANDS))}\n\n{_help()}", file=sys.stderr)
         return 2
-    importlib.import_module(f"grokkit.cli.{verb.replace('-', '_')}").main(rest)
+    importlib.import_module(f"grokkit.cli.{command.replace('-', '_')}").main(rest)
     sys.stdout.flush()
     return 0
 
 
 def _help() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {verb:<{width}}  {what}" for verb, what in COMMANDS.items()]
+    lines = [f"  {command:<{width}}  {what}" for command, what in COMMANDS.items()]
     return "\n".join([
         "grokkit watches how a network carves up its input space while it learns.", "", "usage: grokkit VERB ...", "",
         *lines, "", "grokkit VERB --help says more. A first run: grokkit demo",

@@ -12,9 +12,9 @@ from grokkit.cli.parse import parse_arguments
 from grokkit.config.run_config import spec
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and attack."""
-    parse_arguments("attack", attack, words)
+    parse_arguments("attack", attack, argv)
 
 
 def attack(

@@ -12,9 +12,9 @@ from grokkit.cli.parse import parse_arguments
 from grokkit.config.run_config import spec
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and attribute."""
-    parse_arguments("attribute", attribute, words)
+    parse_arguments("attribute", attribute, argv)
 
 
 def attribute(

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from grokkit.diagnostics.throughput import Rate, Speeds, Subject
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and measure."""
-    parse_arguments("bench", bench, words)
+    parse_arguments("bench", bench, argv)
 
 
 def bench(

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Parse arguments and choose a radius."""
-    parse_arguments("choose-radius", choose_radius, words)
+    parse_arguments("choose-radius", choose_radius, argv)
 
 
 def choose_radius(

@@ -13,9 +13,9 @@ from grokkit.cli.setup import make_callbacks, make_webhook, select_machine
 FIGURES = ["phases", "layers", "attributions", "policy"]
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and show."""
-    parse_arguments("demo", demo, words)
+    parse_arguments("demo", demo, argv)
 
 
 def demo(
@@ -45,9 +45,9 @@ def demo(
         config = apply_cli_overrides(made, None, seed, steps)
         path = runs / config.run_name
         if path.exists():
-            loop.resume(path, device=device, observer=make_callbacks(on, messages))
+            loop.resume(path, device=device, callback=make_callbacks(on, messages))
         else:
-            loop.train(config, runs=runs, device=device, observer=make_callbacks(on, messages), experiment=found.source)
+            loop.train(config, runs=runs, device=device, callback=make_callbacks(on, messages), experiment=found.source)
         paths.append(path)
     drawn = draw_figures(FIGURES, tuple(paths), runs / "quickstart" / "figures")
     print(f"done in {time.monotonic() - began:.0f} s")

@@ -15,9 +15,9 @@ from grokkit.cli.text import pretty_json as in_json
 from grokkit.escape import escape_controls
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and compare."""
-    parse_arguments("diff", diff, words)
+    parse_arguments("diff", diff, argv)
 
 
 def diff(

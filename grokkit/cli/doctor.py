@@ -17,9 +17,9 @@ STEPS, BATCH, CHANNELS = 10, 64, (16, 16, 32, 32, 64)
 """Of the speed probe: its net is `cnn`."""
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and check."""
-    parse_arguments("doctor", doctor, words)
+    parse_arguments("doctor", doctor, argv)
 
 
 def doctor(runs: Path = Path("runs")) -> None:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from grokkit.diagnostics.estimate import Estimate
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and estimate."""
-    parse_arguments("estimate", estimate, words)
+    parse_arguments("estimate", estimate, argv)
 
 
 def estimate(

@@ -22,9 +22,9 @@ SUFFIXES = {
 }
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and export."""
-    parse_arguments("export", export, words)
+    parse_arguments("export", export, argv)
 
 
 def export(

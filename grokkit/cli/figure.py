@@ -11,9 +11,9 @@ from grokkit.cli.parse import parse_arguments
 from grokkit.errors import UsageError
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and draw."""
-    parse_arguments("figure", figure, words)
+    parse_arguments("figure", figure, argv)
 
 
 def figure(

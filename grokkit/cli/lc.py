@@ -12,9 +12,9 @@ from grokkit.cli.parse import parse_arguments
 from grokkit.config.run_config import spec
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and measure."""
-    parse_arguments("lc", lc, words)
+    parse_arguments("lc", lc, argv)
 
 
 def lc(

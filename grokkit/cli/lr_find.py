@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from grokkit.diagnostics.lr_range import LRRange
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and sweep."""
-    parse_arguments("lr-find", lr_find, words)
+    parse_arguments("lr-find", lr_find, argv)
 
 
 def lr_find(

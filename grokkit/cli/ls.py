@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and list."""
-    parse_arguments("ls", ls, words)
+    parse_arguments("ls", ls, argv)
 
 
 def ls(

@@ -9,9 +9,9 @@ import tyro
 from grokkit.cli.parse import parse_arguments
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and print."""
-    parse_arguments("model", model, words)
+    parse_arguments("model", model, argv)
 
 
 def model(

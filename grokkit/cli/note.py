@@ -11,9 +11,9 @@ from grokkit.cli.parse import parse_arguments
 from grokkit.escape import escape_controls
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and write or print."""
-    parse_arguments("note", note, words)
+    parse_arguments("note", note, argv)
 
 
 def note(

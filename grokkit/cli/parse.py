@@ -8,6 +8,6 @@ from typing import Any
 import tyro
 
 
-def parse_arguments(verb: str, function: Callable[..., Any], words: list[str]) -> Any:
+def parse_arguments(command: str, function: Callable[..., Any], argv: list[str]) -> Any:
     """Call `function` with the arguments in `words`; wrong ones end the process with exit code 2 and a hint."""
-    return tyro.cli(function, args=words, prog=f"grokkit {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(function, args=argv, prog=f"grokkit {command}", config=(tyro.conf.FlagCreatePairsOff,))

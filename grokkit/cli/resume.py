@@ -13,9 +13,9 @@ from grokkit.cli.text import format_cost, format_final_accuracy, shorten_path
 from grokkit.errors import UsageError
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and resume."""
-    parse_arguments("resume", resume, words)
+    parse_arguments("resume", resume, argv)
 
 
 def resume(
@@ -53,7 +53,7 @@ def resume(
     for run in opened:
         left = share_budget(budget, [other for other in opened if other is not run])
         finished = loop.resume(
-            run.path, device=device, observer=make_callbacks(found, messages), price=price, budget=left, trust=trust
+            run.path, device=device, callback=make_callbacks(found, messages), price=price, budget=left, trust=trust
         )
         if not is_rank_zero():
             continue

@@ -13,9 +13,9 @@ import tyro
 from grokkit.cli.parse import parse_arguments
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and serve."""
-    parse_arguments("serve", serve, words)
+    parse_arguments("serve", serve, argv)
 
 
 def serve(

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and tell."""
-    parse_arguments("status", status, words)
+    parse_arguments("status", status, argv)
 
 
 def status(

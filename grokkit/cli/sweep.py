@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from grokkit.sweep.run_status import RunStatus, SweepFolder
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and work through the runs."""
-    parse_arguments("sweep", sweep, words)
+    parse_arguments("sweep", sweep, argv)
 
 
 def sweep(

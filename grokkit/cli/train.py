@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from grokkit.trajectory import Run
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and train."""
-    parse_arguments("train", train, words)
+    parse_arguments("train", train, argv)
 
 
 def train(
@@ -81,7 +81,7 @@ def train(
     paid: list[Run] = []
     for config in configs:
         done = train_seeds(
-            config, wanted or [config.seed], runs=runs, device=device, observer=make_callbacks(on, messages),
+            config, wanted or [config.seed], runs=runs, device=device, callback=make_callbacks(on, messages),
             experiment=found.source, price=price, budget=share_budget(budget, paid),
         )  # fmt: skip
         paid += done

@@ -10,9 +10,9 @@ import tyro
 from grokkit.cli.parse import parse_arguments
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Read the words and watch."""
-    parse_arguments("watch", watch, words)
+    parse_arguments("watch", watch, argv)
 
 
 def watch(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]) -> None:

@@ -135,67 +135,69 @@ def estimate(
     with ExitStack() as around:
         folder = around.enter_context(tempfile.TemporaryDirectory(prefix=".estimate-", dir=place))
         around.enter_context(seeded(config.seed, "training"))
-        job = build_trainer(config, select_device(device).torch_device)
-        around.enter_context(fit_threads(count_macs(job.model, job.dataset.input_shape) * job.batches.batch_size))
-        initial = copy.deepcopy(job.model.state_dict())
-        training = _time_training(job)
+        trainer = build_trainer(config, select_device(device).torch_device)
+        around.enter_context(
+            fit_threads(count_macs(trainer.model, trainer.dataset.input_shape) * trainer.batches.batch_size)
+        )
+        initial = copy.deepcopy(trainer.model.state_dict())
+        training = _time_training(trainer)
         records = len(config.schedule)
-        found = Estimate(config, describe_hardware(job), training, records)
+        found = Estimate(config, describe_hardware(trainer), training, records)
         if found.seconds > enough:
             return found
-        job.model.load_state_dict(initial)
+        trainer.model.load_state_dict(initial)
         path = Path(folder) / "run"
-        instruments = _time_instruments(job, path)
+        instruments = _time_instruments(trainer, path)
         slots = _estimate_resume_states(
             found.training_seconds + sum(each.seconds for each in instruments[:-1]), instruments[-1]
         )
         every = tuple(sorted([*instruments[:-1], slots], key=lambda each: -each.seconds))
-        return Estimate(config, found.machine, training, records, every, _files(job, path, slots.count), True)
+        return Estimate(config, found.machine, training, records, every, _files(trainer, path, slots.count), True)
 
 
-def _time_training(job: Trainer) -> Training:
+def _time_training(trainer: Trainer) -> Training:
     """Steps as the loop takes them, but for its log and its instruments."""
     step, began = 0, time.perf_counter()
-    job.model.train()
+    trainer.model.train()
     while step < WARM_UP + 2 and (step < 2 or time.perf_counter() - began < WARM_SECONDS):
-        step = _take_steps(job, step, 1)
-    _synchronize(job)
+        step = _take_steps(trainer, step, 1)
+    _synchronize(trainer)
     first = step, time.perf_counter() - began
-    once = _time_steps(job, step, 1)
+    once = _time_steps(trainer, step, 1)
     count = max(1, round(UPDATE_SECONDS / BLOCKS / once))
     blocks = BLOCKS if once < UPDATE_SECONDS else 2
-    speeds = [_time_steps(job, step + 1 + block * count, count) / count for block in range(blocks)]
+    speeds = [_time_steps(trainer, step + 1 + block * count, count) / count for block in range(blocks)]
     return Training(first, blocks * count, statistics.median(speeds), min(speeds), max(speeds))
 
 
-def _time_steps(job: Trainer, done: int, count: int) -> float:
-    _synchronize(job)
+def _time_steps(trainer: Trainer, done: int, count: int) -> float:
+    _synchronize(trainer)
     start = time.perf_counter()
-    _take_steps(job, done, count)
-    _synchronize(job)
+    _take_steps(trainer, done, count)
+    _synchronize(trainer)
     return max(time.perf_counter() - start, 1e-9)
 
 
-def _take_steps(job: Trainer, done: int, count: int) -> int:
+def _take_steps(trainer: Trainer, done: int, count: int) -> int:
     for step in range(done + 1, done + count + 1):
-        x, y = job.batches.at(step)
-        loss, logits = job.update(x, y)
-        job.meter.add(loss, logits, y)
-        if step <= job.config.steps:
-            job.policy.step()
+        x, y = trainer.batches.at(step)
+        loss, logits = trainer.update(x, y)
+        trainer.meter.add(loss, logits, y)
+        if step <= trainer.config.steps:
+            trainer.policy.step()
     return done + count
 
 
-def _synchronize(job: Trainer) -> None:
-    if job.device.type == "cuda":
-        torch.cuda.synchronize(job.device)
+def _synchronize(trainer: Trainer) -> None:
+    if trainer.device.type == "cuda":
+        torch.cuda.synchronize(trainer.device)
 
 
-def _time_instruments(job: Trainer, path: Path) -> list[Instrument]:
+def _time_instruments(trainer: Trainer, path: Path) -> list[Instrument]:
     """Each of a run's instruments, timed by the recorder itself; the resume slots come last."""
-    config, signal = job.config, Signal.of(job.config.signal)
-    with attach_recorder(job, path, None) as recorder:
-        loop.log_evaluation(job, recorder, 0)
+    config, signal = trainer.config, Signal.of(trainer.config.signal)
+    with attach_recorder(trainer, path, None) as recorder:
+        loop.log_evaluation(trainer, recorder, 0)
         first = _read_timers(recorder)
         schedule, taken = recorder.schedule, 0
         began = time.perf_counter()
@@ -209,8 +211,8 @@ def _time_instruments(job: Trainer, path: Path) -> list[Instrument]:
                  for name in first if name not in ("signal", "evaluation")]  # fmt: skip
         if signal is not None:
             found.append(_signal(recorder, signal, step, config.steps, first["signal"]))
-        found.append(_evaluation(job, recorder, first["evaluation"]))
-        return [*found, _time_resume_state(job, recorder, step)]
+        found.append(_evaluation(trainer, recorder, first["evaluation"]))
+        return [*found, _time_resume_state(trainer, recorder, step)]
 
 
 def _read_timers(recorder: RecorderLike) -> dict[str, float]:
@@ -223,23 +225,23 @@ def _signal(recorder: RecorderLike, signal: Signal, step: int, steps: int, first
     return Instrument("signal", steps // signal.every + 1, first, recorder.costs.current("signal") - before)
 
 
-def _evaluation(job: Trainer, recorder: RecorderLike, first: float) -> Instrument:
+def _evaluation(trainer: Trainer, recorder: RecorderLike, first: float) -> Instrument:
     """Those amid the run and the last one differ: see `loop.log_evaluation`."""
 
     def taken(step: int) -> float:
         before = recorder.costs.current("evaluation")
-        loop.log_evaluation(job, recorder, step)
+        loop.log_evaluation(trainer, recorder, step)
         return recorder.costs.current("evaluation") - before
 
-    count, last = len(recorder.schedule), taken(job.config.steps)
+    count, last = len(recorder.schedule), taken(trainer.config.steps)
     later = (taken(-1) * (count - 2) + last) / (count - 1)
     return Instrument("evaluation", count, first, later)
 
 
-def _time_resume_state(job: Trainer, recorder: RecorderLike, step: int) -> Instrument:
-    loop.save_state(job, recorder, step)
+def _time_resume_state(trainer: Trainer, recorder: RecorderLike, step: int) -> Instrument:
+    loop.save_state(trainer, recorder, step)
     first = recorder.costs.current("resume slots")
-    loop.save_state(job, recorder, step)
+    loop.save_state(trainer, recorder, step)
     return Instrument("resume slots", 2, first, recorder.costs.current("resume slots") - first)
 
 
@@ -249,9 +251,9 @@ def _estimate_resume_states(seconds: float, one: Instrument) -> Instrument:
     return Instrument(one.name, 1 + int(min(seconds / loop.SAVE_SECONDS, by_share)), one.first, one.later)
 
 
-def _files(job: Trainer, path: Path, slots: int) -> dict[str, int]:
+def _files(trainer: Trainer, path: Path, slots: int) -> dict[str, int]:
     """Bytes of a whole run, from the files of the one that was begun."""
-    config, records = job.config, len(job.config.schedule)
+    config, records = trainer.config, len(trainer.config.schedule)
     sizes = {
         "snapshots": records * _mean_size(path / "snapshots"),
         "resume slots": min(slots, 2) * _mean_size(path / "resume"),

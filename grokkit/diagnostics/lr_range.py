@@ -166,34 +166,34 @@ def lr_range_test(
     chosen = validate_seeds([config.seed] if seeds is None else seeds)
     place = select_device(device).torch_device
     curves: list[RangeCurve] = []
-    job: Trainer | None = None
+    trainer: Trainer | None = None
     with StopRequest("stopping"):
         for seed in chosen:
             with seeded(seed, "training"):
-                job = build_trainer(config.replace(seed=seed), place, beside=job)
+                trainer = build_trainer(config.replace(seed=seed), place, beside=trainer)
                 told = partial(_tell, on_update, len(curves) * steps, len(chosen) * steps)
-                curves.append(_sweep(job, rates, told))
-    assert job is not None
-    base = _base_rates(job)[0]
-    return LRRange(config, tuple(chosen), tuple(curves), steps, base, describe_hardware(job))
+                curves.append(_sweep(trainer, rates, told))
+    assert trainer is not None
+    base = _base_rates(trainer)[0]
+    return LRRange(config, tuple(chosen), tuple(curves), steps, base, describe_hardware(trainer))
 
 
-def _sweep(job: Trainer, rates: np.ndarray, told: Callable[[int], None]) -> RangeCurve:
+def _sweep(trainer: Trainer, rates: np.ndarray, told: Callable[[int], None]) -> RangeCurve:
     """One update at each rate, until the loss diverges."""
-    bases, watch = _base_rates(job), DivergenceDetector(len(rates))
+    bases, watch = _base_rates(trainer), DivergenceDetector(len(rates))
     losses: list[float] = []
-    job.model.train()
-    with fit_threads(count_macs(job.model, job.dataset.input_shape) * job.batches.batch_size):
+    trainer.model.train()
+    with fit_threads(count_macs(trainer.model, trainer.dataset.input_shape) * trainer.batches.batch_size):
         for step, rate in enumerate(rates, start=1):
-            _stop_if_asked(step, len(rates), job.config.seed)
-            for group, base in zip(job.optimizer.param_groups, bases, strict=True):
+            _stop_if_asked(step, len(rates), trainer.config.seed)
+            for group, base in zip(trainer.optimizer.param_groups, bases, strict=True):
                 group["lr"] = float(rate) * base / bases[0]
-            loss, _ = explain_device_mismatch(partial(job.update, *job.batches.at(step)))
+            loss, _ = explain_device_mismatch(partial(trainer.update, *trainer.batches.at(step)))
             losses.append(float(loss))
             told(step)
             if watch.diverged(losses[-1]):
                 break
-    return analyse_curve(rates, losses, _learned_loss(job.config, len(job.dataset.classes)))
+    return analyse_curve(rates, losses, _learned_loss(trainer.config, len(trainer.dataset.classes)))
 
 
 def _learned_loss(config: RunConfig, classes: int) -> float:
@@ -207,9 +207,9 @@ def _learned_loss(config: RunConfig, classes: int) -> float:
     return least + LEFT * (guessing - least)
 
 
-def _base_rates(job: Trainer) -> list[float]:
+def _base_rates(trainer: Trainer) -> list[float]:
     """Of every parameter group, whatever scale the policy begins with."""
-    bases = [float(rate) for rate in job.policy.base_lrs]
+    bases = [float(rate) for rate in trainer.policy.base_lrs]
     if not bases[0] > 0:
         raise UsageError(f"the optimizer's `lr` must be above 0, for its groups keep their proportions; got {bases[0]}")
     return bases

@@ -24,7 +24,7 @@ def train_seeds(
     *,
     runs: str | Path = "runs",
     device: str | None = None,
-    observer: Callback | None = None,
+    callback: Callback | None = None,
     experiment: str | None = None,
     price: float | None = None,
     budget: float | None = None,
@@ -46,7 +46,7 @@ def train_seeds(
         seeds: 0 or more each, no two the same.
         runs: root of the folders.
         device: `cpu`, `cuda`, or None for the best usable one.
-        observer: company; it hears means over the seeds. Silent by default.
+        callback: company; it hears means over the seeds. Silent by default.
         experiment: source text of the study, kept in the folders. A process learns from it what the study registers.
         price: dollars an hour of the machine, by default GROKKIT_PRICE; runs at the same time share it alike.
         budget: dollars for all seeds together, each its part of them; needs a price.
@@ -61,21 +61,21 @@ def train_seeds(
         Interrupted: Ctrl-C or SIGTERM; what has begun is saved, `resume` goes on with each run alone.
         BudgetReached: the budget is spent; what has begun is saved.
     """
-    purse = Budget.of(price, budget)
-    purse.needs_price()
+    cost_limit = Budget.of(price, budget)
+    cost_limit.needs_price()
     configs = [config.replace(seed=seed) for seed in validate_seeds(seeds)]
     root = to_path(runs)
     paths = [root / each.run_name for each in configs]
     if len(configs) > 1 and not is_single_process():
         raise UsageError("torchrun's processes train one run together: give one seed, or start many without torchrun")
     require_new_runs(paths, "other seeds or another folder for the runs")
-    company = as_callback_list(observer)
+    callbacks = as_callback_list(callback)
     if len(configs) == 1:
-        alone = train(configs[0], runs=runs, device=device, observer=company, experiment=experiment,
-                      price=purse.price, budget=budget)  # fmt: skip
+        alone = train(configs[0], runs=runs, device=device, callback=callbacks, experiment=experiment,
+                      price=cost_limit.price, budget=budget)  # fmt: skip
         return [alone]
-    with company.report_outcome(config.steps):
-        _train_all(configs, paths, root, device, company, experiment, purse)
+    with callbacks.report_outcome(config.steps):
+        _train_all(configs, paths, root, device, callbacks, experiment, cost_limit)
     return [open_run(path) for path in paths]
 
 
@@ -84,19 +84,19 @@ def _train_all(
     paths: Sequence[Path],
     runs: Path,
     device: str | None,
-    company: CallbackList,
+    callbacks: CallbackList,
     experiment: str | None,
-    purse: Budget,
+    cost_limit: Budget,
 ) -> None:
     """In a stack where that can be, else in processes."""
     first = build_trainer(configs[0], select_device(device).torch_device)
     because = explain_no_stack(first)
     if because is None:
-        jobs = [first, *(build_trainer(each, first.device, beside=first) for each in configs[1:])]
-        train_vmapped(jobs, paths, company, experiment, purse)
+        trainers = [first, *(build_trainer(each, first.device, beside=first) for each in configs[1:])]
+        train_vmapped(trainers, paths, callbacks, experiment, cost_limit)
     else:
         del first
-        train_in_subprocesses(configs, runs, device, company, experiment, because, purse)
+        train_in_subprocesses(configs, runs, device, callbacks, experiment, because, cost_limit)
 
 
 def require_new_runs(paths: Iterable[Path], others: str) -> None:

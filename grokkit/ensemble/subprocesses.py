@@ -39,17 +39,17 @@ def train_in_subprocesses(
     configs: Sequence[RunConfig],
     runs: str | Path,
     device: str | None,
-    observer: CallbackList,
+    callback: CallbackList,
     experiment: str | None,
     because: str,
-    purse: Budget,
+    cost_limit: Budget,
 ) -> None:
     """Train every config in a process of its own.
 
     Args:
         configs: one for each seed.
-        runs, device, observer, experiment: as of `train`; the observer hears of the steps of all runs together.
-        because: why they are not in a stack; told to the observer.
+        runs, device, callback, experiment: as of `train`; the callback hears of the steps of all runs together.
+        because: why they are not in a stack; told to the callback.
         purse: of all of them together; each pays its part of the machine, as many as are on it at a time.
 
     Raises:
@@ -61,29 +61,29 @@ def train_in_subprocesses(
     at_once = min(len(configs), ON_A_GPU if on_gpu else count_cores())
     order = {
         "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, count_cores() // at_once),
-        **asdict(purse.shared(len(configs), at_once)),
+        **asdict(cost_limit.shared(len(configs), at_once)),
     }  # fmt: skip
-    replicas = [Worker(config, Path(runs) / config.run_name) for config in configs]
+    workers = [Worker(config, Path(runs) / config.run_name) for config in configs]
     total = sum(config.steps for config in configs)
-    observer.start(f"{len(configs)} seeds, {at_once} processes at a time: {because}", 0, total)
+    callback.start(f"{len(configs)} seeds, {at_once} processes at a time: {because}", 0, total)
     with StopRequest() as stop, ThreadPoolExecutor(at_once) as pool:
-        waiting = {pool.submit(replica.run, order) for replica in replicas}
+        waiting = {pool.submit(worker.run, order) for worker in workers}
         try:
             while waiting:
                 done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
                 for future in done:
                     future.result()
                 if stop.stop_requested:
-                    _stop(replicas)
+                    _stop(workers)
                 if stop.save_requested:
                     stop.save_requested = False
-                    for replica in replicas:
-                        replica.save()
-                _tell(replicas, observer)
+                    for worker in workers:
+                        worker.save()
+                _tell(workers, callback)
         finally:
-            _stop(replicas)
-            observer.close()
-    _raise_what_failed(replicas)
+            _stop(workers)
+            callback.close()
+    _raise_what_failed(workers)
 
 
 class Worker:
@@ -150,33 +150,33 @@ class Worker:
                 self._process.stdin.close()
 
 
-def _stop(replicas: Sequence[Worker]) -> None:
-    for replica in replicas:
-        replica.stop()
+def _stop(workers: Sequence[Worker]) -> None:
+    for worker in workers:
+        worker.stop()
 
 
-def _tell(replicas: Sequence[Worker], observer: CallbackList) -> None:
+def _tell(workers: Sequence[Worker], callback: CallbackList) -> None:
     """Steps of all runs together, means over those that have reported, and every run's events but its end."""
-    for replica in replicas:
-        while not replica.events.empty():
-            step, kind, text = replica.events.get()
+    for worker in workers:
+        while not worker.events.empty():
+            step, kind, text = worker.events.get()
             if kind not in FINAL_EVENTS:
-                observer.event(step, kind, f"seed {replica.config.seed}: {text}")
-    heard = [replica.reported for replica in replicas if replica.reported[0]]
+                callback.event(step, kind, f"seed {worker.config.seed}: {text}")
+    heard = [worker.reported for worker in workers if worker.reported[0]]
     if heard:
         names = heard[0][1].keys()
         means = {name: sum(values[name] for _, values in heard) / len(heard) for name in names}
-        observer.report(sum(step for step, _ in heard), means)
+        callback.report(sum(step for step, _ in heard), means)
 
 
-def _raise_what_failed(replicas: Sequence[Worker]) -> None:
-    idle = [str(replica.config.seed) for replica in replicas if not replica.has_started]
-    told = [(replica, *replica.failure) for replica in replicas if replica.failure is not None]
-    stopped = [(replica, kind) for replica, kind, _ in told if kind in STOPPED]
-    saved, broke = [str(replica.path) for replica, _ in stopped], "BudgetReached" in {kind for _, kind in stopped}
-    failed = [(replica, kind, text) for replica, kind, text in told if kind not in STOPPED]
+def _raise_what_failed(workers: Sequence[Worker]) -> None:
+    idle = [str(worker.config.seed) for worker in workers if not worker.has_started]
+    told = [(worker, *worker.failure) for worker in workers if worker.failure is not None]
+    stopped = [(worker, kind) for worker, kind, _ in told if kind in STOPPED]
+    saved, broke = [str(worker.path) for worker, _ in stopped], "BudgetReached" in {kind for _, kind in stopped}
+    failed = [(worker, kind, text) for worker, kind, text in told if kind not in STOPPED]
     texts = [text for _, _, text in failed]
-    said = "; ".join(f"seed {replica.config.seed}: {text}" for replica, _, text in failed)
+    said = "; ".join(f"seed {worker.config.seed}: {text}" for worker, _, text in failed)
     if saved or idle:
         more = " --budget DOLLARS" if broke else ""
         lines = [f"go on with: grokkit resume {' '.join(saved)}{more}"] * bool(saved)
@@ -190,9 +190,9 @@ def _raise_what_failed(replicas: Sequence[Worker]) -> None:
         return
     kinds = {kind for _, kind, _ in failed}
     error = getattr(errors, kinds.pop(), GrokkitError) if len(kinds) == 1 else GrokkitError
-    if len(failed) == len(replicas) and len(set(texts)) == 1:
+    if len(failed) == len(workers) and len(set(texts)) == 1:
         raise error(texts[0])
     raise error(
-        f"{len(failed)} of {len(replicas)} seeds failed, the others are done. {said}. "
+        f"{len(failed)} of {len(workers)} seeds failed, the others are done. {said}. "
         "A folder that is there goes on with: grokkit resume FOLDER"
     )

@@ -44,33 +44,37 @@ class Member:
     decisions: int = 0
 
 
-def explain_no_stack(job: Trainer) -> str | None:
+def explain_no_stack(trainer: Trainer) -> str | None:
     """Why nets like this job's are not trained in a stack, in words, or None where they are."""
-    if any(isinstance(module, nn.modules.conv._ConvNd) for module in job.model.modules()):
+    if any(isinstance(module, nn.modules.conv._ConvNd) for module in trainer.model.modules()):
         return "stacked convolutions are grouped ones, which take longer than one net after the other"
-    if job.config.execution not in ("auto", "eager"):
-        return f'a stack is computed eagerly, and execution = "{job.config.execution}" is asked for'
-    if job.precision == "float16":
+    if trainer.config.execution not in ("auto", "eager"):
+        return f'a stack is computed eagerly, and execution = "{trainer.config.execution}" is asked for'
+    if trainer.precision == "float16":
         return "in float16 the loss scaler decides net by net whether to update"
-    models = [copy.deepcopy(job.model).train() for _ in range(2)]
-    x, y = stack_batches([job.batches] * 2, 1)
+    models = [copy.deepcopy(trainer.model).train() for _ in range(2)]
+    x, y = stack_batches([trainer.batches] * 2, 1)
     try:
         with preserved_rng():
-            Stack(models, _loss(job), job.precision).backward(x, y)
+            Stack(models, _loss(trainer), trainer.precision).backward(x, y)
     except Exception as error:  # whatever a net does that torch.func cannot follow: dropout, decisions on values
         return f"torch.func does not follow this net ({str(error).splitlines()[0][:160]})"
     return None
 
 
 def train_vmapped(
-    jobs: Sequence[Trainer], paths: Sequence[Path], observer: CallbackList, experiment: str | None, purse: Budget
+    trainers: Sequence[Trainer],
+    paths: Sequence[Path],
+    callback: CallbackList,
+    experiment: str | None,
+    cost_limit: Budget,
 ) -> None:
     """Train every job into its folder, from the first step to the last.
 
     Args:
         jobs: of one config but for the seed, on the same data; `explain_no_stack` has nothing against them.
         paths: their folders, none of which exists.
-        observer: hears means over the seeds, and the events of the first one.
+        callback: hears means over the seeds, and the events of the first one.
         purse: of all of them together.
 
     Raises:
@@ -78,105 +82,111 @@ def train_vmapped(
         Interrupted: every run is saved.
         BudgetReached: so it is, and the budget is spent.
     """
-    work = count_macs(jobs[0].model, jobs[0].dataset.input_shape) * jobs[0].batches.batch_size
+    work = count_macs(trainers[0].model, trainers[0].dataset.input_shape) * trainers[0].batches.batch_size
     # A stack keeps the threads of one net: with two of them beside another busy process a step took 10 times as long.
     with fit_threads(work), StopRequest() as stop, ExitStack() as open_runs:
-        nets = Stack([job.model for job in jobs], _loss(jobs[0]), jobs[0].precision)
-        lanes = _open_members(jobs, paths, experiment, open_runs, purse.price)
-        _split_costs(lanes)
-        lanes[0].recorder.listener = observer.event
-        company = _MeanReporter(observer)
-        seeds = f"{len(jobs)} seeds in a stack, below {paths[0].parent}"
-        observer.start(f"{seeds}  on {_machine(jobs[0], len(jobs))}", 0, jobs[0].config.steps)
+        nets = Stack([trainer.model for trainer in trainers], _loss(trainers[0]), trainers[0].precision)
+        members = _open_members(trainers, paths, experiment, open_runs, cost_limit.price)
+        _split_costs(members)
+        members[0].recorder.listener = callback.event
+        callbacks = _MeanReporter(callback)
+        seeds = f"{len(trainers)} seeds in a stack, below {paths[0].parent}"
+        callback.start(f"{seeds}  on {_machine(trainers[0], len(trainers))}", 0, trainers[0].config.steps)
         try:
-            failed = _loop(lanes, nets, company, stop, purse.budget)
+            failed = _loop(members, nets, callbacks, stop, cost_limit.budget)
         finally:
-            observer.close("a run's part: " + summarize_timers(lanes[0].recorder.costs.seconds()))
+            callback.close("a run's part: " + summarize_timers(members[0].recorder.costs.seconds()))
     if failed:
         told = "; ".join(f"seed {seed}: {text}" for seed, text in failed.items())
-        others = ", the others are done" if len(failed) < len(jobs) else ""
-        raise NumericsError(f"{len(failed)} of {len(jobs)} seeds failed{others}. {told}")
+        others = ", the others are done" if len(failed) < len(trainers) else ""
+        raise NumericsError(f"{len(failed)} of {len(trainers)} seeds failed{others}. {told}")
 
 
-def _loss(job: Trainer) -> Loss:
-    return partial(get_loss(job.config.loss), label_smoothing=job.config.label_smoothing)
+def _loss(trainer: Trainer) -> Loss:
+    return partial(get_loss(trainer.config.loss), label_smoothing=trainer.config.label_smoothing)
 
 
-def _machine(job: Trainer, nets: int) -> str:
-    return f"{describe_device(job.device, precision=job.precision).description}, steps in a stack of {nets} nets"
+def _machine(trainer: Trainer, nets: int) -> str:
+    return (
+        f"{describe_device(trainer.device, precision=trainer.precision).description}, steps in a stack of {nets} nets"
+    )
 
 
 def _open_members(
-    jobs: Sequence[Trainer], paths: Sequence[Path], experiment: str | None, open_runs: ExitStack, price: float | None
+    trainers: Sequence[Trainer],
+    paths: Sequence[Path],
+    experiment: str | None,
+    open_runs: ExitStack,
+    price: float | None,
 ) -> list[Member]:
     """A lane for every job, with step 0 recorded; where one of them fails or is stopped, none of the folders stays."""
-    facts = {"device": _machine(jobs[0], len(jobs)), "stack": [job.config.seed for job in jobs]}
-    lanes: list[Member] = []
+    facts = {"device": _machine(trainers[0], len(trainers)), "stack": [trainer.config.seed for trainer in trainers]}
+    members: list[Member] = []
     try:
-        for place, (job, path) in enumerate(zip(jobs, paths, strict=True)):
-            with seeded(job.config.seed, "training"):
-                recorder = attach_recorder(job, path, experiment, facts=facts, price=price)
-                lanes.append(Member(place, job, recorder))
-                open_runs.enter_context(lanes[-1].recorder)
-                job.policy.observe(loop.log_evaluation(job, lanes[-1].recorder, 0))
-            job.policy.observe(lanes[-1].recorder.first_readings())
+        for place, (trainer, path) in enumerate(zip(trainers, paths, strict=True)):
+            with seeded(trainer.config.seed, "training"):
+                recorder = attach_recorder(trainer, path, experiment, facts=facts, price=price)
+                members.append(Member(place, trainer, recorder))
+                open_runs.enter_context(members[-1].recorder)
+                trainer.policy.observe(loop.log_evaluation(trainer, members[-1].recorder, 0))
+            trainer.policy.observe(members[-1].recorder.first_readings())
     except BaseException as error:
-        for lane in lanes:
-            lane.recorder.withdraw()
+        for member in members:
+            member.recorder.withdraw()
         if isinstance(error, StopRequested):
             raise Interrupted("stopped before the first update; nothing is kept, start again") from None
         raise
-    return lanes
+    return members
 
 
-def _split_costs(lanes: Sequence[Member]) -> None:
+def _split_costs(members: Sequence[Member]) -> None:
     """One account for all runs: a step belongs to them all, and each run's status says its part of what they cost."""
     spent: dict[str, float] = {}
-    for lane in lanes:
-        for name, seconds in lane.recorder.costs.seconds().items():
+    for member in members:
+        for name, seconds in member.recorder.costs.seconds().items():
             if name != "training":
-                spent[name] = spent.get(name, 0.0) + seconds / len(lanes)
-    costs = Timers(lanes[0].trainer.device, spent, runs=len(lanes))
-    for lane in lanes:
-        lane.recorder.costs = costs
+                spent[name] = spent.get(name, 0.0) + seconds / len(members)
+    costs = Timers(members[0].trainer.device, spent, runs=len(members))
+    for member in members:
+        member.recorder.costs = costs
 
 
 def _loop(
-    lanes: Sequence[Member], nets: Stack, company: _MeanReporter, stop: StopRequest, budget: float | None
+    members: Sequence[Member], nets: Stack, callbacks: _MeanReporter, stop: StopRequest, budget: float | None
 ) -> dict[int, str]:
     """The loop of `loop._loop`, for all at once; returns what went wrong, by seed."""
-    share = None if budget is None else budget / len(lanes)
-    config = lanes[0].trainer.config
-    jobs = [lane.trainer for lane in lanes]
-    batches = [job.batches for job in jobs]
-    update = StackedUpdate(nets, config.optimizer, [job.optimizer for job in jobs])
-    meters = Meters([job.meter for job in jobs])
-    running, failed = list(lanes), dict[int, str]()
+    share = None if budget is None else budget / len(members)
+    config = members[0].trainer.config
+    trainers = [member.trainer for member in members]
+    batches = [trainer.batches for trainer in trainers]
+    update = StackedUpdate(nets, config.optimizer, [trainer.optimizer for trainer in trainers])
+    meters = Meters([trainer.meter for trainer in trainers])
+    running, failed = list(members), dict[int, str]()
     saves = loop.SaveTimer()
-    for job in jobs:
-        job.model.train()
+    for trainer in trainers:
+        trainer.model.train()
     for step in range(1, config.steps + 1):
         x, y = stack_batches(batches, step)
         losses, logits = nets.backward(x, y)
         nets.clip(config.clip)
-        update.step([job.policy.scale for job in jobs], [lane.index for lane in running])
+        update.step([trainer.policy.scale for trainer in trainers], [member.index for member in running])
         if step == 1 or step % placement.EVERY == 0:
-            for lane in running:
+            for member in running:
                 check_placement(
-                    lane.trainer.device, lane.trainer.model, lane.trainer.optimizer, x=x, y=y, logits=logits
+                    member.trainer.device, member.trainer.model, member.trainer.optimizer, x=x, y=y, logits=logits
                 )
         meters.add(losses, logits, y)
-        for lane in list(running):
+        for member in list(running):
             try:
-                loop.log_step(lane.trainer, lane.recorder, company, step)
+                loop.log_step(member.trainer, member.recorder, callbacks, step)
             except NumericsError as error:
-                lane.recorder.close("failed", f"NumericsError: {error}")
-                failed[lane.trainer.config.seed] = str(error)
-                running.remove(lane)
-        company.tell()
+                member.recorder.close("failed", f"NumericsError: {error}")
+                failed[member.trainer.config.seed] = str(error)
+                running.remove(member)
+        callbacks.tell()
         followed = _after_step(running, step)
-        broke = loop.is_budget_spent(lanes[0].recorder, share)
-        due = stop.save_requested or saves.due(*(lane.recorder for lane in running))
+        broke = loop.is_budget_spent(members[0].recorder, share)
+        due = stop.save_requested or saves.due(*(member.recorder for member in running))
         if stop.stop_requested or broke or due or step == config.steps:
             _save(running, step, followed)
             stop.save_requested = False
@@ -188,46 +198,46 @@ def _loop(
     return failed
 
 
-def _after_step(lanes: Sequence[Member], step: int) -> int:
+def _after_step(members: Sequence[Member], step: int) -> int:
     """`loop.after_step` for every lane; how many came to its end before a stop."""
-    for done, lane in enumerate(lanes):
+    for done, member in enumerate(members):
         try:
-            lane.decisions = loop.after_step(lane.trainer, lane.recorder, step, lane.decisions)
+            member.decisions = loop.after_step(member.trainer, member.recorder, step, member.decisions)
         except StopRequested:
             return done
-    return len(lanes)
+    return len(members)
 
 
-def _save(lanes: Sequence[Member], step: int, followed: int) -> None:
-    for place, lane in enumerate(lanes):
+def _save(members: Sequence[Member], step: int, followed: int) -> None:
+    for place, member in enumerate(members):
         with seeded(
-            lane.trainer.config.seed, "training"
+            member.trainer.config.seed, "training"
         ):  # nets in a stack draw nothing; alone they find their own stream
-            loop.save_state(lane.trainer, lane.recorder, step, unfinished=place >= followed)
+            loop.save_state(member.trainer, member.recorder, step, unfinished=place >= followed)
 
 
-def _interrupt(lanes: Sequence[Member], step: int, failed: Mapping[int, str], share: float | None) -> None:
+def _interrupt(members: Sequence[Member], step: int, failed: Mapping[int, str], share: float | None) -> None:
     """End all runs as interrupted; where `share` is given because each has spent these dollars."""
-    config = lanes[0].trainer.config
+    config = members[0].trainer.config
 
     def told(of: Sequence[Member]) -> str:
-        paths = [lane.recorder.path for lane in of]
+        paths = [member.recorder.path for member in of]
         if share is None:
             return loop.resume_hint(step, config, *paths)
-        spent = sum(lane.recorder.spent or 0.0 for lane in of)
+        spent = sum(member.recorder.spent or 0.0 for member in of)
         return loop.budget_message(step, config, spent, len(of) * share, *paths)
 
-    for lane in lanes:
-        lane.recorder.close("interrupted", told([lane]))
+    for member in members:
+        member.recorder.close("interrupted", told([member]))
     lost = "".join(f"; seed {seed} had failed: {text}" for seed, text in failed.items())
-    raise (Interrupted if share is None else BudgetReached)(told(lanes) + lost)
+    raise (Interrupted if share is None else BudgetReached)(told(members) + lost)
 
 
 class _MeanReporter(BaseCallback):
-    """Tells one observer the means over the seeds."""
+    """Tells one callback the means over the seeds."""
 
-    def __init__(self, observer: CallbackList) -> None:
-        self._callback = observer
+    def __init__(self, callback: CallbackList) -> None:
+        self._callback = callback
         self._heard: dict[int, list[Mapping[str, float]]] = {}
 
     def report(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""`python -m grokkit.ensemble.worker`: the process that trains one seed for `replicas`.
+"""`python -m grokkit.ensemble.worker`: the process that trains one seed for `workers`.
 
 Its input is one line of JSON, then an empty one whenever the run is to be saved; when it ends, because the parent is
 gone or closes it, the run is saved and stops. Its output is a line of JSON for every report, every event and an error.
@@ -57,7 +57,7 @@ def main() -> int:
                 import_study(study)
             train(
                 RunConfig.from_toml(order["config"]), runs=order["runs"], device=order["device"],
-                observer=ReportToParent(pipe), experiment=order["experiment"], price=order["price"],
+                callback=ReportToParent(pipe), experiment=order["experiment"], price=order["price"],
                 budget=order["budget"],
             )  # fmt: skip
     except GrokkitError as error:

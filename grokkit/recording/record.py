@@ -77,7 +77,7 @@ def record(
         TrajectoryError: the folder exists (or, with `resume`, does not), or another process writes it.
         UsageError: an unknown measure, attribution, loss or probe set.
     """
-    path, purse = to_path(path), Budget.of(price)
+    path, cost_limit = to_path(path), Budget.of(price)
     get_loss(loss)
     taken, plans, signal = as_measures(measures), as_attribution_specs(attributions), Signal.of(signal)
     steps = validate_steps(log_spaced() if schedule is None else schedule)
@@ -90,7 +90,7 @@ def record(
         lock = RunLock(Run(path).path)
     with released_on_failure(lock, fresh=not resume):
         context = Context(model, Run(path).probes, loss, seed)
-        recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, purse.price, lock)
+        recorder = Recorder(path, context, optimizer, taken, plans, steps, signal, total_steps, cost_limit.price, lock)
     recorder.announce()
     if initial and not resume:
         recorder.begin()

@@ -71,7 +71,7 @@ class Recorder:
         self._attempt = earlier.status.get("attempt", 0) + 1
         self._changed, put_aside = check_and_recover(path, earlier.status)
         self.costs = Timers(device_of(context.model), earlier.status.get("costs"))
-        self._bill = CostTracker.resume(earlier.status, price)
+        self._cost_tracker = CostTracker.resume(earlier.status, price)
         self._step = -1
         self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
@@ -195,7 +195,7 @@ class Recorder:
     @property
     def spent(self) -> float | None:
         """Dollars over all attempts that had a price; None where none had one."""
-        return self._bill.after(self.costs.total())
+        return self._cost_tracker.after(self.costs.total())
 
     def save(self, step: int, *, unfinished: bool = False, **parts: Stateful) -> None:
         """Put everything that goes on into a resume slot: model, optimizer, `parts` by name, and the random
@@ -341,8 +341,8 @@ class Recorder:
         seconds = sum(costs.values())
         return {
             "state": state, "step": max(self._step, 0), "total_steps": self._total_steps, "attempt": self._attempt,
-            "reason": reason, "costs": costs, "seconds": seconds, "price": self._bill.price,
-            "spent": self._bill.after(seconds),
+            "reason": reason, "costs": costs, "seconds": seconds, "price": self._cost_tracker.price,
+            "spent": self._cost_tracker.after(seconds),
         }  # fmt: skip
 
     def close(self, state: str = "done", reason: str = "") -> None:

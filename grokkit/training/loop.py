@@ -49,7 +49,7 @@ def train(
     *,
     runs: str | Path = "runs",
     device: str | None = None,
-    observer: Callback | None = None,
+    callback: Callback | None = None,
     experiment: str | None = None,
     price: float | None = None,
     budget: float | None = None,
@@ -61,7 +61,7 @@ def train(
         config: every choice of the run.
         runs: root; the folder is `<runs>/<experiment>/<variant>-s<seed>-<config hash>`.
         device: `cpu`, `cuda`, or None for the best usable one.
-        observer: company, silent by default.
+        callback: company, silent by default.
         experiment: source text of the study, kept in the folder and put on the user's list of trusted code.
         price: dollars an hour of this machine; by default that of the environment variable GROKKIT_PRICE.
         budget: dollars after which the run is saved and stopped; needs a price.
@@ -79,19 +79,19 @@ def train(
         Interrupted: Ctrl-C or SIGTERM; the state is saved, `resume` goes on.
         BudgetReached: the budget is spent; the state is saved, `resume` with a larger one goes on.
     """
-    purse = Budget.of(price, budget)
-    purse.needs_price()
-    company = as_callback_list(observer)
-    with company.report_outcome(config.steps):
+    cost_limit = Budget.of(price, budget)
+    cost_limit.needs_price()
+    callbacks = as_callback_list(callback)
+    with callbacks.report_outcome(config.steps):
         path = to_path(runs) / config.run_name
-        return _run(config, path, device, company, experiment, purse, resumed=False, overwrite=overwrite)
+        return _run(config, path, device, callbacks, experiment, cost_limit, resumed=False, overwrite=overwrite)
 
 
 def resume(
     path: str | Path,
     *,
     device: str | None = None,
-    observer: Callback | None = None,
+    callback: Callback | None = None,
     price: float | None = None,
     budget: float | None = None,
     trust: bool = False,
@@ -100,7 +100,7 @@ def resume(
 
     Args:
         path: the run's folder.
-        device, observer: as of `train`.
+        device, callback: as of `train`.
         price: dollars an hour from here on; by default that of the environment variable GROKKIT_PRICE, or of the last
             attempt.
         budget: dollars that the run may cost, earlier attempts included.
@@ -114,26 +114,26 @@ def resume(
     if found.status["state"] == "done":
         return found
     asked = Budget.of(price, budget)
-    purse = Budget(CostTracker.resume(found.status, asked.price).price, budget)
-    purse.needs_price()
+    cost_limit = Budget(CostTracker.resume(found.status, asked.price).price, budget)
+    cost_limit.needs_price()
     with report_modifications(found.path):
-        config, company = load_config(found), as_callback_list(observer)
+        config, callbacks = load_config(found), as_callback_list(callback)
         import_unknown([found.path], training_names(config), trust=trust)
-    with company.report_outcome(config.steps), report_modifications(found.path):
+    with callbacks.report_outcome(config.steps), report_modifications(found.path):
         if budget is not None and get_spent(found.status) >= budget:
             raise BudgetReached(
                 budget_message(found.status["step"], config, get_spent(found.status), budget, found.path)
             )
-        return _run(config, found.path, device, company, None, purse, resumed=True)
+        return _run(config, found.path, device, callbacks, None, cost_limit, resumed=True)
 
 
 def _run(
     config: RunConfig,
     path: Path,
     device: str | None,
-    observer: CallbackList,
+    callback: CallbackList,
     experiment: str | None,
-    purse: Budget,
+    cost_limit: Budget,
     resumed: bool,
     overwrite: bool = False,
 ) -> Run:
@@ -141,25 +141,29 @@ def _run(
     team = current_ranks(place)
     with seeded(config.seed, "training"):
         then = open_run(path).environment.get("data", {}) if resumed else {}
-        job = build_trainer(config, team.device(place), team=team, recorded=then.get("path"))
-        check_placement(job.device, job.model, job.optimizer)
+        trainer = build_trainer(config, team.device(place), team=team, recorded=then.get("path"))
+        check_placement(trainer.device, trainer.model, trainer.optimizer)
         if resumed:
-            _check_data(job, then.get("hash"), path)
-        work = count_macs(job.model, job.dataset.input_shape) * job.batches.batch_size
+            _check_data(trainer, then.get("hash"), path)
+        work = count_macs(trainer.model, trainer.dataset.input_shape) * trainer.batches.batch_size
         with (
-            fit_threads(work), StopRequest() as stop, _explain_early_stop(config, path),
-            attach_recorder(job, path, experiment, resumed, price=purse.price, overwrite=overwrite) as recorder,
-        ):  # fmt: skip
-            recorder.listener = observer.event
-            start = recorder.restore(**_resume_parts(job)) if resumed else 0
+            fit_threads(work),
+            StopRequest() as stop,
+            _explain_early_stop(config, path),
+            attach_recorder(
+                trainer, path, experiment, resumed, price=cost_limit.price, overwrite=overwrite
+            ) as recorder,
+        ):
+            recorder.listener = callback.event
+            start = recorder.restore(**_resume_parts(trainer)) if resumed else 0
             if start == 0:
-                job.policy.observe(team.on_rank_zero(partial(log_evaluation, job, recorder, 0)))
-                job.policy.observe(team.on_rank_zero(recorder.first_readings))
-            observer.start(f"{path}  on {describe_hardware(job)}", start, config.steps)
+                trainer.policy.observe(team.on_rank_zero(partial(log_evaluation, trainer, recorder, 0)))
+                trainer.policy.observe(team.on_rank_zero(recorder.first_readings))
+            callback.start(f"{path}  on {describe_hardware(trainer)}", start, config.steps)
             try:
-                _loop(job, recorder, observer, stop, start, purse.budget)
+                _loop(trainer, recorder, callback, stop, start, cost_limit.budget)
             finally:
-                observer.close(summarize_timers(recorder.costs.seconds()))
+                callback.close(summarize_timers(recorder.costs.seconds()))
     team.barrier()
     return open_run(path)
 
@@ -173,34 +177,34 @@ def _explain_early_stop(config: RunConfig, path: Path) -> Iterator[None]:
         raise Interrupted(resume_hint(0, config, path)) from None
 
 
-def _check_data(job: Trainer, then: str | None, path: Path) -> None:
-    now = job.dataset.hash
+def _check_data(trainer: Trainer, then: str | None, path: Path) -> None:
+    now = trainer.dataset.hash
     if then != now:
-        raise DataError(f"{path} began on other data: {job.dataset.name} had the hash {then}, it has {now} now")
+        raise DataError(f"{path} began on other data: {trainer.dataset.name} had the hash {then}, it has {now} now")
 
 
 def _loop(
-    job: Trainer, recorder: RecorderLike, observer: Callback, stop: StopRequest, start: int, budget: float | None
+    trainer: Trainer, recorder: RecorderLike, callback: Callback, stop: StopRequest, start: int, budget: float | None
 ) -> None:
-    config, saves = job.config, SaveTimer()
-    told = 0 if start == 0 else len(job.policy.decisions)
-    job.model.train()
+    config, saves = trainer.config, SaveTimer()
+    told = 0 if start == 0 else len(trainer.policy.decisions)
+    trainer.model.train()
     if recorder.unfinished:
-        told = _record_step(job, recorder, start, told)
+        told = _record_step(trainer, recorder, start, told)
     for step in range(start + 1, config.steps + 1):
-        x, y = job.ranks.shard(*job.batches.at(step))
-        loss, logits = _take_step(job, x, y, step == start + 1)
+        x, y = trainer.ranks.shard(*trainer.batches.at(step))
+        loss, logits = _take_step(trainer, x, y, step == start + 1)
         if step == start + 1 or step % placement.EVERY == 0:
-            check_placement(job.device, job.model, job.optimizer, x=x, y=y, loss=loss, logits=logits)
-        job.meter.add(loss, logits, y)
-        log_step(job, recorder, observer, step)
-        told = _record_step(job, recorder, step, told)
+            check_placement(trainer.device, trainer.model, trainer.optimizer, x=x, y=y, loss=loss, logits=logits)
+        trainer.meter.add(loss, logits, y)
+        log_step(trainer, recorder, callback, step)
+        told = _record_step(trainer, recorder, step, told)
         broke = is_budget_spent(recorder, budget)
-        stopping, saving = job.ranks.any_rank(
+        stopping, saving = trainer.ranks.any_rank(
             step, stop.stop_requested or broke, stop.save_requested or saves.due(recorder)
         )
         if stopping or saving or step == config.steps:
-            save_state(job, recorder, step)
+            save_state(trainer, recorder, step)
             stop.save_requested = False
             saves.done()
         if stopping and step < config.steps:
@@ -209,8 +213,8 @@ def _loop(
             raise Interrupted(resume_hint(step, config, recorder.path))
 
 
-def _take_step(job: Trainer, x: Tensor, y: Tensor, first: bool) -> tuple[Tensor, Tensor]:
-    return explain_device_mismatch(partial(job.update, x, y)) if first else job.update(x, y)
+def _take_step(trainer: Trainer, x: Tensor, y: Tensor, first: bool) -> tuple[Tensor, Tensor]:
+    return explain_device_mismatch(partial(trainer.update, x, y)) if first else trainer.update(x, y)
 
 
 def is_budget_spent(recorder: RecorderLike, budget: float | None) -> bool:
@@ -220,8 +224,10 @@ def is_budget_spent(recorder: RecorderLike, budget: float | None) -> bool:
 
 def budget_message(step: int, config: RunConfig, spent: float, budget: float, *paths: Path) -> str:
     """What a run that has spent its budget says, or several that have spent theirs together."""
-    return (f"the budget of {format_dollars(budget)} is spent ({format_dollars(spent)}); "
-            f"{resume_hint(step, config, *paths)} --budget {parse_amount(2 * max(spent, budget))}")  # fmt: skip
+    return (
+        f"the budget of {format_dollars(budget)} is spent ({format_dollars(spent)}); "
+        f"{resume_hint(step, config, *paths)} --budget {parse_amount(2 * max(spent, budget))}"
+    )
 
 
 class SaveTimer:
@@ -242,31 +248,31 @@ class SaveTimer:
         self._last = time.monotonic()
 
 
-def _record_step(job: Trainer, recorder: RecorderLike, step: int, told: int) -> int:
+def _record_step(trainer: Trainer, recorder: RecorderLike, step: int, told: int) -> int:
     """`follow`; where a stop was asked for amid the measures, all is saved so that they go on with the next one."""
     try:
-        return after_step(job, recorder, step, told)
+        return after_step(trainer, recorder, step, told)
     except StopRequested:
-        save_state(job, recorder, step, unfinished=True)
-        raise Interrupted(resume_hint(step, job.config, recorder.path)) from None
+        save_state(trainer, recorder, step, unfinished=True)
+        raise Interrupted(resume_hint(step, trainer.config, recorder.path)) from None
 
 
-def log_step(job: Trainer, recorder: RecorderLike, observer: Callback, step: int) -> None:
-    """What follows the update number `step` before anything is measured: read the meter, log, tell the observer.
+def log_step(trainer: Trainer, recorder: RecorderLike, callback: Callback, step: int) -> None:
+    """What follows the update number `step` before anything is measured: read the meter, log, tell the callback.
 
     Raises:
         NumericsError: the loss is not finite.
     """
-    config = job.config
-    _log_meter(job, recorder, observer)
+    config = trainer.config
+    _log_meter(trainer, recorder, callback)
     if step % max(1, config.steps // REPORTS) == 0 or step == config.steps:
-        job.meter.enqueue(step)
-        recorder.log(step, "batch", learning_rate=_rate(job), **_current_cost(recorder))
+        trainer.meter.enqueue(step)
+        recorder.log(step, "batch", learning_rate=_rate(trainer), **_current_cost(recorder))
     if step == config.steps:
-        _log_meter(job, recorder, observer)
+        _log_meter(trainer, recorder, callback)
 
 
-def after_step(job: Trainer, recorder: RecorderLike, step: int, told: int) -> int:
+def after_step(trainer: Trainer, recorder: RecorderLike, step: int, told: int) -> int:
     """Record what is due after `step` updates, evaluate, ask the policy for the next rate.
 
     Nothing but files and logs has changed where this is stopped, so that it can be called again for the same step.
@@ -278,24 +284,24 @@ def after_step(job: Trainer, recorder: RecorderLike, step: int, told: int) -> in
         Stopped: a stop was asked for amid the measures.
     """
     due = recorder.due(step) or recorder.signal_due(step)
-    for heard in job.ranks.on_rank_zero(partial(_measure_step, job, recorder, step), due) or ():
-        job.policy.observe(heard)
-    job.policy.step()
-    return log_decisions(job, recorder, told)
+    for heard in trainer.ranks.on_rank_zero(partial(_measure_step, trainer, recorder, step), due) or ():
+        trainer.policy.observe(heard)
+    trainer.policy.step()
+    return log_decisions(trainer, recorder, told)
 
 
-def _measure_step(job: Trainer, recorder: RecorderLike, step: int) -> tuple[dict[str, float] | None, ...]:
+def _measure_step(trainer: Trainer, recorder: RecorderLike, step: int) -> tuple[dict[str, float] | None, ...]:
     """Record and evaluate what is due; what the policy is to hear of it."""
-    return recorder.step(step), log_evaluation(job, recorder, step) if recorder.due(step) else None
+    return recorder.step(step), log_evaluation(trainer, recorder, step) if recorder.due(step) else None
 
 
-def save_state(job: Trainer, recorder: RecorderLike, step: int, unfinished: bool = False) -> None:
+def save_state(trainer: Trainer, recorder: RecorderLike, step: int, unfinished: bool = False) -> None:
     """Put all that `resume` goes on from into a slot."""
-    recorder.save(step, unfinished=unfinished, **_resume_parts(job))
+    recorder.save(step, unfinished=unfinished, **_resume_parts(trainer))
 
 
-def _resume_parts(job: Trainer) -> dict[str, Stateful]:
-    return {"policy": job.policy, "meter": job.meter, "update": job.update, **job.ranks.resume_parts()}
+def _resume_parts(trainer: Trainer) -> dict[str, Stateful]:
+    return {"policy": trainer.policy, "meter": trainer.meter, "update": trainer.update, **trainer.ranks.resume_parts()}
 
 
 def resume_hint(step: int, config: RunConfig, *paths: Path) -> str:
@@ -303,9 +309,9 @@ def resume_hint(step: int, config: RunConfig, *paths: Path) -> str:
     return f"stopped after step {step} of {config.steps}; go on with: grokkit resume {' '.join(map(str, paths))}"
 
 
-def _log_meter(job: Trainer, recorder: RecorderLike, observer: Callback) -> None:
-    """Read what the meter has set aside, check it, log it and tell the policy and the observer."""
-    taken = job.meter.read_async()
+def _log_meter(trainer: Trainer, recorder: RecorderLike, callback: Callback) -> None:
+    """Read what the meter has set aside, check it, log it and tell the policy and the callback."""
+    taken = trainer.meter.read_async()
     if taken is None:
         return
     step, loss, accuracy = taken
@@ -317,11 +323,11 @@ def _log_meter(job: Trainer, recorder: RecorderLike, observer: Callback) -> None
             "A smaller learning rate, or clip = norm, is the usual remedy"
         )
     recorder.log(step, "batch", loss=loss, accuracy=accuracy)
-    job.policy.observe({"train_loss": loss})
-    slow = job.slowdown.check(step, recorder.costs.training())
+    trainer.policy.observe({"train_loss": loss})
+    slow = trainer.slowdown.check(step, recorder.costs.training())
     if slow is not None:
         recorder.event(step, "slow", slow)
-    observer.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(job), **_current_cost(recorder)})
+    callback.report(step, {"loss": loss, "accuracy": accuracy, "lr": _rate(trainer), **_current_cost(recorder)})
 
 
 def _current_cost(recorder: RecorderLike) -> dict[str, float]:
@@ -329,33 +335,35 @@ def _current_cost(recorder: RecorderLike) -> dict[str, float]:
     return {} if recorder.spent is None else {"spent": recorder.spent}
 
 
-def _rate(job: Trainer) -> float:
-    return float(job.optimizer.param_groups[0]["lr"])
+def _rate(trainer: Trainer) -> float:
+    return float(trainer.optimizer.param_groups[0]["lr"])
 
 
-def log_evaluation(job: Trainer, recorder: RecorderLike, step: int) -> dict[str, float] | None:
+def log_evaluation(trainer: Trainer, recorder: RecorderLike, step: int) -> dict[str, float] | None:
     """Log loss and accuracy on images that were not trained on; return what the policy is to hear of it.
 
     A validation split is asked at every recorded step and its loss told to the policy; the test set is then left alone
     but for the first and the last step. After the last one, where training mirrored images, the test set is told with
     test-time augmentation too.
     """
-    last, heard = step == job.config.steps, None
+    last, heard = step == trainer.config.steps, None
     with recorder.costs.section("evaluation"):
-        if job.validation is not None:
-            told = evaluate_split(job.model, job.validation, job.config.loss)
+        if trainer.validation is not None:
+            told = evaluate_split(trainer.model, trainer.validation, trainer.config.loss)
             recorder.log(step, "validation", **told)
             heard = {"validation_loss": told["loss"]}
-        if job.validation is None or step == 0 or last:
-            mirrored = last and not MIRRORING.isdisjoint(job.config.augment)
+        if trainer.validation is None or step == 0 or last:
+            mirrored = last and not MIRRORING.isdisjoint(trainer.config.augment)
             recorder.log(
-                step, "test_set", **evaluate_split(job.model, job.test_set, job.config.loss, mirrored=mirrored)
+                step,
+                "test_set",
+                **evaluate_split(trainer.model, trainer.test_set, trainer.config.loss, mirrored=mirrored),
             )
     return heard
 
 
-def log_decisions(job: Trainer, recorder: RecorderLike, told: int) -> int:
+def log_decisions(trainer: Trainer, recorder: RecorderLike, told: int) -> int:
     """Log the policy's decisions after the first `told`; return how many there are now."""
-    for decision in job.policy.decisions[told:]:
+    for decision in trainer.policy.decisions[told:]:
         recorder.event(decision["step"], "policy", decision["reason"], lr=decision["lr"])
-    return len(job.policy.decisions)
+    return len(trainer.policy.decisions)

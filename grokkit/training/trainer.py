@@ -92,14 +92,30 @@ def build_trainer(
     team.seed_rank(config.seed)
     loss = partial(get_loss(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
-        team.wrap(model), optimizer, team.loss(loss), batch_size=batches.batch_size,
-        clip=partial(clip_gradients, config.clip, model), precision=precision, execution=execution,
-    )  # fmt: skip
+        team.wrap(model),
+        optimizer,
+        team.loss(loss),
+        batch_size=batches.batch_size,
+        clip=partial(clip_gradients, config.clip, model),
+        precision=precision,
+        execution=execution,
+    )
     test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
     return Trainer(
-        config, dataset, model, optimizer, policy, batches, update, team.meter(device), test_set, validation, device,
-        precision, team,
-    )  # fmt: skip
+        config,
+        dataset,
+        model,
+        optimizer,
+        policy,
+        batches,
+        update,
+        team.meter(device),
+        test_set,
+        validation,
+        device,
+        precision,
+        team,
+    )
 
 
 def _held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
@@ -115,7 +131,7 @@ def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
 
 
 def attach_recorder(
-    job: Trainer,
+    trainer: Trainer,
     path: Path,
     experiment: str | None,
     resumed: bool = False,
@@ -125,34 +141,46 @@ def attach_recorder(
 ) -> RecorderLike:
     """The recorder that `trainer`'s config asks for; `facts` go into environment.json above those of every run. In a
     team the first process has it."""
-    config = job.config
+    config = trainer.config
     schedule, signal = config.schedule, Signal.of(config.signal)
-    check_listener(job.policy.policy, signal, job.validation is not None)
-    if job.ranks.rank:
+    check_listener(trainer.policy.policy, signal, trainer.validation is not None)
+    if trainer.ranks.rank:
         if experiment is not None and not resumed:
             add_trusted(experiment)  # this process may be on a machine whose user has a list of its own
-        job.ranks.barrier()
-        return NullRecorder(path, job.model, job.optimizer, schedule, signal)
+        trainer.ranks.barrier()
+        return NullRecorder(path, trainer.model, trainer.optimizer, schedule, signal)
     recorder = record(
-        path, job.model, job.optimizer,
-        probes=probe_sets(job.dataset, **config.probes), measures=config.measures, attributions=config.attributions,
-        schedule=schedule, signal=signal, seed=config.seed, loss=config.loss, total_steps=config.steps, config=config,
-        experiment=experiment, facts={**_facts(job), **(facts or {})}, resume=resumed, price=price, overwrite=overwrite,
-    )  # fmt: skip
-    job.ranks.barrier()
+        path,
+        trainer.model,
+        trainer.optimizer,
+        probes=probe_sets(trainer.dataset, **config.probes),
+        measures=config.measures,
+        attributions=config.attributions,
+        schedule=schedule,
+        signal=signal,
+        seed=config.seed,
+        loss=config.loss,
+        total_steps=config.steps,
+        config=config,
+        experiment=experiment,
+        facts={**_facts(trainer), **(facts or {})},
+        resume=resumed,
+        price=price,
+        overwrite=overwrite,
+    )
+    trainer.ranks.barrier()
     return recorder
 
 
-def _facts(job: Trainer) -> dict[str, Any]:
+def _facts(trainer: Trainer) -> dict[str, Any]:
     """What environment.json says of this run's data and arithmetic."""
-    precision = describe_device(job.device, precision=job.precision).precision
-    data = dataset_metadata(job.dataset) | locate_data(job.config)
-    return {"data": data, "device": describe_hardware(job), "precision": precision}
+    precision = describe_device(trainer.device, precision=trainer.precision).precision
+    data = dataset_metadata(trainer.dataset) | locate_data(trainer.config)
+    return {"data": data, "device": describe_hardware(trainer), "precision": precision}
 
 
-def describe_hardware(job: Trainer) -> str:
+def describe_hardware(trainer: Trainer) -> str:
     """Device, precision and execution in words."""
-    processes = f", {job.ranks.size} processes" if job.ranks.size > 1 else ""
-    return (
-        f"{describe_device(job.device, precision=job.precision).description}, {job.update.execution} steps{processes}"
-    )
+    processes = f", {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
+    device = describe_device(trainer.device, precision=trainer.precision).description
+    return f"{device}, {trainer.update.execution} steps{processes}"

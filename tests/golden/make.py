@@ -77,7 +77,7 @@ def train_all(runs: Path) -> None:
     arm = import_source(source, OWN_MODEL, translate).arm()  # only now: it registers names
     gk.train(arm, runs=runs, device="cpu", experiment=source.decode())
     with suppress(Interrupted):
-        gk.train(arm, runs=runs / "stopped", device="cpu", experiment=source.decode(), observer=PressesCtrlC(14))
+        gk.train(arm, runs=runs / "stopped", device="cpu", experiment=source.decode(), callback=PressesCtrlC(14))
     gk.replay_run(named(runs, "policy_lc_wsd"), ["logit_scale", "weight_norm"], ["saliency"], device="cpu")
 
 
