@@ -37,14 +37,29 @@ from tests.reference.plain_loop import Epoch, Recipe
 
 PLAIN = {
     "adam_one_cycle": Recipe(
-        "adam", lr=0.01, weight_decay=1e-4, schedule="one_cycle", epochs=8, batch_size=400, clip_value=0.1, crop=4,
+        "adam",
+        lr=0.01,
+        weight_decay=1e-4,
+        schedule="one_cycle",
+        epochs=8,
+        batch_size=400,
+        clip_value=0.1,
+        crop=4,
         flip=True,
     ),
     "sgd_triangle": Recipe(
-        "sgd", lr=0.1, weight_decay=5e-4, schedule="triangle", epochs=8, batch_size=128, peak=5 / 24, crop=4, flip=True,
+        "sgd",
+        lr=0.1,
+        weight_decay=5e-4,
+        schedule="triangle",
+        epochs=8,
+        batch_size=128,
+        peak=5 / 24,
+        crop=4,
+        flip=True,
         cutout=8,
     ),
-}  # fmt: skip
+}
 """The recipes in the words of the plain loop: the 8 epochs of the public notebooks, and Page's 24 epochs of batches of
 512 at 0.4, shortened to 8; its batch and its rate are a quarter, so that a part of the images makes enough updates."""
 
@@ -71,8 +86,10 @@ def grokkit_config(recipe: str, choices: Choices, source: Path, seed: int) -> Ru
     shared = {
         "data": spec(str(source), train=choices.train, test=choices.test),
         "model": spec(choices.model, width=choices.width),
-        "seed": seed, "measures": (), "probes": {"train": 1, "test": 0, "random": 0},
-    }  # fmt: skip
+        "seed": seed,
+        "measures": (),
+        "probes": {"train": 1, "test": 0, "random": 0},
+    }
     steps = {name: plain.epochs * -(-choices.train // plain.batch_size) for name, plain in PLAIN.items()}
     config = cifar10_in_minutes.resnet9().replace(**shared, steps=steps["adam_one_cycle"])
     if recipe == "adam_one_cycle":
@@ -80,8 +97,11 @@ def grokkit_config(recipe: str, choices: Choices, source: Path, seed: int) -> Ru
     return config.replace(
         optimizer=spec("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
         policy=spec("wsd", warmup=5 / 24, decay_share=19 / 24, shape="linear"),
-        clip=None, batch_size=128, steps=steps["sgd_triangle"], augment=("crop4", "flip", "cutout8"),
-    )  # fmt: skip
+        clip=None,
+        batch_size=128,
+        steps=steps["sgd_triangle"],
+        augment=("crop4", "flip", "cutout8"),
+    )
 
 
 def grokkit_curve(config: RunConfig, images: int, start: nn.Module | None = None) -> list[Epoch]:
@@ -125,8 +145,10 @@ def plain_net(choices: Choices, dataset: Dataset, seed: int) -> nn.Module:
 
 def plain_curve(recipe: Recipe, net: nn.Module, dataset: Dataset, seed: int) -> list[Epoch]:
     """Train by the plain loop, in PyTorch's default memory format."""
-    sets = [(x.transpose(0, 2, 3, 1).copy(), y) for x, y in ((dataset.x_train, dataset.y_train),
-                                                             (dataset.x_test, dataset.y_test))]  # fmt: skip
+    sets = [
+        (x.transpose(0, 2, 3, 1).copy(), y)
+        for x, y in ((dataset.x_train, dataset.y_train), (dataset.x_test, dataset.y_test))
+    ]
     return plain_loop.train(net, *sets, recipe, seed=seed)
 
 
@@ -143,12 +165,20 @@ def run_arm(recipe: str, arm: str, seed: int, choices: Choices, source: Path) ->
     else:
         curve, told = plain_curve(plain, net, dataset, seed), dataclasses.asdict(plain)
     return {
-        "recipe": recipe, "arm": arm, "seed": seed, "choices": dataclasses.asdict(choices), "config": told,
-        "data": dataset.hash, "images": plain.epochs * choices.train,
-        "cpu_seconds": cpu_seconds() - start, "wall_seconds": time.monotonic() - wall,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu_name(), "torch": torch.__version__,
+        "recipe": recipe,
+        "arm": arm,
+        "seed": seed,
+        "choices": dataclasses.asdict(choices),
+        "config": told,
+        "data": dataset.hash,
+        "images": plain.epochs * choices.train,
+        "cpu_seconds": cpu_seconds() - start,
+        "wall_seconds": time.monotonic() - wall,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
         "curve": [dataclasses.asdict(epoch) for epoch in curve],
-    }  # fmt: skip
+    }
 
 
 def stored(path: Path, choices: Choices) -> bool:

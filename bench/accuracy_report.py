@@ -19,9 +19,11 @@ SAME_START = "grokkit_same_start"
 """The arm whose runs begin with the weights of the plain run of the same seed."""
 
 WORDS = {
-    "plain": "plain PyTorch loop", "grokkit": "grokkit", "plain_momentum": "plain, momentum cycled as well",
+    "plain": "plain PyTorch loop",
+    "grokkit": "grokkit",
+    "plain_momentum": "plain, momentum cycled as well",
     SAME_START: "grokkit from the plain loop's weights",
-}  # fmt: skip
+}
 """The arms, in words."""
 
 
@@ -80,10 +82,17 @@ def interval(ours: pd.Series, plain: pd.Series, *, paired: bool = False) -> dict
         test = ttest_rel(ours, plain) if paired else ttest_ind(ours, plain, equal_var=False)
         low, high = test.confidence_interval(0.95)
     return {
-        "mean": ours.mean(), "sd": ours.std(), "n": len(ours),
-        "plain_mean": plain.mean(), "plain_sd": plain.std(), "plain_n": len(plain),
-        "difference": ours.mean() - plain.mean(), "low": low, "high": high, "half": (high - low) / 2,
-    }  # fmt: skip
+        "mean": ours.mean(),
+        "sd": ours.std(),
+        "n": len(ours),
+        "plain_mean": plain.mean(),
+        "plain_sd": plain.std(),
+        "plain_n": len(plain),
+        "difference": ours.mean() - plain.mean(),
+        "low": low,
+        "high": high,
+        "half": (high - low) / 2,
+    }
 
 
 def costs_of(runs: list[dict[str, Any]]) -> pd.Series:

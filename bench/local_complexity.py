@@ -43,11 +43,9 @@ def cpu_time(settings: Settings) -> list[Row]:
 def peak_memory(settings: Settings) -> list[Row]:
     """The nets and images of the CPU times: peak above imports, weights and images, each in its own process."""
     peaks = {
-        name: peak_above_model(
-            name, width=16, side=32, points=POINTS, directions=DIRECTIONS, threads=settings.threads
-        )
+        name: peak_above_model(name, width=16, side=32, points=POINTS, directions=DIRECTIONS, threads=settings.threads)
         for name in ("vertex", "tangent", "published")
-    }  # fmt: skip
+    }
     return compared(peaks, [Ratio("vertex", "published", 0.2), Ratio("tangent", "published")], "MB")
 
 

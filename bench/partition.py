@@ -49,7 +49,7 @@ def peak_memory(settings: Settings) -> list[Row]:
     for thousandths in (10, 40):
         peak = peak_above_model(
             "segment", width=16, side=32, points=2, directions=thousandths, threads=settings.threads
-        )  # fmt: skip
+        )
         rows.append(Row(f"{thousandths / 1000:g} of the line between two images", peak, "MB", 300.0))
     return rows
 

@@ -125,10 +125,16 @@ def trainer(settings: Settings) -> list[Row]:
 
 def _train(data: Path, steps: int) -> None:
     config = gk.RunConfig(
-        experiment="bench", data=gk.spec(str(data)), model=gk.spec(LENET),
+        experiment="bench",
+        data=gk.spec(str(data)),
+        model=gk.spec(LENET),
         optimizer=gk.spec("sgd", lr=1e-3, momentum=0.9, nesterov=True, weight_decay=5e-4),
-        batch_size=BATCH, steps=steps, augment=AUGMENT, records=1, probes={"train": 8, "test": 8, "random": 8},
-    )  # fmt: skip
+        batch_size=BATCH,
+        steps=steps,
+        augment=AUGMENT,
+        records=1,
+        probes={"train": 8, "test": 8, "random": 8},
+    )
     with tempfile.TemporaryDirectory() as runs:
         gk.train(config, runs=runs, device="cpu")
 

@@ -152,9 +152,11 @@ def vgg_bn() -> RunConfig:
 
 def _measures(epsilon: float, points: int = 512) -> tuple[Spec, ...]:
     return (
-        spec("accuracy"), spec("loss"), spec("weight_norm"),
+        spec("accuracy"),
+        spec("loss"),
+        spec("weight_norm"),
         spec("robust_accuracy", epsilons=(epsilon,), points=points),
-    )  # fmt: skip
+    )
 
 
 def _full(task: RunConfig) -> RunConfig:
@@ -168,10 +170,16 @@ TASKS |= {"mnist_full": lambda: _full(mnist()), "cifar10_full": lambda: _full(ci
 THRESHOLDS = {"digits": 0.55, "mnist": 0.2, "cifar10": 0.08}
 """Robust accuracy whose first crossing is an end point."""
 MARGINS = {
-    ("digits", "test_accuracy"): 0.005, ("digits", "robust_accuracy"): 0.025, ("digits", "steps_to_robust"): 450.0,
-    ("mnist", "test_accuracy"): 0.02, ("mnist", "robust_accuracy"): 0.04, ("mnist", "steps_to_robust"): 300.0,
-    ("cifar10", "test_accuracy"): 0.02, ("cifar10", "robust_accuracy"): 0.03, ("cifar10", "steps_to_robust"): 1600.0,
-}  # fmt: skip
+    ("digits", "test_accuracy"): 0.005,
+    ("digits", "robust_accuracy"): 0.025,
+    ("digits", "steps_to_robust"): 450.0,
+    ("mnist", "test_accuracy"): 0.02,
+    ("mnist", "robust_accuracy"): 0.04,
+    ("mnist", "steps_to_robust"): 300.0,
+    ("cifar10", "test_accuracy"): 0.02,
+    ("cifar10", "robust_accuracy"): 0.03,
+    ("cifar10", "steps_to_robust"): 1600.0,
+}
 """Differences that do not matter, by task and end point. With a spread s of a pair, as in the pilot, and n pairs, two
 equal arms are found equivalent in 4 of 5 studies if the margin is 2.93 s / sqrt(n); rounded up."""
 DECAYS = ("coupled", "fixed")
@@ -305,8 +313,10 @@ def collect(task: str, seeds: list[int], runs: Path, folder: Path) -> None:
     new = [run for run in finished if run.name not in known]
     told = [
         {"run": run.name, "step": event["step"], "lr": event["lr"], "text": event["text"]}
-        for run in new for event in run.events if event["kind"] == "policy"
-    ]  # fmt: skip
+        for run in new
+        for event in run.events
+        if event["kind"] == "policy"
+    ]
     decisions = pd.concat([*decided, pd.DataFrame(told, columns=["run", "step", "lr", "text"])], ignore_index=True)
     table = pd.concat([*tables, *(_thinned(gk.table([run])) for run in new)], ignore_index=True)
     for rows, path in zip((table, decisions), paths, strict=True):

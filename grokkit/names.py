@@ -14,9 +14,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE_COLUMNS = (
-    "run", "seed", "step", "probe_set", "layer", "measure", "measure_id", "radius", "directions",
-    "epsilon", "attack", "value", "low", "high", "n", "unit",
-)  # fmt: skip
+    "run",
+    "seed",
+    "step",
+    "probe_set",
+    "layer",
+    "measure",
+    "measure_id",
+    "radius",
+    "directions",
+    "epsilon",
+    "attack",
+    "value",
+    "low",
+    "high",
+    "n",
+    "unit",
+)
 """The columns of a Table, one row per number. `low` and `high` bound `value` (NaN where no interval is known),
 `n` counts the images behind it, `radius` is in the input space of the net, `directions` counts those of the frame,
 `epsilon` is in pixels."""

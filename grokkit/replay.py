@@ -161,9 +161,16 @@ def import_checkpoints(
         raise UsageError(f"`files` needs one checkpoint or more, at steps of at least 0; got {sorted(by_step)}")
     states = {step: _checkpoint(to_path(by_step[step]), model) for step in sorted(by_step)}
     recorder = record(
-        path, model, probes=probes, measures=(), schedule=(), seed=seed, loss=loss, initial=False,
+        path,
+        model,
+        probes=probes,
+        measures=(),
+        schedule=(),
+        seed=seed,
+        loss=loss,
+        initial=False,
         total_steps=max(states, default=0),
-    )  # fmt: skip
+    )
     with recorder:
         for step, state in states.items():
             recorder.add_snapshot(step, state)

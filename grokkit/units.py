@@ -127,24 +127,57 @@ SILU = Activation("silu", _at_zero, zone=SILU_ZONE)
 MAXIMUM, MINIMUM = (Activation(name, _at_zero) for name in ("maximum", "minimum"))
 
 ACTIVATIONS: dict[Callable[..., Any], Activation] = {
-    F.relu: RELU, F.relu_: RELU, torch.relu: RELU, torch.relu_: RELU, Tensor.relu: RELU, Tensor.relu_: RELU,
-    F.leaky_relu: LEAKY_RELU, F.leaky_relu_: LEAKY_RELU, F.prelu: LEAKY_RELU, Tensor.prelu: LEAKY_RELU,
-    F.relu6: RELU6, F.hardtanh: HARDTANH, F.hardtanh_: HARDTANH, F.hardswish: HARDSWISH,
-    torch.clamp: CLAMP, torch.clip: CLAMP, Tensor.clamp: CLAMP, Tensor.clip: CLAMP, Tensor.clamp_: CLAMP,
-    torch.clamp_min: CLAMP, Tensor.clamp_min: CLAMP, Tensor.clamp_min_: CLAMP,
-    torch.clamp_max: CLAMP_MAX, Tensor.clamp_max: CLAMP_MAX, Tensor.clamp_max_: CLAMP_MAX,
-    torch.abs: ABS, torch.abs_: ABS, torch.absolute: ABS,
-    Tensor.abs: ABS, Tensor.abs_: ABS, Tensor.absolute: ABS, Tensor.absolute_: ABS,
-    F.gelu: GELU, F.silu: SILU,
-}  # fmt: skip
+    F.relu: RELU,
+    F.relu_: RELU,
+    torch.relu: RELU,
+    torch.relu_: RELU,
+    Tensor.relu: RELU,
+    Tensor.relu_: RELU,
+    F.leaky_relu: LEAKY_RELU,
+    F.leaky_relu_: LEAKY_RELU,
+    F.prelu: LEAKY_RELU,
+    Tensor.prelu: LEAKY_RELU,
+    F.relu6: RELU6,
+    F.hardtanh: HARDTANH,
+    F.hardtanh_: HARDTANH,
+    F.hardswish: HARDSWISH,
+    torch.clamp: CLAMP,
+    torch.clip: CLAMP,
+    Tensor.clamp: CLAMP,
+    Tensor.clip: CLAMP,
+    Tensor.clamp_: CLAMP,
+    torch.clamp_min: CLAMP,
+    Tensor.clamp_min: CLAMP,
+    Tensor.clamp_min_: CLAMP,
+    torch.clamp_max: CLAMP_MAX,
+    Tensor.clamp_max: CLAMP_MAX,
+    Tensor.clamp_max_: CLAMP_MAX,
+    torch.abs: ABS,
+    torch.abs_: ABS,
+    torch.absolute: ABS,
+    Tensor.abs: ABS,
+    Tensor.abs_: ABS,
+    Tensor.absolute: ABS,
+    Tensor.absolute_: ABS,
+    F.gelu: GELU,
+    F.silu: SILU,
+}
 """Every counted call of one tensor. What is in no table here and not linear is found by `spline/uncounted.py`."""
 
 PAIRS: dict[Callable[..., Any], Activation] = {
-    torch.maximum: MAXIMUM, Tensor.maximum: MAXIMUM, torch.fmax: MAXIMUM, Tensor.fmax: MAXIMUM,
-    torch.max: MAXIMUM, Tensor.max: MAXIMUM,
-    torch.minimum: MINIMUM, Tensor.minimum: MINIMUM, torch.fmin: MINIMUM, Tensor.fmin: MINIMUM,
-    torch.min: MINIMUM, Tensor.min: MINIMUM,
-}  # fmt: skip
+    torch.maximum: MAXIMUM,
+    Tensor.maximum: MAXIMUM,
+    torch.fmax: MAXIMUM,
+    Tensor.fmax: MAXIMUM,
+    torch.max: MAXIMUM,
+    Tensor.max: MAXIMUM,
+    torch.minimum: MINIMUM,
+    Tensor.minimum: MINIMUM,
+    torch.fmin: MINIMUM,
+    Tensor.fmin: MINIMUM,
+    torch.min: MINIMUM,
+    Tensor.min: MINIMUM,
+}
 """Counted where they take two tensors; `max` and `min` of one tensor are other operations under the same name."""
 
 
@@ -162,14 +195,32 @@ MAX_POOLS: dict[Callable[..., Any], Pool] = dict(_max_pools())
 
 _RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 REFUSED: dict[Callable[..., Any], str] = {
-    F.elu: "elu", F.elu_: "elu", F.selu: "selu", F.celu: "celu", F.mish: "mish", F.softplus: "softplus",
-    F.logsigmoid: "logsigmoid", F.softsign: "softsign", F.tanhshrink: "tanhshrink", F.hardsigmoid: "hardsigmoid",
-    F.rrelu: "rrelu", F.hardshrink: "hardshrink", F.softshrink: "softshrink", F.threshold: "threshold",
-    torch.sigmoid: "sigmoid", torch.tanh: "tanh", Tensor.sigmoid: "sigmoid", Tensor.tanh: "tanh",
-    F.sigmoid: "sigmoid", F.tanh: "tanh", Tensor.sigmoid_: "sigmoid", Tensor.tanh_: "tanh",
-    F.fractional_max_pool2d: "fractional_max_pool2d", F.fractional_max_pool3d: "fractional_max_pool3d",
+    F.elu: "elu",
+    F.elu_: "elu",
+    F.selu: "selu",
+    F.celu: "celu",
+    F.mish: "mish",
+    F.softplus: "softplus",
+    F.logsigmoid: "logsigmoid",
+    F.softsign: "softsign",
+    F.tanhshrink: "tanhshrink",
+    F.hardsigmoid: "hardsigmoid",
+    F.rrelu: "rrelu",
+    F.hardshrink: "hardshrink",
+    F.softshrink: "softshrink",
+    F.threshold: "threshold",
+    torch.sigmoid: "sigmoid",
+    torch.tanh: "tanh",
+    Tensor.sigmoid: "sigmoid",
+    Tensor.tanh: "tanh",
+    F.sigmoid: "sigmoid",
+    F.tanh: "tanh",
+    Tensor.sigmoid_: "sigmoid",
+    Tensor.tanh_: "tanh",
+    F.fractional_max_pool2d: "fractional_max_pool2d",
+    F.fractional_max_pool3d: "fractional_max_pool3d",
     **{getattr(torch, name): name for name in _RECURRENT.split()},
-}  # fmt: skip
+}
 """Nonlinear calls that have no counting rule: a number that left them out would look complete and not be."""
 
 

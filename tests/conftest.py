@@ -55,9 +55,15 @@ def machine(tmp_path: Path, monkeypatch):
     """A machine with one GPU whose driver, files and torch are as told; nvidia-smi is a script."""
 
     def make(
-        driver="580.95.05", files=True, available=True, cuda="13.0", capability=(8, 0), archs=ARCHS, product=None,
+        driver="580.95.05",
+        files=True,
+        available=True,
+        cuda="13.0",
+        capability=(8, 0),
+        archs=ARCHS,
+        product=None,
         smi="",
-    ) -> None:  # fmt: skip
+    ) -> None:
         proc, dev, programs = tmp_path / "proc", tmp_path / "dev", tmp_path / "bin"
         for folder in (proc / "gpus" / "0000:01:00.0", dev, programs):
             folder.mkdir(parents=True)
@@ -74,9 +80,13 @@ def machine(tmp_path: Path, monkeypatch):
         monkeypatch.setattr(preflight, "run_small_product", product or (lambda index: None))
         monkeypatch.setattr(torch.version, "cuda", cuda)
         for name, value in {
-            "is_available": available, "device_count": int(available), "get_device_capability": capability,
-            "get_arch_list": list(archs), "get_device_name": "Test GPU", "mem_get_info": (2**20, 2**34),
-        }.items():  # fmt: skip
+            "is_available": available,
+            "device_count": int(available),
+            "get_device_capability": capability,
+            "get_arch_list": list(archs),
+            "get_device_name": "Test GPU",
+            "mem_get_info": (2**20, 2**34),
+        }.items():
             monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 

@@ -107,8 +107,32 @@ def test_a_written_table_reads_back_as_it_was(runs, tmp_path) -> None:
         gk.figure_data([tmp_path / "none.csv"])
 
 
-CELLS = ["=1+1", "+a", "-5", "@x", "\ta", "\rb", "'=x", "''-", "'abc", "NA", "nan", "", "007", "1e5", "None", "True",
-         " =1", "a\nb", "a\r\nb", 'q"q', "a,b", "ü", "a=1", "'"]  # fmt: skip
+CELLS = [
+    "=1+1",
+    "+a",
+    "-5",
+    "@x",
+    "\ta",
+    "\rb",
+    "'=x",
+    "''-",
+    "'abc",
+    "NA",
+    "nan",
+    "",
+    "007",
+    "1e5",
+    "None",
+    "True",
+    " =1",
+    "a\nb",
+    "a\r\nb",
+    'q"q',
+    "a,b",
+    "ü",
+    "a=1",
+    "'",
+]
 """Text that a spreadsheet, or whoever reads a table, could take for something else."""
 
 

@@ -140,11 +140,14 @@ def test_the_usual_radii_end_at_the_typical_distance_from_the_mean() -> None:
     ("options", "sentence"),
     [
         ({"radii": (0.1,)}, "two or more numbers above 0, ascending; got"),
-        ({"radii": (0.2, 0.1)}, "ascending; got"), ({"radii": (0.0, 0.1)}, "above 0"),
-        ({"directions": ()}, "one or more"), ({"directions": (5, 5)}, "ascending; got"),
-        ({"directions": (0, 5)}, "at least 1"), ({"points": 1}, "at least 2 images"),
+        ({"radii": (0.2, 0.1)}, "ascending; got"),
+        ({"radii": (0.0, 0.1)}, "above 0"),
+        ({"directions": ()}, "one or more"),
+        ({"directions": (5, 5)}, "ascending; got"),
+        ({"directions": (0, 5)}, "at least 1"),
+        ({"points": 1}, "at least 2 images"),
     ],
-)  # fmt: skip
+)
 def test_impossible_settings_are_refused(options: dict, sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         RadiusSweep(**options)
@@ -162,8 +165,10 @@ def test_the_radius_is_the_largest_that_is_linear_at_all_snapshots() -> None:
         planted(calibration_rows(0, bend=1.0), calibration_rows(9, bend=0.2), calibration_rows(50, bend=9))
     )
     assert found.snapshots == (
-        LinearRange(0, (0.01, 1.0), 2.0), LinearRange(9, (0.01, 0.2), 0.5), LinearRange(50, (0.01, 2.0), None),
-    )  # fmt: skip
+        LinearRange(0, (0.01, 1.0), 2.0),
+        LinearRange(9, (0.01, 0.2), 0.5),
+        LinearRange(50, (0.01, 2.0), None),
+    )
     assert found.radius == found.smallest_linear_end == 0.2
     assert found.reason.startswith("0.2 is the largest radius at which LC is linear in r at all 3 snapshots")
 
@@ -250,10 +255,11 @@ def test_calibrate_prints_a_verdict_and_draws_from_what_it_stored(run, tmp_path:
     [
         (["--snapshots", "0"], "`snapshots` must be at least 1; got 0"),
         (["--radius", "0.1"], "`radii` must be two or more numbers"),
-        (["--probe-set", "trian"], "no probe set among"), (["--points", "1"], "at least 2 images"),
+        (["--probe-set", "trian"], "no probe set among"),
+        (["--points", "1"], "at least 2 images"),
         (["--directions", "5", "3"], "ascending"),
     ],
-)  # fmt: skip
+)
 def test_calibrate_answers_a_mistake_with_a_sentence(run, capsys, words, sentence) -> None:
     assert main(["choose-radius", str(run.path), *words, "--device", "cpu"]) == 2
     said = capsys.readouterr().err

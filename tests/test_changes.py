@@ -288,7 +288,7 @@ ODD = [
     {"kind": "unheard of", "name": "a"},
     {"name": "snapshots/000000000000.h5"},
     {},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("record", ODD, ids=lambda record: str(record)[:60])
@@ -382,8 +382,17 @@ def replaced(path: Path, how: str) -> None:
     make[how](path)
 
 
-PLACES = ("MANIFEST", "metrics.jsonl", "events.jsonl", "config.toml", "environment.json", "status.json",
-          "probes/train.h5", "snapshots/000000000003.h5", "resume/0.h5")  # fmt: skip
+PLACES = (
+    "MANIFEST",
+    "metrics.jsonl",
+    "events.jsonl",
+    "config.toml",
+    "environment.json",
+    "status.json",
+    "probes/train.h5",
+    "snapshots/000000000003.h5",
+    "resume/0.h5",
+)
 
 
 @pytest.mark.parametrize("how", ["a folder", "a pipe", "a circle"])
@@ -433,8 +442,18 @@ def test_the_manifest_may_be_as_long_as_a_log(run, monkeypatch):
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
-NOT_OURS = ("7.h5", "best.h5", "._000000000001.h5", "٠٠٠٠٠٠٠٠٠٠٠١.h5", "²²²²²²²²²²²².h5", "0000000000001.h5",
-            "00000000001.h5", "000000000001.h5.bak", " 000000000001.h5", "-00000000001.h5")  # fmt: skip
+NOT_OURS = (
+    "7.h5",
+    "best.h5",
+    "._000000000001.h5",
+    "٠٠٠٠٠٠٠٠٠٠٠١.h5",
+    "²²²²²²²²²²²².h5",
+    "0000000000001.h5",
+    "00000000001.h5",
+    "000000000001.h5.bak",
+    " 000000000001.h5",
+    "-00000000001.h5",
+)
 
 
 @pytest.mark.parametrize("name", NOT_OURS)

@@ -190,11 +190,14 @@ def test_a_loss_that_diverges_ends_with_five(study, capsys) -> None:
 
 def test_impossible_counts_and_distances_are_refused(small_run, capsys) -> None:
     for words, sentence in (
-        (["lc", "--points", "-3"], "at least 1 image"), (["lc", "--points", "0"], "at least 1 image"),
-        (["attribute", "--images", "-1"], "at least 1 image"), (["attack", "--epsilon", "8"], "in 0..1"),
-        (["attack", "--epsilon"], "in 0..1"), (["lc", "--last", "0"], "at least 1 snapshot"),
+        (["lc", "--points", "-3"], "at least 1 image"),
+        (["lc", "--points", "0"], "at least 1 image"),
+        (["attribute", "--images", "-1"], "at least 1 image"),
+        (["attack", "--epsilon", "8"], "in 0..1"),
+        (["attack", "--epsilon"], "in 0..1"),
+        (["lc", "--last", "0"], "at least 1 snapshot"),
         (["lc", "--preset", "humayun24"], "Did you mean 'humayun2024'"),
-    ):  # fmt: skip
+    ):
         assert main([words[0], str(small_run.path), *words[1:], "--device", "cpu"]) == 2
         assert sentence in capsys.readouterr().err
 

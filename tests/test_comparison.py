@@ -215,9 +215,11 @@ def test_a_planted_shift_is_found_and_a_planted_null_is_equivalent() -> None:
     assert len(table) == 2 * 2 * 2
     words = table.set_index(["arm", "outcome"]).verdict.groupby(level=[0, 1]).agg(set).to_dict()
     assert words == {
-        ("lc", "accuracy"): {"better"}, ("lc", "steps"): {"worse"},
-        ("twin", "accuracy"): {"equivalent"}, ("twin", "steps"): {"equivalent"},
-    }  # fmt: skip
+        ("lc", "accuracy"): {"better"},
+        ("lc", "steps"): {"worse"},
+        ("twin", "accuracy"): {"equivalent"},
+        ("twin", "steps"): {"equivalent"},
+    }
     assert compare_all(rows, [("twin", "wsd")], BETTER).within_margin.sum() == 0, "no margin, no equivalence"
 
 
@@ -228,8 +230,10 @@ def test_the_family_is_one_task_and_decay_over_all_pairs_and_outcomes() -> None:
         assert len(family) == 4
         np.testing.assert_allclose(family.p_holm, adjust_holm(family.p))
     twice = pd.concat([rows, rows.assign(decay="coupled")])
-    np.testing.assert_allclose(compare_all(twice, [("a", "b")], BETTER).p_holm[:4].to_numpy(),
-                               compare_all(rows, [("a", "b")], BETTER).p_holm.to_numpy())  # fmt: skip
+    np.testing.assert_allclose(
+        compare_all(twice, [("a", "b")], BETTER).p_holm[:4].to_numpy(),
+        compare_all(rows, [("a", "b")], BETTER).p_holm.to_numpy(),
+    )
 
 
 def test_a_claim_is_false_in_a_family_at_most_one_time_in_twenty() -> None:

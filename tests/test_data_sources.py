@@ -288,8 +288,11 @@ def test_every_source_takes_shuffle_labels(tmp_path, monkeypatch):
             Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{number}.png")
     monkeypatch.setenv("GROKKIT_DATA", str(tmp_path))
     for source, options in (
-        (tmp_path / "toy.npz", {}), (tmp_path / "folder", {}), ("mnist", {}), ("digits", {"size": 8}),
-    ):  # fmt: skip
+        (tmp_path / "toy.npz", {}),
+        (tmp_path / "folder", {}),
+        ("mnist", {}),
+        ("digits", {"size": 8}),
+    ):
         true = data.load(source, train=30, seed=2, **options)
         control = data.load(source, train=30, seed=2, shuffle_labels=True, **options)
         assert np.array_equal(control.x_train, true.x_train) and np.array_equal(control.y_test, true.y_test)

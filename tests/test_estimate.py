@@ -35,10 +35,14 @@ def folder_size(path: Path) -> int:
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, LONGER, LONGER.replace(data=spec("digits", size=8, train=120, test=60, validation=30), records=1),
-     SMALL.replace(measures=(), attributions=(), signal={}, policy=spec("constant"), steps=3)],
+    [
+        SMALL,
+        LONGER,
+        LONGER.replace(data=spec("digits", size=8, train=120, test=60, validation=30), records=1),
+        SMALL.replace(measures=(), attributions=(), signal={}, policy=spec("constant"), steps=3),
+    ],
     ids=["small", "longer", "validation", "bare"],
-)  # fmt: skip
+)
 def test_counts_and_bytes_are_those_of_the_run(tmp_path, config) -> None:
     found = estimate(config, "cpu", tmp_path)
     assert list(tmp_path.iterdir()) == [], "the folder of the probe is gone"

@@ -15,9 +15,13 @@ from grokkit.training.build import build_model
 from tests.runs import SMALL, PressesCtrlC, contents
 
 FLIPPED = SMALL.replace(
-    measures=(), attributions=(), signal={}, policy=spec("constant"), augment=("crop1", "flip"),
+    measures=(),
+    attributions=(),
+    signal={},
+    policy=spec("constant"),
+    augment=("crop1", "flip"),
     optimizer=spec("sgd", lr=1.5),
-)  # fmt: skip
+)
 
 
 def rows(run, split: str, metric: str) -> dict[int, float]:
@@ -86,10 +90,15 @@ def test_what_a_run_says_at_its_end_is_its_last_step_and_not_its_best(tmp_path: 
 # ---- validation
 
 HELD = SMALL.replace(
-    data=spec("digits", size=8, train=120, test=60, validation=30), measures=(), attributions=(), signal={},
-    policy=spec("plateau", reading="validation_loss", patience=0, factor=0.5), optimizer=spec("sgd", lr=1.0),
-    steps=40, records=20,
-)  # fmt: skip
+    data=spec("digits", size=8, train=120, test=60, validation=30),
+    measures=(),
+    attributions=(),
+    signal={},
+    policy=spec("plateau", reading="validation_loss", patience=0, factor=0.5),
+    optimizer=spec("sgd", lr=1.0),
+    steps=40,
+    records=20,
+)
 
 
 @pytest.fixture(scope="module")

@@ -97,12 +97,15 @@ def test_a_missing_package_is_said_with_the_line_that_installs_it(runs, form, pa
     assert f"needs {package}, which is not installed: pip install 'grokkit[{form}]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("words", "sentence"), [
-    (["RUN"], "give exactly one of --html, --csv, --parquet, --safetensors, --tensorboard; got 0"),
-    (["RUN", "--csv", "--html"], "got 2"),
-    (["nowhere", "--csv"], "there are no runs at nowhere"),
-    (["--csv"], "there are no runs at nothing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["RUN"], "give exactly one of --html, --csv, --parquet, --safetensors, --tensorboard; got 0"),
+        (["RUN", "--csv", "--html"], "got 2"),
+        (["nowhere", "--csv"], "there are no runs at nowhere"),
+        (["--csv"], "there are no runs at nothing"),
+    ],
+)
 def test_wrong_words_are_answered_by_a_sentence(runs, words, sentence, capsys):
     assert main(["export", *(str(runs[0].path) if word == "RUN" else word for word in words)]) == 2
     assert sentence in capsys.readouterr().err

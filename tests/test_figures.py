@@ -39,10 +39,20 @@ def _complexity_rows(step: int, phase: float, wave: float) -> list[dict]:
 def _ratio_rows(rows: list[dict]) -> list[dict]:
     totals = {(row["probe_set"], row["radius"]): row["value"] for row in rows if row["layer"] == "total"}
     return [
-        {"measure": "local_complexity_ratio", "probe_set": name, "layer": "total", "radius": radius, "unit": "1",
-         "step": rows[0]["step"], "value": value / totals["random", radius], "low": 0.5, "high": 3.0}
-        for (name, radius), value in totals.items() if name != "random"
-    ]  # fmt: skip
+        {
+            "measure": "local_complexity_ratio",
+            "probe_set": name,
+            "layer": "total",
+            "radius": radius,
+            "unit": "1",
+            "step": rows[0]["step"],
+            "value": value / totals["random", radius],
+            "low": 0.5,
+            "high": 3.0,
+        }
+        for (name, radius), value in totals.items()
+        if name != "random"
+    ]
 
 
 RADII = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
@@ -288,10 +298,12 @@ def test_step_zero_stands_at_the_left_edge_of_the_log_axis():
 @pytest.mark.parametrize(
     ("figure", "measure", "way"),
     [
-        ("phases", "local_complexity", "grokkit lc RUN"), ("phases", "accuracy", "replay_run"),
-        ("layers", "local_complexity", "grokkit lc RUN"), ("policy", "learning_rate", "grokkit train"),
+        ("phases", "local_complexity", "grokkit lc RUN"),
+        ("phases", "accuracy", "replay_run"),
+        ("layers", "local_complexity", "grokkit lc RUN"),
+        ("policy", "learning_rate", "grokkit train"),
     ],
-)  # fmt: skip
+)
 def test_a_missing_measure_is_named_with_the_command_that_adds_it(figure, measure, way):
     with pytest.raises(UsageError, match=f"no {measure}.*{way}"):
         figures.create(figure, _without(synthetic(), measure))

@@ -250,8 +250,9 @@ def test_a_process_that_met_a_failing_disk_ends_as_any_other(run):
 def test_probes_that_cannot_be_read_are_not_said_to_be_changed(run, monkeypatch):
     path = run.path / "probes" / "test.h5"
     real = os.open
-    monkeypatch.setattr(os, "open", lambda at, *rest, **more: refuse(errno.EIO)() if str(at) == str(path) else
-                        real(at, *rest, **more))  # fmt: skip
+    monkeypatch.setattr(
+        os, "open", lambda at, *rest, **more: refuse(errno.EIO)() if str(at) == str(path) else real(at, *rest, **more)
+    )
     (problem,) = run.verify()
     assert "in use or unreadable" in problem
 
@@ -291,12 +292,18 @@ def test_a_file_amid_somebodys_write_stays_where_it_is(run):
 
 def damages(raw: bytes) -> dict[str, bytes]:
     """What is damage: bytes that are not those that were written, or too few of them."""
-    flipped = {f"bit of byte {at} flipped": bytes(b ^ (4 if n == at else 0) for n, b in enumerate(raw)) for at in
-               (0, 9, 30, len(raw) - 20)}  # fmt: skip
+    flipped = {
+        f"bit of byte {at} flipped": bytes(b ^ (4 if n == at else 0) for n, b in enumerate(raw))
+        for at in (0, 9, 30, len(raw) - 20)
+    }
     return flipped | {
-        "empty": b"", "cut to 40": raw[:40], "cut in half": raw[: len(raw) // 2], "the last byte gone": raw[:-1],
-        "zeros": bytes(len(raw)), "text": b"not HDF5" * 50,
-    }  # fmt: skip
+        "empty": b"",
+        "cut to 40": raw[:40],
+        "cut in half": raw[: len(raw) // 2],
+        "the last byte gone": raw[:-1],
+        "zeros": bytes(len(raw)),
+        "text": b"not HDF5" * 50,
+    }
 
 
 @pytest.mark.parametrize("damage", damages(bytes(100)))
@@ -399,9 +406,21 @@ def references(file: h5py.File) -> None:
     file["data"]["values"] = np.array([file["meta"].ref], dtype=h5py.ref_dtype)
 
 
-HOSTILE = {each.__name__: each for each in (
-    external, virtual, linked, linked_within, unallocated, packed, in_a_circle, texts, records, references,
-)}  # fmt: skip
+HOSTILE = {
+    each.__name__: each
+    for each in (
+        external,
+        virtual,
+        linked,
+        linked_within,
+        unallocated,
+        packed,
+        in_a_circle,
+        texts,
+        records,
+        references,
+    )
+}
 
 
 @pytest.mark.parametrize("how", HOSTILE)
@@ -492,8 +511,11 @@ def test_a_layout_is_believed_in_nothing(tmp_path, what, kind):
     checksummed.write(path, kind, arrays, note, attributes={"layout": snapshot.hash_layout(text)})
     looks: list[Callable[[], object]] = [lambda: resume.ResumeStore(tmp_path).load()]
     if kind == "snapshot":
-        looks = [lambda: snapshot.read_snapshot(path), lambda: snapshot.read_snapshot(path, verify=False),
-                 lambda: snapshot.read_snapshot(path, ["w"], verify=False)]  # fmt: skip
+        looks = [
+            lambda: snapshot.read_snapshot(path),
+            lambda: snapshot.read_snapshot(path, verify=False),
+            lambda: snapshot.read_snapshot(path, ["w"], verify=False),
+        ]
     for look in looks:
         with pytest.raises(DamagedError, match="is damaged"):
             look()

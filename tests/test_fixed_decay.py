@@ -114,8 +114,9 @@ def test_a_group_that_is_fixed_stands_beside_one_that_is_not() -> None:
     fixed, free = weight(), weight()
     optimizer = AdamW(
         [{"params": [fixed], "fixed_decay": True, "lr": 0.02, "weight_decay": 0.25}, {"params": [free]}],
-        lr=RATE, weight_decay=DECAY,
-    )  # fmt: skip
+        lr=RATE,
+        weight_decay=DECAY,
+    )
     scheduler, coupled = PolicyLR(optimizer, "cosine", UPDATES), 1.0
     for _ in range(UPDATES):
         coupled *= 1 - optimizer.param_groups[1]["lr"] * DECAY

@@ -180,9 +180,13 @@ def test_every_activation_call_is_seen_before_it_happens_in_order() -> None:
         with intercept(model, lambda call: calls.append((call.layer, call.kinks, call.z.clone()))):
             model(x)
     assert [(layer, kinks) for layer, kinks, _ in calls] == [
-        ("act", (0.0,)), ("block.1", (0.0, 6.0)), ("leaky_relu", (0.0,)), ("hardtanh", (-2.0, 3.0)),
-        ("act#2", (0.0,)), ("relu", (0.0,)),
-    ]  # fmt: skip
+        ("act", (0.0,)),
+        ("block.1", (0.0, 6.0)),
+        ("leaky_relu", (0.0,)),
+        ("hardtanh", (-2.0, 3.0)),
+        ("act#2", (0.0,)),
+        ("relu", (0.0,)),
+    ]
     assert torch.equal(calls[0][2], expected), "values as they were before the in-place activation"
 
 

@@ -267,19 +267,24 @@ def test_the_order_and_the_limits_are_as_told() -> None:
 
 def called(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench.gpu", *words], cwd=ROOT, capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "bench.gpu", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={"CUDA_VISIBLE_DEVICES": "-1", "PATH": "", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ((), "torch finds no CUDA device here"), (("--device", "cpu"), "only the miniature can be had: add --small"),
+        ((), "torch finds no CUDA device here"),
+        (("--device", "cpu"), "only the miniature can be had: add --small"),
         (("--device", "cpu", "--small", "--data", "none.npz"), "there is no .npz file none.npz"),
         (("--device", "cpu", "--small", "--continue", "none.tar"), "there is no file none.tar to go on with"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_had_is_refused_in_a_sentence(words, sentence: str) -> None:
     refused = called(*words)
     assert refused.returncode == 1 and sentence in refused.stderr and "Traceback" not in refused.stderr
@@ -291,8 +296,10 @@ MINIATURE = ("--device", "cpu", "--small")
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
-    arrays = {f"x_{split}": rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
-              for split, count in (("train", 96), ("test", 40))}  # fmt: skip
+    arrays = {
+        f"x_{split}": rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        for split, count in (("train", 96), ("test", 40))
+    }
     path = tmp_path_factory.mktemp("data") / "tiny.npz"
     np.savez(path, **arrays, y_train=np.arange(96) % 10, y_test=np.arange(40) % 10)
     return path
@@ -311,8 +318,11 @@ def test_the_whole_suite_in_miniature(tiny: Path, tmp_path: Path) -> None:
     assert found["e"]["left_out"].keys() == {"the rest of the run"}
     rows = [row for each in found.values() for part in each["parts"].values() for row in part]
     assert sum("passes" in row for row in rows) > 20 and all(row.get("passes", True) for row in rows)
-    exact = {(r["method"], r["radius"]): r["mean"] for r in found["a"]["parts"]["lc_by_precision"]
-             if r["arithmetic"] == "float32, grokkit"}  # fmt: skip
+    exact = {
+        (r["method"], r["radius"]): r["mean"]
+        for r in found["a"]["parts"]["lc_by_precision"]
+        if r["arithmetic"] == "float32, grokkit"
+    }
     assert len(exact) == 3 and all(value > 0 for value in exact.values())
     assert all(path.is_file() for path in out.iterdir()), "what is brought back is files alone"
     assert {path.suffix for path in out.iterdir()} == {".json", ".png", ".pdf", ".gz"}

@@ -16,8 +16,9 @@ from grokkit.trajectory.checksummed import FORMAT, VERSION
 KIND = "reading"
 
 
-def sealed_by_h5py(path: Path, arrays: dict[str, np.ndarray], meta: bytes = b"{}", digest: str | None = None,
-                   **options: dict) -> Path:  # fmt: skip
+def sealed_by_h5py(
+    path: Path, arrays: dict[str, np.ndarray], meta: bytes = b"{}", digest: str | None = None, **options: dict
+) -> Path:
     """A file as grokkit's, made by h5py with superblock 0, which has no checksum; `options` of datasets by name."""
     with h5py.File(path, "w", libver="earliest") as file:
         file.attrs["format"], file.attrs["kind"], file.attrs["version"] = np.bytes_(FORMAT), np.bytes_(KIND), VERSION

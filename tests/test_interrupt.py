@@ -84,15 +84,17 @@ def test_who_listened_before_is_told_as_well() -> None:
 
 
 def test_the_second_press_leaves_at_once() -> None:
-    code = "\n".join([
-        "import os, signal",
-        "from grokkit.interrupt import StopRequest",
-        "with StopRequest():",
-        "    os.kill(os.getpid(), signal.SIGINT)",
-        "    print('on', flush=True)",
-        "    os.kill(os.getpid(), signal.SIGINT)",
-        "    print('still', flush=True)",
-    ])  # fmt: skip
+    code = "\n".join(
+        [
+            "import os, signal",
+            "from grokkit.interrupt import StopRequest",
+            "with StopRequest():",
+            "    os.kill(os.getpid(), signal.SIGINT)",
+            "    print('on', flush=True)",
+            "    os.kill(os.getpid(), signal.SIGINT)",
+            "    print('still', flush=True)",
+        ]
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert ended.returncode == 130 and ended.stdout == "on\n" and "press again to leave at once" in ended.stderr
 

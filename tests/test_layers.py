@@ -82,8 +82,15 @@ HEAVY = ("torch", "matplotlib", "seaborn", "scipy", "captum", "pandas", "sklearn
 
 
 QUICK = (
-    "--help", "ls nowhere", "train --help", "lc --help", "lr-find --help", "watch run", "serve --help", "export --help",
-)  # fmt: skip
+    "--help",
+    "ls nowhere",
+    "train --help",
+    "lc --help",
+    "lr-find --help",
+    "watch run",
+    "serve --help",
+    "export --help",
+)
 
 
 @pytest.mark.parametrize("words", [line.split() for line in QUICK], ids=" ".join)

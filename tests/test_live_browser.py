@@ -30,9 +30,17 @@ SWITCHES = [
     "--disable-sync",
 ]
 PANELS = {
-    "loss", "accuracy", "complexity", "layers", "robust", "rate", "signal", "signal_slope", "weight_norm",
+    "loss",
+    "accuracy",
+    "complexity",
+    "layers",
+    "robust",
+    "rate",
+    "signal",
+    "signal_slope",
+    "weight_norm",
     "logit_scale",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +223,13 @@ def test_it_tells_the_time_left_the_money_and_the_end_of_a_run(browser, tmp_path
         assert "$1.25" in text and "in the end" in text
         assert "waiting for the first number" in tab.page.text_content(".chart[data-panel=complexity] .empty")
         assert tab.page.locator("#costs > span").all_text_contents() == [
-            "training", "100 s", "", "local complexity", "25 s", "25.0 %",
-        ]  # fmt: skip
+            "training",
+            "100 s",
+            "",
+            "local complexity",
+            "25 s",
+            "25.0 %",
+        ]
         stand("done")
         lock.close()
         tab.wait("document.querySelector('.run .state').textContent === 'done'")

@@ -130,16 +130,22 @@ def raw(served, request: bytes) -> http.client.HTTPResponse:
 
 
 REFUSED = {
-    "blank": (b"\r\n", 400), "no request": (b"nonsense\r\n\r\n", 400), "four words": (b"GET / a HTTP/1.1\r\n\r\n", 400),
-    "no version": (b"GET / HTTP/x\r\n\r\n", 400), "next version": (b"GET / HTTP/2.0\r\n\r\n", 505),
-    "long version": (b"GET / HTTP/1." + b"1" * 300 + b"\r\n\r\n", 400), "old POST": (b"POST /\r\n\r\n", 400),
-    "no text": (b"\xff\x00\x1b[2J\r\n\r\n", 400), "long line": (b"GET /" + b"a" * 8_000_000, 414),
+    "blank": (b"\r\n", 400),
+    "no request": (b"nonsense\r\n\r\n", 400),
+    "four words": (b"GET / a HTTP/1.1\r\n\r\n", 400),
+    "no version": (b"GET / HTTP/x\r\n\r\n", 400),
+    "next version": (b"GET / HTTP/2.0\r\n\r\n", 505),
+    "long version": (b"GET / HTTP/1." + b"1" * 300 + b"\r\n\r\n", 400),
+    "old POST": (b"POST /\r\n\r\n", 400),
+    "no text": (b"\xff\x00\x1b[2J\r\n\r\n", 400),
+    "long line": (b"GET /" + b"a" * 8_000_000, 414),
     "long header": (b"GET / HTTP/1.1\r\nA: " + b"a" * 8_000_000, 431),
     "many headers": (b"GET / HTTP/1.1\r\n" + b"A: 1\r\n" * 2000 + b"\r\n", 431),
     "body": (b"POST / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /data HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
     "body of GET": (b"GET / HTTP/1.1\r\nContent-Length: 40\r\n\r\nGET /data HTTP/1.1\r\nHost: localhost\r\n\r\n", 403),
-    "old GET": (b"GET /data\r\n\r\n", 403), "no host": (b"GET //[x HTTP/1.1\r\n\r\n", 403),
-}  # fmt: skip
+    "old GET": (b"GET /data\r\n\r\n", 403),
+    "no host": (b"GET //[x HTTP/1.1\r\n\r\n", 403),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -165,10 +171,23 @@ NUMBERS = ("9" * 300, "9" * 5000, "1" * 15, "-1", "1.5", "NaN", "%D9%A3" * 5, "%
 @pytest.mark.parametrize("number", NUMBERS)
 @pytest.mark.parametrize(
     "path",
-    ["/data?cursor={boot}-{}", "/data?cursor={}", "/data?groups={}", "/data?groups={key},{},{key}", "/data?{}={}",
-     "/window/{key}/{}/5", "/window/{key}/0/{}", "/window/{}/0/5", "/maps/{run}/{maps}/{}.png", "/maps/{run}/{}/10.png",
-     "/maps/{}/{maps}/10.png", "/static/{}", "/{}", "/data#{}"],
-)  # fmt: skip
+    [
+        "/data?cursor={boot}-{}",
+        "/data?cursor={}",
+        "/data?groups={}",
+        "/data?groups={key},{},{key}",
+        "/data?{}={}",
+        "/window/{key}/{}/5",
+        "/window/{key}/0/{}",
+        "/window/{}/0/5",
+        "/maps/{run}/{maps}/{}.png",
+        "/maps/{run}/{}/10.png",
+        "/maps/{}/{maps}/10.png",
+        "/static/{}",
+        "/{}",
+        "/data#{}",
+    ],
+)
 def test_every_number_in_an_address_gets_an_answer(served, path, number):
     told = data(served)
     ((run, (maps,)),) = told["maps"].items()

@@ -31,10 +31,16 @@ def ended(run, state="done", **more):
     write_status(run, state=state, step=99, total_steps=1000, attempt=1, costs={"training": 65.0}, **more)
 
 
-@pytest.mark.parametrize(("values", "line"), [
-    ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"), ([5, 5], "▁▁"),
-    ([np.nan, 1, np.inf, 2], "·▁·█"), ([np.nan], "·"), ([0, 0, 4, 4, 8, 8], "▁▁▅▅██"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+        ([5, 5], "▁▁"),
+        ([np.nan, 1, np.inf, 2], "·▁·█"),
+        ([np.nan], "·"),
+        ([0, 0, 4, 4, 8, 8], "▁▁▅▅██"),
+    ],
+)
 def test_a_sparkline_shows_the_course(values, line):
     assert render_sparkline(np.array(values, dtype=float)) == line
     assert render_sparkline(np.repeat(values, 100), width=len(values)) == line
@@ -50,9 +56,15 @@ def test_a_finished_run_is_shown_once_with_all_there_is(run, capsys):
     assert main(["watch", str(run)]) == 0
     out = capsys.readouterr().out
     for text in (
-        "study/plain-s0  done", "step 99 of 1,000  10 %  ran 1 min 05 s  $0.12 spent", "loss, batches   ", "0.01  █",
-        "LC at r = 0.1, test", "learning rate", "step       40  the rate is halved", "as planned",
-    ):  # fmt: skip
+        "study/plain-s0  done",
+        "step 99 of 1,000  10 %  ran 1 min 05 s  $0.12 spent",
+        "loss, batches   ",
+        "0.01  █",
+        "LC at r = 0.1, test",
+        "learning rate",
+        "step       40  the rate is halved",
+        "as planned",
+    ):
         assert text in out, text
     assert all(len(line) <= 80 for line in out.splitlines()) and "\x1b" not in out
 
@@ -96,8 +108,10 @@ def test_a_terminal_shows_one_radius_and_no_layers(run):
     follower = Follower(open_run(run), maps=False)
     follower.refresh(1)
     assert [(trace.panel, trace.choice) for trace in select_curves(follower)] == [
-        ("loss", ""), ("complexity", "r = 0.1, 4 directions"), ("rate", ""),
-    ]  # fmt: skip
+        ("loss", ""),
+        ("complexity", "r = 0.1, 4 directions"),
+        ("rate", ""),
+    ]
 
 
 def test_a_run_without_numbers_says_that_it_waits(tmp_path, capsys):

@@ -31,9 +31,9 @@ def read(path):
 def test_records_come_back_in_order_with_their_attempt(path):
     records = [
         {"step": 0, "value": 0.1, "text": "Grüße\nzweite Zeile", "crc": "mine", "nested": {"crc": [1, None, True]}},
-        {"value": float("inf"), "number": np.float32(0.1), "big": 2**80, "a,\"crc\":\"00000000\"}": 1},
+        {"value": float("inf"), "number": np.float32(0.1), "big": 2**80, 'a,"crc":"00000000"}': 1},
         {},
-    ]  # fmt: skip
+    ]
     write(path, *records)
     assert read(path) == [record | {"attempt": 1} for record in records]
     assert np.isnan(read_after(path, {"value": float("nan")})["value"])

@@ -24,10 +24,13 @@ def _small(study):
     """The digits task with 120 updates and a reading every 6, attacked a little."""
     attack = gk.spec("robust_accuracy", epsilons=(0.1,), points=40, steps=2)
     return study.digits().replace(
-        measures=(gk.spec("accuracy"), attack), steps=120, signal={"every": 6},
+        measures=(gk.spec("accuracy"), attack),
+        steps=120,
+        signal={"every": 6},
         probes={"train": 128, "test": 60, "random": 0},
-        data=gk.spec("digits", size=8, train=128), batch_size=64,
-    )  # fmt: skip
+        data=gk.spec("digits", size=8, train=128),
+        batch_size=64,
+    )
 
 
 def test_every_arm_builds_its_policy_and_its_run_folder_says_task_decay_and_arm(study):

@@ -30,9 +30,13 @@ from grokkit.training.trainer import build_trainer
 RATES = sweep_rates(1e-6, 10.0, 200)
 X = np.log10(RATES)
 DIGITS = RunConfig(
-    experiment="digits", variant="adamw", data=spec("digits", size=8, train=500, test=100),
-    model=spec("mlp", widths=(32, 32)), optimizer=spec("adamw", lr=1e-3, weight_decay=0.1), batch_size=40,
-)  # fmt: skip
+    experiment="digits",
+    variant="adamw",
+    data=spec("digits", size=8, train=500, test=100),
+    model=spec("mlp", widths=(32, 32)),
+    optimizer=spec("adamw", lr=1e-3, weight_decay=0.1),
+    batch_size=40,
+)
 
 
 def noisy(losses: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:

@@ -191,9 +191,13 @@ def test_a_team_stops_together_when_its_first_process_has_spent_the_budget(tmp_p
     command += ["--rdzv-endpoint", "localhost:0", "-m", "grokkit", "train", "study.py:plain", "--device", "cpu"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--price", "1e6", "--budget", "0.001"], cwd=tmp_path, env=environment, text=True,
-        capture_output=True, timeout=240,
-    )  # fmt: skip
+        [*command, "--price", "1e6", "--budget", "0.001"],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=240,
+    )
     assert done.returncode != 0 and done.stderr.count("the budget of $0.001 is spent") >= 1
     (run,) = (gk.open_run(path) for path in (tmp_path / "runs/study").iterdir())
     assert run.status["state"] == "interrupted" and run.status["step"] == 10, "they ask each other every ten steps"

@@ -110,8 +110,9 @@ def test_vectors_and_matrices_take_the_steps_of_torchs_sgd_and_the_frozen_take_n
             {"params": [twin.conv.bias], "lr": 0.3, "weight_decay": 0.004 / 0.3},
             {"params": [twin.head.weight], "lr": 0.02, "weight_decay": 0.004 / 0.02},
         ],
-        momentum=0.85, nesterov=True,
-    )  # fmt: skip
+        momentum=0.85,
+        nesterov=True,
+    )
     with torch.no_grad():  # the convolution's norm is set before its first step
         twin.conv.weight.mul_(8**0.5 / twin.conv.weight.norm())
         ours.conv.weight.copy_(twin.conv.weight)

@@ -75,11 +75,13 @@ def test_a_run_tells_its_start_its_first_numbers_its_decisions_and_its_end(serve
 
 
 def test_failures_stops_and_empty_purses_are_told(server, tmp_path) -> None:
-    for number, (error, config, wanted) in enumerate((
-        (NumericsError, BARE.replace(optimizer=spec("sgd", lr=1e30)), {}),
-        (BudgetReached, BARE, {"price": 1e6, "budget": 1e-3}),
-        (Interrupted, BARE, {"callback": True}),
-    )):  # fmt: skip
+    for number, (error, config, wanted) in enumerate(
+        (
+            (NumericsError, BARE.replace(optimizer=spec("sgd", lr=1e30)), {}),
+            (BudgetReached, BARE, {"price": 1e6, "budget": 1e-3}),
+            (Interrupted, BARE, {"callback": True}),
+        )
+    ):
         callbacks = CallbackList(*([PressesCtrlC(9)] if wanted.pop("callback", False) else []), Webhook(server.url))
         with pytest.raises(error):
             gk.train(config, runs=tmp_path / str(number), device="cpu", callback=callbacks, **wanted)

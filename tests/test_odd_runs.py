@@ -33,20 +33,42 @@ GOOD = "good-s0"
 SURE = ("text", "[1]", "{", "pipe", "folder", "deep", "digits", "latin", "huge")
 """Parts of names of documents that nobody can take for good ones."""
 SEEN_WRONG = (
-    "status-step-word", "status-price-nan", "metrics-step-word", "events-line-deep", "metrics.jsonl-is-pipe",
-    "environment-device-list", "config-seed_text", "status.json-is-[1]",
-)  # fmt: skip
+    "status-step-word",
+    "status-price-nan",
+    "metrics-step-word",
+    "events-line-deep",
+    "metrics.jsonl-is-pipe",
+    "environment-device-list",
+    "config-seed_text",
+    "status.json-is-[1]",
+)
 """What `verify` has to find."""
 SEEN_ON_PAGE = (
-    "reading-unit", "reading-lists", "maps-flat", "maps-labels", "metrics-step-word", "config-seed_text",
-    "events.jsonl-is-pipe", "data-classes-half", "measures-a-named-large",
-)  # fmt: skip
+    "reading-unit",
+    "reading-lists",
+    "maps-flat",
+    "maps-labels",
+    "metrics-step-word",
+    "config-seed_text",
+    "events.jsonl-is-pipe",
+    "data-classes-half",
+    "measures-a-named-large",
+)
 """What the page has to name as a problem."""
 WITH_A_TRAP = (
-    "metrics-step-minus", "metrics-step-int64", "live-LOCK-is-pipe", "live-LOCK-is-folder", "maps-infinite",
-    "status-reason-escape", "events-text-escape", "diary.md-is-pipe", "status.json-is-deep", "config-dotted",
-    "metrics-metric-half_pair", "events-run-list",
-)  # fmt: skip
+    "metrics-step-minus",
+    "metrics-step-int64",
+    "live-LOCK-is-pipe",
+    "live-LOCK-is-folder",
+    "maps-infinite",
+    "status-reason-escape",
+    "events-text-escape",
+    "diary.md-is-pipe",
+    "status.json-is-deep",
+    "config-dotted",
+    "metrics-metric-half_pair",
+    "events-run-list",
+)
 """What some reader has hung on, or told without a mark; the fast set has it."""
 LEFT_OUT = ("config-seed_text", "config-seed_list", "config.toml-is-pipe", "metrics.jsonl-is-pipe")
 """What no table can hold."""

@@ -143,9 +143,14 @@ def _fit(space: dict[str, Any], folder: Path, micro: int, checkpoint: Path | Non
         dirpath=folder, filename="{step}", every_n_train_steps=STOP, save_top_k=-1
     )
     trainer = lightning.Trainer(
-        max_steps=STEPS, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        accumulate_grad_batches=micro, callbacks=[Rates(), saves],
-    )  # fmt: skip
+        max_steps=STEPS,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accumulate_grad_batches=micro,
+        callbacks=[Rates(), saves],
+    )
     rows = [(space["x"][i % ROWS], space["y"][i % ROWS]) for i in range(8 * ROWS)]
     batches = torch.utils.data.DataLoader(rows, batch_size=ROWS)
     module = space["Digits"]()
@@ -180,10 +185,17 @@ def _train(space: dict[str, Any], folder: Path, micro: int, seed: int, checkpoin
             rates.append(optimizer.param_groups[0]["lr"])
 
     args = space["TrainingArguments"](
-        str(folder), max_steps=STEPS, per_device_train_batch_size=ROWS, gradient_accumulation_steps=micro,
-        save_steps=STOP, report_to="none", use_cpu=True, disable_tqdm=True, max_grad_norm=0,
+        str(folder),
+        max_steps=STEPS,
+        per_device_train_batch_size=ROWS,
+        gradient_accumulation_steps=micro,
+        save_steps=STOP,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        max_grad_norm=0,
         train_sampling_strategy="sequential",
-    )  # fmt: skip
+    )
     model = _resnet(space, seed)
     model.accepts_loss_kwargs = False
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

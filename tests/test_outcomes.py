@@ -37,8 +37,11 @@ def test_names_of_runs_say_task_decay_and_arm() -> None:
     table = parse_arms(pd.Series(names, index=[5, 6, 7, 8]))
     assert table.index.tolist() == [5, 6, 7, 8]
     assert table.to_numpy().tolist() == [
-        ["digits", "coupled", "lc_hold"], ["mnist", "fixed", "wsd"], ["demo", "", "wsd"], ["b", "", "c"],
-    ]  # fmt: skip
+        ["digits", "coupled", "lc_hold"],
+        ["mnist", "fixed", "wsd"],
+        ["demo", "", "wsd"],
+        ["b", "", "c"],
+    ]
 
 
 def test_families_are_a_policy_and_its_controls() -> None:
@@ -57,8 +60,10 @@ def test_families_are_a_policy_and_its_controls() -> None:
     ]
     found = group_arms(arms)
     assert found.controls == {
-        "lc_wsd": ["yoked_wsd", "deaf_lc_wsd"], "lc_hold": ["yoked_lc_hold"], "lc_long_hold": ["yoked_long_hold"],
-    }  # fmt: skip
+        "lc_wsd": ["yoked_wsd", "deaf_lc_wsd"],
+        "lc_hold": ["yoked_lc_hold"],
+        "lc_long_hold": ["yoked_long_hold"],
+    }
     assert found.others == ["wsd", "sham", "cosine", "step_wsd"]
     assert found.baselines == ["wsd", "cosine", "step_wsd"], "a schedule that ends like a policy is no control of it"
 
@@ -76,9 +81,10 @@ def test_the_best_baseline_is_that_of_each_outcome_and_no_control() -> None:
     rows = compute_outcomes(pd.concat(runs), {"digits": 0.2})
     best = find_best_baselines(rows, LARGER_IS_BETTER)
     assert best == {
-        ("digits", "fixed", "test_accuracy"): "cosine", ("digits", "fixed", "robust_accuracy"): "wsd",
+        ("digits", "fixed", "test_accuracy"): "cosine",
+        ("digits", "fixed", "robust_accuracy"): "wsd",
         ("digits", "fixed", "steps_to_robust"): "wsd",
-    }  # fmt: skip
+    }
     both = add_best_baseline(rows, LARGER_IS_BETTER)
     assert [value_of(both, BEST, outcome) for outcome in LARGER_IS_BETTER] == pytest.approx([0.8, 0.4, 50.0])
     assert len(both) == len(rows) + 3 and find_best_baselines(both, LARGER_IS_BETTER) == best

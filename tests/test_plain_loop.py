@@ -27,9 +27,13 @@ SHARED = {
     "data": spec("digits", size=8, train=IMAGES, test=60),
     # no BatchNorm after biases: their gradients are rounding alone, and Adam makes steps of the full rate out of them
     "model": spec("cnn", channels=(8, 8), strides=(1, 2), hidden=16),
-    "batch_size": BATCH, "steps": EPOCHS * 4, "augment": (),
-    "records": 3, "measures": (), "probes": {"train": 1, "test": 0, "random": 0},
-}  # fmt: skip
+    "batch_size": BATCH,
+    "steps": EPOCHS * 4,
+    "augment": (),
+    "records": 3,
+    "measures": (),
+    "probes": {"train": 1, "test": 0, "random": 0},
+}
 
 TWINS = {
     "cifar10_in_minutes": (
@@ -38,13 +42,14 @@ TWINS = {
     ),
     "sgd_triangle": (
         RunConfig(
-            experiment="triangle", **SHARED,
+            experiment="triangle",
+            **SHARED,
             optimizer=spec("sgd", lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
             policy=spec("wsd", warmup=0.25, decay_share=0.75, shape="linear", final_scale=1e-12),
         ),
         Recipe("sgd", 0.1, 5e-4, "triangle", EPOCHS, BATCH, peak=0.25),
     ),
-}  # fmt: skip
+}
 
 
 def _grey(images: np.ndarray) -> np.ndarray:
@@ -97,10 +102,14 @@ def test_the_bench_reads_the_curve_of_a_run_epoch_by_epoch(name: str) -> None:
 
 SPOILT = {
     "cifar10_in_minutes": {
-        "lr": 0.0101, "weight_decay": 2e-4, "clip_value": 0.11, "peak": 0.31, "cycle_momentum": True,
+        "lr": 0.0101,
+        "weight_decay": 2e-4,
+        "clip_value": 0.11,
+        "peak": 0.31,
+        "cycle_momentum": True,
     },
     "sgd_triangle": {"lr": 0.101, "weight_decay": 6e-4, "peak": 1 / 3, "clip_value": 0.1, "schedule": "one_cycle"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "changed"), [(name, each) for name, all_ in SPOILT.items() for each in all_])

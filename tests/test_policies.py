@@ -217,13 +217,23 @@ def test_simulate_refuses_an_empty_budget(wrong):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("wsd", {"warmup": -0.1}), ("wsd", {"warmup": 0.6, "decay_share": 0.6}), ("wsd", {"shape": "round"}),
-        ("wsd", {"final_scale": 0.0}), ("cosine", {"final_scale": 0.0}), ("cosine", {"warmup": math.nan}),
-        ("one_cycle", {"div_factor": 0.5}), ("plateau", {"factor": 1.0}), ("plateau", {"patience": 1.5}),
-        ("plateau", {"min_scale": 0.0}), ("plateau", {"reading": ""}), ("lc_wsd", {"patience": 0}),
-        ("lc_wsd", {"hold": -1}), ("lc_wsd", {"reading": 3}), ("lc_wsd", {"decay_share": 2}),
+        ("wsd", {"warmup": -0.1}),
+        ("wsd", {"warmup": 0.6, "decay_share": 0.6}),
+        ("wsd", {"shape": "round"}),
+        ("wsd", {"final_scale": 0.0}),
+        ("cosine", {"final_scale": 0.0}),
+        ("cosine", {"warmup": math.nan}),
+        ("one_cycle", {"div_factor": 0.5}),
+        ("plateau", {"factor": 1.0}),
+        ("plateau", {"patience": 1.5}),
+        ("plateau", {"min_scale": 0.0}),
+        ("plateau", {"reading": ""}),
+        ("lc_wsd", {"patience": 0}),
+        ("lc_wsd", {"hold": -1}),
+        ("lc_wsd", {"reading": 3}),
+        ("lc_wsd", {"decay_share": 2}),
     ],
-)  # fmt: skip
+)
 def test_a_parameter_out_of_range_is_named_with_what_is_allowed(name, wrong):
     with pytest.raises(UsageError, match=f"`{next(iter(wrong))}`.* must be .*got"):
         policies.create(name, **wrong)

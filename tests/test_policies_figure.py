@@ -30,10 +30,12 @@ def _rate(arm: str, t: np.ndarray, seed: int) -> np.ndarray:
     if "servo" in name:
         return 0.08 * (1 + 0.4 * np.sin(9 * t + seed)) * (t > 0.05)
     shapes = {
-        "constant": np.full_like(t, 0.1), "cosine": 0.05 * (1 + np.cos(np.pi * t)),
-        "plateau": 0.1 * 0.3 ** (3 * t // 1), "one_cycle": 0.2 * np.where(t < 0.3, t / 0.3, (1 - t) / 0.7),
+        "constant": np.full_like(t, 0.1),
+        "cosine": 0.05 * (1 + np.cos(np.pi * t)),
+        "plateau": 0.1 * 0.3 ** (3 * t // 1),
+        "one_cycle": 0.2 * np.where(t < 0.3, t / 0.3, (1 - t) / 0.7),
         "step_decay": 0.1 * 0.1 ** (2 * t // 1),
-    }  # fmt: skip
+    }
     return shapes.get(name, 0.1 * np.where(t < start, 1, (1 - t) / (1 - start)))
 
 
@@ -51,10 +53,18 @@ def _run(arm: str, seed: int) -> pd.DataFrame:
         series["log_density", "signal", ""] = 5 + np.sin(3 * t) - 2 * t**2 + own.normal(0, 0.05, len(t))
     epsilon = {"robust_accuracy": 0.1}
     parts = [
-        pd.DataFrame({"step": STEPS, "value": values, "measure": measure, "probe_set": name, "attack": attack,
-                      "epsilon": epsilon.get(measure, np.nan)})
+        pd.DataFrame(
+            {
+                "step": STEPS,
+                "value": values,
+                "measure": measure,
+                "probe_set": name,
+                "attack": attack,
+                "epsilon": epsilon.get(measure, np.nan),
+            }
+        )
         for (measure, name, attack), values in series.items()
-    ]  # fmt: skip
+    ]
     rows = pd.concat(parts).reindex(columns=list(TABLE_COLUMNS))
     rows[["layer", "measure_id", "unit"]] = ""
     return rows.assign(run=f"lr_policies/digits-coupled-{arm}-s{seed}-{seed:08x}", seed=seed)
@@ -68,8 +78,10 @@ def study(seeds: int = 10, arms: tuple[str, ...] = ARMS) -> FigureData:
 
 
 MARGINS = {
-    ("digits", "test_accuracy"): 0.005, ("digits", "robust_accuracy"): 0.02, ("digits", "steps_to_robust"): 600.0,
-}  # fmt: skip
+    ("digits", "test_accuracy"): 0.005,
+    ("digits", "robust_accuracy"): 0.02,
+    ("digits", "steps_to_robust"): 600.0,
+}
 
 
 @functools.cache

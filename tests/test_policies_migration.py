@@ -31,13 +31,20 @@ def _anneal(level: float, length: int, total: int) -> list[float]:
 
 HELD = [
     (3.8, -0.1),  # step 8: surely falling
-    (3.6, 0.1), (3.5, 0.2),  # 9, 10: twice not: halved
+    (3.6, 0.1),
+    (3.5, 0.2),  # 9, 10: twice not: halved
     (3.5, 0.3),  # 11: cooldown
-    (3.4, 0.1), (3.9, 0.1),  # 12: once not; 13: rose by 0.5 from 3.4: given back
+    (3.4, 0.1),
+    (3.9, 0.1),  # 12: once not; 13: rose by 0.5 from 3.4: given back
     (3.9, 0.1),  # 14: cooldown
-    (3.9, 0.0), (3.9, 0.1),  # 15, 16: an upper end of 0 is not below it: halved for the second and last time
-    (3.9, 0.1), (3.9, 0.1), (3.9, 0.1), (9.0, 0.1), (9.0, 0.1),  # cooldown; no third time; a second rise gives nothing
-]  # fmt: skip
+    (3.9, 0.0),
+    (3.9, 0.1),  # 15, 16: an upper end of 0 is not below it: halved for the second and last time
+    (3.9, 0.1),
+    (3.9, 0.1),
+    (3.9, 0.1),
+    (9.0, 0.1),
+    (9.0, 0.1),  # cooldown; no third time; a second rise gives nothing
+]
 
 
 def test_lc_hold_halves_gives_back_once_and_anneals_from_where_it_is():
@@ -118,12 +125,14 @@ def test_a_missing_slope_decides_nothing_and_is_counted(name, side):
 
 
 STEERED = [
-    (3.0, -1.0), (3.0, -2.0), (3.0, -9.0),  # steps 8 to 10: the target is the median speed, 2
+    (3.0, -1.0),
+    (3.0, -2.0),
+    (3.0, -9.0),  # steps 8 to 10: the target is the median speed, 2
     (3.0, -1.0),  # 11: half the speed, e = 1/2
     (3.0, -1.9),  # 12: e = 1/20, in the dead band
     (3.0, -10.0),  # 13: e = -4, taken as -1
     (3.0, 5.0),  # 14: rising, e = 7/2, taken as 1
-]  # fmt: skip
+]
 
 
 def test_lc_servo_multiplies_by_exp_of_the_error():
@@ -139,9 +148,11 @@ def test_lc_servo_multiplies_by_exp_of_the_error():
 def test_lc_servo_stays_between_its_bounds():
     policy = policies.create("lc_servo", **FAST, aim=1, min_scale=0.8)
     rates = simulate(policy, _probes([(3.0, -1.0)] + [(3.0, -9.0)] * 5 + [(3.0, 9.0)] * 9, ""), 60).rates
-    expected = [1.0] * 9 + [max(0.8, math.exp(-0.1 * k)) for k in range(1, 6)] + [
-        min(1.0, 0.8 * math.exp(0.1 * k)) for k in range(1, 10)
-    ]  # fmt: skip
+    expected = (
+        [1.0] * 9
+        + [max(0.8, math.exp(-0.1 * k)) for k in range(1, 6)]
+        + [min(1.0, 0.8 * math.exp(0.1 * k)) for k in range(1, 10)]
+    )
     np.testing.assert_allclose(rates[:23], expected, rtol=1e-12)
 
 
@@ -157,8 +168,10 @@ def test_a_rising_a_flat_and_a_silent_signal_reach_the_deadline(name, twin):
     schedule = simulate(policies.create("wsd", shape=twin), [], 200).rates.tolist()
     noise = np.random.default_rng(0).normal(scale=0.05, size=200)
     for values in ([], np.linspace(0, 5, 200), np.full(200, 3.0), 3 + noise):
-        news = [{"log_density": v, "log_density_se": 0.1, "log_density_slope": 0.3, "log_density_slope_high": 0.5}
-                for v in values]  # fmt: skip
+        news = [
+            {"log_density": v, "log_density_se": 0.1, "log_density_slope": 0.3, "log_density_slope_high": 0.5}
+            for v in values
+        ]
         rates, decisions = simulate(policies.create(name), news, 200)
         assert rates.tolist() == schedule
         assert [step for step, _ in decisions] == [2, 160] and "without a" in decisions[1][1]
@@ -183,17 +196,30 @@ def test_probes_below_the_peak_count_in_a_row(name):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("lc_hold", {"flat": 0}), ("lc_hold", {"factor": 1e-3}), ("lc_hold", {"most": 101}),
+        ("lc_hold", {"flat": 0}),
+        ("lc_hold", {"factor": 1e-3}),
+        ("lc_hold", {"most": 101}),
         ("lc_hold", {"cooldown": -1}),
-        ("lc_hold", {"patience": 0}), ("lc_hold", {"decay_share": 2}), ("lc_servo", {"gain": 0.2}),
-        ("lc_servo", {"deadband": -0.1}), ("lc_servo", {"aim": 0}), ("lc_servo", {"min_scale": 0.0}),
-        ("lc_servo", {"max_scale": 0.5}), ("step", {"milestones": (0.5, 1.5)}), ("step", {"milestones": (0.5, 0.2)}),
-        ("step", {"milestones": 0.5}), ("step", {"milestones": (0.1,) * 21}), ("step", {"factor": 0}),
+        ("lc_hold", {"patience": 0}),
+        ("lc_hold", {"decay_share": 2}),
+        ("lc_servo", {"gain": 0.2}),
+        ("lc_servo", {"deadband": -0.1}),
+        ("lc_servo", {"aim": 0}),
+        ("lc_servo", {"min_scale": 0.0}),
+        ("lc_servo", {"max_scale": 0.5}),
+        ("step", {"milestones": (0.5, 1.5)}),
+        ("step", {"milestones": (0.5, 0.2)}),
+        ("step", {"milestones": 0.5}),
+        ("step", {"milestones": (0.1,) * 21}),
+        ("step", {"factor": 0}),
         ("greedy", {"factor": 1.0}),
-        ("greedy", {"patience": -1}), ("greedy", {"window": 0}), ("greedy", {"max_scale": 0.1}),
-        ("greedy", {"reading": ""}), ("greedy", {"threshold": -1}),
+        ("greedy", {"patience": -1}),
+        ("greedy", {"window": 0}),
+        ("greedy", {"max_scale": 0.1}),
+        ("greedy", {"reading": ""}),
+        ("greedy", {"threshold": -1}),
     ],
-)  # fmt: skip
+)
 def test_a_parameter_out_of_range_is_named_with_what_is_allowed(name, wrong):
     with pytest.raises(UsageError, match=f"`{next(iter(wrong))}`.* must be .*got"):
         policies.create(name, **wrong)
@@ -213,10 +239,17 @@ def test_on_what_nets_with_batchnorm_were_seen_to_do_each_policy_is_its_deadline
         trend = np.gradient(np.log(run["value"]), np.log1p(run["step"]))
         told = zip(run["step"], np.log(run["value"]), trend, strict=True)
         news = [
-            (max(1, step), {"log_density": value, "log_density_se": STANDARD_ERROR, "log_density_slope": t,
-                            "log_density_slope_high": t + 0.05})
+            (
+                max(1, step),
+                {
+                    "log_density": value,
+                    "log_density_se": STANDARD_ERROR,
+                    "log_density_slope": t,
+                    "log_density_slope_high": t + 0.05,
+                },
+            )
             for step, value, t in told
-        ]  # fmt: skip
+        ]
         policy = policies.create("yoked", policy={"name": name, "shape": "linear"}, news=news)
         rates, decisions = simulate(policy, [], 8000)
         assert rates.tolist() == simulate(policies.create("wsd", shape="linear"), [], 8000).rates.tolist()

@@ -161,8 +161,9 @@ def test_a_decision_at_the_milestone_of_sequential_lr_tells_its_rate():
     for _ in range(6):
         _step(optimizer, sequence)
     assert [(each["step"], each["lr"]) for each in scheduler.decisions] == [
-        (0, pytest.approx(0.01)), (2, pytest.approx(0.001)),
-    ]  # fmt: skip
+        (0, pytest.approx(0.01)),
+        (2, pytest.approx(0.001)),
+    ]
 
 
 def test_its_factors_multiply_in_chained_scheduler():

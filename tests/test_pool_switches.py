@@ -144,10 +144,13 @@ def test_case_18_max_pool_and_relu_commute(radius, inplace, method):
     one, two = (
         local_complexity(
             _net(nn.Conv2d(1, 4, 3), nn.MaxPool2d(3, 2, 1), (1, 9, 8), relu_first=first, inplace=inplace),
-            images, radius, 4, method,
+            images,
+            radius,
+            4,
+            method,
         )
         for first in (True, False)
-    )  # fmt: skip
+    )
     assert one.switches.sum() > 0 and one.pool_signs.sum() > 0
     assert torch.equal(one.switches, two.switches) and torch.equal(one.pool_signs, two.pool_signs)
     # behind a pool the ReLU's units are the windows, and the layer after the pair does not see the order

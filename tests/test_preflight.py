@@ -25,14 +25,16 @@ HELD = "case $* in *compute-apps*) echo '4711, python3, 15000 MiB';; *) echo '3 
 
 CAUSES = {
     "CPU-only wheel": (
-        {"available": False, "cuda": None}, ["is a CPU-only build", "pip install --force-reinstall torch torchvision"],
+        {"available": False, "cuda": None},
+        ["is a CPU-only build", "pip install --force-reinstall torch torchvision"],
     ),
     "driver too old": (
         {"available": False, "driver": "470.82.01"},
         ["its driver 470.82.01 is too old", "built with CUDA 13.0, which needs driver 580 or newer"],
     ),
     "driver of CUDA 12": (
-        {"available": False, "driver": "535.104.05"}, ["its driver 535.104.05 is too old", "torch==2.10.*"],
+        {"available": False, "driver": "535.104.05"},
+        ["its driver 535.104.05 is too old", "torch==2.10.*"],
     ),
     "driver of unknown need": (
         {"available": False, "driver": "600.10", "cuda": "15.0"},
@@ -41,8 +43,12 @@ CAUSES = {
     "no device file": ({"available": False, "files": False}, ["/dev/nvidia0 is missing", "docker run --gpus all"]),
     "V100": (
         {"capability": (7, 0)},
-        ["capability 7.0", "is built for sm_75, sm_80", "pip install 'torch==2.10.*' 'torchvision==0.25.*'",
-         "-c constraints-v100.txt"],
+        [
+            "capability 7.0",
+            "is built for sm_75, sm_80",
+            "pip install 'torch==2.10.*' 'torchvision==0.25.*'",
+            "-c constraints-v100.txt",
+        ],
     ),
     "older than the wheel": ({"capability": (6, 1)}, ["capability 6.1", "an older torch that has sm_61"]),
     "newer than the wheel": ({"capability": (13, 0)}, ["capability 13.0", "a newer torch that has sm_130"]),
@@ -58,7 +64,7 @@ CAUSES = {
         {"product": raises(RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore"))},
         ["the first product on it failed: CUDA error: uncorrectable ECC error encountered. See"],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CAUSES)

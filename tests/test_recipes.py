@@ -83,9 +83,10 @@ def test_the_experiments_folder_offers_the_same(name: str, monkeypatch) -> None:
 def test_every_variant_starts(name: str, monkeypatch) -> None:
     """On grey noise in the place of CIFAR-10: model, optimizer, policy, augmentation and one batch."""
     noise = data.Dataset(
-        "noise", *(2 * (np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8), np.arange(20) % 10)),
+        "noise",
+        *(2 * (np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8), np.arange(20) % 10)),
         tuple("0123456789"),
-    )  # fmt: skip
+    )
     monkeypatch.setattr(data, "load", lambda *_, **__: noise)
     for make in recipes.load_shipped(name).variants.values():
         config = make()

@@ -311,8 +311,13 @@ def test_a_run_on_data_by_a_relative_path_goes_on_from_another_folder(tmp_path, 
     data = gk.load_data("digits", size=8)
     import numpy as np
 
-    np.savez(tmp_path / "mine.npz", x_train=data.x_train[:120], y_train=data.y_train[:120], x_test=data.x_test[:60],
-             y_test=data.y_test[:60])  # fmt: skip
+    np.savez(
+        tmp_path / "mine.npz",
+        x_train=data.x_train[:120],
+        y_train=data.y_train[:120],
+        x_test=data.x_test[:60],
+        y_test=data.y_test[:60],
+    )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     config = TINY.replace(data=gk.spec("mine.npz"), steps=24)

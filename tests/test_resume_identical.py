@@ -16,11 +16,17 @@ from grokkit.optim.build import OPTIMIZERS
 from tests.runs import SMALL, contents
 
 BASE = SMALL.replace(
-    data=spec("digits", size=8, train=60, test=20), model=spec("cnn", channels=(8, 8, 8, 8, 8), norm="batch"),
-    optimizer=spec("sgd", lr=0.05, momentum=0.9), batch_size=16, steps=12, records=3,
-    probes={"train": 8, "test": 8, "random": 0}, measures=(spec("accuracy"),), attributions=(),
+    data=spec("digits", size=8, train=60, test=20),
+    model=spec("cnn", channels=(8, 8, 8, 8, 8), norm="batch"),
+    optimizer=spec("sgd", lr=0.05, momentum=0.9),
+    batch_size=16,
+    steps=12,
+    records=3,
+    probes={"train": 8, "test": 8, "random": 0},
+    measures=(spec("accuracy"),),
+    attributions=(),
     signal={"every": 2, "points": 4, "directions": 2},
-)  # fmt: skip
+)
 """Four steps are an epoch."""
 KILLED_AT = 7
 PARAMETERS = {"plateau": {"patience": 1}}

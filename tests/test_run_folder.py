@@ -186,8 +186,11 @@ def test_policy_decisions_that_were_taken_again_are_left_out(tmp_path):
     append(made.path / "events.jsonl", 1, event(5, "policy", "kept"), event(9, "policy", "lost"), event(9, "stopped"))
     append(made.path / "events.jsonl", 2, event(5, "resumed"), event(9, "policy", "again"))
     assert [(e["step"], e["kind"], e["text"]) for e in made.events] == [
-        (5, "policy", "kept"), (9, "stopped", ""), (5, "resumed", ""), (9, "policy", "again"),
-    ]  # fmt: skip
+        (5, "policy", "kept"),
+        (9, "stopped", ""),
+        (5, "resumed", ""),
+        (9, "policy", "again"),
+    ]
 
 
 # --- readings and attributions ----------------------------------------------------------------------------------------
@@ -279,10 +282,13 @@ def full_run(path):
 @pytest.mark.parametrize(
     "file",
     [
-        "probes/test.h5", "snapshots/000000000010.h5", "resume/1.h5", "measures/lc-1/000000000000.h5",
+        "probes/test.h5",
+        "snapshots/000000000010.h5",
+        "resume/1.h5",
+        "measures/lc-1/000000000000.h5",
         "attributions/g-1/000000000010.h5",
     ],
-)  # fmt: skip
+)
 def test_verify_lists_the_one_damaged_file_and_nothing_else(tmp_path, file):
     made = full_run(tmp_path / "a")
     assert made.verify() == []

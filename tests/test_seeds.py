@@ -25,9 +25,16 @@ from tests.runs import SMALL, contents
 
 SEEDS = [0, 3, 7]
 CONV = SMALL.replace(
-    data=spec("digits", size=8, train=60, test=30), model=spec("cnn", channels=(4, 4, 4, 4, 4)), measures=("accuracy",),
-    attributions=(), policy=spec("constant"), signal={}, steps=6, records=3, batch_size=25,
-)  # fmt: skip
+    data=spec("digits", size=8, train=60, test=30),
+    model=spec("cnn", channels=(4, 4, 4, 4, 4)),
+    measures=("accuracy",),
+    attributions=(),
+    policy=spec("constant"),
+    signal={},
+    steps=6,
+    records=3,
+    batch_size=25,
+)
 
 
 class PressesCtrlC(BaseCallback):
@@ -129,24 +136,29 @@ def arm() -> RunConfig:
 BARE = {"measures": (), "attributions": (), "signal": {}, "policy": spec("constant"), "steps": 12}
 ARMS = {
     "sgd, cosine, augmented, crossed entropy smoothed": {
-        "optimizer": spec("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4), "policy": spec("cosine"),
-        "augment": ("crop1", "altflip", "cutout2"), "label_smoothing": 0.1,
+        "optimizer": spec("sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        "policy": spec("cosine"),
+        "augment": ("crop1", "altflip", "cutout2"),
+        "label_smoothing": 0.1,
     },
     "large weights, squared error, norm clipped": {"init_scale": 3.0, "loss": "mse", "clip": spec("norm", limit=0.5)},
     "shuffled labels, Adam, clipped by value": {
-        "data": spec("digits", size=8, train=90, test=30, shuffle_labels=True), "clip": spec("value", limit=0.01),
+        "data": spec("digits", size=8, train=90, test=30, shuffle_labels=True),
+        "clip": spec("value", limit=0.01),
         "optimizer": spec("adam", lr=0.01),
     },
     "batch norm, a validation split": {
-        "model": spec("flat_norm"), "data": spec("digits", size=8, train=110, test=30, validation=30),
+        "model": spec("flat_norm"),
+        "data": spec("digits", size=8, train=110, test=30, validation=30),
         # Adam would enlarge the gradients that are 0 but for rounding
         "optimizer": spec("sgd", lr=0.05),
     },
     "rates that come to differ": {
-        "policy": spec("plateau", patience=0, threshold=0.01, factor=0.5), "steps": 16,
+        "policy": spec("plateau", patience=0, threshold=0.01, factor=0.5),
+        "steps": 16,
         "optimizer": spec("sgd", lr=0.1, momentum=0.9),
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module", autouse=True)

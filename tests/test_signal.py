@@ -206,9 +206,10 @@ def test_it_is_read_where_it_is_due_and_has_a_slope_from_the_second_reading_on(n
     assert not signal.due(5) and signal(5) is None
     first, second, third = signal(0), signal(10), signal(20)
     assert list(first) == [
-        f"log_{name}{end}" for name in ("density", "loss", "oui") for end in ("", "_se", "_slope", "_slope_low",
-                                                                              "_slope_high")
-    ]  # fmt: skip
+        f"log_{name}{end}"
+        for name in ("density", "loss", "oui")
+        for end in ("", "_se", "_slope", "_slope_low", "_slope_high")
+    ]
     assert math.isnan(first["log_density_slope"]) and math.isnan(second["log_density_slope_high"])
     assert third["log_density_slope"] == third["log_density_slope_low"] == 0.0, "the net did not change"
 
@@ -277,11 +278,16 @@ def test_the_ten_lines_of_the_readme_steer_a_rate(net, images):
 
 def test_what_a_run_heard_is_told_to_a_yoked_policy(tmp_path):
     config = gk.RunConfig(
-        experiment="yoke", data=gk.spec("digits", train=60), model=gk.spec("mlp", widths=(16,)), steps=40,
-        batch_size=30, probes={"train": 40, "test": 0, "random": 0}, records=2,
+        experiment="yoke",
+        data=gk.spec("digits", train=60),
+        model=gk.spec("mlp", widths=(16,)),
+        steps=40,
+        batch_size=30,
+        probes={"train": 40, "test": 0, "random": 0},
+        records=2,
         signal={"every": 4, "points": 20, "directions": 3},
         policy=gk.spec("lc_wsd", min_stable=0.0, patience=1, errors=0.0, range_share=0.2),
-    )  # fmt: skip
+    )
     donor = gk.train(config, runs=tmp_path, device="cpu")
     news = gk.signal_history(donor)
     assert [step for step, _ in news] == [1, *range(4, 41, 4)]
@@ -301,13 +307,22 @@ def test_what_a_run_heard_is_told_to_a_yoked_policy(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"every": 0}, "`every` of a signal"), ({"points": 1}, "`points`"), ({"radii": ()}, "`radii`"),
-        ({"radii": 0.05}, "`radii`"), ({"radii": (0.1, -1.0)}, "`radii`"), ({"directions": 0}, "`directions`"),
-        ({"window": 1}, "`window`"), ({"quantities": ()}, "`quantities`"), ({"quantities": "loss"}, "`quantities`"),
-        ({"quantities": 3}, "`quantities`"), ({"radii": ("a",)}, "`radii`"), ({"radii": (math.inf,)}, "`radii`"),
-        ({"quantities": ("los",)}, "Did you mean 'loss'"), ({"quantities": (3,)}, "got '3'"),
+        ({"every": 0}, "`every` of a signal"),
+        ({"points": 1}, "`points`"),
+        ({"radii": ()}, "`radii`"),
+        ({"radii": 0.05}, "`radii`"),
+        ({"radii": (0.1, -1.0)}, "`radii`"),
+        ({"directions": 0}, "`directions`"),
+        ({"window": 1}, "`window`"),
+        ({"quantities": ()}, "`quantities`"),
+        ({"quantities": "loss"}, "`quantities`"),
+        ({"quantities": 3}, "`quantities`"),
+        ({"radii": ("a",)}, "`radii`"),
+        ({"radii": (math.inf,)}, "`radii`"),
+        ({"quantities": ("los",)}, "Did you mean 'loss'"),
+        ({"quantities": (3,)}, "got '3'"),
     ],
-)  # fmt: skip
+)
 def test_a_signal_says_what_it_takes(wrong, words):
     with pytest.raises(UsageError, match=words):
         gk.Signal(**wrong)
@@ -359,8 +374,13 @@ def test_a_run_that_never_tells_a_policy_what_it_listens_to_is_refused(policy, t
 
 
 def test_what_a_run_tells_is_enough():
-    for policy in ("constant", "plateau", "greedy", {"name": "sham", "policy": "lc_hold"},
-                   {"name": "yoked", "policy": "lc_hold", "news": [(1, {"log_density": 1.0})]}):  # fmt: skip
+    for policy in (
+        "constant",
+        "plateau",
+        "greedy",
+        {"name": "sham", "policy": "lc_hold"},
+        {"name": "yoked", "policy": "lc_hold", "news": [(1, {"log_density": 1.0})]},
+    ):
         check_listener(gk.policies.as_policy(policy), None, False)
     check_listener(gk.policies.as_policy("lc_hold"), gk.Signal(), False)
     check_listener(gk.policies.create("plateau", reading="validation_loss"), None, True)
@@ -373,9 +393,13 @@ def test_such_a_run_leaves_no_folder(tmp_path):
 
 
 LONELY = gk.RunConfig(
-    experiment="lonely", data=gk.spec("digits", train=60), model=gk.spec("mlp", widths=(16,)), steps=10, batch_size=30,
+    experiment="lonely",
+    data=gk.spec("digits", train=60),
+    model=gk.spec("mlp", widths=(16,)),
+    steps=10,
+    batch_size=30,
     policy=gk.spec("lc_hold"),
-)  # fmt: skip
+)
 
 
 def test_a_recorder_tells_the_reading_of_step_0_once(tmp_path):

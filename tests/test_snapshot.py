@@ -112,8 +112,10 @@ def test_plain_h5py_finds_every_tensor_through_the_layout(tmp_path):
     # A bfloat16 is the upper half of a float32.
     assert (raw["b"].view(np.uint16).astype(np.uint32) << 16).view(np.float32).tolist() == [1.5, -2.0]
     assert [(e["name"], e["dtype"], e["shape"]) for e in rows] == [
-        ("a", "float32", [2, 3]), ("b", "bfloat16", [2]), ("c", "float32", []),
-    ]  # fmt: skip
+        ("a", "float32", [2, 3]),
+        ("b", "bfloat16", [2]),
+        ("c", "float32", []),
+    ]
 
 
 def test_the_same_state_again_is_fine_and_another_is_refused(tmp_path):
@@ -132,9 +134,11 @@ def test_a_snapshot_holds_a_state_or_another_one(tmp_path):
     snapshot.write_snapshot(path, 3, state)
     assert snapshot.has_state(path, tensors())
     for name, other in (
-        ("special", state["special"].neg()), ("strided", state["strided"].double()), ("scalar", torch.tensor([7])),
+        ("special", state["special"].neg()),
+        ("strided", state["strided"].double()),
+        ("scalar", torch.tensor([7])),
         ("new", torch.zeros(1)),
-    ):  # fmt: skip
+    ):
         assert not snapshot.has_state(path, {**state, name: other}), name
     assert not snapshot.has_state(path, {name: state[name] for name in list(state)[1:]})
 
@@ -253,9 +257,11 @@ def test_files_of_every_version_are_read(version):
     """The golden files hold the same state, each written by the code of its version."""
     path = Path(__file__).parent / "golden" / f"snapshot_v{version}.h5"
     state = {
-        "weight": torch.arange(6.0).reshape(2, 3), "half": torch.tensor([1.5, -2.0]).bfloat16(),
-        "count": torch.tensor(7), "mask": torch.tensor([True, False]),
-    }  # fmt: skip
+        "weight": torch.arange(6.0).reshape(2, 3),
+        "half": torch.tensor([1.5, -2.0]).bfloat16(),
+        "count": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+    }
     assert (
         all_bits(snapshot.read_snapshot(path))
         == all_bits(snapshot.read_snapshot(path, verify=False))

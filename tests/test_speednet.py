@@ -26,11 +26,17 @@ def small(batch_size: int = 100, steps: int = 60) -> gk.RunConfig:
         data=spec("digits", size=32, train=600, test=400),
         model=spec("speednet", width=8),
         optimizer=spec(
-            "muon", lr=0.24, vector_lr=0.053 * batch_size, matrix_lr=0.67 * batch_size / 8,
+            "muon",
+            lr=0.24,
+            vector_lr=0.053 * batch_size,
+            matrix_lr=0.67 * batch_size / 8,
             weight_decay=2e-6 * batch_size,
         ),
-        batch_size=batch_size, steps=steps, records=3, probes={"train": 32, "test": 32, "random": 16},
-    )  # fmt: skip
+        batch_size=batch_size,
+        steps=steps,
+        records=3,
+        probes={"train": 32, "test": 32, "random": 16},
+    )
 
 
 def correlated(count: int = 64) -> torch.Tensor:
@@ -168,9 +174,10 @@ def test_it_learns_digits_in_sixty_steps(tmp_path) -> None:
 
 def test_stopped_and_resumed_it_is_the_straight_run_bit_for_bit_and_replay_reads_the_whitening(tmp_path) -> None:
     config = small(batch_size=50, steps=10).replace(
-        data=spec("digits", size=32, train=120, test=60), probes={"train": 8, "test": 8},
+        data=spec("digits", size=32, train=120, test=60),
+        probes={"train": 8, "test": 8},
         measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,), directions=4, points=4)),
-    )  # fmt: skip
+    )
     straight = gk.train(config, runs=tmp_path / "a", device="cpu")
     with pytest.raises(Interrupted):
         gk.train(config, runs=tmp_path / "b", device="cpu", callback=PressesCtrlC(4))

@@ -77,10 +77,13 @@ def made(kind, model=None, **options):
 
 @pytest.mark.parametrize(
     ("saved", "given", "told"),
-    [(SGD, Adam, "torch.SGD as `optimizer` and a torch.Adam was given"),
-     (Adam, AdamW, "torch.Adam as `optimizer` and a torch.AdamW was given"),
-     (AdamW, Adam, "torch.AdamW as"), (Muon, SGD, "grokkit.Muon as")],
-)  # fmt: skip
+    [
+        (SGD, Adam, "torch.SGD as `optimizer` and a torch.Adam was given"),
+        (Adam, AdamW, "torch.Adam as `optimizer` and a torch.AdamW was given"),
+        (AdamW, Adam, "torch.AdamW as"),
+        (Muon, SGD, "grokkit.Muon as"),
+    ],
+)
 def test_the_state_of_another_optimizer_is_refused(saved, given, told) -> None:
     refused(made(saved), made(given), told)
 

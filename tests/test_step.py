@@ -32,9 +32,14 @@ def net() -> nn.Module:
     """No bias before BatchNorm: its gradient is rounding noise, which Adam would blow up to a full step."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(),
+        nn.Conv2d(1, 8, 3, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3),
+        nn.ReLU(),
+        nn.Flatten(),
         nn.Linear(8 * 16, 10),
-    )  # fmt: skip
+    )
 
 
 def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -168,9 +173,12 @@ def test_gradients_are_clipped_between_backward_and_update() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = copy.deepcopy(model.state_dict())
     update = TrainStep(
-        model, optimizer, F.cross_entropy, batch_size=16,
+        model,
+        optimizer,
+        F.cross_entropy,
+        batch_size=16,
         clip=lambda: nn.utils.clip_grad_value_(model.parameters(), 1e-4),
-    )  # fmt: skip
+    )
     update(*next(batches()))
     moved = max((model.state_dict()[name] - before[name]).abs().max().item() for name, _ in model.named_parameters())
     assert moved == pytest.approx(1e-4, rel=1e-2)
@@ -208,9 +216,12 @@ def test_no_update_waits_for_the_device(make: str) -> None:
     optimizer = OPTIMIZERS[make](model.parameters())
     policy = gk.PolicyLR(optimizer, "cosine", 20)
     update = TrainStep(
-        model, optimizer, F.cross_entropy, batch_size=16,
+        model,
+        optimizer,
+        F.cross_entropy,
+        batch_size=16,
         clip=lambda: nn.utils.clip_grad_norm_(model.parameters(), 1.0),
-    )  # fmt: skip
+    )
     with Waits():
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             torch.ones(()).item()
@@ -233,12 +244,15 @@ def able(monkeypatch, *lower: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("device", "lower", "wanted", "found"),
     [
-        ("cuda", ("bfloat16", "float16"), "auto", "bfloat16"), ("cuda", ("float16",), "auto", "float16"),
-        ("cuda", (), "auto", "float32"), ("cuda", ("bfloat16", "float16"), "float16", "float16"),
-        ("cuda", ("bfloat16", "float16"), "float32", "float32"), ("cpu", ("bfloat16",), "auto", "float32"),
+        ("cuda", ("bfloat16", "float16"), "auto", "bfloat16"),
+        ("cuda", ("float16",), "auto", "float16"),
+        ("cuda", (), "auto", "float32"),
+        ("cuda", ("bfloat16", "float16"), "float16", "float16"),
+        ("cuda", ("bfloat16", "float16"), "float32", "float32"),
+        ("cpu", ("bfloat16",), "auto", "float32"),
         ("cpu", ("bfloat16",), "bfloat16", "bfloat16"),
     ],
-)  # fmt: skip
+)
 def test_precision_follows_the_hardware(monkeypatch, device: str, lower, wanted: str, found: str) -> None:
     with able(monkeypatch, *lower):
         assert precision.resolve_precision(wanted, torch.device(device)) == found

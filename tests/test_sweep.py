@@ -59,9 +59,15 @@ def test_variants_grid_and_seeds_multiply_one_seed_of_everything_first(folder) -
     plan = planned('experiment = "study.py"\nseeds = "0-1"\nsteps = 4\n[grid]\n"optimizer.lr" = [0.1, 0.03]\n')
     told = [(run.config.variant, run.config.seed, run.config.optimizer.options["lr"]) for run in plan.runs]
     assert told == [
-        ("plain", 0, 0.1), ("plain", 0, 0.03), ("scaled", 0, 0.1), ("scaled", 0, 0.03),
-        ("plain", 1, 0.1), ("plain", 1, 0.03), ("scaled", 1, 0.1), ("scaled", 1, 0.03),
-    ]  # fmt: skip
+        ("plain", 0, 0.1),
+        ("plain", 0, 0.03),
+        ("scaled", 0, 0.1),
+        ("scaled", 0, 0.03),
+        ("plain", 1, 0.1),
+        ("plain", 1, 0.03),
+        ("scaled", 1, 0.1),
+        ("scaled", 1, 0.03),
+    ]
     assert [dict(run.changes) for run in plan.runs][1] == {"optimizer.lr": 0.03, "steps": 4}
     assert plan.runs[3].config.optimizer.options == {"lr": 0.03, "momentum": 0.9} and plan.name == "night"
     assert all(run.config.steps == 4 and run.study.source == STUDY for run in plan.runs)
@@ -74,12 +80,16 @@ def test_entries_have_the_keys_at_the_top_unless_they_say_otherwise(folder) -> N
         '[[run]]\nexperiment = "study.py:scaled"\nseeds = 5\nafter = "wide"\n'
         'grid = { model = ["nin", {name = "mlp", widths = [3]}], augment = [["flip"]], batch_size = 20 }\n'
     )
-    told = [(run.config.model.name, dict(run.config.model.options), run.config.seed, run.config.batch_size, run.after)
-            for run in plan.runs]  # fmt: skip
+    told = [
+        (run.config.model.name, dict(run.config.model.options), run.config.seed, run.config.batch_size, run.after)
+        for run in plan.runs
+    ]
     assert told == [
-        ("mlp", {"widths": [8]}, 3, 10, ()), ("mlp", {"widths": [8, 8]}, 3, 10, ()),
-        ("nin", {}, 5, 20, ("wide",)), ("mlp", {"widths": [3]}, 5, 20, ("wide",)),
-    ]  # fmt: skip
+        ("mlp", {"widths": [8]}, 3, 10, ()),
+        ("mlp", {"widths": [8, 8]}, 3, 10, ()),
+        ("nin", {}, 5, 20, ("wide",)),
+        ("mlp", {"widths": [3]}, 5, 20, ("wide",)),
+    ]
     assert plan.runs[2].config.augment == ("flip",) and plan.device == "cpu"
 
 
@@ -112,16 +122,23 @@ def test_entries_have_the_keys_at_the_top_unless_they_say_otherwise(folder) -> N
         ('experiment = "study.py"\ngrid.optimizer.lr = []', "`optimizer.lr` of the grid has no value to take"),
         ('seeds = "0"', "`experiment` must name a study"),
         ('experiment = "study.py"\n[grid]\nbatch_size = [10, 10]', "the same run twice: study/plain-s0-"),
-        ('[[run]]\nname = "a"\nexperiment = "study.py"\n[[run]]\nexperiment = "study.py"\nseeds = 1\nafter = "b"',
-         "`after` names 'b', which no"),
+        (
+            '[[run]]\nname = "a"\nexperiment = "study.py"\n[[run]]\nexperiment = "study.py"\nseeds = 1\nafter = "b"',
+            "`after` names 'b', which no",
+        ),
         ('[[run]]\nname = "a"\nexperiment = "study.py"\nafter = "a"', "'a' waits for itself"),
-        ('[[run]]\nname = "a"\nexperiment = "study.py:plain"\nafter = "b"\n'
-         '[[run]]\nname = "b"\nexperiment = "study.py:scaled"\nafter = "a"', "goes round in a circle"),
-        ('[[run]]\nname = "a"\nexperiment = "study.py:plain"\n[[run]]\nname = "a"\nexperiment = "study.py:scaled"',
-         "two .* are called 'a'"),
+        (
+            '[[run]]\nname = "a"\nexperiment = "study.py:plain"\nafter = "b"\n'
+            '[[run]]\nname = "b"\nexperiment = "study.py:scaled"\nafter = "a"',
+            "goes round in a circle",
+        ),
+        (
+            '[[run]]\nname = "a"\nexperiment = "study.py:plain"\n[[run]]\nname = "a"\nexperiment = "study.py:scaled"',
+            "two .* are called 'a'",
+        ),
     ],
     ids=lambda value: value.split("\n")[-1],
-)  # fmt: skip
+)
 def test_a_mistake_in_the_file_is_named_before_anything_starts(folder, text, sentence) -> None:
     with pytest.raises(UsageError, match=sentence):
         validate_plan(planned(text))
@@ -247,8 +264,12 @@ def test_a_failure_passes_by_all_but_what_waits_for_it(folder) -> None:
     stage = Stage(plan, {"plain-0": [(2, 5)]})
     stands, said = work(plan, stage)
     assert {key: each.state for key, each in stands.items()} == {
-        "plain-0": "failed", "plain-1": "done", "scaled-0": "skipped", "scaled-1": "skipped", "scaled-7": "done",
-    }  # fmt: skip
+        "plain-0": "failed",
+        "plain-1": "done",
+        "scaled-0": "skipped",
+        "scaled-1": "skipped",
+        "scaled-7": "done",
+    }
     assert stands["plain-0"].reason == "code 5" and "waits for pair, and study/plain-s0-" in stands["scaled-0"].reason
     assert "was skipped" in stands["scaled-1"].reason or "failed" in stands["scaled-1"].reason
     assert any(line.startswith("failed") and "code 5" in line for line in said)
@@ -344,8 +365,9 @@ def test_an_attempt_that_does_not_begin_is_told_by_its_last_words(folder) -> Non
 
     stands, _ = work(plan, Refused(plan, {"plain-0": [(3, 4)]}))
     assert (stands["plain-0"].state, stands["plain-0"].reason) == (
-        "failed", "grokkit resume: it is being written by process 7",
-    )  # fmt: skip
+        "failed",
+        "grokkit resume: it is being written by process 7",
+    )
 
 
 def test_a_run_that_fails_before_it_has_a_folder_is_told_by_its_last_words(folder) -> None:

@@ -20,9 +20,11 @@ def _carried(net, images, frame):
     seen = {}
     tangent = frame.reshape(-1, 1, *images.shape[1:]).expand(-1, *images.shape)
     with torch.no_grad():
-        forward_with_interception(net, Dual(images.clone(), tangent.clone()), lambda call: seen.update(
-            {call.layer: (call.z.primal.clone(), call.z.tangent.clone())}
-        ))  # fmt: skip
+        forward_with_interception(
+            net,
+            Dual(images.clone(), tangent.clone()),
+            lambda call: seen.update({call.layer: (call.z.primal.clone(), call.z.tangent.clone())}),
+        )
     return seen
 
 
@@ -246,10 +248,14 @@ def test_pooling_in_either_layout_gives_the_counts_of_the_vertices(layout, pool)
 @pytest.mark.parametrize(
     "clamp",
     [
-        lambda z: z.clamp(min=0), lambda z: torch.clamp(z, 0), lambda z: z.clamp_min(0), lambda z: z.clip(0.0),
-        lambda z: z.clone().clamp_(min=0), lambda z: -(-z).clamp_max(0),
+        lambda z: z.clamp(min=0),
+        lambda z: torch.clamp(z, 0),
+        lambda z: z.clamp_min(0),
+        lambda z: z.clip(0.0),
+        lambda z: z.clone().clamp_(min=0),
+        lambda z: -(-z).clamp_max(0),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("method", ["vertex", "tangent"])
 def test_a_clamp_at_zero_is_counted_as_the_relu_it_is(clamp, method) -> None:
     class Net(nn.Module):

@@ -18,10 +18,16 @@ from grokkit.training.ranks import Ranks
 from tests.runs import SMALL, contents
 
 CONFIG = SMALL.replace(
-    data=spec("digits", size=8, train=110, test=40), batch_size=50, steps=40, records=4, augment=("crop1", "flip"),
-    optimizer=spec("sgd", lr=0.05, momentum=0.9), measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,))),
-    attributions=(spec("saliency", images=2),), policy=spec("lc_wsd"),
-)  # fmt: skip
+    data=spec("digits", size=8, train=110, test=40),
+    batch_size=50,
+    steps=40,
+    records=4,
+    augment=("crop1", "flip"),
+    optimizer=spec("sgd", lr=0.05, momentum=0.9),
+    measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,))),
+    attributions=(spec("saliency", images=2),),
+    policy=spec("lc_wsd"),
+)
 """The last batch of an epoch has 10 images."""
 
 TRAINS = """
@@ -61,9 +67,12 @@ def torchrun(folder: Path, config: RunConfig, *words: str, processes: int = 2) -
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(folder / "trains.py")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, str(folder / "config.toml"), str(folder), *(words or ("0",))], env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [*command, str(folder / "config.toml"), str(folder), *(words or ("0",))],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def ended(process: subprocess.Popen) -> str:

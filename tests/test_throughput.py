@@ -25,11 +25,14 @@ made_up = runpy.run_path(str(Path(__file__).parent / "test_figures.py"))["speed_
 @pytest.mark.parametrize(
     ("loop", "made", "step", "fixed", "bound"),
     [
-        (1.0, 0.80, 0.9, 0.1, "input"), (1.0, 0.79, 0.9, 0.1, "arithmetic"),  # batches alone take nearly all of it
-        (1.0, 0.1, 0.5, 0.1, "input"), (1.0, 0.1, 0.51, 0.1, "arithmetic"),  # the step alone is twice as fast
-        (1.0, 0.1, 0.9, 0.45, "host"), (1.0, 0.1, 0.9, 0.44, "arithmetic"),  # half of a step is there without images
+        (1.0, 0.80, 0.9, 0.1, "input"),
+        (1.0, 0.79, 0.9, 0.1, "arithmetic"),  # batches alone take nearly all of it
+        (1.0, 0.1, 0.5, 0.1, "input"),
+        (1.0, 0.1, 0.51, 0.1, "arithmetic"),  # the step alone is twice as fast
+        (1.0, 0.1, 0.9, 0.45, "host"),
+        (1.0, 0.1, 0.9, 0.44, "arithmetic"),  # half of a step is there without images
     ],
-)  # fmt: skip
+)
 def test_what_binds_a_loop(loop: float, made: float, step: float, fixed: float, bound: str) -> None:
     assert classify_bottleneck(loop, made, step, fixed) == bound
 
@@ -48,10 +51,15 @@ def table() -> pd.DataFrame:
 def test_verdicts_follow_from_the_speeds() -> None:
     found = {(each.source, each.batch_size): each for each in find_bottlenecks(table())}
     assert {key: each.bound for key, each in found.items()} == {
-        ("resident", 16): "host", ("resident", 64): "host", ("resident", 256): "arithmetic",
-        ("resident", 1024): "arithmetic", ("DataLoader", 16): "host", ("DataLoader", 64): "input",
-        ("DataLoader", 256): "input", ("DataLoader", 1024): "input",
-    }  # fmt: skip
+        ("resident", 16): "host",
+        ("resident", 64): "host",
+        ("resident", 256): "arithmetic",
+        ("resident", 1024): "arithmetic",
+        ("DataLoader", 16): "host",
+        ("DataLoader", 64): "input",
+        ("DataLoader", 256): "input",
+        ("DataLoader", 1024): "input",
+    }
     wide = found["resident", 1024]
     speed = 1024 / (0.010 + 0.1024 + 1e-6 * 1024)
     assert wide.images_per_s == pytest.approx(speed) and wide.share == pytest.approx(speed * 5e5 / 1e10)
@@ -168,14 +176,20 @@ def test_the_command_writes_figure_table_and_verdicts(tmp_path: Path, monkeypatc
     said = capsys.readouterr().out
     assert "mlp, own 1x8x8, cpu" in said and said.count(" images/s  ") >= 4 and "GFLOP/s" in said
     assert {path.name for path in (tmp_path / "throughput").iterdir()} == {
-        "throughput.pdf", "throughput.png", "throughput.csv", "throughput.json",
-    }  # fmt: skip
+        "throughput.pdf",
+        "throughput.png",
+        "throughput.csv",
+        "throughput.json",
+    }
     kept = json.loads((tmp_path / "throughput" / "throughput.json").read_text())
     ((name, machine),) = kept["machines"].items()
     assert name.startswith("mlp, own 1x8x8, cpu") and torch.__version__.startswith(machine["versions"]["torch"])
     assert [(each["source"], each["batch_size"]) for each in kept["points"]] == [
-        ("resident", 8), ("DataLoader", 8), ("resident", 16), ("DataLoader", 16),
-    ]  # fmt: skip
+        ("resident", 8),
+        ("DataLoader", 8),
+        ("resident", 16),
+        ("DataLoader", 16),
+    ]
     assert all(each["bound"] in ("input", "host", "arithmetic") and each["images_per_s"] > 0 for each in kept["points"])
     assert main(["figure", "throughput", "throughput/throughput.csv", "--out", "again"]) == 0
     assert Path("again/throughput.png").read_bytes() == Path("throughput/throughput.png").read_bytes()
@@ -205,11 +219,13 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["throughput", "mpl"], "mlp"), (["throughput", "mlp", "--seconds", "0"], "`seconds` must be above 0"),
+        (["throughput", "mpl"], "mlp"),
+        (["throughput", "mlp", "--seconds", "0"], "`seconds` must be above 0"),
         (["throughput", "resnet9", "--width", "-1"], "takes ints >= 1"),
-        (["throughput", "mlp", "--width", "4"], "width"), (["throughput", "mlp", "--data", "none.npz"], "no file"),
+        (["throughput", "mlp", "--width", "4"], "width"),
+        (["throughput", "mlp", "--data", "none.npz"], "no file"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_answered_in_words(words, sentence: str, capsys, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["bench", *words]) in (2, 4)

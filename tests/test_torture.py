@@ -46,9 +46,13 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_wrong(part: str, tmp_path: 
         str(tmp_path / "out.json"),
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.torture", *words], cwd=ROOT, capture_output=True, text=True, timeout=280,
+        [sys.executable, "-m", "bench.torture", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["parts"][part]
     assert found["trials"] > 0 and found["faults"] == []

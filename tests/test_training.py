@@ -56,10 +56,19 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
         model.train()
 
     rec = gk.record(
-        tmp_path / "plain", model, trainer.optimizer, probes=gk.probe_sets(trainer.dataset, **SMALL.probes),
-        measures=SMALL.measures, attributions=SMALL.attributions, schedule=gk.log_spaced(SMALL.records, SMALL.steps),
-        signal=gk.Signal(**SMALL.signal), seed=SMALL.seed, loss=SMALL.loss, total_steps=SMALL.steps, config=SMALL,
-    )  # fmt: skip
+        tmp_path / "plain",
+        model,
+        trainer.optimizer,
+        probes=gk.probe_sets(trainer.dataset, **SMALL.probes),
+        measures=SMALL.measures,
+        attributions=SMALL.attributions,
+        schedule=gk.log_spaced(SMALL.records, SMALL.steps),
+        signal=gk.Signal(**SMALL.signal),
+        seed=SMALL.seed,
+        loss=SMALL.loss,
+        total_steps=SMALL.steps,
+        config=SMALL,
+    )
     policy = gk.PolicyLR(trainer.optimizer, "lc_wsd", SMALL.steps)
     waiting = None
 
@@ -171,9 +180,16 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
 
 def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: Path) -> None:
     config = SMALL.replace(
-        data=spec("digits", size=32, train=60, test=20), model=spec("nin"), measures=(), attributions=(),
-        policy=spec("constant"), signal={}, steps=3, batch_size=20, probes={"train": 8, "test": 8, "random": 0},
-    )  # fmt: skip
+        data=spec("digits", size=32, train=60, test=20),
+        model=spec("nin"),
+        measures=(),
+        attributions=(),
+        policy=spec("constant"),
+        signal={},
+        steps=3,
+        batch_size=20,
+        probes={"train": 8, "test": 8, "random": 0},
+    )
     finals = []
     for place in ("a", "b"):
         torch.manual_seed(len(finals))
@@ -192,13 +208,18 @@ BATCHNORM = spec("cnn", channels=(8, 8, 8, 8, 8), norm="batch")
 ARMS = {
     "cosine, SGD, augmented": {"policy": "cosine", "optimizer": SGD, "augment": ("crop2", "flip", "cutout2")},
     "one-cycle, Adam, clipped by value": {
-        "policy": "one_cycle", "optimizer": spec("adam", lr=0.01, betas=(0.9, 0.99)), "clip": spec("value", limit=0.1),
+        "policy": "one_cycle",
+        "optimizer": spec("adam", lr=0.01, betas=(0.9, 0.99)),
+        "clip": spec("value", limit=0.1),
     },
     "plateau, clipped by norm, smoothed": {
-        "policy": spec("plateau", patience=1), "clip": spec("norm", limit=0.5), "label_smoothing": 0.1, "loss": "mse",
+        "policy": spec("plateau", patience=1),
+        "clip": spec("norm", limit=0.5),
+        "label_smoothing": 0.1,
+        "loss": "mse",
     },
     "wsd, BatchNorm in channels_last": {"policy": "wsd", "model": BATCHNORM, "data": spec("digits", size=32, train=60)},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -407,9 +428,13 @@ def own_loop(path: Path, model: nn.Module, steps: int) -> gk.open_run:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     x, y = torch.from_numpy(data.x_train).float() / 255, torch.from_numpy(data.y_train)
     with gk.record(
-        path, model, optimizer, probes=gk.probe_sets(data, train=20, test=20, random=10),
-        schedule=[0, 2, steps], attributions=["grad_cam"],
-    ) as rec:  # fmt: skip
+        path,
+        model,
+        optimizer,
+        probes=gk.probe_sets(data, train=20, test=20, random=10),
+        schedule=[0, 2, steps],
+        attributions=["grad_cam"],
+    ) as rec:
         for step in range(1, steps + 1):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()

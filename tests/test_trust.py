@@ -35,9 +35,13 @@ from tests import live_runs
 from tests.runs import PressesCtrlC
 
 REGISTRIES = (
-    models.registry, measures.registry, policies.registry, policies.wrapper_registry, figures.registry,
+    models.registry,
+    measures.registry,
+    policies.registry,
+    policies.wrapper_registry,
+    figures.registry,
     gk.attributions.registry,
-)  # fmt: skip
+)
 
 MARK = 'from pathlib import Path\nPath({marker!r}).write_text("executed")\n'
 
@@ -84,9 +88,14 @@ def arm() -> RunConfig:
 """
 
 KNOWN = RunConfig(
-    experiment="study", data=spec("digits", size=8, train=40, test=20), model=spec("mlp", widths=(4,)), batch_size=20,
-    steps=6, records=2, probes={"train": 8, "test": 8},
-)  # fmt: skip
+    experiment="study",
+    data=spec("digits", size=8, train=40, test=20),
+    model=spec("mlp", widths=(4,)),
+    batch_size=20,
+    steps=6,
+    records=2,
+    probes={"train": 8, "test": 8},
+)
 OWN = KNOWN.replace(model=spec("study_model"), policy=spec("warmup", share=0.5, policy={"name": "study_policy"}))
 
 
@@ -230,8 +239,11 @@ def test_train_and_record_write_the_list_and_a_resumed_recorder_does_not(setting
     gk.record("bare", net, probes=probes, measures=()).close()
     gk.record("recorded", net, probes=probes, measures=(), experiment="other = 1\n", resume=True).close()
     assert [trust.is_trusted(f"{word} = 1\n".encode()) for word in ("trained", "stacked", "recorded", "other")] == [
-        True, True, True, False,
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+        False,
+    ]
     assert len(settings.read_text().splitlines()) == 3
 
 
@@ -240,8 +252,9 @@ def test_a_process_for_each_seed_learns_its_study_and_writes_the_list(source, ma
     import_study(Path("own.py"))
     convolutions = OWN.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), steps=2)
     assert [done.status["state"] for done in gk.train_seeds(convolutions, [0, 1], device="cpu", experiment=source)] == [
-        "done", "done",
-    ]  # fmt: skip
+        "done",
+        "done",
+    ]
     assert trust.is_trusted(source.encode())
 
 
@@ -300,8 +313,17 @@ def test_nothing_is_executed_for_names_that_are_known(words, listed, source, mar
     assert not marker.exists(), "--trust executes nothing that is not needed"
 
 
-READING = ("ls runs", "status RUN", "status RUN --verify", "export RUN --csv", "export RUN --html", "diff RUN RUN",
-           "note RUN seen", "note RUN", "watch RUN")  # fmt: skip
+READING = (
+    "ls runs",
+    "status RUN",
+    "status RUN --verify",
+    "export RUN --csv",
+    "export RUN --html",
+    "diff RUN RUN",
+    "note RUN seen",
+    "note RUN",
+    "watch RUN",
+)
 
 
 @pytest.mark.parametrize("words", READING)
@@ -378,15 +400,21 @@ def test_the_nearest_name_is_said_in_a_refusal_too(source, marker) -> None:
 @pytest.mark.parametrize(
     ("change", "unknown"),
     [
-        ({"model": spec("mine")}, "mine"), ({"data": spec("mine")}, "mine"), ({"optimizer": spec("mine")}, "mine"),
-        ({"loss": "mine"}, "mine"), ({"policy": spec("mine")}, "mine"), ({"measures": (spec("mine"),)}, "mine"),
-        ({"attributions": (spec("mine"),)}, "mine"), ({"policy": spec("warmup", policy="mine")}, "mine"),
+        ({"model": spec("mine")}, "mine"),
+        ({"data": spec("mine")}, "mine"),
+        ({"optimizer": spec("mine")}, "mine"),
+        ({"loss": "mine"}, "mine"),
+        ({"policy": spec("mine")}, "mine"),
+        ({"measures": (spec("mine"),)}, "mine"),
+        ({"attributions": (spec("mine"),)}, "mine"),
+        ({"policy": spec("warmup", policy="mine")}, "mine"),
         ({"policy": spec("warmup", policy={"name": "clip", "policy": {"name": "mine"}})}, "mine"),
-        ({"data": spec("own.npz")}, None), ({"policy": spec("warmup", policy="cosine")}, None),
+        ({"data": spec("own.npz")}, None),
+        ({"policy": spec("warmup", policy="cosine")}, None),
         ({"augment": ("flip",), "measures": (spec("loss"),), "attributions": (spec("saliency"),)}, None),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_name_of_a_config_is_among_those_looked_up(change, unknown) -> None:
     def is_known(each: stored_code.NameRequest) -> bool:
         try:
@@ -529,8 +557,9 @@ def test_nobody_is_asked(source, marker) -> None:
     path = interrupted(OWN, source, marker)
     of_another(path)
     read, write = os.openpty()
-    done = subprocess.run([sys.executable, "-m", "grokkit", "lc", str(path)], stdin=write, capture_output=True,
-                          text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "grokkit", "lc", str(path)], stdin=write, capture_output=True, text=True, timeout=120
+    )
     os.close(read)
     os.close(write)
     assert done.returncode == 2 and "--trust" in done.stderr and not marker.exists()

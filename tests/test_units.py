@@ -41,13 +41,20 @@ def _count(body, images, method, radius=0.5):
 # --- absolute values, and maxima and minima of two tensors ------------------------------------------------------
 
 FOLDS = {
-    "abs": lambda net, z: z.abs(), "torch.abs": lambda net, z: torch.abs(z), "builtin": lambda net, z: abs(z),
-    "abs_": lambda net, z: z.abs_(), "absolute": lambda net, z: torch.absolute(z) + z.absolute_() * 0,
-    "max of its negative": lambda net, z: torch.maximum(z, -z), "max": lambda net, z: torch.max(z, net.level * 0),
-    "reversed": lambda net, z: torch.maximum(0 * net.weight, z), "min": lambda net, z: z.min(other=net.level * z),
-    "method": lambda net, z: z.maximum(torch.tensor(0.0)), "fmin": lambda net, z: torch.fmin(input=z, other=-z * 0),
-    "broadcast": lambda net, z: z.fmax(torch.zeros(1, 1, dtype=z.dtype)), "minimum": lambda net, z: z.minimum(z * 2),
-}  # fmt: skip
+    "abs": lambda net, z: z.abs(),
+    "torch.abs": lambda net, z: torch.abs(z),
+    "builtin": lambda net, z: abs(z),
+    "abs_": lambda net, z: z.abs_(),
+    "absolute": lambda net, z: torch.absolute(z) + z.absolute_() * 0,
+    "max of its negative": lambda net, z: torch.maximum(z, -z),
+    "max": lambda net, z: torch.max(z, net.level * 0),
+    "reversed": lambda net, z: torch.maximum(0 * net.weight, z),
+    "min": lambda net, z: z.min(other=net.level * z),
+    "method": lambda net, z: z.maximum(torch.tensor(0.0)),
+    "fmin": lambda net, z: torch.fmin(input=z, other=-z * 0),
+    "broadcast": lambda net, z: z.fmax(torch.zeros(1, 1, dtype=z.dtype)),
+    "minimum": lambda net, z: z.minimum(z * 2),
+}
 
 
 @both
@@ -221,9 +228,15 @@ def _swin_v2():
     """Its position biases go through a net of their own, with ReLUs that no image reaches."""
     swin = pytest.importorskip("torchvision").models.swin_transformer
     return swin.SwinTransformer(
-        [2, 2], 8, [1, 1], [2, 2], [2, 2], num_classes=3, block=swin.SwinTransformerBlockV2,
+        [2, 2],
+        8,
+        [1, 1],
+        [2, 2],
+        [2, 2],
+        num_classes=3,
+        block=swin.SwinTransformerBlockV2,
         downsample_layer=swin.PatchMergingV2,
-    )  # fmt: skip
+    )
 
 
 def _resnet(name):

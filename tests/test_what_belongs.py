@@ -22,9 +22,11 @@ from grokkit.trajectory.recover import recover
 from tests.runs import SMALL, PressesCtrlC
 
 CONFIG = SMALL.replace(
-    measures=(gk.spec("accuracy"), gk.spec("weight_norm")), attributions=(gk.spec("saliency", images=2),), signal={},
+    measures=(gk.spec("accuracy"), gk.spec("weight_norm")),
+    attributions=(gk.spec("saliency", images=2),),
+    signal={},
     policy=gk.spec("constant"),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +71,10 @@ def test_the_manifest_lists_every_file_with_its_digest(copies):
 def swaps(run: Run, other: Run) -> dict[str, tuple[Path, Path]]:
     """From where to where a whole file is copied."""
     first, second = (run.path / "snapshots" / store.step_file_name(step) for step in run.steps()[:2])
-    accuracy, norm = (next(run.path / "measures" / name for name in run.measures() if name.startswith(word)) for word in
-                      ("accuracy", "weight_norm"))  # fmt: skip
+    accuracy, norm = (
+        next(run.path / "measures" / name for name in run.measures() if name.startswith(word))
+        for word in ("accuracy", "weight_norm")
+    )
     (maps,) = (run.path / "attributions" / name for name in run.attributions())
     name = store.step_file_name(0)
     return {
@@ -88,10 +92,19 @@ def swaps(run: Run, other: Run) -> dict[str, tuple[Path, Path]]:
     }
 
 
-SWAPS = ["a snapshot of another step", "a snapshot of another run", "a reading of another step",
-         "a reading of another measure", "maps of another step", "maps of another run",
-         "a reading in the place of a snapshot", "a snapshot in the place of a state", "a state of another run",
-         "probes of another name", "probes of another run"]  # fmt: skip
+SWAPS = [
+    "a snapshot of another step",
+    "a snapshot of another run",
+    "a reading of another step",
+    "a reading of another measure",
+    "maps of another step",
+    "maps of another run",
+    "a reading in the place of a snapshot",
+    "a snapshot in the place of a state",
+    "a state of another run",
+    "probes of another name",
+    "probes of another run",
+]
 
 
 @pytest.mark.parametrize("what", SWAPS)
@@ -249,9 +262,20 @@ def test_verify_says_what_was_changed_and_which_field(copies, what):
     assert [problem for problem in run.verify() if wanted in problem], run.verify()
 
 
-REFUSED = ["batch size", "a nested choice", "a choice of another form", "another type", "null more",
-           "a choice that is gone", "a choice more", "the hash of the data", "the mean of the data",
-           "the versions", "probes gone", "config gone"]  # fmt: skip
+REFUSED = [
+    "batch size",
+    "a nested choice",
+    "a choice of another form",
+    "another type",
+    "null more",
+    "a choice that is gone",
+    "a choice more",
+    "the hash of the data",
+    "the mean of the data",
+    "the versions",
+    "probes gone",
+    "config gone",
+]
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -440,8 +464,13 @@ def test_recover_removes_files_and_folders_of_its_own_pattern_alone(copies):
     draft = run.path / ".weights.1a2b3c4d.tmp"
     (draft / "within").mkdir(parents=True)
     (draft / "within" / "step.safetensors").write_bytes(b"half")
-    persons = [run.path / ".notes.tmp", run.path / ".draft.2026.tmp", run.path / "snapshots" / ".mine.tmp",
-               run.path / "measures" / ".swp.tmp", run.path / "paper.1a2b3c4d.tmp"]  # fmt: skip
+    persons = [
+        run.path / ".notes.tmp",
+        run.path / ".draft.2026.tmp",
+        run.path / "snapshots" / ".mine.tmp",
+        run.path / "measures" / ".swp.tmp",
+        run.path / "paper.1a2b3c4d.tmp",
+    ]
     for path in persons:
         path.write_bytes(b"a person's own")
     (run.path / ".folder.tmp").mkdir()

@@ -188,11 +188,19 @@ def test_news_of_another_form_or_order_are_refused():
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("clip", {"low": 0.0}), ("clip", {"high": 0.0}), ("warmup", {"share": 2}), ("rate_limit", {"factor": 0.5}),
-        ("guard", {"loss": ""}), ("guard", {"factor": 0.5}), ("guard", {"window": 2}), ("guard", {"shrink": 1.0}),
-        ("guard", {"freeze": -1}), ("guard", {"min_scale": 0.0}), ("shuffled", {"seed": -1, "news": [(1, {"a": 1.0})]}),
+        ("clip", {"low": 0.0}),
+        ("clip", {"high": 0.0}),
+        ("warmup", {"share": 2}),
+        ("rate_limit", {"factor": 0.5}),
+        ("guard", {"loss": ""}),
+        ("guard", {"factor": 0.5}),
+        ("guard", {"window": 2}),
+        ("guard", {"shrink": 1.0}),
+        ("guard", {"freeze": -1}),
+        ("guard", {"min_scale": 0.0}),
+        ("shuffled", {"seed": -1, "news": [(1, {"a": 1.0})]}),
     ],
-)  # fmt: skip
+)
 def test_a_parameter_out_of_range_is_named_with_what_is_allowed(name, wrong):
     with pytest.raises(UsageError, match=f"`{next(iter(wrong))}` must be .*got"):
         policies.create(name, policy="wsd", **wrong)
@@ -201,22 +209,29 @@ def test_a_parameter_out_of_range_is_named_with_what_is_allowed(name, wrong):
 def test_what_is_listened_to_is_known_through_wrappers():
     news = [(1, {"log_density": 1.0})]
     for policy, names in [
-        ("cosine", set()), ("plateau", {"train_loss"}), ({"name": "lc_wsd", "reading": "log_oui"}, {"log_oui"}),
+        ("cosine", set()),
+        ("plateau", {"train_loss"}),
+        ({"name": "lc_wsd", "reading": "log_oui"}, {"log_oui"}),
         ({"name": "clip", "policy": {"name": "warmup", "policy": "lc_hold"}}, {"log_density"}),
         ({"name": "guard", "policy": "lc_hold"}, {"log_density", "train_loss"}),
         ({"name": "dry_run", "policy": "lc_hold", "instead": "greedy"}, {"log_density", "train_loss"}),
-        ({"name": "sham", "policy": "lc_hold"}, set()), ({"name": "yoked", "policy": "lc_hold", "news": news}, set()),
-    ]:  # fmt: skip
+        ({"name": "sham", "policy": "lc_hold"}, set()),
+        ({"name": "yoked", "policy": "lc_hold", "news": news}, set()),
+    ]:
         assert policies.get_followed_readings(policies.as_policy(policy)) == names
 
 
 @pytest.mark.parametrize(
     ("has", "names"),
     [
-        ({"readings": ("a", "b")}, {"a", "b"}), ({"readings": {"a"}, "reading": "b"}, {"a"}), ({"readings": 8}, set()),
-        ({"readings": "ab"}, {"ab"}), ({"reading": None}, set()), ({}, set()),
+        ({"readings": ("a", "b")}, {"a", "b"}),
+        ({"readings": {"a"}, "reading": "b"}, {"a"}),
+        ({"readings": 8}, set()),
+        ({"readings": "ab"}, {"ab"}),
+        ({"reading": None}, set()),
+        ({}, set()),
     ],
-)  # fmt: skip
+)
 def test_attributes_of_another_meaning_are_no_readings(has, names):
     assert policies.get_followed_readings(SimpleNamespace(**has)) == names
 

@@ -42,8 +42,9 @@ def main() -> None:
     out, work = options.out or Path("artifacts/gpu") / name, options.work or Path("runs/gpu") / name
     settings = [
         Setting(stage, out, work, device, options.data, options.small, SECONDS[stage], options.resume)
-        for stage in STAGES if stage in options.stages
-    ]  # fmt: skip
+        for stage in STAGES
+        if stage in options.stages
+    ]
     offer_data(settings[0])
     if options.child:
         (setting,) = (each for each in settings if each.stage == options.child)
@@ -79,8 +80,10 @@ def checked_device(options: argparse.Namespace) -> str:
     if options.device == "cpu" and not options.small:
         sys.exit("python -m bench.gpu: on a CPU only the miniature can be had: add --small")
     if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("python -m bench.gpu: torch finds no CUDA device here; `grokkit doctor` says why. The miniature runs "
-                 "anywhere: --device cpu --small")  # fmt: skip
+        sys.exit(
+            "python -m bench.gpu: torch finds no CUDA device here; `grokkit doctor` says why. The miniature runs "
+            "anywhere: --device cpu --small"
+        )
     if options.data != "cifar10" and not (options.data.endswith(".npz") and Path(options.data).is_file()):
         sys.exit(f"python -m bench.gpu: there is no .npz file {options.data}; leave --data out to download CIFAR-10")
     if options.resume is not None and not options.resume.is_file():

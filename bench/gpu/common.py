@@ -53,12 +53,18 @@ def test_images(setting: Setting, count: int) -> Tensor:
 def study_config(setting: Setting, steps: int) -> gk.RunConfig:
     """PreActResNet-18, k = 16, without BatchNorm, as the published study trains it: AdamW 1e-3, batch 256, float32."""
     return gk.RunConfig(
-        experiment="gpu", variant="study", data=data_part(setting),
+        experiment="gpu",
+        variant="study",
+        data=data_part(setting),
         model=gk.spec("preact_resnet18", width=8 if setting.small else 16, norm="none"),
-        optimizer=gk.spec("adamw", lr=1e-3, weight_decay=0.0), batch_size=32 if setting.small else 256,
-        steps=4 if setting.small else steps, records=1, probes={"train": 16, "test": 16, "random": 16},
-        precision="float32", execution="eager",
-    )  # fmt: skip
+        optimizer=gk.spec("adamw", lr=1e-3, weight_decay=0.0),
+        batch_size=32 if setting.small else 256,
+        steps=4 if setting.small else steps,
+        records=1,
+        probes={"train": 16, "test": 16, "random": 16},
+        precision="float32",
+        execution="eager",
+    )
 
 
 def trained_model(setting: Setting, steps: int) -> tuple[gk.Classifier, gk.RunConfig]:
@@ -101,8 +107,10 @@ def ceilings(setting: Setting) -> Iterator[Row]:
     """FLOP/s of a large product of random matrices, in each arithmetic that training or measures run in."""
     side = 256 if setting.small else 8192
     for name, dtype, arithmetic in (
-        ("float32", torch.float32, strict_precision), ("tf32", torch.float32, tf32), ("bfloat16", torch.bfloat16, tf32),
-    ):  # fmt: skip
+        ("float32", torch.float32, strict_precision),
+        ("tf32", torch.float32, tf32),
+        ("bfloat16", torch.bfloat16, tf32),
+    ):
         a, b = (torch.randn(side, side, device=setting.device, dtype=dtype) for _ in range(2))
         with arithmetic():
             seconds = median(lambda a=a, b=b: a @ b, setting)

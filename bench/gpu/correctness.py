@@ -88,8 +88,14 @@ def one_model(setting: Setting, name: str) -> Iterator[Row]:
         same = state_of(here, setting) == before
         apart, counted = int((ours - theirs).abs().sum()), int(theirs.sum())
         fits = apart <= ROUNDED * counted if method == "bfloat16" else lc_precision.agrees(ours, theirs)
-        yield {"model": name, "method": method, "units_counted": counted, "units_that_differ": apart,
-               "left_as_it_was": same, "passes": fits and same}  # fmt: skip
+        yield {
+            "model": name,
+            "method": method,
+            "units_counted": counted,
+            "units_that_differ": apart,
+            "left_as_it_was": same,
+            "passes": fits and same,
+        }
 
 
 def counts_of(net: nn.Module, images: torch.Tensor, method: str) -> torch.Tensor:
@@ -155,11 +161,18 @@ class StopsAt(BaseCallback):
 def resume_and_replay(setting: Setting) -> Iterator[Row]:
     """A small run straight, one interrupted and resumed, and the straight one replayed; how much of it is bit-equal."""
     config = gk.RunConfig(
-        experiment="gpu", variant="resumed", data=data_part(setting), model=gk.spec("resnet9", width=8), steps=30,
-        optimizer=gk.spec("sgd", lr=0.02, momentum=0.9), augment=("crop4", "flip"), batch_size=32, records=4,
+        experiment="gpu",
+        variant="resumed",
+        data=data_part(setting),
+        model=gk.spec("resnet9", width=8),
+        steps=30,
+        optimizer=gk.spec("sgd", lr=0.02, momentum=0.9),
+        augment=("crop4", "flip"),
+        batch_size=32,
+        records=4,
         probes={"train": 16, "test": 16, "random": 16},
         measures=(gk.spec("accuracy"), gk.spec("local_complexity", radii=(0.05,), directions=4, points=8)),
-    )  # fmt: skip
+    )
     folders = {name: setting.work / name for name in ("straight", "parts")}
     for folder in folders.values():
         shutil.rmtree(folder, ignore_errors=True)
@@ -169,15 +182,23 @@ def resume_and_replay(setting: Setting) -> Iterator[Row]:
     resumed = gk.resume(folders["parts"] / config.run_name, device=setting.device)
     one, other = straight.load(config.steps), resumed.load(config.steps)
     apart = max((value.double() - other[name].double()).abs().max().item() for name, value in one.items())
-    yield {"check": "resumed weights are bit-equal to straight ones", "passes": apart == 0, "largest_difference": apart,
-           "device": straight.environment["device"]}  # fmt: skip
+    yield {
+        "check": "resumed weights are bit-equal to straight ones",
+        "passes": apart == 0,
+        "largest_difference": apart,
+        "device": straight.environment["device"],
+    }
     live = measured(straight.path)
     for path in (straight.path / "measures").rglob("*.h5"):
         path.unlink()
     gk.replay_run(straight.path, measures=config.measures, device=setting.device)
     again = measured(straight.path)
-    yield {"check": "replayed readings are byte-equal to live ones", "passes": live == again, "files": len(live),
-           "files_that_differ": sum(live[name] != again.get(name) for name in live)}  # fmt: skip
+    yield {
+        "check": "replayed readings are byte-equal to live ones",
+        "passes": live == again,
+        "files": len(live),
+        "files_that_differ": sum(live[name] != again.get(name) for name in live),
+    }
 
 
 def measured(run: Path) -> dict[str, bytes]:

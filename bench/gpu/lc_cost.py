@@ -50,20 +50,28 @@ def costs(setting: Setting, name: str, tops: dict[str, float]) -> Iterator[Row]:
     ways: dict[str, tuple[Callable[[], object], int]] = {
         "forward of 1 + P images a point, float32": (partial(forward, net, images, 1 + directions), 1 + directions),
         "tangent, 16 radii, bfloat16": (
-            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="bfloat16"), 1 + directions),
+            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="bfloat16"),
+            1 + directions,
+        ),
         "tangent, 16 radii, float32": (
-            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="exact"), 1 + directions),
+            lambda: complexity_spectrum(net, images, RADII, frame=frame, tangents="exact"),
+            1 + directions,
+        ),
         "vertex, one radius, float32": (lambda: local_complexity(net, images, 0.005, frame=frame), 2 * directions + 1),
-    }  # fmt: skip
+    }
     flop = 2 * profile(net, SHAPE).macs * points
     for way, (call, passes) in ways.items():
         seconds = median(call, setting)
         reached, top = flop * passes / seconds / 1e12, tops.get(way.rpartition(", ")[2])
         yield {
-            "what": way, "seconds": seconds, "points": points, "directions": directions,
-            "images_per_s": points * passes / seconds, "tflop_per_s": reached,
+            "what": way,
+            "seconds": seconds,
+            "points": points,
+            "directions": directions,
+            "images_per_s": points * passes / seconds,
+            "tflop_per_s": reached,
             "share_of_ceiling": top and reached / top,
-        }  # fmt: skip
+        }
 
 
 @torch.no_grad()
@@ -92,12 +100,19 @@ def lines(parts: dict[str, Rows]) -> list[str]:
 @themed
 def bars(parts: dict[str, Rows]) -> Figure:
     """Seconds by net and way."""
-    found = [(f"{name}: {row['what']}", row["seconds"], place)
-             for name, rows in costed(parts).items() for place, row in enumerate(rows)]  # fmt: skip
+    found = [
+        (f"{name}: {row['what']}", row["seconds"], place)
+        for name, rows in costed(parts).items()
+        for place, row in enumerate(rows)
+    ]
     figure = Figure(figsize=(FULL, 0.19 * len(found) + 0.7), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(found)), [seconds for _, seconds, _ in found], height=0.7,
-              color=[PALETTE[place] for _, _, place in found])  # fmt: skip
+    axes.barh(
+        range(len(found)),
+        [seconds for _, seconds, _ in found],
+        height=0.7,
+        color=[PALETTE[place] for _, _, place in found],
+    )
     points = max(row["points"] for rows in costed(parts).values() for row in rows)
     axes.set(yticks=range(len(found)), yticklabels=[name for name, _, _ in found], xlabel=f"seconds, {points} points")
     axes.invert_yaxis()

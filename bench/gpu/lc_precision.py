@@ -43,12 +43,17 @@ def lc_by_precision(setting: Setting) -> Iterator[Row]:
             totals = counts.sum(-1).double().cpu()
             reference = exact.setdefault((method, radius), totals)
             row = {
-                "method": method, "arithmetic": arithmetic, "radius": radius, "mean": totals.mean().item(),
+                "method": method,
+                "arithmetic": arithmetic,
+                "radius": radius,
+                "mean": totals.mean().item(),
                 "over_float64": (totals.mean() / reference.mean()).item() if reference.any() else None,
                 "over_vertex": (totals.mean() / exact["vertex", radius].mean()).item() if reference.any() else None,
                 "points_that_differ": (totals != reference).double().mean().item(),
-                "mean_difference": (totals - reference).abs().mean().item(), "points": points, "directions": directions,
-            }  # fmt: skip
+                "mean_difference": (totals - reference).abs().mean().item(),
+                "points": points,
+                "directions": directions,
+            }
             if arithmetic in EXACT:
                 row["passes"] = agrees(totals, reference)
             yield row

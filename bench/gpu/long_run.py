@@ -55,9 +55,16 @@ def go_on(results: Results) -> Iterator[Row]:
     run = gk.open_run(path)
     pack(path, packed)
     status = run.status
-    yield {"run": run.name, "state": status["state"], "step": status["step"], "total_steps": status["total_steps"],
-           "attempt": status["attempt"], "costs": status["costs"], "packed_mb": packed.stat().st_size / 1e6,
-           "newest": newest(run)}  # fmt: skip
+    yield {
+        "run": run.name,
+        "state": status["state"],
+        "step": status["step"],
+        "total_steps": status["total_steps"],
+        "attempt": status["attempt"],
+        "costs": status["costs"],
+        "packed_mb": packed.stat().st_size / 1e6,
+        "newest": newest(run),
+    }
     gk.table([run]).to_csv(setting.out / "delayed_robustness.csv.gz", index=False)
     gk.figures.save_figure(gk.figures.create("phases", gk.figure_data([run])), setting.out / "delayed_robustness")
     if packed.stat().st_size > LARGEST:
@@ -71,8 +78,14 @@ def fitted(setting: Setting) -> gk.RunConfig:
         return config
     cheap = {"local_complexity": {"directions": 2, "points": 4}, "robust_accuracy": {"points": 4, "steps": 1}}
     small = tuple(gk.spec(each.name, **{**each.options, **cheap.get(each.name, {})}) for each in config.measures)
-    return config.replace(model=gk.spec("preact_resnet18", width=8, norm="none"), batch_size=32, records=8, steps=2000,
-                          probes={"train": 16, "test": 16, "random": 8}, measures=small)  # fmt: skip
+    return config.replace(
+        model=gk.spec("preact_resnet18", width=8, norm="none"),
+        batch_size=32,
+        records=8,
+        steps=2000,
+        probes={"train": 16, "test": 16, "random": 8},
+        measures=small,
+    )
 
 
 def newest(run: Run) -> dict[str, float]:
@@ -144,8 +157,10 @@ def brought_back(archive: Path, folder: Path) -> Path:
             return run
     here = json.loads((run / "status.json").read_text())["step"]
     if step > here:
-        raise UsageError(f"{archive} is at step {step}, and {run}, which is here already, at {here}; move that away to "
-                         "go on from the archive, or leave --continue out to go on from here")  # fmt: skip
+        raise UsageError(
+            f"{archive} is at step {step}, and {run}, which is here already, at {here}; move that away to "
+            "go on from the archive, or leave --continue out to go on from here"
+        )
     return run
 
 

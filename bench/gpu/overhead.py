@@ -38,8 +38,11 @@ def seen(setting: Setting) -> Iterator[Row]:
             value.item()
     except RuntimeError as error:
         caught = told(error)
-    yield {"check": "reading a number from the device is an error", "caught": caught,
-           "passes": bool(caught) == (setting.device == "cuda")}  # fmt: skip
+    yield {
+        "check": "reading a number from the device is an error",
+        "caught": caught,
+        "passes": bool(caught) == (setting.device == "cuda"),
+    }
 
 
 def waits(setting: Setting, execution: str) -> Iterator[Row]:
@@ -84,23 +87,34 @@ def recorded(setting: Setting) -> Iterator[Row]:
     """Four epochs of resnet9 with the recipe's measures and a signal every 50 steps: seconds by instrument."""
     config = fitted(setting, cifar10_accuracy.resnet9())
     config = config.replace(
-        experiment="gpu", variant="recorded", steps=6 if setting.small else 392, records=12,
+        experiment="gpu",
+        variant="recorded",
+        steps=6 if setting.small else 392,
+        records=12,
         probes={"train": 32, "test": 32, "random": 16} if setting.small else config.probes,
         signal={"every": 3, "points": 4, "directions": 2} if setting.small else {"every": 50},
         measures=(gk.spec("accuracy"),) if setting.small else config.measures,
-    )  # fmt: skip
+    )
     shutil.rmtree(setting.work / config.run_name, ignore_errors=True)
     run = gk.train(config, runs=setting.work, device=setting.device)
     costs, times = run.status["costs"], len(run.steps())
     for name, seconds in costs.items():
-        yield {"instrument": name, "seconds": seconds, "share_of_training": seconds / costs["training"],
-               "steps": config.steps, "records": times}  # fmt: skip
+        yield {
+            "instrument": name,
+            "seconds": seconds,
+            "share_of_training": seconds / costs["training"],
+            "steps": config.steps,
+            "records": times,
+        }
 
 
 def lines(parts: dict[str, Rows]) -> list[str]:
     """For the summary."""
-    found = [f"{rows[0]['execution']} steps: {rows[0]['waits'] or 'no wait'} in {rows[0]['steps']} steps"
-             for name, rows in parts.items() if name.startswith("waits") and rows]  # fmt: skip
+    found = [
+        f"{rows[0]['execution']} steps: {rows[0]['waits'] or 'no wait'} in {rows[0]['steps']} steps"
+        for name, rows in parts.items()
+        if name.startswith("waits") and rows
+    ]
     costs = parts.get("costs of a recorded run", [])
     shares = [f"{row['instrument']} {row['seconds']:.2f} s ({100 * row['share_of_training']:.1f} %)" for row in costs]
     if costs:

@@ -174,11 +174,20 @@ class Results:
     def save(self) -> None:
         """Write what there is."""
         content = {
-            "title": self.title, "complete": self.complete, "asked": asked(self.setting), **machine(self.setting),
-            "running": self.running, "ended": self.ended, "unfinished": self.unfinished, "failed": self.failed,
-            "left_out": self.left_out, "warned": self.warned, "seconds": self.seconds, "code": self.code,
+            "title": self.title,
+            "complete": self.complete,
+            "asked": asked(self.setting),
+            **machine(self.setting),
+            "running": self.running,
+            "ended": self.ended,
+            "unfinished": self.unfinished,
+            "failed": self.failed,
+            "left_out": self.left_out,
+            "warned": self.warned,
+            "seconds": self.seconds,
+            "code": self.code,
             "parts": self.parts,
-        }  # fmt: skip
+        }
         self.setting.out.mkdir(parents=True, exist_ok=True)
         draft = self.setting.path.with_suffix(".tmp")
         draft.write_text(json.dumps(content, indent=1) + "\n")
@@ -220,9 +229,13 @@ def asked(setting: Setting) -> dict[str, Any]:
     file = Path(setting.data)
     size = file.stat().st_size if file.is_file() else None
     return {
-        "stage": setting.stage, "device": device_name(setting.device), "torch": torch.__version__,
-        "data": file.name, "data_bytes": size, "small": setting.small,
-    }  # fmt: skip
+        "stage": setting.stage,
+        "device": device_name(setting.device),
+        "torch": torch.__version__,
+        "data": file.name,
+        "data_bytes": size,
+        "small": setting.small,
+    }
 
 
 def device_name(device: str) -> str:
@@ -234,10 +247,14 @@ def machine(setting: Setting) -> dict[str, str]:
     words = sys.argv[1 : sys.argv.index("--child") if "--child" in sys.argv else None]
     cudnn = torch.backends.cudnn.version() if setting.device == "cuda" else None
     return {
-        "device": device_name(setting.device), "torch": torch.__version__, "cuda": str(torch.version.cuda),
-        "cudnn": str(cudnn), "python": platform.python_version(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "command": " ".join(["python -m bench.gpu", *words]),
-    }  # fmt: skip
+        "device": device_name(setting.device),
+        "torch": torch.__version__,
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(cudnn),
+        "python": platform.python_version(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": " ".join(["python -m bench.gpu", *words]),
+    }
 
 
 def digest() -> str:

@@ -119,10 +119,13 @@ def ends(trainer: Trainer, spent: float, warm_up: float) -> Row:
     """What the last row of a run says beside its accuracy."""
     images = len(trainer.dataset.y_train) * trainer.config.steps / trainer.batches.steps_per_epoch
     return {
-        "images_per_s": images / spent, "execution": trainer.update.execution, "precision": trainer.precision,
-        "seconds_with_warm_up": spent + warm_up, "tflop_per_s": 6 * macs(trainer) * images / spent / 1e12,
+        "images_per_s": images / spent,
+        "execution": trainer.update.execution,
+        "precision": trainer.precision,
+        "seconds_with_warm_up": spent + warm_up,
+        "tflop_per_s": 6 * macs(trainer) * images / spent / 1e12,
         "data_hash": trainer.dataset.hash,
-    }  # fmt: skip
+    }
 
 
 def run_steps(trainer: Trainer, first: int, last: int) -> None:
@@ -164,9 +167,14 @@ def plain_loop(setting: Setting, config: gk.RunConfig) -> Iterator[Row]:
         for step in (tutorial_step, house_step):
             count = 3 if setting.small else PLAIN_STEPS
             seconds = loaded_steps(setting, config, workers, step, count)
-            yield {"loop": step.__name__.replace("_", " "), "workers": workers, "batch_size": config.batch_size,
-                   "images_per_s": config.batch_size / seconds, "measured_steps": count,
-                   "extrapolated_seconds": seconds * config.steps}  # fmt: skip
+            yield {
+                "loop": step.__name__.replace("_", " "),
+                "workers": workers,
+                "batch_size": config.batch_size,
+                "images_per_s": config.batch_size / seconds,
+                "measured_steps": count,
+                "extrapolated_seconds": seconds * config.steps,
+            }
 
 
 def loaded_steps(setting: Setting, config: gk.RunConfig, workers: int, make, count: int) -> float:  # type: ignore[no-untyped-def]
@@ -241,11 +249,15 @@ def speed_of(setting: Setting, config: gk.RunConfig) -> Row:
     settle(setting.device)
     made = time.perf_counter() - end
     return {
-        "model": config.model.name, "batch_size": config.batch_size, "precision": trainer.precision,
-        "execution": trainer.update.execution, "images_per_s": images / (end - warm),
+        "model": config.model.name,
+        "batch_size": config.batch_size,
+        "precision": trainer.precision,
+        "execution": trainer.update.execution,
+        "images_per_s": images / (end - warm),
         "tflop_per_s": 6 * macs(trainer) * images / (end - warm) / 1e12,
-        "batches_alone_images_per_s": count * config.batch_size / made, "warm_up_seconds": warm - start,
-    }  # fmt: skip
+        "batches_alone_images_per_s": count * config.batch_size / made,
+        "warm_up_seconds": warm - start,
+    }
 
 
 # ---- what is told and drawn
@@ -256,8 +268,12 @@ def speeds_in(parts: dict[str, Rows]) -> Rows:
 
 
 def plain_in(parts: dict[str, Rows]) -> Rows:
-    return [{**row, "model": name.rpartition(", ")[2]} for name, rows in parts.items() if name.startswith("plain loop")
-            for row in rows]  # fmt: skip
+    return [
+        {**row, "model": name.rpartition(", ")[2]}
+        for name, rows in parts.items()
+        if name.startswith("plain loop")
+        for row in rows
+    ]
 
 
 def lines(parts: dict[str, Rows]) -> list[str]:
@@ -270,20 +286,28 @@ def lines(parts: dict[str, Rows]) -> list[str]:
             continue
         limit = ceiling_of(found, last["precision"])
         share = f", {100 * last['tflop_per_s'] / limit:.0f} % of the ceiling" if limit else ""
-        when = ", ".join(f"{mark[11:]} % " + (f"in {last[mark]:.1f} s" if last[mark] else "not met")
-                         for mark in ("seconds_to_90", "seconds_to_94"))  # fmt: skip
+        when = ", ".join(
+            f"{mark[11:]} % " + (f"in {last[mark]:.1f} s" if last[mark] else "not met")
+            for mark in ("seconds_to_90", "seconds_to_94")
+        )
         tta = f" (TTA {100 * last['accuracy_tta']:.2f})" if "accuracy_tta" in last else ""
-        told.append(f"{name}: {100 * last['accuracy']:.2f} %{tta} in {last['seconds']:.1f} s "
-                    f"({last['seconds_with_warm_up']:.1f} with warm-up); {when}; {last['images_per_s']:,.0f} images/s"
-                    f"{share}; {last['precision']}, {last['execution']}")  # fmt: skip
+        told.append(
+            f"{name}: {100 * last['accuracy']:.2f} %{tta} in {last['seconds']:.1f} s "
+            f"({last['seconds_with_warm_up']:.1f} with warm-up); {when}; {last['images_per_s']:,.0f} images/s"
+            f"{share}; {last['precision']}, {last['execution']}"
+        )
     for row in plain_in(parts):
-        told.append(f"{row['model']}, DataLoader of {row['workers']}, {row['loop']}: {row['images_per_s']:,.0f} "
-                    f"images/s, whole recipe about {row['extrapolated_seconds']:.0f} s (extrapolated)")  # fmt: skip
+        told.append(
+            f"{row['model']}, DataLoader of {row['workers']}, {row['loop']}: {row['images_per_s']:,.0f} "
+            f"images/s, whole recipe about {row['extrapolated_seconds']:.0f} s (extrapolated)"
+        )
     for row in speeds_in(parts):
         limit = ceiling_of(found, row["precision"])
         share = f", {100 * row['tflop_per_s'] / limit:.0f} % of the ceiling" if limit else ""
-        told.append(f"{row['model']}, batch {row['batch_size']}, {row['precision']}, {row['execution']}: "
-                    f"{row['images_per_s']:,.0f} images/s{share}")  # fmt: skip
+        told.append(
+            f"{row['model']}, batch {row['batch_size']}, {row['precision']}, {row['execution']}: "
+            f"{row['images_per_s']:,.0f} images/s{share}"
+        )
     return told
 
 
@@ -309,14 +333,21 @@ def curves(parts: dict[str, Rows]) -> Figure:
 @themed
 def speeds_figure(parts: dict[str, Rows]) -> Figure:
     """Images per second, a bar for every way to train, the plain loops below."""
-    bars = [(f"{r['model']}, batch {r['batch_size']}, {r['precision']}, {r['execution']}", r, 0)
-            for r in speeds_in(parts)]  # fmt: skip
-    bars += [(f"{r['model']}, batch {r['batch_size']}, {r['loop']}, DataLoader of {r['workers']}", r, 1)
-             for r in plain_in(parts)]  # fmt: skip
+    bars = [
+        (f"{r['model']}, batch {r['batch_size']}, {r['precision']}, {r['execution']}", r, 0) for r in speeds_in(parts)
+    ]
+    bars += [
+        (f"{r['model']}, batch {r['batch_size']}, {r['loop']}, DataLoader of {r['workers']}", r, 1)
+        for r in plain_in(parts)
+    ]
     figure = Figure(figsize=(FULL, 0.17 * len(bars) + 0.7), layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(bars)), [row["images_per_s"] for _, row, _ in bars], height=0.7,
-              color=[PALETTE[kind] for _, _, kind in bars])  # fmt: skip
+    axes.barh(
+        range(len(bars)),
+        [row["images_per_s"] for _, row, _ in bars],
+        height=0.7,
+        color=[PALETTE[kind] for _, _, kind in bars],
+    )
     axes.set(yticks=range(len(bars)), yticklabels=[name for name, _, _ in bars], xlabel="images per second")
     axes.invert_yaxis()
     return figure

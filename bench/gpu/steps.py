@@ -49,9 +49,16 @@ def one_way(setting: Setting, execution: str, precision: str, optimizer: str) ->
     _, after, took, same = updated(setting, execution, precision, OPTIMIZERS[optimizer])
     apart = ((after - reference).norm() / (reference - before).norm()).item()
     passes = apart <= TOLERANCE[precision] and execution in took and same
-    yield {"asked": execution, "execution": took, "precision": precision, "optimizer": optimizer,
-           "apart_over_moved": apart, "tolerance": TOLERANCE[precision], "lc_is_that_of_a_fresh_copy": same,
-           "passes": passes}  # fmt: skip
+    yield {
+        "asked": execution,
+        "execution": took,
+        "precision": precision,
+        "optimizer": optimizer,
+        "apart_over_moved": apart,
+        "tolerance": TOLERANCE[precision],
+        "lc_is_that_of_a_fresh_copy": same,
+        "passes": passes,
+    }
 
 
 def updated(setting: Setting, execution: str, precision: str, chosen: Spec) -> tuple[Tensor, Tensor, str, bool]:
@@ -62,14 +69,20 @@ def updated(setting: Setting, execution: str, precision: str, chosen: Spec) -> t
     optimizer = build_optimizer(chosen, model.parameters())
     size = 24 if setting.small else 100
     kept = 2 * size + size // 3
-    batches = Batches(dataset.x_train[:kept], dataset.y_train[:kept], size, seed=0, device=setting.device,
-                      augment=("crop4", "flip"))  # fmt: skip
+    batches = Batches(
+        dataset.x_train[:kept], dataset.y_train[:kept], size, seed=0, device=setting.device, augment=("crop4", "flip")
+    )
     before, fresh = weights(model), copy.deepcopy(model)
     with strict_precision():
         update = TrainStep(
-            model, optimizer, F.cross_entropy, batch_size=size, precision=precision, execution=execution,
+            model,
+            optimizer,
+            F.cross_entropy,
+            batch_size=size,
+            precision=precision,
+            execution=execution,
             clip=partial(clip_gradients, spec("value", limit=0.1), model),
-        )  # fmt: skip
+        )
         for number in range(1, UPDATES + 1):
             for group in optimizer.param_groups:  # a rate that moves, as a policy moves it
                 group["lr"] = LR * number / UPDATES

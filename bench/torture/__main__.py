@@ -156,12 +156,25 @@ def _of(tally: stops.Tally) -> Found:
 PARTS: dict[str, Callable[[float, Path], Found]] = {
     part.__name__: part
     for part in (
-        killed_writers, every_call, lost_machines, full_disks, damaged_files, second_writers,
-        stopped_runs, stopped_replays, killed_runs,
-        killed_sweeps, killed_sweeps_on_ray,
-        busy_files, misplaced_files, edited_runs, hostile_files, odd_documents, forks,
+        killed_writers,
+        every_call,
+        lost_machines,
+        full_disks,
+        damaged_files,
+        second_writers,
+        stopped_runs,
+        stopped_replays,
+        killed_runs,
+        killed_sweeps,
+        killed_sweeps_on_ray,
+        busy_files,
+        misplaced_files,
+        edited_runs,
+        hostile_files,
+        odd_documents,
+        forks,
     )
-}  # fmt: skip
+}
 
 
 def suite(share: float, only: list[str], folder: Path) -> dict[str, Found]:
@@ -199,9 +212,13 @@ def main() -> int:
         shutil.rmtree(folder, ignore_errors=True)
     if options.out:
         head = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "cpu": cpu_name(), "system": platform.platform(),
-            "torch": torch.__version__, "h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version,
-        }  # fmt: skip
+            "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "cpu": cpu_name(),
+            "system": platform.platform(),
+            "torch": torch.__version__,
+            "h5py": h5py.__version__,
+            "hdf5": h5py.version.hdf5_version,
+        }
         parts = {name: {"what": PARTS[name].__doc__, **found._asdict()} for name, found in results.items()}
         options.out.write_text(json.dumps({**head, "parts": parts}, indent=1) + "\n")
     return int(any(found.faults for found in results.values()))

@@ -149,9 +149,12 @@ def _locked(path: Path, chance: random.Random) -> Iterator[None]:
 
 
 HELD: dict[str, Holding] = {
-    "open here": _open_here, "open for readers beside": _swmr_here, "open elsewhere": _open_elsewhere,
-    "opened by a killed process": _opened_by_a_killed_one, "locked": _locked,
-}  # fmt: skip
+    "open here": _open_here,
+    "open for readers beside": _swmr_here,
+    "open elsewhere": _open_elsewhere,
+    "opened by a killed process": _opened_by_a_killed_one,
+    "locked": _locked,
+}
 
 # --- files that cannot be read for a moment ---------------------------------------------------------------------------
 

@@ -262,6 +262,9 @@ def _remove_file(run: Run, chance: random.Random) -> Edit | None:
 
 
 EDITS: dict[str, Callable[[Run, random.Random], Edit | None]] = {
-    "choices": _edit_config, "environment": _edit_environment, "logs": _edit_log, "manifest": _edit_manifest,
+    "choices": _edit_config,
+    "environment": _edit_environment,
+    "logs": _edit_log,
+    "manifest": _edit_manifest,
     "files removed": _remove_file,
-}  # fmt: skip
+}

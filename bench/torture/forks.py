@@ -153,10 +153,14 @@ def _end(work: Callable[[list[Recorder]], None], holder: list[Recorder], say: in
 def _write(holder: list[Recorder]) -> None:
     (recorder,) = holder
     calls: list[Callable[[], object]] = [
-        lambda: recorder.step(STEPS + 1), lambda: recorder.log(1, "batch", loss=1.0), lambda: recorder.save(1),
-        lambda: recorder.event(1, "mine", "text"), recorder.restore, recorder.withdraw,
+        lambda: recorder.step(STEPS + 1),
+        lambda: recorder.log(1, "batch", loss=1.0),
+        lambda: recorder.save(1),
+        lambda: recorder.event(1, "mine", "text"),
+        recorder.restore,
+        recorder.withdraw,
         lambda: recorder.add_snapshot(1, {}),
-    ]  # fmt: skip
+    ]
     for call in calls:
         try:
             call()
@@ -201,6 +205,11 @@ def _live_on(_: list[Recorder]) -> None:
 
 
 WAYS: dict[str, Callable[[list[Recorder]], None]] = {
-    "writes": _write, "closes": _close, "exits in a block": _leave_a_block, "fails in a block": _fail_in_a_block,
-    "drops it": _drop, "exits": _exit, "lives on": _live_on,
-}  # fmt: skip
+    "writes": _write,
+    "closes": _close,
+    "exits in a block": _leave_a_block,
+    "fails in a block": _fail_in_a_block,
+    "drops it": _drop,
+    "exits": _exit,
+    "lives on": _live_on,
+}

@@ -120,9 +120,11 @@ def _looks(run: Run, path: Path) -> dict[str, Callable[[], Any]]:
     """Every way in which somebody reads the file."""
     kind = samples.kind_of(path)
     looks: dict[str, Callable[[], Any]] = {
-        "reading": lambda: samples.contents(run, path), "the sealed reader": lambda: checksummed.read(path, kind),
-        "its digest": lambda: checksummed.read_digest(path), "verify": lambda: [run.verify(), None][1],
-    }  # fmt: skip
+        "reading": lambda: samples.contents(run, path),
+        "the sealed reader": lambda: checksummed.read(path, kind),
+        "its digest": lambda: checksummed.read_digest(path),
+        "verify": lambda: [run.verify(), None][1],
+    }
     if kind == "snapshot":
         step = int(path.stem)
         names = [*_claimed_names(path), "net.net.1.weight"]

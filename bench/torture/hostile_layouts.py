@@ -13,18 +13,74 @@ from grokkit.trajectory import checksummed, snapshot
 
 NUMBERS = (-1, 0, 1, 3, 64, 2**31, 2**62, 2**63, 2**64, 10**30, 0.0, 1.5, True, False, None, "0", [], {}, [0])
 SHAPES: tuple[Any, ...] = (
-    [], [0], [1], [-1], [-1, -2], [1 << 40], [1 << 62, 1 << 62], [1 << 20, 0], "ab", 2, None, [True], [1.0], [[1]],
-    [1] * 70, {"a": 1},
-)  # fmt: skip
+    [],
+    [0],
+    [1],
+    [-1],
+    [-1, -2],
+    [1 << 40],
+    [1 << 62, 1 << 62],
+    [1 << 20, 0],
+    "ab",
+    2,
+    None,
+    [True],
+    [1.0],
+    [[1]],
+    [1] * 70,
+    {"a": 1},
+)
 WORDS: tuple[Any, ...] = (
-    "float64", "bfloat16", "float8_e4m3fn", "complex64", "nn", "load", "__class__", "Tensor", "bool", "quint8", 3, None,
-    "", "x" * 5000, "\ud800", ["float32"], "bits8", "uint16", "f4", "layout", "crc", "../x", "a/b",
-)  # fmt: skip
+    "float64",
+    "bfloat16",
+    "float8_e4m3fn",
+    "complex64",
+    "nn",
+    "load",
+    "__class__",
+    "Tensor",
+    "bool",
+    "quint8",
+    3,
+    None,
+    "",
+    "x" * 5000,
+    "\ud800",
+    ["float32"],
+    "bits8",
+    "uint16",
+    "f4",
+    "layout",
+    "crc",
+    "../x",
+    "a/b",
+)
 DRAWN = {"offset": NUMBERS, "shape": SHAPES, "dtype": WORDS, "array": WORDS, "name": WORDS}
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1.5, 2**63, 10**400, "", "text", [], [1], {}, {"a": 1}, [[]], [None], [[1]] * 3, "\ud800",
-    "\x1b[2J", float("nan"), float("inf"), ["a"] * 1000, {"$": "tensor", "key": "99"}, {"$": "tuple", "items": [1]},
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    2**63,
+    10**400,
+    "",
+    "text",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[]],
+    [None],
+    [[1]] * 3,
+    "\ud800",
+    "\x1b[2J",
+    float("nan"),
+    float("inf"),
+    ["a"] * 1000,
+    {"$": "tensor", "key": "99"},
+    {"$": "tuple", "items": [1]},
+)
 
 
 def write_layout(path: Path, kind: str, chance: random.Random) -> str:
@@ -111,10 +167,13 @@ def _bent_arrays(arrays: dict[str, np.ndarray], chance: random.Random) -> tuple[
     way = chance.choice(("gone", "flat", "short", "another dtype", "empty", "more", "scalar", "large"))
     array = arrays[name]
     bent = {
-        "flat": array.reshape(-1), "short": array.reshape(-1)[:-1], "empty": array.reshape(-1)[:0],
-        "another dtype": array.astype(chance.choice(("f8", "i2", "c16", "?", ">f4"))), "scalar": np.zeros((), "f4"),
+        "flat": array.reshape(-1),
+        "short": array.reshape(-1)[:-1],
+        "empty": array.reshape(-1)[:0],
+        "another dtype": array.astype(chance.choice(("f8", "i2", "c16", "?", ">f4"))),
+        "scalar": np.zeros((), "f4"),
         "large": np.zeros(1 << 22, array.dtype),
-    }  # fmt: skip
+    }
     if way == "gone":
         del arrays[name]
     elif way == "more":
@@ -126,8 +185,17 @@ def _bent_arrays(arrays: dict[str, np.ndarray], chance: random.Random) -> tuple[
 
 def _nested(chance: random.Random) -> bytes:
     deep = chance.choice((50, 500, 100_000))
-    return chance.choice((
-        b"[" * deep, b"[" * deep + b"]" * deep, b'{"step":' * deep + b"1" + b"}" * deep, b" " * (4 << 20),
-        b"\xff\xfe", b'{"step":' + b"9" * 5000 + b"}", b'{"step":1e999}', b"{}{}", b"\x00" * 64,
-        b'{"a":"' + b"x" * (2 << 20) + b'"}',
-    ))  # fmt: skip
+    return chance.choice(
+        (
+            b"[" * deep,
+            b"[" * deep + b"]" * deep,
+            b'{"step":' * deep + b"1" + b"}" * deep,
+            b" " * (4 << 20),
+            b"\xff\xfe",
+            b'{"step":' + b"9" * 5000 + b"}",
+            b'{"step":1e999}',
+            b"{}{}",
+            b"\x00" * 64,
+            b'{"a":"' + b"x" * (2 << 20) + b'"}',
+        )
+    )

@@ -45,9 +45,14 @@ def write_structure(path: Path, kind: str, chance: random.Random) -> str:
 
 
 def _build(
-    path: Path, attributes: dict[str, Any], arrays: dict[str, np.ndarray], how: str, hostile: str,
-    chance: random.Random, version: tuple[str, str],
-) -> None:  # fmt: skip
+    path: Path,
+    attributes: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    how: str,
+    hostile: str,
+    chance: random.Random,
+    version: tuple[str, str],
+) -> None:
     options: dict[str, Any] = {"libver": version}
     if chance.random() < 0.2:
         options |= {"userblock_size": 512}
@@ -160,8 +165,16 @@ def _named_type(group: h5py.Group, name: str, array: np.ndarray, _: random.Rando
 def _packed(group: h5py.Group, name: str, array: np.ndarray, chance: random.Random) -> None:
     flat = np.resize(array, max(4, array.size)).astype(array.dtype)
     options: dict[str, Any] = {"chunks": (chance.choice((1, 4)),)}
-    options |= chance.choice(({}, {"compression": "gzip"}, {"compression": "lzf"}, {"shuffle": True},
-                              {"fletcher32": True}, {"maxshape": (None,)}))  # fmt: skip
+    options |= chance.choice(
+        (
+            {},
+            {"compression": "gzip"},
+            {"compression": "lzf"},
+            {"shuffle": True},
+            {"fletcher32": True},
+            {"maxshape": (None,)},
+        )
+    )
     group.create_dataset(name, data=flat, **options)
 
 
@@ -217,16 +230,41 @@ def _no_numbers(group: h5py.Group, name: str, array: np.ndarray, chance: random.
     enum = np.zeros(3, h5py.enum_dtype({"a": 0, "b": 7}, "i2"))
     vectors = np.empty(2, h5py.vlen_dtype("f4"))
     vectors[:] = [np.ones(3, "f4"), np.ones(5, "f4")]
-    group[name] = chance.choice((
-        ["text of any length"], np.array([b"fixed"]), np.zeros(3, [("a", "f4"), ("b", "i8", (2, 2))]), reference, enum,
-        np.zeros(2, "V5"), vectors, np.zeros(2, [("a", h5py.vlen_dtype("u1"))]), np.zeros((2,), "(3,)f4"),
-    ))  # fmt: skip
+    group[name] = chance.choice(
+        (
+            ["text of any length"],
+            np.array([b"fixed"]),
+            np.zeros(3, [("a", "f4"), ("b", "i8", (2, 2))]),
+            reference,
+            enum,
+            np.zeros(2, "V5"),
+            vectors,
+            np.zeros(2, [("a", h5py.vlen_dtype("u1"))]),
+            np.zeros((2,), "(3,)f4"),
+        )
+    )
 
 
-PUTS: dict[str, Put] = {put.__name__[1:]: put for put in (
-    _external, _virtual, _external_link, _soft_link, _hard_link, _group, _named_type, _packed, _compressed_zeros,
-    _huge, _empty, _compact, _other_numbers, _odd_numbers, _no_numbers,
-)}  # fmt: skip
+PUTS: dict[str, Put] = {
+    put.__name__[1:]: put
+    for put in (
+        _external,
+        _virtual,
+        _external_link,
+        _soft_link,
+        _hard_link,
+        _group,
+        _named_type,
+        _packed,
+        _compressed_zeros,
+        _huge,
+        _empty,
+        _compact,
+        _other_numbers,
+        _odd_numbers,
+        _no_numbers,
+    )
+}
 
 # --- something beside the arrays --------------------------------------------------------------------------------------
 
@@ -254,9 +292,20 @@ def _strange_names(file: h5py.File, chance: random.Random) -> None:
 
 
 def _attributes(file: h5py.File, chance: random.Random) -> None:
-    values: list[Any] = ["text of any length", np.zeros(3), np.bytes_(b"x" * 60000), 2**62, -1, 0.5, np.bytes_(b""),
-                         np.zeros((), [("a", "f4")]), np.array([file.ref], dtype=h5py.ref_dtype), h5py.Empty("f4"),
-                         np.bytes_(b"\xff"), np.int8(3)]  # fmt: skip
+    values: list[Any] = [
+        "text of any length",
+        np.zeros(3),
+        np.bytes_(b"x" * 60000),
+        2**62,
+        -1,
+        0.5,
+        np.bytes_(b""),
+        np.zeros((), [("a", "f4")]),
+        np.array([file.ref], dtype=h5py.ref_dtype),
+        h5py.Empty("f4"),
+        np.bytes_(b"\xff"),
+        np.int8(3),
+    ]
     for name in chance.sample(["format", "kind", "version", "layout", "more"], 2):
         value = values[chance.randrange(len(values))]
         file.attrs.pop(name, None)
@@ -273,6 +322,15 @@ def _another_digest(file: h5py.File, chance: random.Random) -> None:
     file.create_dataset("digest", shape=(size,), dtype="u1")
 
 
-SPOILS: dict[str, Callable[[h5py.File, random.Random], None]] = {spoil.__name__[1:]: spoil for spoil in (
-    _circles, _deep, _many, _strange_names, _attributes, _many_attributes, _another_digest,
-)}  # fmt: skip
+SPOILS: dict[str, Callable[[h5py.File, random.Random], None]] = {
+    spoil.__name__[1:]: spoil
+    for spoil in (
+        _circles,
+        _deep,
+        _many,
+        _strange_names,
+        _attributes,
+        _many_attributes,
+        _another_digest,
+    )
+}

@@ -59,8 +59,9 @@ def make_run(path: Path, seed: int) -> None:
     """A finished run with metrics, an event, a reading and maps."""
     status: dict[str, Any] = {"state": "done", "step": 2, "total_steps": 1000, "attempt": 1, "costs": {"training": 1.0}}
     facts = {"device": "cpu", "data": {"train": 120, "classes": ["no", "yes"]}}
-    run.create_run(path, config=f'seed = {seed}\nbatch_size = 50\nloss = "mse"\n', environment=facts, probes=[PROBE],
-               status=status)  # fmt: skip
+    run.create_run(
+        path, config=f'seed = {seed}\nbatch_size = 50\nloss = "mse"\n', environment=facts, probes=[PROBE], status=status
+    )
     metrics, events = Log(path / "metrics.jsonl", 1), Log(path / "events.jsonl", 1)
     for step in (1, 2):
         metrics.append({"step": step, "split": "batch", "metric": "loss", "value": 3.0 - step})
@@ -109,8 +110,11 @@ def _of_ls(place: Path, odd: Path, state: str) -> list[str]:
     rows = {Path(row["path"]).name: row for row in json.loads(out, parse_constant=_refuse)} if code == 0 else {}
     if len(rows) != RUNS:
         return [f"ls ends with {code} and shows {sorted(rows)}"]
-    found = [f"ls shows {name} as {row['state']}" for name, row in rows.items() if name != odd.name and
-             row["state"] != "done"]  # fmt: skip
+    found = [
+        f"ls shows {name} as {row['state']}"
+        for name, row in rows.items()
+        if name != odd.name and row["state"] != "done"
+    ]
     mine = rows[odd.name]
     if mine["state"] != state or (state == "unreadable" and "cannot be read" not in mine.get("reason", "")):
         found.append(f"ls shows {state} as {mine}")
@@ -126,8 +130,11 @@ def _of_page(place: Path, odd: Path, state: str) -> list[str]:
     runs = {Path(each["name"]).name: each for each in told["runs"].values()}
     if len(runs) != RUNS:
         return [f"the page shows {sorted(runs)}"]
-    found = [f"the page shows {name} as {each['state']}, {each['problems']}" for name, each in runs.items() if
-             name != odd.name and (each["state"] != "done" or each["problems"])]  # fmt: skip
+    found = [
+        f"the page shows {name} as {each['state']}, {each['problems']}"
+        for name, each in runs.items()
+        if name != odd.name and (each["state"] != "done" or each["problems"])
+    ]
     mine = runs[odd.name]
     if mine["state"] != state or any("cannot be followed" in problem for problem in mine["problems"]):
         found.append(f"the page shows {state} as {mine['state']}, {mine['problems']}")

@@ -25,17 +25,42 @@ Oddity = Callable[[Path], object]
 Make = Callable[[Path], object]
 
 VALUES = {
-    "null": "null", "true": "true", "minus": "-1", "half": "1.5", "int64": str(2**63), "word": '"abc"', "empty": '""',
-    "list": "[1]", "table": '{"a": 1}', "nan": "NaN", "inf": "Infinity", "exponent": "1e999", "large": "1e300",
-    "hundreds": "9" * 300, "lists": "[[[]]]", "escape": json.dumps("\x1b[2J\x07\u202e"), "half_pair": '"\\ud800"',
+    "null": "null",
+    "true": "true",
+    "minus": "-1",
+    "half": "1.5",
+    "int64": str(2**63),
+    "word": '"abc"',
+    "empty": '""',
+    "list": "[1]",
+    "table": '{"a": 1}',
+    "nan": "NaN",
+    "inf": "Infinity",
+    "exponent": "1e999",
+    "large": "1e300",
+    "hundreds": "9" * 300,
+    "lists": "[[[]]]",
+    "escape": json.dumps("\x1b[2J\x07\u202e"),
+    "half_pair": '"\\ud800"',
     "zero": "0",
-}  # fmt: skip
+}
 CONTENTS = {
-    "nothing": b"", "[1]": b"[1]", "null": b"null", "number": b"1", "text": b'"a"', "{": b"{", "two": b"{}{}",
-    "latin": b'{"state": "\xff"}', "zeros": b"\x00" * 40, "bom": b"\xef\xbb\xbf{}", "digits": b"1" * 5000,
-    "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000, "deep_lists": b"[" * 100_000, "below_limit": b"[" * 500 + b"]" * 500,
+    "nothing": b"",
+    "[1]": b"[1]",
+    "null": b"null",
+    "number": b"1",
+    "text": b'"a"',
+    "{": b"{",
+    "two": b"{}{}",
+    "latin": b'{"state": "\xff"}',
+    "zeros": b"\x00" * 40,
+    "bom": b"\xef\xbb\xbf{}",
+    "digits": b"1" * 5000,
+    "deep": b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "deep_lists": b"[" * 100_000,
+    "below_limit": b"[" * 500 + b"]" * 500,
     "wide_chars": '{"state": "done"}'.encode("utf-16"),
-}  # fmt: skip
+}
 STATUS = ("state", "step", "attempt", "total_steps", "reason", "costs", "seconds", "price", "spent", "updated", "more")
 ENVIRONMENT = ("device", "data", "precision")
 DATA = ("classes", "train", "input_shape", "mean", "std", "name", "hash")
@@ -97,12 +122,28 @@ def make_huge(path: Path) -> None:
 
 
 THINGS = {
-    "pipe": os.mkfifo, "folder": Path.mkdir, "socket": make_socket, "huge": make_huge,
-    "dangling": lambda path: path.symlink_to("nowhere"), "loop": lambda path: path.symlink_to(path.name),
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": make_socket,
+    "huge": make_huge,
+    "dangling": lambda path: path.symlink_to("nowhere"),
+    "loop": lambda path: path.symlink_to(path.name),
     "device": lambda path: path.symlink_to("/dev/zero"),
-}  # fmt: skip
-PLACES = ("status.json", "config.toml", "environment.json", "metrics.jsonl", "events.jsonl", "LOCK", "diary.md",
-          "experiment.py", "snapshots", "measures", "attributions", "probes")  # fmt: skip
+}
+PLACES = (
+    "status.json",
+    "config.toml",
+    "environment.json",
+    "metrics.jsonl",
+    "events.jsonl",
+    "LOCK",
+    "diary.md",
+    "experiment.py",
+    "snapshots",
+    "measures",
+    "attributions",
+    "probes",
+)
 
 
 def odd_lock(path: Path, make: Make) -> None:
@@ -127,15 +168,22 @@ def odd_reading(path: Path, changes: dict[str, Any]) -> None:
 
 
 READINGS = {
-    "unit": {"unit": float("nan")}, "unit_list": {"unit": ["a"]},
+    "unit": {"unit": float("nan")},
+    "unit_list": {"unit": ["a"]},
     "layers": {"coords": {"probe_set": ["t"], "layer": [1, None]}},
-    "lists": {"coords": {"probe_set": [["t"]], "layer": [["a"], {}]}}, "shape": {"values": np.ones((3, 2))},
-    "dims": {"dims": ("probe_set",)}, "no_coords": {"coords": {}}, "complex": {"values": np.ones((1, 2), complex)},
-    "count": {"n": [1, 2, 3]}, "settings": {"settings": {"parameters": 3, "live_units": [1], "units": 7}},
-    "measure": {"measure": "local_complexity"}, "robust": {"measure": "robust_accuracy"},
-    "companions": {"settings": {"companions": [1]}}, "nan": {"values": np.full((1, 2), np.nan)},
+    "lists": {"coords": {"probe_set": [["t"]], "layer": [["a"], {}]}},
+    "shape": {"values": np.ones((3, 2))},
+    "dims": {"dims": ("probe_set",)},
+    "no_coords": {"coords": {}},
+    "complex": {"values": np.ones((1, 2), complex)},
+    "count": {"n": [1, 2, 3]},
+    "settings": {"settings": {"parameters": 3, "live_units": [1], "units": 7}},
+    "measure": {"measure": "local_complexity"},
+    "robust": {"measure": "robust_accuracy"},
+    "companions": {"settings": {"companions": [1]}},
+    "nan": {"values": np.full((1, 2), np.nan)},
     "large": {"values": np.array([[1.7e308, -1.7e308]]), "low": np.full((1, 2), -np.inf), "high": np.ones((1, 2))},
-}  # fmt: skip
+}
 
 
 def odd_maps(path: Path, values: np.ndarray, labels: np.ndarray, note: dict[str, Any]) -> None:
@@ -144,7 +192,8 @@ def odd_maps(path: Path, values: np.ndarray, labels: np.ndarray, note: dict[str,
 
 NOTE = {"method": "saliency", "probe_set": "test"}
 MAPS = {
-    "flat": (np.ones(3), np.array([1]), NOTE), "numbers": (np.ones((3, 1, 3, 3)), np.array([1, 0]), NOTE),
+    "flat": (np.ones(3), np.array([1]), NOTE),
+    "numbers": (np.ones((3, 1, 3, 3)), np.array([1, 0]), NOTE),
     "nothing": (np.ones((0, 1, 3, 3)), np.array([], int), NOTE),
     "labels": (np.ones((2, 1, 3, 3)), np.ones((2, 2)), NOTE),
     "note": (np.ones((2, 1, 3, 3)), np.array([1, 0]), {}),
@@ -155,14 +204,26 @@ MAPS = {
     "probes": (np.ones((2, 1, 3, 3)), np.array([1, 0]), {"method": "saliency", "probe_set": "none"}),
     "small": (np.full((2, 1, 3, 3), 5e-324), np.array([1, 0]), NOTE),
     "large": (np.full((2, 2, 3, 3), 1.7e308), np.array([1, 0]), NOTE),
-}  # fmt: skip
+}
 CONFIGS = {
-    "seed_text": 'seed = "0"', "seed_half": "seed = 0.5", "seed_list": "seed = [1]", "seed_large": f"seed = {10**300}",
-    "seed_true": "seed = true", "variant": "variant = 3", "experiment": "experiment = [1]", "date": "day = 1979-05-27",
-    "batch_zero": "batch_size = 0", "batch_text": 'batch_size = "a"', "batch_huge": f"batch_size = {10**30}",
-    "loss": "loss = [1]", "nan": "lr = nan", "dotted": ".".join("a" * 3000) + " = 1", "lists": "a = " + "[" * 5000,
-    "bare": "a", "twice": "a = 1\na = 2",
-}  # fmt: skip
+    "seed_text": 'seed = "0"',
+    "seed_half": "seed = 0.5",
+    "seed_list": "seed = [1]",
+    "seed_large": f"seed = {10**300}",
+    "seed_true": "seed = true",
+    "variant": "variant = 3",
+    "experiment": "experiment = [1]",
+    "date": "day = 1979-05-27",
+    "batch_zero": "batch_size = 0",
+    "batch_text": 'batch_size = "a"',
+    "batch_huge": f"batch_size = {10**30}",
+    "loss": "loss = [1]",
+    "nan": "lr = nan",
+    "dotted": ".".join("a" * 3000) + " = 1",
+    "lists": "a = " + "[" * 5000,
+    "bare": "a",
+    "twice": "a = 1\na = 2",
+}
 NAMES = {"step": "000000000003", "large": "9" * 40, "digits": "9" * 240, "other": "٣٣"}
 LOGGED = {"step": "9", "split": '"batch"', "metric": '"loss"', "value": "0.5", "attempt": "1"}
 HAPPENED = {"step": "9", "kind": '"slow"', "text": '"it is slow"', "attempt": "1"}
@@ -217,8 +278,21 @@ ODDITIES = oddities()
 
 NUMBERS = ("0", "-0.0", "1", "-1", "1.5", "1e-320", "1e308", "1e999", str(2**63), "9" * 5000, "NaN", "-Infinity")
 WORDS = (
-    "", "done", "running", "a", "nan", "\x1b[31m", "\u202e", "\ud800", "x" * 300, "%s%n", "[bold]", "=1+1", "\n", "\0",
-)  # fmt: skip
+    "",
+    "done",
+    "running",
+    "a",
+    "nan",
+    "\x1b[31m",
+    "\u202e",
+    "\ud800",
+    "x" * 300,
+    "%s%n",
+    "[bold]",
+    "=1+1",
+    "\n",
+    "\0",
+)
 DOCUMENTS = ("status.json", "environment.json", "config.toml", "metrics.jsonl", "events.jsonl", "MANIFEST", "LOCK")
 
 

@@ -21,10 +21,17 @@ from grokkit.training import loop
 from grokkit.trajectory import Run, resume, snapshot
 
 CONFIG = gk.RunConfig(
-    experiment="torture", data=gk.spec("digits", size=8, train=120, test=60), model=gk.spec("mlp", widths=(12,)),
-    batch_size=50, steps=24, records=5, probes={"train": 16, "test": 16, "random": 8}, policy=gk.spec("constant"),
-    measures=(gk.spec("accuracy"), gk.spec("weight_norm")), attributions=(gk.spec("saliency", images=2),),
-)  # fmt: skip
+    experiment="torture",
+    data=gk.spec("digits", size=8, train=120, test=60),
+    model=gk.spec("mlp", widths=(12,)),
+    batch_size=50,
+    steps=24,
+    records=5,
+    probes={"train": 16, "test": 16, "random": 8},
+    policy=gk.spec("constant"),
+    measures=(gk.spec("accuracy"), gk.spec("weight_norm")),
+    attributions=(gk.spec("saliency", images=2),),
+)
 """A run of about a fifth of a second."""
 
 STOPPED_AT = 14
@@ -188,8 +195,11 @@ def go_on(run: Run, straight: Run) -> list[str]:
     """Resume a run to its end; what differs from the straight one."""
     done = gk.resume(run.path, device="cpu", callback=BaseCallback())
     mine, other = results(done), results(straight)
-    found = [f"{name} is another than in a straight run" for name in sorted(mine.keys() | other.keys())
-             if mine.get(name) != other.get(name)]  # fmt: skip
+    found = [
+        f"{name} is another than in a straight run"
+        for name in sorted(mine.keys() | other.keys())
+        if mine.get(name) != other.get(name)
+    ]
     if not done.metrics.equals(straight.metrics.assign(run=done.name)):
         found.append("the metrics are others than those of a straight run")
     return found

@@ -21,15 +21,24 @@ from grokkit.training import loop
 from grokkit.trajectory import Run
 
 CONFIG = gk.RunConfig(
-    experiment="torture", data=gk.spec("digits", size=8, train=400, test=200), model=gk.spec("mlp", widths=(64, 64)),
-    batch_size=50, steps=400, records=8, probes={"train": 64, "test": 64, "random": 32},
-    optimizer=gk.spec("adamw", lr=1e-3), policy=gk.spec("lc_wsd"), signal={"every": 40, "points": 16, "directions": 4},
+    experiment="torture",
+    data=gk.spec("digits", size=8, train=400, test=200),
+    model=gk.spec("mlp", widths=(64, 64)),
+    batch_size=50,
+    steps=400,
+    records=8,
+    probes={"train": 64, "test": 64, "random": 32},
+    optimizer=gk.spec("adamw", lr=1e-3),
+    policy=gk.spec("lc_wsd"),
+    signal={"every": 40, "points": 16, "directions": 4},
     measures=(
-        gk.spec("accuracy"), gk.spec("local_complexity", radii=(0.05, 0.5), directions=8, points=64),
-        gk.spec("robust_accuracy", epsilons=(0.1,), steps=10, points=64), gk.spec("weight_norm"),
+        gk.spec("accuracy"),
+        gk.spec("local_complexity", radii=(0.05, 0.5), directions=8, points=64),
+        gk.spec("robust_accuracy", epsilons=(0.1,), steps=10, points=64),
+        gk.spec("weight_norm"),
     ),
     attributions=(gk.spec("saliency", images=4), gk.spec("integrated_gradients", images=8, n_steps=32)),
-)  # fmt: skip
+)
 AGAIN = (gk.spec("loss"), gk.spec("local_complexity", method="vertex", radii=(0.05, 0.2), directions=16, points=64))
 """Measures that are replayed over the stored snapshots."""
 

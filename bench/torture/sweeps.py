@@ -17,11 +17,18 @@ import grokkit as gk
 from grokkit.errors import GrokkitError
 
 CONFIG = gk.RunConfig(
-    experiment="torture", data=gk.spec("digits", size=8, train=400, test=200), model=gk.spec("mlp", widths=(16,)),
-    batch_size=50, steps=1500, records=6, probes={"train": 32, "test": 32, "random": 16},
-    optimizer=gk.spec("adamw", lr=1e-3), policy=gk.spec("lc_wsd"), signal={"every": 250, "points": 8, "directions": 4},
+    experiment="torture",
+    data=gk.spec("digits", size=8, train=400, test=200),
+    model=gk.spec("mlp", widths=(16,)),
+    batch_size=50,
+    steps=1500,
+    records=6,
+    probes={"train": 32, "test": 32, "random": 16},
+    optimizer=gk.spec("adamw", lr=1e-3),
+    policy=gk.spec("lc_wsd"),
+    signal={"every": 250, "points": 8, "directions": 4},
     measures=(gk.spec("accuracy"), gk.spec("weight_norm")),
-)  # fmt: skip
+)
 RUNS = 4
 AT_ONCE = 2
 KILLS = 6
@@ -104,9 +111,12 @@ class _Sweep:
         root = str(Path(gk.__file__).parents[1])
         with open(self._folder / "night.txt", "ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "grokkit", "sweep", "night.toml", *options, *more], cwd=self._folder,
-                stdout=output, stderr=output, env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+                [sys.executable, "-m", "grokkit", "sweep", "night.toml", *options, *more],
+                cwd=self._folder,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+            )
 
     def _next(self) -> float:
         return time.monotonic() + self._chance.uniform(0, PAUSE_SECONDS)

@@ -66,9 +66,14 @@ class Counter:
 
 def opened(path: Path, net: Net, resume: bool = False) -> Recorder:
     return gk.record(
-        path, net, probes={"test": PROBE}, measures=["weight_norm"], schedule=SCHEDULE, config={"seed": 0},
+        path,
+        net,
+        probes={"test": PROBE},
+        measures=["weight_norm"],
+        schedule=SCHEDULE,
+        config={"seed": 0},
         resume=resume,
-    )  # fmt: skip
+    )
 
 
 def write(path: Path, acknowledge: Acknowledge, last: int = len(SCHEDULE) - 1) -> None:

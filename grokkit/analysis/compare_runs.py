@@ -113,6 +113,8 @@ def _find_agreement(a: Mapping[tuple[int, str], Any], b: Mapping[tuple[int, str]
     differs_at = unequal[0][0] if unequal else None
     before = [step for step, _ in shared if differs_at is None or step < differs_at]
     return {
-        "compared": len(shared), "identical_up_to": max(before, default=None), "differs_at": differs_at,
+        "compared": len(shared),
+        "identical_up_to": max(before, default=None),
+        "differs_at": differs_at,
         "differs_in": [name for step, name in unequal if step == differs_at],
-    }  # fmt: skip
+    }

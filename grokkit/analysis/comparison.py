@@ -112,14 +112,19 @@ def compare(
     gaps, n, censored = known["difference"].to_numpy(float), len(known), int(known["censored"].sum())
     t_low, t_high = t_bounds(gaps, 0.90)
     return Comparison(
-        n, len(differences) - n, censored,
-        float(gaps.mean()) if n else math.nan, float(np.median(gaps)) if n else math.nan,
-        *bca_interval(gaps, 0.95, resamples, seed), t_low, t_high,
+        n,
+        len(differences) - n,
+        censored,
+        float(gaps.mean()) if n else math.nan,
+        float(np.median(gaps)) if n else math.nan,
+        *bca_interval(gaps, 0.95, resamples, seed),
+        t_low,
+        t_high,
         signed_rank_p(gaps) if n >= max(least, 1) else math.nan,
         cliffs_delta(known["over"].to_numpy(float), known["under"].to_numpy(float)),
         float(np.sign(round_ties(gaps)).mean()) if n else math.nan,
         bool(-margin < t_low and t_high < margin and not censored),
-    )  # fmt: skip
+    )
 
 
 def claim(found: Comparison, p_holm: float, larger_is_better: bool, *, least: int = MIN_PAIRS) -> str:

@@ -74,10 +74,12 @@ def choose_radius(rows: pd.DataFrame) -> RadiusChoice:
     radius = min(each.linear[1] for each in found if each.linear is not None)
     directions = _directions(counts[counts["radius"] == radius])
     return RadiusChoice(
-        found, radius, directions,
+        found,
+        radius,
+        directions,
         f"{radius:g} is the largest radius at which LC is linear in r at all {len(found)} snapshots, and "
         f"{directions} the smallest P whose interval there is at most {WIDTH:g} times as wide as the largest P's",
-    )  # fmt: skip
+    )
 
 
 def linear_range(step: int, slopes: pd.DataFrame, radii: list[float]) -> LinearRange:

@@ -82,10 +82,16 @@ def _table_of_run(run: Run) -> pd.DataFrame:
         rows += [labels | frame_of | row for row in reading.rows()]
         rows += [labels | row for row in derive_rows(reading)]
     for record in run.metrics.itertuples():
-        rows.append({
-            "measure": record.metric, "measure_id": "log", "probe_set": record.split, "step": record.step,
-            "value": record.value, "unit": _UNITS.get(str(record.metric), ""),
-        })  # fmt: skip
+        rows.append(
+            {
+                "measure": record.metric,
+                "measure_id": "log",
+                "probe_set": record.split,
+                "step": record.step,
+                "value": record.value,
+                "unit": _UNITS.get(str(record.metric), ""),
+            }
+        )
     frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
     frame["run"], frame["seed"] = run.name, run.config.get("seed", 0)
     return _set_dtypes(frame)
@@ -171,9 +177,12 @@ def _attribution_arrays(run: Run) -> dict[str, np.ndarray]:
         if maps:
             _, labels, meta = maps[0]
             arrays = {
-                "values": np.stack([values for values, _, _ in maps]), "steps": np.array(steps), "labels": labels,
-                "run": np.array(run.name), "images": run.probes[meta["probe_set"]].images[: len(labels)],
-            }  # fmt: skip
+                "values": np.stack([values for values, _, _ in maps]),
+                "steps": np.array(steps),
+                "labels": labels,
+                "run": np.array(run.name),
+                "images": run.probes[meta["probe_set"]].images[: len(labels)],
+            }
             found.setdefault(meta["method"], []).append((len(steps), len(labels), identity, arrays))
     chosen: dict[str, np.ndarray] = {}
     for method, recordings in found.items():

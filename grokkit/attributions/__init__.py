@@ -111,9 +111,14 @@ def attribute(
         [check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype
     )
     settings = {
-        "method": method, **asdict(explainer), "seed": seed, "precision": str(dtype).removeprefix("torch."),
-        "target": "predicted" if target is None else "given", "targets": targets.tolist(), "captum": version("captum"),
-    }  # fmt: skip
+        "method": method,
+        **asdict(explainer),
+        "seed": seed,
+        "precision": str(dtype).removeprefix("torch."),
+        "target": "predicted" if target is None else "given",
+        "targets": targets.tolist(),
+        "captum": version("captum"),
+    }
     return Attribution(values, checks, settings)
 
 

@@ -40,6 +40,8 @@ def check_completeness(parts: list[Tensor], tolerance: float, dtype: torch.dtype
     gap, gain, size = torch.cat(parts).unbind(1)
     allowed = tolerance * gain.abs().sum() + ROUNDING_TOLERANCE[dtype] * size.sum()
     return {
-        "complete": bool(gap.abs().sum() <= allowed), "tolerance": tolerance,
-        "completeness_gap": gap, "output_difference": gain,
-    }  # fmt: skip
+        "complete": bool(gap.abs().sum() <= allowed),
+        "tolerance": tolerance,
+        "completeness_gap": gap,
+        "output_difference": gain,
+    }

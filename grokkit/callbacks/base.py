@@ -168,9 +168,12 @@ class ProgressBar(BaseCallback):
     def __init__(self, console: Console, device: str = "") -> None:
         self._device = f"{device}  " if device else ""
         self._bar = Progress(
-            BarColumn(bar_width=12), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[values]}"), console=console,
-        )  # fmt: skip
+            BarColumn(bar_width=12),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[values]}"),
+            console=console,
+        )
         self._task = TaskID(0)
 
     def start(self, title: str, done: int, total: int) -> None:

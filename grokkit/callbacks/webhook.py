@@ -78,8 +78,15 @@ class Webhook(BaseCallback):
             self._finish()
 
     def _send(self, kind: str, step: int, text: str) -> None:
-        told = {"run": self._run, "kind": kind, "step": step, "total": self._total, "text": text,
-                "host": socket.gethostname(), "time": time.time()}  # fmt: skip
+        told = {
+            "run": self._run,
+            "kind": kind,
+            "step": step,
+            "total": self._total,
+            "text": text,
+            "host": socket.gethostname(),
+            "time": time.time(),
+        }
         try:
             self._waiting.put_nowait(build_payload(self._host, told))
         except queue.Full:
@@ -120,8 +127,12 @@ class Webhook(BaseCallback):
         if not self._complained:
             self._complained = True
             with suppress(OSError):
-                print(f"a message to {self._host} was not delivered ({why}); the run goes on, and later failures are "
-                      "not told", file=sys.stderr, flush=True)  # fmt: skip
+                print(
+                    f"a message to {self._host} was not delivered ({why}); the run goes on, and later failures are "
+                    "not told",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def build_payload(host: str, told: Mapping[str, Any]) -> bytes:

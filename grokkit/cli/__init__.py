@@ -88,7 +88,14 @@ def _run(argv: list[str]) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {command:<{width}}  {what}" for command, what in COMMANDS.items()]
-    return "\n".join([
-        "grokkit watches how a network carves up its input space while it learns.", "", "usage: grokkit VERB ...", "",
-        *lines, "", "grokkit VERB --help says more. A first run: grokkit demo",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            "grokkit watches how a network carves up its input space while it learns.",
+            "",
+            "usage: grokkit VERB ...",
+            "",
+            *lines,
+            "",
+            "grokkit VERB --help says more. A first run: grokkit demo",
+        ]
+    )

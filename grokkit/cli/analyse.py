@@ -51,9 +51,14 @@ def replay_with_progress(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("snapshots", total=len(steps))
         added = replay_run(
-            run, measures, attributions, steps=steps, device=device,
-            on_step=lambda done, _: bar.update(task, completed=done), trust=trust,
-        )  # fmt: skip
+            run,
+            measures,
+            attributions,
+            steps=steps,
+            device=device,
+            on_step=lambda done, _: bar.update(task, completed=done),
+            trust=trust,
+        )
     subjects = len(measures) + len(attributions)
     print(f"{added} added, {len(steps) * subjects - added} were there: {subjects} x {len(steps)} snapshots")
 

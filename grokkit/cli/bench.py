@@ -76,8 +76,10 @@ def bench(
     table = pd.concat(tables, ignore_index=True).reindex(columns=list(TABLE_COLUMNS))
     out.mkdir(parents=True, exist_ok=True)
     write_csv(table, out / "throughput.csv")
-    told = {"machines": {each.name: describe_environment(each.device) for each in subjects[: len(tables)]},
-            "points": [vars(each) for each in find_bottlenecks(table)]}  # fmt: skip
+    told = {
+        "machines": {each.name: describe_environment(each.device) for each in subjects[: len(tables)]},
+        "points": [vars(each) for each in find_bottlenecks(table)],
+    }
     (out / "throughput.json").write_text(json.dumps(told, indent=1) + "\n")
     drawn = figures.save_figure(figures.create("throughput", FigureData(table, {}, pd.DataFrame())), out / "throughput")
     for path in (*drawn, out / "throughput.csv", out / "throughput.json"):
@@ -93,8 +95,10 @@ def _warn_if_busy() -> None:
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > count_cores() / 2:
-        print(f"this machine is busy (load {load:.1f} on {count_cores()} cores): speeds on its CPU will be too low",
-              file=sys.stderr)  # fmt: skip
+        print(
+            f"this machine is busy (load {load:.1f} on {count_cores()} cores): speeds on its CPU will be too low",
+            file=sys.stderr,
+        )
 
 
 def _devices(wanted: str | None) -> list[Device]:
@@ -134,8 +138,10 @@ def _measure(of: Subject, sizes: list[int], scale: list[Rate], speeds: list[Spee
     from grokkit.diagnostics.throughput import measure_peak_flops, measure_smallest_step, measure_speeds
 
     scale += [measure_smallest_step(of), measure_peak_flops(of)]
-    print(f"{of.name}\nceiling {scale[1].value / 1e9:,.0f} GFLOP/s, "
-          f"training {of.training_flop / 1e9:.3g} GFLOP an image", flush=True)  # fmt: skip
+    print(
+        f"{of.name}\nceiling {scale[1].value / 1e9:,.0f} GFLOP/s, training {of.training_flop / 1e9:.3g} GFLOP an image",
+        flush=True,
+    )
     for each in measure_speeds(of, sizes):
         speeds.append(each)
         verdict = find_bottlenecks(_table(of, scale, speeds))[-1]

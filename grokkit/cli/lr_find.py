@@ -86,24 +86,34 @@ def _run_sweep(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{config.experiment}/{config.variant}", total=None)
         return lr_range_test(
-            config, low=low, high=high, steps=steps, seeds=seeds, device=device,
+            config,
+            low=low,
+            high=high,
+            steps=steps,
+            seeds=seeds,
+            device=device,
             on_update=lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+        )
 
 
 def _format_result(found: LRRange) -> str:
     """A line per seed, what is suggested, and how to use it."""
     header = ["seed", "lowest loss", "at rate", "steepest", "diverged at", "suggestion"]
     rows = [
-        [str(seed), f"{curve.lowest:.3g}",
-         *(_format_rate(each) for each in (curve.minimum, curve.steepest, curve.diverged_at, curve.suggestion))]
+        [
+            str(seed),
+            f"{curve.lowest:.3g}",
+            *(_format_rate(each) for each in (curve.minimum, curve.steepest, curve.diverged_at, curve.suggestion)),
+        ]
         for seed, curve in zip(found.seeds, found.curves, strict=True)
-    ]  # fmt: skip
+    ]
     config = found.config
     lines = [f"{config.experiment}/{config.variant}  on {found.machine}", align_table(header, rows), str(found)]
     if found.optimizer is not None:
-        lines.append(f"  now {found.base_lr:g}; to use it: optimizer={_as_code(found.optimizer)}, in a sweep's grid: "
-                     f"{_as_grid(found.optimizer)}")  # fmt: skip
+        lines.append(
+            f"  now {found.base_lr:g}; to use it: optimizer={_as_code(found.optimizer)}, in a sweep's grid: "
+            f"{_as_grid(found.optimizer)}"
+        )
     return "\n".join(lines)
 
 

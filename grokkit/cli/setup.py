@@ -69,7 +69,9 @@ def share_budget(budget: float | None, others: Sequence[Run]) -> float | None:
     spent = sum(get_spent(run.status) for run in others)
     if spent >= budget:
         paths = ", ".join(str(run.path) for run in others)
-        raise BudgetReached(f"the budget of {format_dollars(budget)} is spent: {format_dollars(spent)} by {paths}. "
-                            "A larger --budget "
-                            "goes on")  # fmt: skip
+        raise BudgetReached(
+            f"the budget of {format_dollars(budget)} is spent: {format_dollars(spent)} by {paths}. "
+            "A larger --budget "
+            "goes on"
+        )
     return budget - spent

@@ -87,9 +87,14 @@ def sweep(
 
 
 def _make_launcher(
-    plan: Plan, trusted: set[str], launcher: str, runs_per_gpu: int, at_once: int, gpus_per_run: float | None,
+    plan: Plan,
+    trusted: set[str],
+    launcher: str,
+    runs_per_gpu: int,
+    at_once: int,
+    gpus_per_run: float | None,
     address: str | None,
-) -> AbstractContextManager[Launcher]:  # fmt: skip
+) -> AbstractContextManager[Launcher]:
     """The launcher; an option of the other one is refused."""
     from grokkit.sweep.cluster import connect
     from grokkit.sweep.local import Local, list_visible_gpus
@@ -111,8 +116,10 @@ def _print_escaped(text: str) -> None:
 def _print_plan(plan: Plan, place: SweepFolder, stands: Mapping[PlannedRun, RunStatus], as_json: bool) -> None:
     """The runs, what differs from their experiments, and what they wait for."""
     if as_json:
-        told = [{"run": str(place.run(run)), "state": stands[run].state, "after": run.after, "changes": run.changes}
-                for run in plan.runs]  # fmt: skip
+        told = [
+            {"run": str(place.run(run)), "state": stands[run].state, "after": run.after, "changes": run.changes}
+            for run in plan.runs
+        ]
         print(json.dumps(told, indent=1))
         return
     rows = [
@@ -130,8 +137,12 @@ def _format_changes(run: PlannedRun) -> str:
 def _print_report(plan: Plan, place: SweepFolder, stands: Mapping[PlannedRun, RunStatus], as_json: bool) -> None:
     """Print how the runs stand. Raises GrokkitError unless all are done."""
     if as_json:
-        print(json.dumps([{"run": str(place.run(run)), "changes": run.changes, **vars(stands[run])}
-                          for run in plan.runs], indent=1))  # fmt: skip
+        print(
+            json.dumps(
+                [{"run": str(place.run(run)), "changes": run.changes, **vars(stands[run])} for run in plan.runs],
+                indent=1,
+            )
+        )
     else:
         print(_format_table(plan, stands))
     _write_report(place, _format_table(plan, stands))
@@ -151,8 +162,14 @@ def _format_table(plan: Plan, stands: Mapping[PlannedRun, RunStatus]) -> str:
 def _format_row(run: PlannedRun, stands: RunStatus) -> list[str]:
     numbers = [stands.numbers.get(f"test_set.{name}") for name in ("accuracy", "loss")]
     seen = [f"{max(stands.step, 0)}/{run.config.steps}", str(stands.attempts), _format_duration(stands.seconds)]
-    return [run.config.run_name, stands.state, *seen, *("" if each is None else f"{each:.4g}" for each in numbers),
-            _format_changes(run), stands.reason]  # fmt: skip
+    return [
+        run.config.run_name,
+        stands.state,
+        *seen,
+        *("" if each is None else f"{each:.4g}" for each in numbers),
+        _format_changes(run),
+        stands.reason,
+    ]
 
 
 def _without_empty(header: list[str], rows: list[list[str]]) -> str:

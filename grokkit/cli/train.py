@@ -81,9 +81,15 @@ def train(
     paid: list[Run] = []
     for config in configs:
         done = train_seeds(
-            config, wanted or [config.seed], runs=runs, device=device, callback=make_callbacks(on, messages),
-            experiment=found.source, price=price, budget=share_budget(budget, paid),
-        )  # fmt: skip
+            config,
+            wanted or [config.seed],
+            runs=runs,
+            device=device,
+            callback=make_callbacks(on, messages),
+            experiment=found.source,
+            price=price,
+            budget=share_budget(budget, paid),
+        )
         paid += done
         _print_outcome(done)
 

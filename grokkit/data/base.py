@@ -150,9 +150,12 @@ class Dataset:
         held_out = sample_stratified(self.y_train, count, np.random.default_rng(seeding.stream(seed, "validation")))
         rest = np.delete(np.arange(images), held_out)
         return replace(
-            self, x_train=self.x_train[rest], y_train=self.y_train[rest],
-            x_val=self.x_train[held_out], y_val=self.y_train[held_out],
-        )  # fmt: skip
+            self,
+            x_train=self.x_train[rest],
+            y_train=self.y_train[rest],
+            x_val=self.x_train[held_out],
+            y_val=self.y_train[held_out],
+        )
 
     def with_shuffled_labels(self, seed: int = 0) -> Dataset:
         """The same images with the training labels permuted among them: the negative control of a training set.

@@ -53,11 +53,12 @@ def _explain_no_cuda() -> str:
     if hidden is not None and hidden.strip() in ("", "-1"):
         return "CUDA_VISIBLE_DEVICES is empty and hides it; run: unset CUDA_VISIBLE_DEVICES"
     if torch.version.cuda is None:
-        return (f"torch {torch.__version__} is a CPU-only build; "
-                "run: pip install --force-reinstall torch torchvision")  # fmt: skip
+        return f"torch {torch.__version__} is a CPU-only build; run: pip install --force-reinstall torch torchvision"
     if (PROC / "gpus").exists() and not _device_files():
-        return ("its device file /dev/nvidia0 is missing. In a container, start it with: docker run --gpus all ...; "
-                "elsewhere run once: sudo nvidia-smi")  # fmt: skip
+        return (
+            "its device file /dev/nvidia0 is missing. In a container, start it with: docker run --gpus all ...; "
+            "elsewhere run once: sudo nvidia-smi"
+        )
     return _explain_old_driver() or _quote_torch(hidden)
 
 
@@ -152,8 +153,10 @@ def _explain_no_memory(index: int) -> str:
     left = _free_memory_torch(index) or _free_memory_smi(gpu)
     holders = _run_smi(gpu, "--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader").strip()
     named = f", held by process {'; '.join(holders.splitlines())}" if holders else ""
-    return (f"it has no memory left{left}{named}. Wait for that process or end it (`nvidia-smi` lists them), or choose "
-            "another GPU: CUDA_VISIBLE_DEVICES=1 grokkit ...")  # fmt: skip
+    return (
+        f"it has no memory left{left}{named}. Wait for that process or end it (`nvidia-smi` lists them), or choose "
+        "another GPU: CUDA_VISIBLE_DEVICES=1 grokkit ..."
+    )
 
 
 def _free_memory_torch(index: int) -> str:

@@ -55,8 +55,12 @@ def strict_precision() -> Iterator[None]:
     """
     backends: Any = torch.backends
     knobs = (
-        backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul
-    )  # fmt: skip
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.cuda.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.matmul,
+    )
     before = [knob.fp32_precision for knob in knobs]
     legacy = _legacy_precision()
     _set_legacy_precision(legacy and (False, "highest"))

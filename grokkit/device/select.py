@@ -70,8 +70,11 @@ def describe_device(device: torch.device, why: str = "", precision: str = "float
 
 def _describe_tf32() -> str:
     backends: Any = torch.backends
-    lowered = [name for name, knob in (("convolutions", backends.cudnn.conv), ("products", backends.cuda.matmul))
-               if knob.fp32_precision == "tf32"]  # fmt: skip
+    lowered = [
+        name
+        for name, knob in (("convolutions", backends.cudnn.conv), ("products", backends.cuda.matmul))
+        if knob.fp32_precision == "tf32"
+    ]
     return f"float32 with {' and '.join(lowered)} in tf32" if lowered else "float32"
 
 
@@ -100,9 +103,13 @@ def fit_threads(macs: int) -> Iterator[None]:
 def describe_environment(device: Device) -> dict[str, Any]:
     """Versions, device and precision: what environment.json holds."""
     return {
-        "device": device.description, "precision": device.precision, "python": platform.python_version(),
-        "system": platform.platform(), "threads": torch.get_num_threads(), "versions": _versions(),
-    }  # fmt: skip
+        "device": device.description,
+        "precision": device.precision,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "versions": _versions(),
+    }
 
 
 @cache

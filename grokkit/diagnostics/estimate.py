@@ -207,8 +207,11 @@ def _time_instruments(trainer: Trainer, path: Path) -> list[Instrument]:
             if time.perf_counter() - began > UPDATE_SECONDS:
                 break
         later = {name: (seconds - first.get(name, 0.0)) / taken for name, seconds in _read_timers(recorder).items()}
-        found = [Instrument(name, len(schedule), first[name], later[name])
-                 for name in first if name not in ("signal", "evaluation")]  # fmt: skip
+        found = [
+            Instrument(name, len(schedule), first[name], later[name])
+            for name in first
+            if name not in ("signal", "evaluation")
+        ]
         if signal is not None:
             found.append(_signal(recorder, signal, step, config.steps, first["signal"]))
         found.append(_evaluation(trainer, recorder, first["evaluation"]))
@@ -294,11 +297,12 @@ def summarize_estimate(found: Estimate, price: float | None = None) -> str:
     """One line: machine, speed, seconds of training and of the instruments, disk, dollars."""
     steps, beside = found.config.steps, found.seconds - found.training_seconds
     parts = [
-        found.machine, format_speed(1 / found.training.step),
-        f"{steps:,} steps "
-        f"{format_duration(found.training_seconds)}", f"{found.records} records +{format_duration(beside)}",
+        found.machine,
+        format_speed(1 / found.training.step),
+        f"{steps:,} steps {format_duration(found.training_seconds)}",
+        f"{found.records} records +{format_duration(beside)}",
         f"disk {format_size(found.bytes)}",
-    ]  # fmt: skip
+    ]
     if price is not None:
         parts.append(f"about {format_dollars(found.dollars(price))} at {format_dollars(price)}/h")
     return " | ".join(parts)

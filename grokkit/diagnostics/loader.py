@@ -71,7 +71,10 @@ def make_plain_loader(
     generator = torch.Generator().manual_seed(0)
     sampler = RandomSampler(samples, replacement=endless, num_samples=ENDLESS if endless else None, generator=generator)
     return DataLoader(  # torch collates labels to tensors, which its types do not know
-        samples, batch_size,  # type: ignore[arg-type]
-        sampler=sampler, num_workers=workers, generator=generator,
+        samples,
+        batch_size,  # type: ignore[arg-type]
+        sampler=sampler,
+        num_workers=workers,
+        generator=generator,
         pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
+    )

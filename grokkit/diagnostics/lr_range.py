@@ -93,20 +93,34 @@ class LRRange:
         run = self.config.replace(seed=seed).run_name
 
         def row(name: str, step: int, value: float, unit: str = "1") -> dict[str, Any]:
-            return {"run": run, "seed": seed, "step": step, "probe_set": "batch", "measure": f"range_test_{name}",
-                    "measure_id": "log", "value": float(value), "unit": unit}  # fmt: skip
+            return {
+                "run": run,
+                "seed": seed,
+                "step": step,
+                "probe_set": "batch",
+                "measure": f"range_test_{name}",
+                "measure_id": "log",
+                "value": float(value),
+                "unit": unit,
+            }
 
         series = {"rate": curve.rates, "loss": curve.losses, "centre": curve.centres, "smoothed": curve.smoothed}
         units = {"loss": nats, "smoothed": nats}
-        found = [row(name, step, value, units.get(name, "1"))
-                 for name, values in series.items() for step, value in enumerate(values, start=1)]  # fmt: skip
+        found = [
+            row(name, step, value, units.get(name, "1"))
+            for name, values in series.items()
+            for step, value in enumerate(values, start=1)
+        ]
         marks = {name: getattr(curve, name) for name in ("steepest", "minimum", "diverged_at", "suggestion")}
         return found + [row(name, len(curve.rates), value) for name, value in marks.items() if value is not None]
 
     def __str__(self) -> str:
         """What is suggested and why; then what the seeds that suggest nothing say."""
-        silent = [f"seed {seed} suggests nothing: {curve.reason}"
-                  for seed, curve in zip(self.seeds, self.curves, strict=True) if curve.suggestion is None]  # fmt: skip
+        silent = [
+            f"seed {seed} suggests nothing: {curve.reason}"
+            for seed, curve in zip(self.seeds, self.curves, strict=True)
+            if curve.suggestion is None
+        ]
         if self.suggestion is None or self.spread is None:
             return "\n".join(["no learning rate is suggested", *silent])
         low, high = self.spread

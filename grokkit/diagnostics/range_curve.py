@@ -134,9 +134,13 @@ def analyse_curve(rates: np.ndarray, losses: Sequence[float] | np.ndarray, learn
     seen = np.asarray(losses[: len(losses) if end is None else end + 1], dtype=np.float64)
     used, length = np.asarray(rates[: len(seen)], dtype=np.float64), smoothing_length(steps)
     curve = RangeCurve(
-        used, seen, np.exp(smooth(np.log(used), length)), smooth(seen, length),
-        None if end is None else float(used[-1]), reason="",
-    )  # fmt: skip
+        used,
+        seen,
+        np.exp(smooth(np.log(used), length)),
+        smooth(seen, length),
+        None if end is None else float(used[-1]),
+        reason="",
+    )
     return _mark_curve(curve, length, learnt)
 
 
@@ -145,8 +149,11 @@ def _mark_curve(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
     parts = curve.rates, curve.losses, curve.centres, curve.smoothed, curve.diverged_at
     finite = int(np.isfinite(curve.smoothed).sum())
     if finite == 0:
-        return RangeCurve(*parts, reason=f"the loss of the first batch is {_last(curve)}, before any update: look at "
-                          "the images and the initial weights")  # fmt: skip
+        return RangeCurve(
+            *parts,
+            reason=f"the loss of the first batch is {_last(curve)}, before any update: look at "
+            "the images and the initial weights",
+        )
     smoothed = curve.smoothed[:finite]
     at = int(smoothed.argmin())
     settled = min(int(length) - 1, at)
@@ -157,15 +164,24 @@ def _mark_curve(curve: RangeCurve, length: float, learnt: float) -> RangeCurve:
     steepest, minimum = _find_steepest(curve, settled, at, length), float(curve.centres[at])
     marks = *parts, steepest, minimum
     if curve.diverged_at is None and smoothed[at:].max() - smoothed[at] <= least:
-        return RangeCurve(*marks, reason=f"the loss did not rise again up to a rate of {curve.rates[-1]:.2g}, so where "
-                          "it is lowest is not known: sweep to a higher one")  # fmt: skip
+        return RangeCurve(
+            *marks,
+            reason=f"the loss did not rise again up to a rate of {curve.rates[-1]:.2g}, so where "
+            "it is lowest is not known: sweep to a higher one",
+        )
     if smoothed[at] < learnt:
-        return RangeCurve(*marks, reason=f"the loss fell to {smoothed[at]:.2g}, where so little is left to learn that "
-                          "any rate looks good: sweep with fewer steps, or on more images")  # fmt: skip
+        return RangeCurve(
+            *marks,
+            reason=f"the loss fell to {smoothed[at]:.2g}, where so little is left to learn that "
+            "any rate looks good: sweep with fewer steps, or on more images",
+        )
     suggestion = minimum / BELOW_MINIMUM
     if suggestion < curve.rates[0]:
-        return RangeCurve(*marks, reason=f"a tenth of the rate of the lowest loss, {suggestion:.2g}, is below the "
-                          "lowest rate of the sweep: begin at a lower one")  # fmt: skip
+        return RangeCurve(
+            *marks,
+            reason=f"a tenth of the rate of the lowest loss, {suggestion:.2g}, is below the "
+            "lowest rate of the sweep: begin at a lower one",
+        )
     reason = f"a tenth of {minimum:.2g}, the rate of the lowest loss; {_end(curve)}"
     return RangeCurve(*marks, suggestion, reason=reason)
 
@@ -193,10 +209,14 @@ def _standard_error(losses: np.ndarray, length: float) -> float:
 
 def _explain_nothing_learned(curve: RangeCurve) -> str:
     if curve.diverged_at is None:
-        return (f"the loss did not fall by more than chance up to a rate of {curve.rates[-1]:.2g}: sweep to a higher "
-                "one, or with more steps")  # fmt: skip
-    return (f"the loss diverged at {curve.diverged_at:.2g} without having fallen by more than chance: begin at a lower "
-            "rate, or sweep with more steps")  # fmt: skip
+        return (
+            f"the loss did not fall by more than chance up to a rate of {curve.rates[-1]:.2g}: sweep to a higher "
+            "one, or with more steps"
+        )
+    return (
+        f"the loss diverged at {curve.diverged_at:.2g} without having fallen by more than chance: begin at a lower "
+        "rate, or sweep with more steps"
+    )
 
 
 def _end(curve: RangeCurve) -> str:

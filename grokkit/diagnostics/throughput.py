@@ -276,8 +276,18 @@ def to_rows(of: Subject, smallest: Rate, top: Rate, speeds: Sequence[Speeds]) ->
     (`n`), `step_images_per_s` per batch size, the ceiling and the FLOP of an image's training."""
 
     def row(measure: str, rate: Rate, unit: str, size: int = 0, source: str = "") -> dict[str, Any]:
-        return {"run": of.name, "seed": 0, "step": 0, "measure": measure, "probe_set": source, "n": size,
-                "value": rate.value, "low": rate.low, "high": rate.high, "unit": unit}  # fmt: skip
+        return {
+            "run": of.name,
+            "seed": 0,
+            "step": 0,
+            "measure": measure,
+            "probe_set": source,
+            "n": size,
+            "value": rate.value,
+            "low": rate.low,
+            "high": rate.high,
+            "unit": unit,
+        }
 
     flop = float(of.training_flop)
     found = [

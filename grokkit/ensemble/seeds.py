@@ -71,8 +71,15 @@ def train_seeds(
     require_new_runs(paths, "other seeds or another folder for the runs")
     callbacks = as_callback_list(callback)
     if len(configs) == 1:
-        alone = train(configs[0], runs=runs, device=device, callback=callbacks, experiment=experiment,
-                      price=cost_limit.price, budget=budget)  # fmt: skip
+        alone = train(
+            configs[0],
+            runs=runs,
+            device=device,
+            callback=callbacks,
+            experiment=experiment,
+            price=cost_limit.price,
+            budget=budget,
+        )
         return [alone]
     with callbacks.report_outcome(config.steps):
         _train_all(configs, paths, root, device, callbacks, experiment, cost_limit)

@@ -60,9 +60,12 @@ def train_in_subprocesses(
     on_gpu = select_device(device).torch_device.type == "cuda"
     at_once = min(len(configs), ON_A_GPU if on_gpu else count_cores())
     order = {
-        "runs": str(runs), "device": device, "experiment": experiment, "threads": max(1, count_cores() // at_once),
+        "runs": str(runs),
+        "device": device,
+        "experiment": experiment,
+        "threads": max(1, count_cores() // at_once),
         **asdict(cost_limit.shared(len(configs), at_once)),
-    }  # fmt: skip
+    }
     workers = [Worker(config, Path(runs) / config.run_name) for config in configs]
     total = sum(config.steps for config in configs)
     callback.start(f"{len(configs)} seeds, {at_once} processes at a time: {because}", 0, total)
@@ -110,10 +113,13 @@ class Worker:
                 return
             self.has_started = True
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "grokkit.ensemble.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                [sys.executable, "-m", "grokkit.ensemble.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 start_new_session=True,  # Ctrl-C is for the parent, which asks its children once
-            )  # fmt: skip
+            )
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write(json.dumps({**order, "config": self.config.to_toml()}) + "\n")
             process.stdin.flush()

@@ -56,10 +56,14 @@ def main() -> int:
                 study.write_text(order["experiment"])
                 import_study(study)
             train(
-                RunConfig.from_toml(order["config"]), runs=order["runs"], device=order["device"],
-                callback=ReportToParent(pipe), experiment=order["experiment"], price=order["price"],
+                RunConfig.from_toml(order["config"]),
+                runs=order["runs"],
+                device=order["device"],
+                callback=ReportToParent(pipe),
+                experiment=order["experiment"],
+                price=order["price"],
                 budget=order["budget"],
-            )  # fmt: skip
+            )
     except GrokkitError as error:
         print(json.dumps({"error": type(error).__name__, "text": str(error)}), file=pipe, flush=True)
         return error.exit_code

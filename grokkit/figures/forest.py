@@ -67,9 +67,16 @@ def _row(axes: Axes, row: dict, place: int, most: int) -> None:
 
 def _annotate(axes: Axes, text: str, place: float, offset: float, **style: Any) -> None:
     axes.annotate(
-        text, (1, place), (offset, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points",
-        va="center", fontsize=_SMALL, annotation_clip=False, **style,
-    )  # fmt: skip
+        text,
+        (1, place),
+        (offset, 0),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        va="center",
+        fontsize=_SMALL,
+        annotation_clip=False,
+        **style,
+    )
 
 
 def _number(p: float) -> str:

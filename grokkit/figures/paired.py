@@ -77,9 +77,15 @@ def _ratio(axes: Axes, rows: pd.DataFrame, ratios: pd.DataFrame, variants: list[
     if start is not None:
         axes.axvline(start, color="0.2", lw=0.6, linestyle=(0, (2, 1.5)))
         axes.annotate(
-            f"apart from\nstep {start:,} on", (start, 0.03), (-3, 0), xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points", ha="right", va="bottom", fontsize=6.5,
-        )  # fmt: skip
+            f"apart from\nstep {start:,} on",
+            (start, 0.03),
+            (-3, 0),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=6.5,
+        )
 
 
 def _ratio_axis(axes: Axes) -> None:

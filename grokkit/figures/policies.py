@@ -35,9 +35,11 @@ from grokkit.names import TABLE_COLUMNS, FigureData
 LIMITS = {"arms called lc_": 5, "pairs": 20}
 """What one page can hold."""
 _LABELS = {
-    "learning_rate": "learning rate", "log_density": "LC signal\n(log density)",
-    "robust_accuracy": "robust accuracy\n(share of images)", "accuracy": "test accuracy\n(share of images)",
-}  # fmt: skip
+    "learning_rate": "learning rate",
+    "log_density": "LC signal\n(log density)",
+    "robust_accuracy": "robust accuracy\n(share of images)",
+    "accuracy": "test accuracy\n(share of images)",
+}
 _BEHIND: Any = {"color": "0.75", "lw": 0.6}
 _REFERENCE: Any = {"color": "0.2", "lw": 0.8, "linestyle": (0, (1, 1))}
 _LEADER: Any = {"arrowstyle": "-", "shrinkB": 1, "relpos": (0, 0.5)}
@@ -265,9 +267,16 @@ def _others(axes: Axes, arms: Mapping[str, pd.DataFrame], names: Sequence[str], 
     heights = _spread([(end[0] - low) / (high - low) for end in ends], _LABEL / (72 * 0.8 * _PANEL))
     for (value, step, name, style), height in zip(ends, heights, strict=True):
         axes.annotate(
-            name, (step, value), (right, height), textcoords="axes fraction", va="center", fontsize=6.5,
-            color=style["color"], annotation_clip=False, arrowprops={**_LEADER, **style},
-        )  # fmt: skip
+            name,
+            (step, value),
+            (right, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=6.5,
+            color=style["color"],
+            annotation_clip=False,
+            arrowprops={**_LEADER, **style},
+        )
 
 
 def _spread(places: list[float], gap: float) -> list[float]:

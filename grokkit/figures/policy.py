@@ -135,9 +135,16 @@ def _mark(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) 
         level = next((i for i, end in enumerate(ends) if step - end >= room), len(ends))
         ends[level : level + 1] = [float(step)]
         panels[0].annotate(
-            str(number), (step, 1), (0, 2 + 7.5 * level), xycoords=panels[0].get_xaxis_transform(),
-            textcoords="offset points", ha="center", va="bottom", fontsize=6.5, color=colours.get(run, "0.4"),
-        )  # fmt: skip
+            str(number),
+            (step, 1),
+            (0, 2 + 7.5 * level),
+            xycoords=panels[0].get_xaxis_transform(),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=6.5,
+            color=colours.get(run, "0.4"),
+        )
 
 
 def _reasons(decisions: pd.DataFrame) -> list[str]:

@@ -107,9 +107,14 @@ def _slopes(axes: Axes, rows: pd.DataFrame, found: RadiusChoice, colours: dict[i
     for step, own in slopes.groupby("step"):
         own, colour = own.sort_values("radius"), colours[int(str(step))]
         axes.errorbar(
-            own["radius"], own["value"], [own["value"] - own["low"], own["high"] - own["value"]],
-            color=colour, lw=0.8, elinewidth=0.6, marker="o",
-        )  # fmt: skip
+            own["radius"],
+            own["value"],
+            [own["value"] - own["low"], own["high"] - own["value"]],
+            color=colour,
+            lw=0.8,
+            elinewidth=0.6,
+            marker="o",
+        )
     axes.set_ylim(0.45, 1.3)
     axes.set_ylabel(r"slope $d\,\log\,LC\,/\,d\,\log\,r$" + f"\n(band: 1 ± {TOLERANCE:g})")
     _radius_axis(axes, rows, found)
@@ -149,6 +154,10 @@ def _legend(axes: Axes, colours: dict[int, Any]) -> None:
     named = list(colours)[::every]
     handles = [Line2D([], [], color=colours[step], marker="o", label=f"{step:,}") for step in named]
     axes.legend(
-        handles=handles, title="step", loc="center left", bbox_to_anchor=(1.0, 0.5),
-        title_fontsize=7, alignment="left",
-    )  # fmt: skip
+        handles=handles,
+        title="step",
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        title_fontsize=7,
+        alignment="left",
+    )

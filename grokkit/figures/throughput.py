@@ -62,8 +62,13 @@ def _panel(axes: Axes, rows: pd.DataFrame, found: list[Bottleneck]) -> None:
         axes.plot([each.batch_size for each in own], [each.images_per_s for each in own], color=colour)
         for bound, marker in BOUND_BY.items():
             points = [each for each in own if each.bound == bound]
-            axes.plot([each.batch_size for each in points], [each.images_per_s for each in points], marker,
-                      color=colour, ms=3.5)  # fmt: skip
+            axes.plot(
+                [each.batch_size for each in points],
+                [each.images_per_s for each in points],
+                marker,
+                color=colour,
+                ms=3.5,
+            )
     single = rows.set_index("measure")["value"]
     axes.axhline(single["ceiling_flop_per_s"] / single["training_flop_per_image"], color="0.2", lw=0.8, ls=(0, (4, 2)))
     axes.set(xscale="log", yscale="log", ylabel="training speed (images/s)")
@@ -86,8 +91,12 @@ def _wrap_name(run: str) -> str:
 
 def _handles() -> tuple[list[Line2D], list[Line2D]]:
     lines = [Line2D([], [], color=colour, label=source) for source, colour in SOURCES.items()]
-    lines += [Line2D([], [], color="0.6", lw=0.8, marker=".", label="step alone"),
-              Line2D([], [], color="0.2", lw=0.8, ls=(0, (4, 2)), label="device's ceiling")]  # fmt: skip
-    marks = [Line2D([], [], color="0.3", ls="", marker=mark, ms=3.5, label=f"bound by {what}")
-             for what, mark in BOUND_BY.items()]  # fmt: skip
+    lines += [
+        Line2D([], [], color="0.6", lw=0.8, marker=".", label="step alone"),
+        Line2D([], [], color="0.2", lw=0.8, ls=(0, (4, 2)), label="device's ceiling"),
+    ]
+    marks = [
+        Line2D([], [], color="0.3", ls="", marker=mark, ms=3.5, label=f"bound by {what}")
+        for what, mark in BOUND_BY.items()
+    ]
     return lines, marks

@@ -11,8 +11,19 @@ import numpy as np
 from grokkit.errors import TrajectoryError
 from grokkit.names import SIGNED, SLOPES
 
-DIVERGING = ("#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7f7f7",
-             "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f")  # fmt: skip
+DIVERGING = (
+    "#053061",
+    "#2166ac",
+    "#4393c3",
+    "#92c5de",
+    "#d1e5f0",
+    "#f7f7f7",
+    "#fddbc7",
+    "#f4a582",
+    "#d6604d",
+    "#b2182b",
+    "#67001f",
+)
 """ColorBrewer's red-blue, as in the figure `attributions`: white is 0."""
 SEQUENTIAL = ("#000004", "#1c1044", "#4f127b", "#812581", "#b5367a", "#e55064", "#fb8761", "#fec287", "#fcfdbf")
 """Matplotlib's magma, at nine places."""
@@ -61,10 +72,15 @@ class MapSet:
         """What a page needs to draw the slider, the labels and the colour bar."""
         colours = DIVERGING if self.signed else SEQUENTIAL
         return {
-            "identity": self.identity, "method": self.method, "steps": self.steps, "labels": self.labels,
-            "limit": self.limit or 1.0, "signed": self.signed, "colours": colours,
+            "identity": self.identity,
+            "method": self.method,
+            "steps": self.steps,
+            "labels": self.labels,
+            "limit": self.limit or 1.0,
+            "signed": self.signed,
+            "colours": colours,
             "unit": "logits / pixel" if self.method in SLOPES else "logits",
-        }  # fmt: skip
+        }
 
     def picture(self, values: np.ndarray) -> bytes:
         """PNG of all maps (image, channel, height, width) side by side. Raises as `add`."""

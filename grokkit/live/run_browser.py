@@ -93,20 +93,25 @@ class RunBrowser:
             self._refresh(shown)
             since = self._since(cursor)
             return {
-                "cursor": f"{self._boot}-{self._tick}", "reset": since < 0, "now": time.time(), "shown": shown,
+                "cursor": f"{self._boot}-{self._tick}",
+                "reset": since < 0,
+                "now": time.time(),
+                "shown": shown,
                 "roots": [str(root) for root in self.roots],
                 "groups": [self._group_json(group) for group in self.groups.values()],
                 **self._changes(shown, since),
-            }  # fmt: skip
+            }
 
     def window(self, key: str, low: int, high: int) -> list[dict[str, Any]]:
         """The curves of the group `key` from step `low` to `high`, as fine as a chart that shows no more than these can
         draw them; what has been read so far, as `update` tells it. Empty where there is no such group."""
         with self._lock:
             group = self.groups.get(key)
-            return [] if group is None else [
-                window_json(group, trace, members, low, high) for trace, members in collect_traces(group)
-            ]  # fmt: skip
+            return (
+                []
+                if group is None
+                else [window_json(group, trace, members, low, high) for trace, members in collect_traces(group)]
+            )
 
     def follower(self, key: str) -> Follower | None:
         """The run with this id, if it is known."""
@@ -171,9 +176,11 @@ class RunBrowser:
 
     def _group_json(self, group: SeedGroup) -> dict[str, Any]:
         return {
-            "key": group.key, "label": group.label, "steps_per_epoch": group.steps_per_epoch,
+            "key": group.key,
+            "label": group.label,
+            "steps_per_epoch": group.steps_per_epoch,
             "runs": [member.id for member in group.members],
-        }  # fmt: skip
+        }
 
     def _changes(self, shown: list[str], since: int) -> dict[str, Any]:
         drawn = [member for key in shown for member in self.groups[key].members]
@@ -241,9 +248,11 @@ def _rows_json(curve: Curve, count: np.ndarray, rows: np.ndarray, seeds: int) ->
     steps, mean, low, high = (part[rows] for part in curve)
     bounded = len(_line_json(curve)) > 1
     told = {
-        "x": steps.tolist(), "y": finite_json(mean),
-        "low": finite_json(low) if bounded else None, "high": finite_json(high) if bounded else None,
-    }  # fmt: skip
+        "x": steps.tolist(),
+        "y": finite_json(mean),
+        "low": finite_json(low) if bounded else None,
+        "high": finite_json(high) if bounded else None,
+    }
     return told | ({"count": count[rows].tolist()} if seeds > 1 else {})
 
 
@@ -261,14 +270,24 @@ def run_json(follower: Follower) -> dict[str, Any]:
     """How one run stands."""
     status = follower.status
     return {
-        "id": follower.id, "name": follower.run.name,
-        "seed": follower.config.get("seed", 0), "state": follower.state, "reason": status.get("reason") or "",
-        "step": follower.step, "total_steps": follower.total_steps, "attempt": status.get("attempt"),
-        "updated": follower.updated, "ends_at": follower.ends_at(), "seconds": follower.seconds,
-        "price": status.get("price"), "spent": status.get("spent"), "costs": dict(follower.costs),
-        "device": follower.environment.get("device", ""), "problems": list(follower.problems.values()),
+        "id": follower.id,
+        "name": follower.run.name,
+        "seed": follower.config.get("seed", 0),
+        "state": follower.state,
+        "reason": status.get("reason") or "",
+        "step": follower.step,
+        "total_steps": follower.total_steps,
+        "attempt": status.get("attempt"),
+        "updated": follower.updated,
+        "ends_at": follower.ends_at(),
+        "seconds": follower.seconds,
+        "price": status.get("price"),
+        "spent": status.get("spent"),
+        "costs": dict(follower.costs),
+        "device": follower.environment.get("device", ""),
+        "problems": list(follower.problems.values()),
         "classes": follower.environment.get("data", {}).get("classes", []),
-    }  # fmt: skip
+    }
 
 
 def group_key(follower: Follower) -> tuple[str, str]:

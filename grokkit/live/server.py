@@ -28,8 +28,10 @@ FIRST_PORT, TRIED = 8642, 20
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
-}  # fmt: skip
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
 MOST_UNREAD, UNREAD_SECONDS = 16 * 2**20, 2.0
 """Bytes of a refused request that are still taken, and the longest time to wait for more of them."""
 WORTH_PACKING = 4096

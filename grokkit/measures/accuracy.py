@@ -35,6 +35,12 @@ class Accuracy:
         seen = np.array([len(probe) for probe in probes.values()])
         low, high = wilson_interval(correct, seen)
         return Reading(
-            "accuracy", correct / seen, ("probe_set",), {"probe_set": tuple(probes)}, "share of images",
-            n=tuple(int(count) for count in seen), low=low, high=high,
-        )  # fmt: skip
+            "accuracy",
+            correct / seen,
+            ("probe_set",),
+            {"probe_set": tuple(probes)},
+            "share of images",
+            n=tuple(int(count) for count in seen),
+            low=low,
+            high=high,
+        )

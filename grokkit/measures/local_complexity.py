@@ -71,14 +71,24 @@ class Complexity:
         low, high = np.stack(bounds, axis=1)
         coords = {"probe_set": tuple(probes), "radius": self.radii, "layer": (*units, "total")}
         return Reading(
-            "local_complexity", np.stack(means), ("probe_set", "radius", "layer"), coords, f"units per point ({space})",
-            n=tuple(len(probe) for probe in probes.values()), low=low, high=high,
+            "local_complexity",
+            np.stack(means),
+            ("probe_set", "radius", "layer"),
+            coords,
+            f"units per point ({space})",
+            n=tuple(len(probe) for probe in probes.values()),
+            low=low,
+            high=high,
             settings={
-                "units": units, "live_units": live, "directions": found.directions,
-                "tangents": found.tangents, "tangent_error": found.tangent_error,
-                "windows": found.windows, **beside,
+                "units": units,
+                "live_units": live,
+                "directions": found.directions,
+                "tangents": found.tangents,
+                "tangent_error": found.tangent_error,
+                "windows": found.windows,
+                **beside,
             },
-        )  # fmt: skip
+        )
 
     def _count_crossings(
         self, net: nn.Module, inputs: Tensor, seed: int

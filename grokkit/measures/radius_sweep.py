@@ -80,11 +80,16 @@ class RadiusSweep:
         common = {"probe_set": self.probe_set, "n": len(inputs), "unit": "1"}
         means, half = counts.mean(-1), Z * counts.std(-1, ddof=1) / np.sqrt(len(inputs))
         return Reading(
-            "calibration", means[None], ("probe_set", "directions", "radius"),
-            {"probe_set": (self.probe_set,), "directions": numbers, "radius": radii}, f"units per point ({space})",
-            n=(len(inputs),), low=(means - half)[None], high=(means + half)[None],
+            "calibration",
+            means[None],
+            ("probe_set", "directions", "radius"),
+            {"probe_set": (self.probe_set,), "directions": numbers, "radius": radii},
+            f"units per point ({space})",
+            n=(len(inputs),),
+            low=(means - half)[None],
+            high=(means + half)[None],
             settings={"companions": [{**common, **row} for row in rows]},
-        )  # fmt: skip
+        )
 
 
 def default_radii(inputs: Tensor) -> tuple[float, ...]:

@@ -59,8 +59,13 @@ class RobustAccuracy:
         low, high = wilson_interval(correct, seen[:, None, None])
         attacks = tuple(f"pgd-{loss}" for loss in losses)
         return Reading(
-            "robust_accuracy", correct / seen[:, None, None], ("probe_set", "epsilon", "attack"),
-            {"probe_set": tuple(probes), "epsilon": self.epsilons, "attack": attacks}, "share of images",
-            n=tuple(int(count) for count in seen), low=low, high=high,
+            "robust_accuracy",
+            correct / seen[:, None, None],
+            ("probe_set", "epsilon", "attack"),
+            {"probe_set": tuple(probes), "epsilon": self.epsilons, "attack": attacks},
+            "share of images",
+            n=tuple(int(count) for count in seen),
+            low=low,
+            high=high,
             settings={"zero_gradient_share": zero_gradient.tolist()},
-        )  # fmt: skip
+        )

@@ -12,10 +12,13 @@ from grokkit.models.parts import InputShape, he_init, validate_input
 def _mlpconv(inputs: int, kernel: int, widths: tuple[int, int, int]) -> list[nn.Module]:
     first, second, third = widths
     return [
-        nn.Conv2d(inputs, first, kernel, padding=kernel // 2), nn.ReLU(),
-        nn.Conv2d(first, second, 1), nn.ReLU(),
-        nn.Conv2d(second, third, 1), nn.ReLU(),
-    ]  # fmt: skip
+        nn.Conv2d(inputs, first, kernel, padding=kernel // 2),
+        nn.ReLU(),
+        nn.Conv2d(first, second, 1),
+        nn.ReLU(),
+        nn.Conv2d(second, third, 1),
+        nn.ReLU(),
+    ]
 
 
 @register("nin")

@@ -16,9 +16,11 @@ _MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation")
 _AVG_POOL = ("input", "kernel_size", "stride")
 SLIDING: dict[Callable[..., Any], tuple[str, ...]] = {
     torch.conv2d: _CONV,
-    torch.max_pool2d: _MAX_POOL, F.max_pool2d: _MAX_POOL, F.max_pool2d_with_indices: _MAX_POOL,
+    torch.max_pool2d: _MAX_POOL,
+    F.max_pool2d: _MAX_POOL,
+    F.max_pool2d_with_indices: _MAX_POOL,
     F.avg_pool2d: _AVG_POOL,
-}  # fmt: skip
+}
 """Calls that slide a window over an image -> names of their leading arguments."""
 
 

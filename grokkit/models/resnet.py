@@ -106,9 +106,13 @@ class ResNet(nn.Module):
 
 
 def _build(
-    name: str, block: type[BasicBlock] | type[Bottleneck], blocks: tuple[int, ...],
-    input_shape: InputShape, classes: int, width: int,
-) -> nn.Module:  # fmt: skip
+    name: str,
+    block: type[BasicBlock] | type[Bottleneck],
+    blocks: tuple[int, ...],
+    input_shape: InputShape,
+    classes: int,
+    width: int,
+) -> nn.Module:
     channels, _, _ = validate_input(name, input_shape, classes)
     validate_positive(name, "width", [width])
     return ResNet(block, blocks, channels, classes, width)

@@ -91,9 +91,14 @@ class ConvGroup(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(
-            identity_conv(inputs, outputs), nn.MaxPool2d(2), ShiftNorm(outputs), nn.GELU(),
-            identity_conv(outputs, outputs), ShiftNorm(outputs), nn.GELU(),
-        )  # fmt: skip
+            identity_conv(inputs, outputs),
+            nn.MaxPool2d(2),
+            ShiftNorm(outputs),
+            nn.GELU(),
+            identity_conv(outputs, outputs),
+            ShiftNorm(outputs),
+            nn.GELU(),
+        )
 
 
 class SpeedNet(nn.Module):

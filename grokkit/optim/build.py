@@ -37,8 +37,10 @@ def build_optimizer(chosen: Spec, parameters: Iterable[Tensor]) -> Optimizer:
     taken = [*list(inspect.signature(kind).parameters)[1:], decay.FIXED_DECAY]
     for name in chosen.options:
         if name not in taken:
-            raise UsageError(f"optimizer {chosen.name!r} has no option {name!r}.{did_you_mean(name, taken)} "
-                             f"It takes: {', '.join(taken)}")  # fmt: skip
+            raise UsageError(
+                f"optimizer {chosen.name!r} has no option {name!r}.{did_you_mean(name, taken)} "
+                f"It takes: {', '.join(taken)}"
+            )
     options = {**({} if chosen.name == "muon" else {"fused": True}), **chosen.options}
     kept = options.pop(decay.FIXED_DECAY, False)
     if "betas" in options:

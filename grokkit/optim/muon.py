@@ -94,11 +94,17 @@ class Muon(Optimizer):
             ("matrices", [p for p in trained if p.dim() not in (1, 4)], matrix_lr, sgd_momentum),
         ]
         groups = [
-            {"params": found, "kind": kind, "lr": rate, "momentum": share, "capturable": True,
-             "weight_decay": weight_decay / rate if rate and kind != "convolutions" else 0.0}
+            {
+                "params": found,
+                "kind": kind,
+                "lr": rate,
+                "momentum": share,
+                "capturable": True,
+                "weight_decay": weight_decay / rate if rate and kind != "convolutions" else 0.0,
+            }
             for kind, found, rate, share in kinds
             if found
-        ]  # fmt: skip
+        ]
         super().__init__(groups, {})
 
     @torch.no_grad()

@@ -50,7 +50,15 @@ def as_policy(wanted: Any) -> Any:
 from grokkit.policies.base import Decision, Observation, Policy, as_count, get_followed_readings  # noqa: E402
 
 __all__ = [
-    "Decision", "Observation", "Policy", "as_count", "as_policy", "create", "get_followed_readings",
-    "names", "register",
-    "register_wrapper", "wrapper_names",
-]  # fmt: skip
+    "Decision",
+    "Observation",
+    "Policy",
+    "as_count",
+    "as_policy",
+    "create",
+    "get_followed_readings",
+    "names",
+    "register",
+    "register_wrapper",
+    "wrapper_names",
+]

@@ -56,8 +56,15 @@ class Greedy:
         """Nothing heard: `best` is None, `good`, `bad` and `resting` count readings, `recent` holds the last ones,
         `ignored` counts those that were not finite, `missing` news of other things only."""
         return {
-            "scale": 1.0, "best": None, "good": 0, "bad": 0, "resting": 0, "recent": [], "ignored": 0, "missing": 0,
-        }  # fmt: skip
+            "scale": 1.0,
+            "best": None,
+            "good": 0,
+            "bad": 0,
+            "resting": 0,
+            "recent": [],
+            "ignored": 0,
+            "missing": 0,
+        }
 
     def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
         """The scale kept in the state, moved where this observation's reading asks for it."""

@@ -58,9 +58,18 @@ class PeakRule:
         step at which the peak was declared.
         """
         return {
-            "probes": 0, "ignored": 0, "missing": 0, "below": 0, "error": 0.0, "last": None, "lowest": None,
-            "highest": None, "trough": None, "peak": None, "peak_step": None,
-        }  # fmt: skip
+            "probes": 0,
+            "ignored": 0,
+            "missing": 0,
+            "below": 0,
+            "error": 0.0,
+            "last": None,
+            "lowest": None,
+            "highest": None,
+            "trough": None,
+            "peak": None,
+            "peak_step": None,
+        }
 
     def update_state(self, observation: Observation, state: dict[str, Any]) -> bool:
         """Take this observation's reading into `state`; False where there is none to take."""

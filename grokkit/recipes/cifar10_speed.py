@@ -29,7 +29,12 @@ def speednet() -> RunConfig:
         data=spec("cifar10"),
         model=spec("speednet"),
         optimizer=spec(
-            "muon", lr=0.24, momentum=0.6, vector_lr=0.053 * BATCH, matrix_lr=0.67 * BATCH, sgd_momentum=0.85,
+            "muon",
+            lr=0.24,
+            momentum=0.6,
+            vector_lr=0.053 * BATCH,
+            matrix_lr=0.67 * BATCH,
+            sgd_momentum=0.85,
             weight_decay=2e-6 * BATCH,
         ),
         policy=spec("wsd", warmup=0.0, decay_share=1.0, shape="linear"),
@@ -40,4 +45,4 @@ def speednet() -> RunConfig:
         records=8,
         probes={"train": 512, "test": 512, "random": 256},
         measures=(spec("accuracy"), spec("local_complexity", radii=(0.05,), points=32), spec("weight_norm")),
-    )  # fmt: skip
+    )

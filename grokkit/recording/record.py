@@ -110,7 +110,7 @@ def _create(
     status = {"state": "starting", "step": 0, "total_steps": total_steps, "attempt": 0}
     lock = run.create_run(
         path, config=text, environment=machine, probes=probes.values(), status=status, experiment=experiment, held=True
-    )  # fmt: skip
+    )
     assert lock is not None
     if experiment is not None:
         add_trusted(experiment)

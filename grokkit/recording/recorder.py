@@ -340,10 +340,16 @@ class Recorder:
         costs = self.costs.seconds()
         seconds = sum(costs.values())
         return {
-            "state": state, "step": max(self._step, 0), "total_steps": self._total_steps, "attempt": self._attempt,
-            "reason": reason, "costs": costs, "seconds": seconds, "price": self._cost_tracker.price,
+            "state": state,
+            "step": max(self._step, 0),
+            "total_steps": self._total_steps,
+            "attempt": self._attempt,
+            "reason": reason,
+            "costs": costs,
+            "seconds": seconds,
+            "price": self._cost_tracker.price,
             "spent": self._cost_tracker.after(seconds),
-        }  # fmt: skip
+        }
 
     def close(self, state: str = "done", reason: str = "") -> None:
         """Wait for what is being written, make the logs durable, note in status.json how the run ended, give the lock

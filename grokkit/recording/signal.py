@@ -222,9 +222,12 @@ class LocalComplexitySignal:
             values = np.stack([each.values for each in window])
             trend = fit_slope([each.step for each in window], values, [each.scale for each in window], self._seed)
         return {
-            name: value - math.log(row.scale), f"{name}_se": error, f"{name}_slope": trend.value,
-            f"{name}_slope_low": trend.low, f"{name}_slope_high": trend.high,
-        }  # fmt: skip
+            name: value - math.log(row.scale),
+            f"{name}_se": error,
+            f"{name}_slope": trend.value,
+            f"{name}_slope_low": trend.low,
+            f"{name}_slope_high": trend.high,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The remembered readings, and of what they are: numbers, strings, lists and tensors only."""
@@ -262,8 +265,10 @@ class LocalComplexitySignal:
     @cached_property
     def _describe(self) -> dict[str, Any]:
         """The choices that must be equal for readings to follow each other."""
-        of = {name: list(value) if isinstance(value, tuple) else value
-              for name, value in dataclasses.asdict(self.signal).items()}  # fmt: skip
+        of = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self.signal).items()
+        }
         return of | {"seed": self._seed, "loss": self._loss.__name__}
 
     @cached_property

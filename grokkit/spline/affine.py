@@ -183,11 +183,14 @@ def _refuse(node: Node, why: str) -> ModelContractError:
 
 
 RULES: dict[Any, Callable[[Node, Facet], Invocation]] = {
-    **rule_table(_as_is, ANYWHERE,
+    **rule_table(
+        _as_is,
+        ANYWHERE,
         "view view_as reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze "
         "chunk split tensor_split unbind narrow select expand expand_as contiguous clone flip roll __getitem__ mean "
         "sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "pixel_shuffle pixel_unshuffle channel_shuffle"),
+        "pixel_shuffle pixel_unshuffle channel_shuffle",
+    ),
     **rule_table(_apply_same, ANYWHERE, "detach to float double requires_grad_"),
     **rule_table(_layer, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"),
     **rule_table(_batch_norm, (F,), "batch_norm"),
@@ -200,7 +203,7 @@ RULES: dict[Any, Callable[[Node, Facet], Invocation]] = {
     **rule_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
     **rule_table(_pad, (F,), "pad"),
     **rule_table(_dropout, (F,), "dropout dropout1d dropout2d dropout3d"),
-}  # fmt: skip
+}
 """The affine operations of image nets; anything else that is no activation and no max-pool is refused."""
 
 

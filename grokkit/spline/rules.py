@@ -65,9 +65,16 @@ def _fully_connected(func: Any, x: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _batch_norm(
-    func: Any, x: Dual, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False,
-    momentum: float = 0.1, eps: float = 1e-5,
-) -> Any:  # fmt: skip
+    func: Any,
+    x: Dual,
+    mean: Any,
+    var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
     if training or not isinstance(x, Dual) or has_dual(mean, var, weight, bias):
         return apply_forward_ad(func, x, mean, var, weight, bias, training, momentum, eps)
     scale = (var + eps).rsqrt() if weight is None else weight * (var + eps).rsqrt()
@@ -164,13 +171,19 @@ def _max_pool(func: Any, x: Dual, *args: Any, **kwargs: Any) -> Any:
 
 _PROPERTIES = {"shape": _metadata, "ndim": _metadata, "dtype": _metadata, "device": _metadata, "data": _data}
 Dual.rules |= {
-    **rule_table(apply_linear, ANYWHERE,
+    **rule_table(
+        apply_linear,
+        ANYWHERE,
         "view view_as reshape flatten unflatten permute transpose movedim squeeze unsqueeze chunk split unbind narrow "
         "select expand expand_as repeat contiguous clone detach flip roll __getitem__ t mean sum neg __neg__ "
-        "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__"),
-    **rule_table(_per_image, (torch, F),
+        "__imul__ mul_ div __truediv__ __itruediv__ div_ matmul __matmul__",
+    ),
+    **rule_table(
+        _per_image,
+        (torch, F),
         "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle"),
+        "interpolate upsample pixel_shuffle pixel_unshuffle channel_shuffle",
+    ),
     **rule_table(_sum, ANYWHERE, "add __add__ __radd__ __iadd__ add_ sub __sub__ __rsub__ __isub__ sub_ rsub"),
     **rule_table(_product, ANYWHERE, "mul __mul__ __rmul__ multiply"),
     **rule_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
@@ -179,9 +192,10 @@ Dual.rules |= {
     **rule_table(_batch_norm, (F,), "batch_norm"),
     **rule_table(_pad, (F,), "pad"),
     **rule_table(_apply_same, (F,), "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout"),
-    **rule_table(_metadata, (Tensor,),
-                 "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"),
+    **rule_table(
+        _metadata, (Tensor,), "size dim ndimension numel nelement stride is_contiguous is_floating_point __len__"
+    ),
     **{getattr(Tensor, name).__get__: rule for name, rule in _PROPERTIES.items()},
     **dict.fromkeys(ACTIVATIONS, _elementwise),
     **dict.fromkeys(MAX_POOLS, _max_pool),
-}  # fmt: skip
+}

@@ -218,13 +218,16 @@ class _Collector:
         outputs = torch.cat(self._outputs)
         bends = _find_bends(segment, t, outputs) & (made >= 0)
         sizes = torch.bincount(segment).tolist()
-        each = [
-            [rows.cpu().numpy() for rows in column.split(sizes)] for column in (t, outputs, made, bends)
-        ]  # fmt: skip
+        each = [[rows.cpu().numpy() for rows in column.split(sizes)] for column in (t, outputs, made, bends)]
         return Segments(
-            knots=each[0], outputs=each[1], made_by=each[2], bends=each[3], layers=layers, complete=complete,
+            knots=each[0],
+            outputs=each[1],
+            made_by=each[2],
+            bends=each[3],
+            layers=layers,
+            complete=complete,
             single=single,
-        )  # fmt: skip
+        )
 
 
 def _same_knot(before: KnotGrid, after: KnotGrid) -> bool:

@@ -105,9 +105,13 @@ def _task() -> Callable[[list[str], str, str, dict[str, str], str], int]:
                 output.write(f"{mark}on {socket.gethostname()}, {gpus} GPU\n".encode())
                 output.flush()
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    cwd=folder, env={**os.environ, **environment, "GROKKIT_PARENT": str(os.getpid())},
-                )  # fmt: skip
+                    [sys.executable, "-m", "grokkit", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd=folder,
+                    env={**os.environ, **environment, "GROKKIT_PARENT": str(os.getpid())},
+                )
             while process.poll() is None:
                 if asked:
                     asked.clear()

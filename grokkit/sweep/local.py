@@ -33,9 +33,14 @@ class Local:
     """
 
     def __init__(
-        self, gpus: Sequence[str], *, per_gpu: int = 1, at_once: int = 1, locks: Path | None = None,
+        self,
+        gpus: Sequence[str],
+        *,
+        per_gpu: int = 1,
+        at_once: int = 1,
+        locks: Path | None = None,
         trusted: Iterable[str] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         for name, value in (("--runs-per-gpu", per_gpu), ("--at-once", at_once)):
             if value < 1:
                 raise UsageError(f"{name} must be at least 1; got {value}")
@@ -101,9 +106,14 @@ class Process:
     ) -> None:
         self.where = where
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "grokkit", *words], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            env=dict(environment), start_new_session=True, pass_fds=(lock,),
-        )  # fmt: skip
+            [sys.executable, "-m", "grokkit", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=dict(environment),
+            start_new_session=True,
+            pass_fds=(lock,),
+        )
 
     def code(self) -> int | None:
         """The exit code, negative for a signal; None while it goes on."""

@@ -176,8 +176,10 @@ def _check_order(path: Path, runs: list[PlannedRun]) -> None:
     for name in {each for run in runs for each in run.after}:
         if name not in groups:
             known = ", ".join(groups) or "none"
-            raise UsageError(f"{path}: `after` names {name!r}, which no [[run]] is called.{did_you_mean(name, groups)} "
-                             f"Known: {known}")  # fmt: skip
+            raise UsageError(
+                f"{path}: `after` names {name!r}, which no [[run]] is called.{did_you_mean(name, groups)} "
+                f"Known: {known}"
+            )
     for group in groups:
         reached = set(after[group])
         while more := {each for name in reached for each in after[name]} - reached:

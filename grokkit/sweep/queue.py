@@ -65,9 +65,14 @@ class Queue:
     """
 
     def __init__(
-        self, plan: Plan, place: SweepFolder, launcher: Launcher, *, retry_failed: bool = False,
+        self,
+        plan: Plan,
+        place: SweepFolder,
+        launcher: Launcher,
+        *,
+        retry_failed: bool = False,
         say: Callable[[str], None] = print,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._plan, self._place, self._launcher, self._say = plan, place, launcher, say
         self._statuses = {run: place.status_of(run) for run in plan.runs}
         if retry_failed:

@@ -113,10 +113,14 @@ class SweepFolder:
         else:
             reason = status.get("reason") or ""
         return RunStatus(
-            "running" if state == "starting" else state, status.get("step", 0), planned.config.steps,
-            status.get("attempt", 0), status.get("seconds") or sum((status.get("costs") or {}).values()),
-            run.newest_metrics(), reason,
-        )  # fmt: skip
+            "running" if state == "starting" else state,
+            status.get("step", 0),
+            planned.config.steps,
+            status.get("attempt", 0),
+            status.get("seconds") or sum((status.get("costs") or {}).values()),
+            run.newest_metrics(),
+            reason,
+        )
 
     def _status_not_begun(self, planned: PlannedRun) -> RunStatus:
         log = self.log(planned)

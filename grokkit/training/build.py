@@ -43,9 +43,15 @@ def dataset_metadata(dataset: Dataset) -> dict[str, Any]:
     """What a run has to remember of its data: enough to build its model again, and to know the data again."""
     held_out = {} if dataset.y_val is None else {"validation": len(dataset.y_val)}
     return {
-        "name": dataset.name, "hash": dataset.hash, "train": len(dataset.y_train), "classes": list(dataset.classes),
-        "input_shape": list(dataset.input_shape), "mean": list(dataset.mean), "std": list(dataset.std), **held_out,
-    }  # fmt: skip
+        "name": dataset.name,
+        "hash": dataset.hash,
+        "train": len(dataset.y_train),
+        "classes": list(dataset.classes),
+        "input_shape": list(dataset.input_shape),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        **held_out,
+    }
 
 
 def build_model(config: RunConfig, facts: Mapping[str, Any], dataset: Dataset | None = None) -> Classifier:
@@ -82,8 +88,10 @@ def load_config(run: Run) -> RunConfig:
         UsageError: another loop made the run.
     """
     if not {"experiment", "model", "data"} <= run.config.keys():
-        raise UsageError(f"{run.path} was not made by grokkit.train: pass its architecture as `model`, or go on with "
-                         "gk.record(..., resume=True) in the loop that made it")  # fmt: skip
+        raise UsageError(
+            f"{run.path} was not made by grokkit.train: pass its architecture as `model`, or go on with "
+            "gk.record(..., resume=True) in the loop that made it"
+        )
     return RunConfig.from_dict(run.config)
 
 

@@ -18,10 +18,12 @@ def training_names(config: RunConfig) -> list[NameRequest]:
     """The names that training by this config looks up. Augmentations and clips are not among them: a study cannot
     register one."""
     return [
-        *replay_names(config), NameRequest(config.data.name, data.find_dataset),
+        *replay_names(config),
+        NameRequest(config.data.name, data.find_dataset),
         NameRequest(config.optimizer.name, get_optimizer_class),
-        *_policies(config.policy.name, config.policy.options), *instrument_names(config.measures, config.attributions),
-    ]  # fmt: skip
+        *_policies(config.policy.name, config.policy.options),
+        *instrument_names(config.measures, config.attributions),
+    ]
 
 
 def replay_names(config: RunConfig) -> list[NameRequest]:

@@ -33,9 +33,12 @@ STATES = ("starting", "running", "interrupted", "done", "failed")
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """The flag beside a null `value` in a log, and what it stands for."""
 _KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-}  # fmt: skip
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 Check = Callable[[Any], dict[str, Any] | None]
 """Turns the JSON value of a log line into a record; None if it is none."""
@@ -202,8 +205,9 @@ def _check_status(status: Mapping[str, Any]) -> None:
     _check(status, "a whole number from 0 to 2**63 - 1", is_count, "step", "attempt")
     _check(status, "a whole number from 0 to 2**63 - 1, or null", _or_none(is_count), "total_steps", "manifest")
     _check(status, "text", _or_none(_is_text), "reason")
-    _check(status, f"a finite number from 0 to {MAX_AMOUNT:g}, or null", _or_none(is_amount),
-           "seconds", "price", "spent")  # fmt: skip
+    _check(
+        status, f"a finite number from 0 to {MAX_AMOUNT:g}, or null", _or_none(is_amount), "seconds", "price", "spent"
+    )
     _check(status, "seconds since 1970, up to the year 9999", _or_none(_is_time), "updated")
     _check(status, "a table of seconds by name", _or_none(_is_table), "costs")
     for name, seconds in (status.get("costs") or {}).items():

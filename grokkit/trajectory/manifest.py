@@ -163,11 +163,13 @@ def _is_path(name: Any) -> bool:
 def begin_record(run: Path, *, adopted: bool = False) -> bytes:
     """The first line, for the folder as it is now."""
     record = {
-        "kind": "began", "run": _read_state_id(run) or uuid.uuid4().hex,
-        "config": read_plain_config(run), "environment": read_plain_environment(run),
+        "kind": "began",
+        "run": _read_state_id(run) or uuid.uuid4().hex,
+        "config": read_plain_config(run),
+        "environment": read_plain_environment(run),
         "sha256": {name: hash_file(run / name) for name in CHOICES if (run / name).exists()},
         "probes": {path.stem: checksummed.read_digest(path) for path in store.list_probe_files(run / "probes")},
-    }  # fmt: skip
+    }
     return log.encode_line(checksummed.canonical_json(record | ({"adopted": True} if adopted else {})))
 
 

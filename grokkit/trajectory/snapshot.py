@@ -110,10 +110,15 @@ def _plan_layout(tensors: Mapping[str, Tensor]) -> tuple[Layout, dict[str, int],
     layout, filled, kinds = Layout(), dict[str, int](), []
     for name, tensor in tensors.items():
         key = _carrier_name(name, tensor)
-        layout.append({
-            "name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "array": key,
-            "offset": filled.get(key, 0), "shape": list(tensor.shape),
-        })  # fmt: skip
+        layout.append(
+            {
+                "name": name,
+                "dtype": str(tensor.dtype).removeprefix("torch."),
+                "array": key,
+                "offset": filled.get(key, 0),
+                "shape": list(tensor.shape),
+            }
+        )
         filled[key] = filled.get(key, 0) + tensor.numel()
         kinds.append(tensor.dtype)
     return layout, filled, kinds

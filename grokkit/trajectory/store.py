@@ -101,10 +101,15 @@ def write_reading(folder: Path, step: int, reading: Reading) -> str:
     bounds = {"low": reading.low, "high": reading.high}
     arrays = {"values": reading.values} | {name: array for name, array in bounds.items() if array is not None}
     meta = {
-        "measure": reading.measure, "step": step, "dims": reading.dims, "unit": reading.unit, "n": reading.n,
-        "coords": {dim: list(labels) for dim, labels in reading.coords.items()}, "settings": dict(reading.settings),
+        "measure": reading.measure,
+        "step": step,
+        "dims": reading.dims,
+        "unit": reading.unit,
+        "n": reading.n,
+        "coords": {dim: list(labels) for dim, labels in reading.coords.items()},
+        "settings": dict(reading.settings),
         "identity": folder.name,
-    }  # fmt: skip
+    }
     return checksummed.write(folder / step_file_name(step), "reading", arrays, meta)
 
 
@@ -115,9 +120,16 @@ def read_reading(folder: Path, step: int) -> Reading:
     with _require_written_form(path):
         count = meta["n"] if isinstance(meta["n"], int) else tuple(meta["n"])
         return Reading(
-            measure=meta["measure"], values=arrays["values"], dims=tuple(meta["dims"]), coords=meta["coords"],
-            unit=meta["unit"], n=count, low=arrays.get("low"), high=arrays.get("high"), settings=meta["settings"],
-        )  # fmt: skip
+            measure=meta["measure"],
+            values=arrays["values"],
+            dims=tuple(meta["dims"]),
+            coords=meta["coords"],
+            unit=meta["unit"],
+            n=count,
+            low=arrays.get("low"),
+            high=arrays.get("high"),
+            settings=meta["settings"],
+        )
 
 
 def write_attribution(folder: Path, step: int, values: np.ndarray, labels: np.ndarray, meta: Mapping[str, Any]) -> str:

@@ -52,8 +52,10 @@ def _trace(model: nn.Module) -> tuple:
         [(module.training, sorted(vars(module))) for module in model.modules()],
         [(parameter.requires_grad, parameter.grad is None) for parameter in model.parameters()],
         _hooks(model),
-        torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(),  # noqa: NPY002
-    )  # fmt: skip
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),  # noqa: NPY002
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -91,8 +91,11 @@ def test_missing_and_not_finite_readings_are_counted_and_change_nothing_else(mak
     for step in range(20):
         state = policy.update(Observation(step, 100, 1.0, _news(step, policy.reading)), state).state
     silent = policy.update(Observation(20, 100, 1.0, {}), state)
-    for useless, counter in (({policy.reading: math.nan}, "ignored"), ({policy.reading: -math.inf}, "ignored"),
-                             ({"something": 1.0}, "missing")):  # fmt: skip
+    for useless, counter in (
+        ({policy.reading: math.nan}, "ignored"),
+        ({policy.reading: -math.inf}, "ignored"),
+        ({"something": 1.0}, "missing"),
+    ):
         heard = policy.update(Observation(20, 100, 1.0, useless), state)
         assert heard.scale == silent.scale
         assert heard.state == silent.state | {counter: silent.state[counter] + 1}

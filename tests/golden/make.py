@@ -34,11 +34,17 @@ OWN_MODEL = Path(__file__).with_name("own_model.txt")
 """A study in the words of an earlier version, as the golden run keeps it."""
 
 TINY = RunConfig(
-    experiment="golden", data=spec("digits", size=8, train=120, test=60), model=spec("mlp", widths=(8, 8)),
-    batch_size=50, steps=24, records=2, probes={"train": 16, "test": 16, "random": 8}, precision="float32",
+    experiment="golden",
+    data=spec("digits", size=8, train=120, test=60),
+    model=spec("mlp", widths=(8, 8)),
+    batch_size=50,
+    steps=24,
+    records=2,
+    probes={"train": 16, "test": 16, "random": 8},
+    precision="float32",
     measures=(spec("accuracy"), spec("local_complexity", radii=(0.05, 0.5), directions=4, points=8)),
     signal={"every": 4, "points": 8, "directions": 4},
-)  # fmt: skip
+)
 
 
 def configs() -> Iterator[RunConfig]:
@@ -51,14 +57,21 @@ def configs() -> Iterator[RunConfig]:
         steps=150, records=4, probes=probes, model=spec("mlp", widths=(16, 16)), signal={"every": 10, "points": 20}
     )
     yield TINY.replace(
-        variant="every_measure", measures=tuple(spec(name) for name in measure_names()),
-        attributions=tuple(spec(name, images=2) for name in attribution_names() if name != "grad_cam"), steps=8,
-    )  # fmt: skip
+        variant="every_measure",
+        measures=tuple(spec(name) for name in measure_names()),
+        attributions=tuple(spec(name, images=2) for name in attribution_names() if name != "grad_cam"),
+        steps=8,
+    )
     yield TINY.replace(
-        variant="resnet9", model=spec("resnet9", width=4), augment=("crop2", "flip"), steps=6, signal={},
-        optimizer=spec("sgd", lr=0.05, momentum=0.9), attributions=(spec("grad_cam", images=2),),
+        variant="resnet9",
+        model=spec("resnet9", width=4),
+        augment=("crop2", "flip"),
+        steps=6,
+        signal={},
+        optimizer=spec("sgd", lr=0.05, momentum=0.9),
+        attributions=(spec("grad_cam", images=2),),
         data=spec("digits", size=32, train=120, test=60),
-    )  # fmt: skip
+    )
     heard = [(step, {"log_density": 5 - abs(step - 12) / 10}) for step in range(0, 24, 4)]
     options = {"yoked": {"news": heard}, "shuffled": {"news": heard, "seed": 3}}
     for name in policies.names():
