@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/grokkit demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -1,11 +1,8 @@
 """Small runs that several tests share, and how two run folders are compared."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
-from grokkit.callbacks.base import BaseCallback
 from grokkit.config.run_config import RunConfig, spec
 
 SMALL = RunConfig(
@@ -45,14 +42,3 @@ def contents(run: Path) -> dict[str, object]:
 
 def stripped(record: dict) -> dict:
     return {key: value for key, value in record.items() if key not in ("crc", "attempt", "time")}
-
-
-class PressesCtrlC(BaseCallback):
-    """Sends SIGINT to this very process in step `at`, when the step before it is reported."""
-
-    def __init__(self, at: int) -> None:
-        self.at = at
-
-    def report(self, step, values) -> None:
-        if step == self.at - 1:
-            os.kill(os.getpid(), signal.SIGINT)

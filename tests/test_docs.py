@@ -15,7 +15,17 @@ def python_of(page: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)], ids=lambda page: page.name)
+QUICK = {"extending.md"}
+"""Pages whose code runs with the fast tests; that of the others with the slow ones."""
+
+RUNNABLE = [
+    pytest.param(page, marks=[] if page.name in QUICK else [pytest.mark.slow], id=page.name)
+    for page in PAGES
+    if python_of(page)
+]
+
+
+@pytest.mark.parametrize("page", RUNNABLE)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     script.write_text(python_of(page))
@@ -31,10 +41,14 @@ def test_links_and_pictures_of_a_page_exist(page: Path) -> None:
 
 def test_every_public_name_is_in_the_list_of_public_names() -> None:
     import grokkit
+    from grokkit import errors
 
-    listed = set(re.findall(r"^\| `([a-zA-Z_]+)", (ROOT / "docs" / "api.md").read_text(), flags=re.MULTILINE))
-    assert listed == set(grokkit.__all__)
+    names, _, listed_errors = (ROOT / "docs" / "api.md").read_text().partition("## Errors")
+    assert set(re.findall(r"^\| `([a-zA-Z_]+)", names, flags=re.MULTILINE)) == set(grokkit.__all__)
     assert all(getattr(grokkit, name) is not None for name in grokkit.__all__)
+    classes = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type)}
+    rows = re.findall(r"^\| `([a-zA-Z_]+)` \| (\d+) \|", listed_errors, flags=re.MULTILINE)
+    assert rows == sorted((name, str(kind.exit_code)) for name, kind in classes.items())
 
 
 @pytest.mark.slow

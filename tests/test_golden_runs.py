@@ -72,8 +72,9 @@ def test_a_run_with_a_model_policy_and_measure_of_its_own_goes_on_where_its_code
 @pytest.mark.parametrize("variant", ["policy_lc_servo", "around_yoked", "resnet9", "stack", "decay_at_peak"])
 def test_runs_of_every_kind_are_measured_anew(runs, variant):
     run = named(runs, variant)
-    taken = gk.replay_run(run, ["calibration", "oui"], ["input_x_gradient"], device="cpu")
-    assert taken == 3 * len(run.steps()) and run.verify() == []
+    steps = run.steps()[-2:]
+    taken = gk.replay_run(run, ["calibration", "oui"], ["input_x_gradient"], steps=steps, device="cpu")
+    assert taken == 3 * len(steps) and run.verify() == []
 
 
 def test_a_live_reading_and_a_later_one_have_one_identity(runs):

@@ -102,10 +102,10 @@ def saved(*things) -> bytes:
     return file.getvalue()
 
 
-def followed(optimizer, scheduler, start: int = 0) -> tuple[list[list[float]], list[bytes]]:
-    """Rates and kept decays of all groups at every update from `start` on, and the state before each of them."""
+def followed(optimizer, scheduler, start: int = 0, end: int = STEPS) -> tuple[list[list[float]], list[bytes]]:
+    """Rates and kept decays of all groups at the updates from `start` to `end`, and the state before each of them."""
     path, states = [], []
-    for step in range(start, STEPS):
+    for step in range(start, end):
         if start == 0:
             states.append(saved(optimizer, scheduler))
         optimizer.step()
@@ -133,8 +133,9 @@ def test_a_run_resumed_at_any_step_has_the_rates_of_one_that_was_not(name: str, 
         # in half of the cases the other way round, which is as good
         for each, loaded in ((optimizer, mine), (scheduler, theirs))[:: 1 if stop % 2 else -1]:
             each.load_state_dict(loaded)
-        assert followed(optimizer, scheduler, stop)[0] == path[stop:], stop
-        assert listeners(scheduler)[0].decisions == decisions
+        end = STEPS if stop % 10 == 0 else min(stop + 8, STEPS)
+        assert followed(optimizer, scheduler, stop, end)[0] == path[stop:end], stop
+        assert end < STEPS or listeners(scheduler)[0].decisions == decisions
 
 
 @pytest.mark.parametrize("kind", ["numbers", "tensors", "fixed_decay"])

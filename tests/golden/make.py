@@ -28,7 +28,7 @@ from grokkit.errors import Interrupted, ModelContractError
 from grokkit.measures import names as measure_names
 from grokkit.old_names import translate
 from grokkit.registry import import_source
-from tests.runs import PressesCtrlC
+from tests.callbacks import PressesCtrlC
 
 OWN_MODEL = Path(__file__).with_name("own_model.txt")
 """A study in the words of an earlier version, as the golden run keeps it."""
