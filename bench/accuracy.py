@@ -156,7 +156,7 @@ def run_arm(recipe: str, arm: str, seed: int, choices: Choices, source: Path) ->
     """One run: what it was, its curve and what it cost."""
     plain = dataclasses.replace(PLAIN[recipe], cycle_momentum=arm == "plain_momentum")
     config = grokkit_config(recipe, choices, source, seed)
-    dataset = data.load(str(source), train=choices.train, test=choices.test)
+    dataset = data.load_data(str(source), train=choices.train, test=choices.test)
     start, wall = cpu_seconds(), time.monotonic()
     net = plain_net(choices, dataset, seed)
     if arm.startswith("grokkit"):

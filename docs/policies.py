@@ -27,15 +27,15 @@ def course(kind: str, seed: int = 0) -> list[dict[str, float]]:
     }[kind]
     points = rng.lognormal(0, 0.5, 128)
     values = np.exp(np.interp(steps, at, height))[:, None] * points * rng.lognormal(0, 0.15, (len(steps), 128))
-    news = []
+    readings = []
     for k in range(len(steps)):
         level, error = log_mean(values[k])
         window = slice(max(0, k + 1 - WINDOW), k + 1)
         trend = fit_slope(steps[window].tolist(), values[window])
         ends = zip(("", "_low", "_high"), trend, strict=True)
-        told = {f"log_density_slope{end}": value for end, value in ends}
-        news.append({"log_density": level, "log_density_se": error, **told})
-    return news
+        bounds = {f"log_density_slope{end}": value for end, value in ends}
+        readings.append({"log_density": level, "log_density_se": error, **bounds})
+    return readings
 
 
 @themed
@@ -45,13 +45,13 @@ def picture() -> Figure:
     panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(1, 1.4))
     titles = ("it rises, falls, rests and falls again", "it only rises: every policy is its deadline schedule")
     for (signal, rates), kind, title in zip(panels.T, ("fall", "rise"), titles, strict=True):
-        news = course(kind)
-        level, error = (np.array([each[name] for each in news]) for name in ("log_density", "log_density_se"))
+        readings = course(kind)
+        level, error = (np.array([each[name] for each in readings]) for name in ("log_density", "log_density_se"))
         steps = np.arange(EVERY, STEPS + 1, EVERY)
         signal.plot(steps, level, color="0.2")
         signal.fill_between(steps, level - error, level + error, color="0.2", alpha=0.18, lw=0)
         signal.set_title(title)
-        _rates(rates, news)
+        _rates(rates, readings)
     panels[0, 0].set_ylabel("planted log density")
     panels[1, 0].set_ylabel("learning rate / base rate")
     figure.legend(*panels[1, 0].get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -59,10 +59,10 @@ def picture() -> Figure:
     return figure
 
 
-def _rates(axes: Axes, news: list[dict[str, float]]) -> None:
+def _rates(axes: Axes, readings: list[dict[str, float]]) -> None:
     arms = {"wsd": {}, "lc_wsd": {}, "lc_hold": {"shape": "1-sqrt"}, "lc_servo": {"shape": "1-sqrt"}}
     for number, (name, options) in enumerate(arms.items()):
-        rates, decisions = simulate(gk.policies.create(name, **options), news, STEPS, every=EVERY)
+        rates, decisions = simulate(gk.policies.create(name, **options), readings, STEPS, every=EVERY)
         colour = "0.6" if name == "wsd" else PALETTE[number - 1]
         axes.plot(rates, color=colour, label=name, lw=2.4 if name == "wsd" else 1.0)
         at = [step for step, _ in decisions]

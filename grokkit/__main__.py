@@ -1,4 +1,4 @@
-"""`python -m grokkit`."""
+"""Entry point of `python -m grokkit`."""
 
 import sys
 

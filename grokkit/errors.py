@@ -1,24 +1,24 @@
-"""The errors of grokkit, drawn as a tree; each knows the exit code that the command line gives it.
+"""The exception hierarchy of grokkit, with the exit codes of the command line.
 
 GrokkitError                 1
 ├── UsageError               2   a wrong name, option or argument
-│   ├── UnknownNameError     2   a name that no registry holds; says the nearest one
-│   └── UntrustedCodeError   2   a name that only code in a run folder may register, and that is not trusted
-├── DeviceRefusedError       3   the machine cannot run this as asked
+│   ├── UnknownNameError     2   a name that is not registered; suggests the nearest one
+│   └── UntrustedCodeError   2   a name that only untrusted code in a run folder may register
+├── DeviceRefusedError       3   the machine cannot run this as requested
 ├── PlacementError           3   a tensor on another device than the run's
-├── DataError                4   data missing or of the wrong form
+├── DataError                4   data missing or malformed
 ├── TrajectoryError          4   a run folder missing, damaged, locked or of another version
 │   ├── DamagedError         4   a file that does not match its digest
-│   └── MisplacedError       4   a whole file under the name of another
-├── ModelContractError       4   a model that a measure cannot take
+│   └── MisplacedError       4   an intact file stored under the wrong name
+├── ModelContractError       4   a model that a measure does not support
 ├── NumericsError            5   a loss or a reading that is not finite
 └── Interrupted             75   stopped on request, state saved, can be resumed
-    └── BudgetReached        6   stopped because its money is spent
+    └── BudgetReached        6   stopped because its budget is spent
 """
 
 
 class GrokkitError(Exception):
-    """What every error of this package is; `exit_code` is the command line's answer."""
+    """Base class of all errors of this package; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 
@@ -30,16 +30,19 @@ class UsageError(GrokkitError):
 
 
 class UnknownNameError(UsageError):
-    """A name that no registry holds."""
+    """A name that is not registered."""
 
 
 class UntrustedCodeError(UsageError):
-    """A name is known only to code in a run folder that is not on the user's list; `reason` is the message without the
-    way to allow it, which the command line says in its own words."""
+    """A config uses a name that only the run's experiment.py may define, and that file is not on your list of trusted
+    code.
+
+    `reason` is the message without the remedy; the command line appends its own remedy (--trust).
+    """
 
     @property
     def reason(self) -> str:
-        """Which name, which file, and that it was not executed."""
+        """The unknown name, the file that may register it, and that it was not executed."""
         return str(self.args[0])
 
     def __str__(self) -> str:
@@ -47,7 +50,7 @@ class UntrustedCodeError(UsageError):
 
 
 class DeviceRefusedError(GrokkitError):
-    """The machine cannot run this as asked, for example a GPU that PyTorch cannot use."""
+    """The machine cannot run this as requested, for example a GPU that PyTorch cannot use."""
 
     exit_code = 3
 
@@ -59,7 +62,7 @@ class PlacementError(GrokkitError):
 
 
 class DataError(GrokkitError):
-    """Data missing or of the wrong form."""
+    """Data that is missing or malformed."""
 
     exit_code = 4
 
@@ -71,15 +74,15 @@ class TrajectoryError(GrokkitError):
 
 
 class DamagedError(TrajectoryError):
-    """A file whose content does not parse or does not match its digest; not one that cannot be read just now."""
+    """A file whose content does not parse or does not match its digest (not one that is temporarily unreadable)."""
 
 
 class MisplacedError(TrajectoryError):
-    """A file that is whole and not what its name says: of another step, measure, kind or run."""
+    """An intact file whose content does not match its name: of another step, measure, kind or run."""
 
 
 class ModelContractError(GrokkitError):
-    """A model that a measure cannot take; the message names the operation and the way out."""
+    """A model that a measure does not support; the message names the operation and the remedy."""
 
     exit_code = 4
 
@@ -91,12 +94,12 @@ class NumericsError(GrokkitError):
 
 
 class Interrupted(GrokkitError):
-    """Stopped on request; the state is saved and the run can be resumed."""
+    """Interrupted on request; the state is saved and the run can be resumed."""
 
     exit_code = 75
 
 
 class BudgetReached(Interrupted):
-    """Stopped because the run's budget is spent; the state is saved, and a larger budget goes on."""
+    """Stopped because the run's budget is spent; the state is saved, and a larger budget allows resuming."""
 
     exit_code = 6

@@ -1,17 +1,16 @@
-"""Text from outside, made safe to print: names, reasons and events come out of files that anyone may have written."""
+"""Escape untrusted text for printing: names, reasons and events are read from files that anyone may have written."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode categories of what moves a cursor, starts an escape sequence, turns the writing direction round, or is half
-a surrogate pair, which no terminal can be sent."""
+"""Unicode categories of characters that move the cursor, start an escape sequence, reverse the writing direction, or
+are half a surrogate pair, which cannot be encoded for a terminal."""
 
 
 def escape_controls(text: str, keep: str = "") -> str:
-    """Write every control character of `text` as an escape, such as `\\x1b`; the characters in `keep`
-    stay."""
+    """Replace every control character of `text` with an escape such as `\\x1b`, except those in `keep`."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

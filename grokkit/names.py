@@ -1,4 +1,4 @@
-"""The nouns that rooms hand to each other: probe sets, readings, tables, figure data. NumPy only, no torch."""
+"""Data classes shared by all packages: probe sets, readings, tables, figure data. NumPy only, no torch."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ TABLE_COLUMNS = (
     "n",
     "unit",
 )
-"""The columns of a Table, one row per number. `low` and `high` bound `value` (NaN where no interval is known),
+"""Columns of a table, one row per number. `low` and `high` bound `value` (NaN if no interval is known),
 `n` counts the images behind it, `radius` is in the input space of the net, `directions` counts those of the frame,
 `epsilon` is in pixels."""
 
 SIGNED = ("integrated_gradients", "input_x_gradient", "deep_lift")
-"""Attributions whose sign has a meaning even where a map happens to have only one."""
+"""Attributions whose sign is meaningful even if all values of a map have the same sign."""
 SLOPES = ("saliency", "guided_backprop")
-"""Attributions that are a gradient, per unit of pixel, not a share of the logit."""
+"""Attributions that are a gradient per unit of pixel, not a share of the logit."""
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeSet:
-    """Fixed, named, fingerprinted images on which measures are taken.
+    """Named, fixed set of images on which measures are computed, identified by a hash.
 
     Args:
-        name: `train`, `test`, `random` or the caller's own word.
-        images: (N, ...) array; uint8 in 0..255 stands for pixels in [0, 1], float32 is taken as it is.
-        labels: (N,) int64 class numbers; -1 where an image has none (the `random` set).
-        source: where the images come from, for example `digits/train`.
-        indices: (N,) int64 positions in that source; -1 where there is none.
+        name: `train`, `test`, `random` or a name of the caller's choice.
+        images: (N, ...) array; uint8 in 0..255 stands for pixels in [0, 1], float32 is used unchanged.
+        labels: (N,) int64 class numbers; -1 for an image without a label (the `random` set).
+        source: origin of the images, for example `digits/train`.
+        indices: (N,) int64 positions in that source; -1 if there is none.
     """
 
     name: str
@@ -82,18 +82,18 @@ class ProbeSet:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a measure returns: values with named dims, coords and a unit.
+    """Result of a measure: values with named dims, coords and a unit.
 
     Args:
         measure: name of the measure.
         values: array with one axis per name in `dims`.
         dims: names of the axes; `probe_set`, `layer`, `radius`, `directions`, `epsilon`, `attack` become table columns.
         coords: for every dim the tuple of its labels, in order.
-        unit: unit of `values`, in words.
-        n: images behind each value; one number, or one per probe set where `probe_set` is a dim.
+        unit: unit of `values`, as text.
+        n: images behind each value; one number, or one per probe set if `probe_set` is a dim.
         low, high: bounds of an interval around `values`, of the same shape, or None.
-        settings: JSON-able parameters and checks that belong to the values; `companions`, a list of rows as in `rows`,
-            stand beside the values in the table under their own measures.
+        settings: JSON-able parameters and checks of the values; `companions`, a list of rows as in `rows`, are added to
+            the table under their own measure names.
     """
 
     measure: str
@@ -109,33 +109,35 @@ class Reading:
     def __post_init__(self) -> None:
         expected = tuple(len(self.coords[dim]) for dim in self.dims)
         if self.values.shape != expected:
-            raise ValueError(f"reading {self.measure!r}: values have shape {self.values.shape}, coords say {expected}")
+            raise ValueError(
+                f"reading {self.measure!r}: values have shape {self.values.shape}, coords require {expected}"
+            )
         for bound in (self.low, self.high):
             if bound is not None and bound.shape != expected:
                 raise ValueError(f"reading {self.measure!r}: a bound has shape {bound.shape}, values {expected}")
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One dict per value, with the dims as keys beside `measure`, `value`, `low`, `high`, `n`, `unit`."""
-        for place in product(*(range(length) for length in self.values.shape)):
-            labels = {dim: self.coords[dim][at] for dim, at in zip(self.dims, place, strict=True)}
+        """Yield one dict per value, with the dims as keys next to `measure`, `value`, `low`, `high`, `n`, `unit`."""
+        for index in product(*(range(length) for length in self.values.shape)):
+            labels = {dim: self.coords[dim][position] for dim, position in zip(self.dims, index, strict=True)}
             yield labels | {
                 "measure": self.measure,
-                "value": float(self.values[place]),
-                "low": float("nan") if self.low is None else float(self.low[place]),
-                "high": float("nan") if self.high is None else float(self.high[place]),
-                "n": self._count(place),
+                "value": float(self.values[index]),
+                "low": float("nan") if self.low is None else float(self.low[index]),
+                "high": float("nan") if self.high is None else float(self.high[index]),
+                "n": self._count(index),
                 "unit": self.unit,
             }
 
-    def _count(self, place: tuple[int, ...]) -> int:
+    def _count(self, index: tuple[int, ...]) -> int:
         if isinstance(self.n, int):
             return self.n
-        return self.n[place[self.dims.index("probe_set")]]
+        return self.n[index[self.dims.index("probe_set")]]
 
 
 @dataclass(frozen=True, eq=False)
 class FigureData:
-    """All that a figure may see.
+    """Input of a figure.
 
     Args:
         table: tidy frame with `TABLE_COLUMNS`.

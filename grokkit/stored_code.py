@@ -1,6 +1,7 @@
-"""A run's own experiment.py: executed only for a name that is unknown without it, and only where the user trusts it.
+"""Execute the experiment.py stored in a run folder, only if a name is unknown without it and the user trusts it.
 
-What the file imports under names of earlier versions is found under today's (`old_names`)."""
+Imports of names from earlier versions are translated to current names (`old_names`).
+"""
 
 from __future__ import annotations
 
@@ -12,44 +13,44 @@ from typing import Any
 from grokkit.errors import UntrustedCodeError, UsageError
 from grokkit.old_names import translate
 from grokkit.registry import STUDY_PREFIX, import_source, study_name
-from grokkit.trust import digest_of, is_trusted, list_path, read_regular
+from grokkit.trust import get_list_path, hash_source, is_trusted, read_regular
 
 STUDY_FILE = "experiment.py"
-"""The source of the study in a run folder."""
+"""File in a run folder that holds the source of the experiment."""
 
 
 @dataclass(frozen=True)
 class NameRequest:
-    """A name that something is asked for by.
+    """A name and how to look it up.
 
     Args:
         name: such as `my_mlp`.
-        find: what the name stands for; a UsageError that says the nearest one otherwise.
+        find: returns what is registered under the name, or raises a UsageError that suggests the nearest one.
     """
 
     name: str
     find: Callable[[str], Any]
 
 
-def import_unknown(folders: Sequence[Path], wanted: Iterable[NameRequest], *, trust: bool = False) -> None:
-    """Execute the experiment.py of run folders as far as that is needed to know every name in `wanted`.
+def import_unknown(folders: Sequence[Path], requests: Iterable[NameRequest], *, trust: bool = False) -> None:
+    """Execute the experiment.py of run folders until every name in `requests` is known.
 
-    Nothing is read where all names are known to grokkit, to installed packages, or to the calling program. A name that
-    another study has registered in this process counts as unknown, since the run's own study may mean another thing
-    by it. The bytes that are executed are the ones that were held against the list.
+    No file is read if all names are known from grokkit, installed packages or the calling program. A name that another
+    experiment has registered in this process counts as unknown, because the run's own experiment may use it for
+    something else. The executed bytes are the same bytes that were checked against the list.
 
     Args:
-        folders: of the runs.
-        wanted: names and how they are looked up.
-        trust: execute a file that is not on the user's list, in this call; the list stays as it is.
+        folders: run folders.
+        requests: names and how to look them up.
+        trust: also execute files that are not on the user's list, in this call only; the list is not changed.
 
     Raises:
         UntrustedCodeError: a name is unknown, and a file that may register it is not on the user's list.
-        UsageError: a name that is unknown with the files too, or a file that cannot be read or imported.
+        UsageError: a name is unknown even with the files, or a file cannot be read or imported.
     """
-    missing = [each for each in wanted if not _is_known(each, ())]
-    sources = _sources(folders, missing[0]) if missing else {}
-    missing = _still_missing(missing, sources)
+    missing = [request for request in requests if not _is_known(request, ())]
+    sources = _read_sources(folders, missing[0]) if missing else {}
+    missing = _select_unknown(missing, sources)
     refused = []
     for source, path in sources.items():
         if not missing:
@@ -58,67 +59,67 @@ def import_unknown(folders: Sequence[Path], wanted: Iterable[NameRequest], *, tr
             refused.append((path, source))
             continue
         _execute(source, path, missing[0])
-        missing = _still_missing(missing, sources)
+        missing = _select_unknown(missing, sources)
     if missing and refused:
         raise UntrustedCodeError(_describe_refusal(missing[0], *refused[0]))
-    for each in missing:
-        each.find(each.name)
+    for request in missing:
+        request.find(request.name)
 
 
-def _sources(folders: Sequence[Path], wanted: NameRequest) -> dict[bytes, Path]:
-    """Source text -> where it is, the same text once. Raises UsageError for one that cannot be read."""
-    found: dict[bytes, Path] = {}
+def _read_sources(folders: Sequence[Path], request: NameRequest) -> dict[bytes, Path]:
+    """Return source text -> path, without duplicates. Raises UsageError for a file that cannot be read."""
+    sources: dict[bytes, Path] = {}
     for folder in folders:
         path = folder / STUDY_FILE
         try:
-            found.setdefault(read_regular(path), path)
+            sources.setdefault(read_regular(path), path)
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise UsageError(f"{_describe_unknown(wanted)} {path} is not read: {error.strerror}") from error
-    return found
+            raise UsageError(f"{_describe_unknown(request)} {path} cannot be read: {error.strerror}") from error
+    return sources
 
 
-def _still_missing(wanted: Iterable[NameRequest], sources: Iterable[bytes]) -> list[NameRequest]:
-    own = {study_name(source) for source in sources}
-    return [each for each in wanted if not _is_known(each, own)]
+def _select_unknown(requests: Iterable[NameRequest], sources: Iterable[bytes]) -> list[NameRequest]:
+    modules = {study_name(source) for source in sources}
+    return [request for request in requests if not _is_known(request, modules)]
 
 
-def _is_known(wanted: NameRequest, own: Collection[str]) -> bool:
-    """Whether the name is registered, and not by another study than those whose modules are called as in `own`."""
+def _is_known(request: NameRequest, modules: Collection[str]) -> bool:
+    """Return whether the name is registered by code outside experiments or by one whose module is in `modules`."""
     try:
-        module = str(getattr(wanted.find(wanted.name), "__module__", ""))
+        module = str(getattr(request.find(request.name), "__module__", ""))
     except UsageError:
         return False
-    return module in own or not module.startswith(STUDY_PREFIX)
+    return module in modules or not module.startswith(STUDY_PREFIX)
 
 
-def _execute(source: bytes, path: Path, wanted: NameRequest) -> None:
+def _execute(source: bytes, path: Path, request: NameRequest) -> None:
     try:
         import_source(source, path, translate)
     except UsageError as error:
         raise UsageError(
-            f"{wanted.name!r} is looked for there, and {error}. A name that another study took in this process is free "
-            "in a new one"
+            f"{request.name!r} is looked up there, and {error}. Names registered by another experiment in this process "
+            "are free in a new process"
         ) from error
 
 
-def _describe_refusal(wanted: NameRequest, path: Path, source: bytes) -> str:
+def _describe_refusal(request: NameRequest, path: Path, source: bytes) -> str:
     try:
-        where = str(list_path())
+        location = str(get_list_path())
     except OSError:
-        where = "there is none: this user has no home folder"
+        location = "no list: this user has no home folder"
     return (
-        f"{_describe_unknown(wanted)} {path} may register it (sha256 {digest_of(source)[:12]}), and was not "
+        f"{_describe_unknown(request)} {path} may register it (sha256 {hash_source(source)[:12]}), and was not "
         "executed: it is not "
-        f"on your list of trusted code ({where})."
+        f"on your list of trusted code ({location})."
     )
 
 
-def _describe_unknown(wanted: NameRequest) -> str:
-    """That the name is unknown, with the nearest one."""
+def _describe_unknown(request: NameRequest) -> str:
+    """Return a sentence that the name is unknown, with the nearest known name."""
     try:
-        wanted.find(wanted.name)
+        request.find(request.name)
     except UsageError as error:
         return f"{error}."
-    return f"{wanted.name!r} is known in this process from another study only."
+    return f"{request.name!r} is registered in this process by another experiment only."

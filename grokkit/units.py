@@ -1,8 +1,8 @@
-"""Interception of activation and max-pool calls, in call order, in any unmodified module, also re-used and in place.
+"""Intercept activation and max-pool calls of any unmodified module, in call order.
 
-Published code puts hooks on named layers and so misses functional calls, keeps only the last call of a re-used
-module and reads values that an in-place activation has already overwritten. A `TorchFunctionMode` sees every
-call before it happens; the module tree is only watched for names.
+Published code registers hooks on named layers, so it misses functional calls, keeps only the last call of a module
+that is used several times, and reads values that an in-place activation has already overwritten. A
+`TorchFunctionMode` intercepts every call before it runs; hooks on the module tree serve only to name the calls.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ class Activation(NamedTuple):
     """One kind of activation.
 
     Args:
-        name: as it is called in torch.
-        kinks: from the arguments of the call, the values of its pre-activation at which the slope jumps.
-        zone: for a smooth activation, half the width of the zone around 0 in which it is curved upwards: the sign of
-            its pre-activation is a proxy. None where the kinks are real.
-        flat: constant below its first kink, so that its output has forgotten how far below that the input was.
+        name: its name in torch.
+        kinks: maps the arguments of a call to the values of the pre-activation at which the slope jumps.
+        zone: for a smooth activation, half the width of the zone around 0 in which it is convex; the sign of its
+            pre-activation is then a proxy. None if the kinks are real.
+        flat: whether it is constant below its first kink, so that its output does not show how far below the kink
+            the input was.
     """
 
     name: str
@@ -41,17 +42,17 @@ class Activation(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether each kink is a real jump of the slope. Between its kinks only hardswish is not a straight line."""
+        """Whether each kink is a real jump of the slope. Only hardswish is not linear between its kinks."""
         return self.zone is None
 
 
 class Call(NamedTuple):
-    """One activation call, seen before it happens.
+    """One activation call, intercepted before it runs.
 
     Args:
         layer: module path plus, for a functional call, the activation's name; `#2` marks the second call.
-        activation: what is called.
-        z: pre-activations of shape (batch, ...); the difference of the two for a maximum or minimum of two tensors.
+        activation: the kind of activation.
+        z: pre-activations of shape (batch, ...); for a maximum or minimum of two tensors, their difference.
         kinks: input values at which the slope jumps.
     """
 
@@ -62,8 +63,13 @@ class Call(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """One kind of max-pooling: its name, how many trailing dimensions it pools, and whether its argument is the size
-    of its output (`adaptive`) rather than of its windows."""
+    """One kind of max-pooling.
+
+    Args:
+        name: its name in torch.
+        spatial: number of trailing dimensions that it pools.
+        adaptive: whether its argument is the size of its output rather than of its windows.
+    """
 
     name: str
     spatial: int
@@ -71,16 +77,16 @@ class Pool(NamedTuple):
 
 
 class PoolCall(NamedTuple):
-    """One max-pool call, seen after it happened (it overwrites nothing).
+    """One max-pool call, intercepted after it ran (it overwrites nothing).
 
     Args:
-        layer: named as an activation call, and numbered apart from those.
-        pool: what is called.
+        layer: named like an activation call, with its own numbering.
+        pool: the kind of max-pooling.
         z: its input, (batch, ..., *spatial).
         pooled: its output, the maximum of each window.
-        arguments: the rest of the call as (kernel, stride, padding, dilation), each with one int per spatial
+        arguments: the other arguments as (kernel, stride, padding, dilation), each with one int per spatial
             dimension; None for adaptive pooling, whose windows follow from the two shapes.
-        source: the layer of the activation that made `z`, where that one is flat below 0 and nothing lies between.
+        source: layer of the activation whose output is `z`, if that activation is flat below 0; else None.
     """
 
     layer: str
@@ -91,7 +97,7 @@ class PoolCall(NamedTuple):
     source: str | None
 
 
-def _at_zero(*_: Any, **__: Any) -> tuple[float, ...]:
+def _zero_kink(*_: Any, **__: Any) -> tuple[float, ...]:
     return (0.0,)
 
 
@@ -101,7 +107,9 @@ def _hardtanh_kinks(_: Tensor, min_val: float = -1.0, max_val: float = 1.0, inpl
 
 def _clamp_kinks(_: Tensor, min: Any = None, max: Any = None) -> tuple[float, ...]:
     if any(isinstance(bound, Tensor) and bound.numel() > 1 for bound in (min, max)):
-        raise ModelContractError("the model clamps by a tensor of bounds, which has no counting rule; clamp by numbers")
+        raise ModelContractError(
+            "the model clamps with a tensor of bounds, which has no counting rule; clamp by numbers instead"
+        )
     return tuple(float(bound) for bound in (min, max) if bound is not None)
 
 
@@ -110,21 +118,21 @@ def _clamp_max_kinks(_: Tensor, max: Any) -> tuple[float, ...]:
 
 
 GELU_ZONE = math.sqrt(2.0)
-"""Where the second derivative of GELU, (2 - x^2) times the normal density, changes sign."""
+"""Zero of the second derivative of GELU, (2 - x^2) times the normal density."""
 SILU_ZONE = 2.3993572805154677
-"""Where the second derivative of SiLU changes sign: the root of x tanh(x / 2) = 2."""
+"""Zero of the second derivative of SiLU: the root of x tanh(x / 2) = 2."""
 
-RELU = Activation("relu", _at_zero, flat=True)
-LEAKY_RELU = Activation("leaky_relu", _at_zero)
+RELU = Activation("relu", _zero_kink, flat=True)
+LEAKY_RELU = Activation("leaky_relu", _zero_kink)
 RELU6 = Activation("relu6", lambda *_, **__: (0.0, 6.0), flat=True)
 HARDTANH = Activation("hardtanh", _hardtanh_kinks, flat=True)
 HARDSWISH = Activation("hardswish", lambda *_, **__: (-3.0, 3.0))
 CLAMP = Activation("clamp", _clamp_kinks, flat=True)
 CLAMP_MAX = Activation("clamp", _clamp_max_kinks)
-ABS = Activation("abs", _at_zero)
-GELU = Activation("gelu", _at_zero, zone=GELU_ZONE)
-SILU = Activation("silu", _at_zero, zone=SILU_ZONE)
-MAXIMUM, MINIMUM = (Activation(name, _at_zero) for name in ("maximum", "minimum"))
+ABS = Activation("abs", _zero_kink)
+GELU = Activation("gelu", _zero_kink, zone=GELU_ZONE)
+SILU = Activation("silu", _zero_kink, zone=SILU_ZONE)
+MAXIMUM, MINIMUM = (Activation(name, _zero_kink) for name in ("maximum", "minimum"))
 
 ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     F.relu: RELU,
@@ -162,7 +170,7 @@ ACTIVATIONS: dict[Callable[..., Any], Activation] = {
     F.gelu: GELU,
     F.silu: SILU,
 }
-"""Every counted call of one tensor. What is in no table here and not linear is found by `spline/uncounted.py`."""
+"""Counted calls on one tensor. `spline/uncounted.py` finds the nonlinear calls that are in none of these tables."""
 
 PAIRS: dict[Callable[..., Any], Activation] = {
     torch.maximum: MAXIMUM,
@@ -178,10 +186,10 @@ PAIRS: dict[Callable[..., Any], Activation] = {
     torch.min: MINIMUM,
     Tensor.min: MINIMUM,
 }
-"""Counted where they take two tensors; `max` and `min` of one tensor are other operations under the same name."""
+"""Counted if called on two tensors; `max` and `min` of one tensor are different operations with the same name."""
 
 
-def _max_pools() -> Iterator[tuple[Callable[..., Any], Pool]]:
+def _list_max_pools() -> Iterator[tuple[Callable[..., Any], Pool]]:
     for adaptive in (False, True):
         for spatial in (1, 2, 3):
             name = f"{'adaptive_' * adaptive}max_pool{spatial}d"
@@ -191,7 +199,7 @@ def _max_pools() -> Iterator[tuple[Callable[..., Any], Pool]]:
                         yield getattr(owner, function), Pool(name, spatial, adaptive)
 
 
-MAX_POOLS: dict[Callable[..., Any], Pool] = dict(_max_pools())
+MAX_POOLS: dict[Callable[..., Any], Pool] = dict(_list_max_pools())
 
 _RECURRENT = "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"
 REFUSED: dict[Callable[..., Any], str] = {
@@ -221,11 +229,11 @@ REFUSED: dict[Callable[..., Any], str] = {
     F.fractional_max_pool3d: "fractional_max_pool3d",
     **{getattr(torch, name): name for name in _RECURRENT.split()},
 }
-"""Nonlinear calls that have no counting rule: a number that left them out would look complete and not be."""
+"""Nonlinear calls without a counting rule. They raise, because a count that omits them would look complete."""
 
 
-def _pair(input: Any, other: Any = None, *_: Any, **__: Any) -> Any:
-    """The difference whose sign decides which of two tensors goes on; None for `max` and `min` of one tensor."""
+def _subtract_pair(input: Any, other: Any = None, *_: Any, **__: Any) -> Any:
+    """Return the difference whose sign selects one of two tensors; None for `max` and `min` of one tensor."""
     return input - other if isinstance(other, Tensor) and input.dtype != torch.bool else None
 
 
@@ -239,64 +247,66 @@ def normalise_pool_arguments(
     spatial: int,
     **___: Any,
 ) -> tuple[tuple[int, ...], ...]:
-    """The windows of a max-pool call as in `PoolCall`, from the call's own arguments."""
+    """Convert the arguments of a max-pool call to (kernel, stride, padding, dilation) as in `PoolCall`."""
 
-    def each(value: Any) -> tuple[int, ...]:
+    def per_dimension(value: Any) -> tuple[int, ...]:
         return tuple(value) * (spatial // len(value)) if isinstance(value, tuple | list) else (value,) * spatial
 
-    kernel = each(kernel_size)
-    # without a stride, or with torch's own empty one, a window begins where the last has ended
-    return kernel, each(stride) if stride else kernel, each(padding), each(dilation)
+    kernel = per_dimension(kernel_size)
+    # the stride defaults to the kernel size; torch also passes an empty list for "no stride"
+    return kernel, per_dimension(stride) if stride else kernel, per_dimension(padding), per_dimension(dilation)
 
 
 class _Constants:
-    """What certainly does not depend on the images: parameters, buffers, and what is computed of these alone.
+    """Tensors that do not depend on the images: parameters, buffers, and results computed from these alone.
 
-    A call on such values (a clamped temperature, the absolute value of a weight, a net that makes a bias from a
-    table of positions) bends nothing in input space: it is no unit, whatever its shape.
+    A call on such tensors (a clamped temperature, the absolute value of a weight, a network that computes a bias from
+    a table of positions) adds no boundary in input space, so it is not counted, whatever its shape.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._known: dict[int, tuple[Tensor, int]] = {}
+        self._constants: dict[int, tuple[Tensor, int]] = {}
         for buffer in model.buffers():
             self.add(buffer)
 
     def add(self, tree: Any) -> None:
-        for tensor in _tensors((tree,)):
+        for tensor in _iter_tensors((tree,)):
             if not tensor.is_inference():
-                self._known[id(tensor)] = (tensor, tensor._version)  # kept alive, so that its id stays its own
+                self._constants[id(tensor)] = (tensor, tensor._version)  # the reference keeps its id unique
 
-    def hold(self, *trees: Any) -> bool:
-        """Whether these arguments have tensors, and none but constant ones that nothing has been written into."""
-        found = False
-        for tensor in _tensors(trees):
+    def contains_all(self, *trees: Any) -> bool:
+        """Return whether the arguments hold tensors and all of them are constants not written to since."""
+        has_tensors = False
+        for tensor in _iter_tensors(trees):
             if type(tensor) is not nn.Parameter:
-                known = self._known.get(id(tensor))
-                if known is None or known[1] != tensor._version:
+                entry = self._constants.get(id(tensor))
+                if entry is None or entry[1] != tensor._version:
                     return False
-            found = True
-        return found
+            has_tensors = True
+        return has_tensors
 
 
-def _tensors(trees: Iterable[Any]) -> Iterator[Tensor]:
+def _iter_tensors(trees: Iterable[Any]) -> Iterator[Tensor]:
     for tree in trees:
         if isinstance(tree, Tensor):
             yield tree
         elif isinstance(tree, tuple | list):
-            yield from _tensors(tree)
+            yield from _iter_tensors(tree)
         elif isinstance(tree, dict):
-            yield from _tensors(tree.values())
+            yield from _iter_tensors(tree.values())
 
 
 class ModulePath:
-    """Knows which named module is running, through hooks that are global and borrowed, never the model's own."""
+    """Tracker of the named module that is running, by temporary global hooks instead of hooks on the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._stack: list[nn.Module] = []
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def track(self) -> Iterator[None]:
+        """Track the running module within the block."""
+
         def enter(module: nn.Module, _: Any) -> None:
             if id(module) in self._names:
                 self._stack.append(module)
@@ -313,12 +323,12 @@ class ModulePath:
                 handle.remove()
             self._stack.clear()
 
-    def layer(self, function: str) -> str:
-        """Name for a call of `function` made now: the path of an activation module, else path plus function."""
+    def layer_name(self, function: str) -> str:
+        """Return the name of a call of `function` made now: the path of an activation module, else path.function."""
         if not self._stack:
             return function
         module = self._stack[-1]
-        path = self._names[id(module)]
+        path: str = self._names[id(module)]
         is_leaf = next(module.children(), None) is None and next(module.parameters(recurse=False), None) is None
         if is_leaf and path:
             return path
@@ -340,86 +350,86 @@ class _Interception(TorchFunctionMode):
         self._on_call = on_call
         self._on_pool = on_pool
         self._batch = batch
-        self._seen: Counter[str] = Counter()
-        self._pools: Counter[str] = Counter()
+        self._call_counts: Counter[str] = Counter()
+        self._pool_counts: Counter[str] = Counter()
         self._rectified: tuple[weakref.ref[Tensor], str] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._constants.hold(args, kwargs):
+        if self._constants.contains_all(args, kwargs):
             out = func(*args, **kwargs)
             self._constants.add(out)
             return out
-        call = self._before(func, args, kwargs)
+        call = self._check_call(func, args, kwargs)
         out = func(*args, **kwargs)
         if call is not None:
-            # the output of a ReLU no longer says how far from life its dead units are, so its name goes along
+            # a ReLU's output does not show how far below 0 its dead units are, so a pool needs the ReLU's layer name
             rectified = call.activation.flat and call.kinks[:1] == (0.0,)
             self._rectified = (weakref.ref(out), call.layer) if rectified else None
         elif self._on_pool is not None and func in MAX_POOLS:
-            self._on_pool(self._pool_call(MAX_POOLS[func], out, args, kwargs))
+            self._on_pool(self._make_pool_call(MAX_POOLS[func], out, args, kwargs))
         return out
 
-    def _before(self, func: Any, args: Any, kwargs: Any) -> Call | None:
-        """Report a counted call, and refuse what cannot be counted."""
+    def _check_call(self, func: Any, args: Any, kwargs: Any) -> Call | None:
+        """Report a counted call, and raise if a call cannot be counted."""
         if func in ACTIVATIONS or func in PAIRS:
-            return self._activation_call(func, args, kwargs)
+            return self._report_activation(func, args, kwargs)
         if func in REFUSED:
             counted = sorted({a.name for a in (*ACTIVATIONS.values(), *PAIRS.values())})
             raise ModelContractError(
-                f"the model calls `{REFUSED[func]}` in {self._path.layer(REFUSED[func])!r}, which has no counting "
+                f"the model calls `{REFUSED[func]}` in {self._path.layer_name(REFUSED[func])!r}, which has no counting "
                 f"rule. Counted: {', '.join(counted)}. Use one of those"
             )
         if func is F.multi_head_attention_forward:
             query = args[0] if args else kwargs["query"]
             sizes = query.shape[1:2] if query.dim() == 3 else (1,)
-            self._check_batch(sizes, "attention", self._path.layer("attention"), "second", query)
+            self._check_batch(sizes, "attention", self._path.layer_name("attention"), "second", query)
         return None
 
-    def _activation_call(self, func: Any, args: Any, kwargs: Any) -> Call | None:
+    def _report_activation(self, func: Any, args: Any, kwargs: Any) -> Call | None:
         if func in PAIRS:
             activation = PAIRS[func]
-            z, kinks = _pair(*args, **kwargs), activation.kinks()
+            z, kinks = _subtract_pair(*args, **kwargs), activation.kinks()
         else:
             activation = ACTIVATIONS[func]
             z = args[0] if args else kwargs["input"]
-            rest = {name: value for name, value in kwargs.items() if name not in ("input", "out")}
-            kinks = activation.kinks(z, *args[1:], **rest)
+            options = {name: value for name, value in kwargs.items() if name not in ("input", "out")}
+            kinks = activation.kinks(z, *args[1:], **options)
         if z is None or not (z.is_floating_point() or z.is_complex()):
             return None  # indices and masks have no slope
-        layer = _number_layers(self._seen, self._path.layer(activation.name))
+        layer = _number_layers(self._call_counts, self._path.layer_name(activation.name))
         if not z.is_floating_point():
             raise ModelContractError(
                 f"{activation.name} in {layer!r} is called on complex numbers, which have no sign; measure a model "
-                "that takes real and imaginary parts apart"
+                "that processes real and imaginary parts separately"
             )
         self._check_batch(z.shape, activation.name, layer, "first", z)
         call = Call(layer, activation, z, kinks)
         self._on_call(call)
         return call
 
-    def _pool_call(self, pool: Pool, out: Any, args: Any, kwargs: Any) -> PoolCall:
+    def _make_pool_call(self, pool: Pool, out: Any, args: Any, kwargs: Any) -> PoolCall:
         z = args[0] if args else kwargs["input"]
-        layer = _number_layers(self._pools, self._path.layer(pool.name))
+        layer = _number_layers(self._pool_counts, self._path.layer_name(pool.name))
         self._check_batch(z.shape[: z.dim() - pool.spatial], pool.name, layer, "first", z)
-        rest = {name: value for name, value in kwargs.items() if name != "input"}
-        arguments = None if pool.adaptive else normalise_pool_arguments(z, *args[1:], spatial=pool.spatial, **rest)
-        made, source = self._rectified or (lambda: None, None)
+        options = {name: value for name, value in kwargs.items() if name != "input"}
+        arguments = None if pool.adaptive else normalise_pool_arguments(z, *args[1:], spatial=pool.spatial, **options)
+        producer, source = self._rectified or (lambda: None, None)
         pooled = out[0] if isinstance(out, tuple) else out
-        return PoolCall(layer, pool, z, pooled, arguments, source if made() is z else None)
+        return PoolCall(layer, pool, z, pooled, arguments, source if producer() is z else None)
 
     def _check_batch(self, sizes: Iterable[int], name: str, layer: str, which: str, z: Tensor) -> None:
         if self._batch is not None and tuple(sizes)[:1] != (self._batch,):
             raise ModelContractError(
                 f"the input of {name} in {layer!r} must have the batch ({self._batch}) as its {which} dimension, so "
-                f"that units can be told from images and no image sees another; got shape {tuple(z.shape)}"
-                + (". Attention needs batch_first=True where images come first" if which == "second" else "")
+                f"that units are distinguished from images and no image affects another; got shape {tuple(z.shape)}"
+                + (". Attention needs batch_first=True if images come first" if which == "second" else "")
             )
 
 
-def _number_layers(seen: Counter[str], base: str) -> str:
-    seen[base] += 1
-    return base if seen[base] == 1 else f"{base}#{seen[base]}"
+def _number_layers(call_counts: Counter[str], base: str) -> str:
+    call_counts[base] += 1
+    return base if call_counts[base] == 1 else f"{base}#{call_counts[base]}"
 
 
 @contextmanager
@@ -429,20 +439,21 @@ def intercept(
     on_pool: Callable[[PoolCall], None] | None = None,
     batch: int | None = None,
 ) -> Iterator[None]:
-    """Within the block, `on_call` sees every counted activation call of one forward pass of `model`, in order.
+    """Pass every counted activation call of one forward pass of `model` to `on_call`, in call order.
 
-    Enter the block once per forward pass: the names count calls from its start. Nothing is added to the model. Calls
-    on parameters and buffers alone are passed over, and so are calls on integers.
+    Enter the block once per forward pass: the numbers in layer names count calls from its start. Nothing is added to
+    the model. Calls on parameters and buffers alone, and on integers, are skipped.
 
     Args:
         model: any module.
-        on_call: is given each activation call before it happens.
-        on_pool: is given each max-pool call after it happened.
-        batch: number of images; whatever is reported must have it in front.
+        on_call: receives each activation call before it runs.
+        on_pool: receives each max-pool call after it ran.
+        batch: number of images, checked to be the first dimension of every reported input; None: not checked.
 
     Raises:
-        ModelContractError: the model calls a nonlinearity that has no counting rule, or the batch is elsewhere.
+        ModelContractError: the model calls a nonlinearity without a counting rule, or the batch dimension is not
+            first.
     """
     path = ModulePath(model)
-    with path.watched(), _Interception(model, path, on_call, on_pool, batch):
+    with path.track(), _Interception(model, path, on_call, on_pool, batch):
         yield

@@ -169,7 +169,7 @@ def _slow_twin(net, image, label, epsilon, loss, steps, source):
 def test_verdicts_and_points_are_those_of_a_plain_loop_over_single_images(loss):
     net, images, labels = _toy()
     net, images, labels = net.double(), images[:60].double(), labels[:60]
-    source = seeding.generator(4, "attack", loss, "linf")
+    source = seeding.make_generator(4, "attack", loss, "linf")
     slow = [_slow_twin(net, x, int(y), 0.02, loss, 6, source) for x, y in zip(images, labels, strict=True)]
     found = pgd(net, images, labels, 0.02, loss=loss, steps=6, seed=4)
     assert found.correct.tolist() == [right for right, _ in slow]

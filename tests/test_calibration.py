@@ -192,14 +192,14 @@ def test_few_counts_neither_show_nor_end_a_linear_range() -> None:
 def test_what_is_bent_below_ends_the_range_whatever_comes_above() -> None:
     found = choose_radius(planted(calibration_rows(0, bend=9), _slope(calibration_rows(7, bend=9), 0.02, 0.7, 0.1)))
     assert found.snapshots[1] == LinearRange(7, None, 0.02) and found.radius is found.directions is None
-    assert found.reason.startswith("at step 7 LC is bent at 0.02, and below") and found.smallest_linear_end == 2.0
+    assert found.reason.startswith("at step 7 LC is not linear at 0.02, and below") and found.smallest_linear_end == 2.0
     assert found.reason.endswith("(linear up to 2 at 1 of 2 snapshots)")
 
 
 def test_too_few_counts_everywhere_are_said_so() -> None:
     found = choose_radius(planted(calibration_rows(3, bend=9, half=0.2)))
     assert found.radius is None and found.smallest_linear_end is None
-    assert "at step 3 the counts are too few to tell whether LC is linear anywhere in 0.01..2" in found.reason
+    assert "at step 3 the counts are too few to decide whether LC is linear anywhere in 0.01..2" in found.reason
 
 
 def test_the_smallest_p_with_an_interval_wide_enough_is_taken() -> None:
@@ -237,7 +237,7 @@ def test_calibrate_prints_a_verdict_and_draws_from_what_it_stored(run, tmp_path:
     words += ["--device", "cpu", "--out", str(tmp_path / "a")]
     assert main(words) == 0
     first = capsys.readouterr().out
-    assert first.startswith("2 added, 0 were there") and "recommended: " in first and "why: " in first
+    assert first.startswith("2 added, 0 already stored") and "recommended: " in first and "why: " in first
     assert [path.name for path in map(Path, first.split()[-3:])] == [
         "calibration.pdf",
         "calibration.png",
@@ -253,7 +253,7 @@ def test_calibrate_prints_a_verdict_and_draws_from_what_it_stored(run, tmp_path:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--snapshots", "0"], "`snapshots` must be at least 1; got 0"),
+        (["--snapshots", "0"], "--snapshots must be at least 1; got 0"),
         (["--radius", "0.1"], "`radii` must be two or more numbers"),
         (["--probe-set", "trian"], "no probe set among"),
         (["--points", "1"], "at least 2 images"),
@@ -271,7 +271,7 @@ def test_a_net_without_any_crossing_is_said_to_tell_nothing() -> None:
     rows = rows[rows.measure.isin(("calibration", "calibration_kappa"))].assign(run="a/b-s0", layer="", attack="")
     rows.loc[rows.measure == "calibration", ["value", "low", "high"]] = 0.0
     said = format_choice(rows, choose_radius(rows))
-    assert "recommended: none" in said and "too few to tell" in said
+    assert "recommended: none" in said and "too few to decide" in said
     assert gk.figures.create("calibration", FigureData(rows, {}, pd.DataFrame()))
 
 

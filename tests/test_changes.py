@@ -80,7 +80,7 @@ def test_a_log_that_is_cut_after_a_resume_is_told(run):
     recorder._writer.wait()
     os.truncate(run.path / "metrics.jsonl", 0)
     assert manifest.read_manifest(run.path).ended == {}
-    assert [each for each in run.verify() if "metrics.jsonl was cut: it has 0 bytes" in each]
+    assert [each for each in run.verify() if "metrics.jsonl was truncated: it has 0 bytes" in each]
     recorder.close("interrupted")
 
 
@@ -96,16 +96,16 @@ def test_a_torn_last_line_at_an_end_is_not_known_of(run, monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 1, 5, 100, 3000])
 def test_whole_lines_are_measured_over_the_edges_of_blocks(tmp_path, monkeypatch, size):
-    monkeypatch.setattr(manifest, "_BLOCK", 7)
+    monkeypatch.setattr(manifest, "_BLOCK_BYTES", 7)
     text = (b"ab\ncdefghijklmnop\n\nq\n" * 200)[:size]
     (tmp_path / "log").write_bytes(text)
     whole = text[: text.rfind(b"\n") + 1]
     (tmp_path / "whole").write_bytes(whole)
-    assert manifest.measure_log(tmp_path / "log") == {
+    assert manifest.hash_log(tmp_path / "log") == {
         "bytes": len(whole),
         "sha256": manifest.hash_file(tmp_path / "whole"),
     }
-    assert manifest.measure_log(tmp_path / "log", size)["sha256"] == manifest.hash_file(tmp_path / "log")
+    assert manifest.hash_log(tmp_path / "log", size)["sha256"] == manifest.hash_file(tmp_path / "log")
 
 
 # --- snapshots that nobody listed -------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def another(tmp_path: Path, step: int) -> Path:
 def test_a_snapshot_that_came_after_an_interruption_is_told_and_put_aside(tmp_path):
     run = interrupted(tmp_path / "run")
     shutil.copy(another(tmp_path, 4), snapshot_of(run, 4))
-    assert run.verify() == [f"{snapshot_of(run, 4)} was not there when the run ended: the manifest does not list it"]
+    assert run.verify() == [f"{snapshot_of(run, 4)} did not exist when the run ended: the manifest does not list it"]
     told = resumed(run)
     assert len(told) == 1 and "the manifest does not list it; it was moved to" in told[0]
     assert run.steps() == [0, 1, 2, 3] and run.verify() == []
@@ -151,12 +151,12 @@ def test_a_snapshot_of_which_last_bits_differ_stays_whoever_listed_it(run, lines
         status = json.loads((run.path / "status.json").read_text())
         del status["manifest"]
         (run.path / "status.json").write_text(json.dumps(status))
-    digest = checksummed.read_digest(snapshot_of(run, 4))
+    digest = checksummed.try_read_digest(snapshot_of(run, 4))
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
         recorder._context.model[1].weight.data += 1e-6
         recorder.step(4)
-    assert checksummed.read_digest(snapshot_of(run, 4)) == digest and run.verify() == []
+    assert checksummed.try_read_digest(snapshot_of(run, 4)) == digest and run.verify() == []
     assert [event["kind"] for event in run.events if event["kind"] in ("differs", "quarantined")] == ["differs"]
 
 
@@ -214,7 +214,7 @@ def test_a_manifest_that_is_gone_is_told_by_resume_and_ever_after(run):
     assert [each for each in run.verify() if each.endswith("MANIFEST is missing")]
     told = resumed(run, 4)
     assert told == [f"{run.path}/MANIFEST is missing"]
-    said = [f"{run.path}/MANIFEST was gone when the run was resumed: what was there then was taken"]
+    said = [f"{run.path}/MANIFEST was missing when the run was resumed: the files found then were added to it"]
     assert run.verify() == said and resumed(run) == [] and run.verify() == said
 
 
@@ -225,8 +225,9 @@ def test_a_manifest_that_was_cut_is_told_by_resume_and_ever_after(run):
     path.write_bytes(b"".join(lines[:4]) + lines[4][:10])
     had = len(path.read_bytes())
     told = resumed(run, 4)
-    assert told == [f"{path} was cut: it has {had} bytes and had {len(content)}"]
-    said = [f"{path} had {had} of its {len(content)} bytes when the run was resumed: what was there then was taken"]
+    assert told == [f"{path} was truncated: it has {had} bytes and had {len(content)}"]
+    lost = f"{path} had {had} of its {len(content)} bytes"
+    said = [f"{lost} when the run was resumed: the files found then were added to it"]
     assert run.verify() == said and run.unlisted() == [] and run.steps() == [0, 1, 2, 3, 4]
 
 
@@ -243,7 +244,7 @@ def test_states_of_two_runs_and_no_manifest_are_not_guessed_among(run, tmp_path)
     other = recorded(tmp_path / "other")
     shutil.copy(other.path / "resume" / "1.h5", run.path / "resume" / "1.h5")
     (run.path / "MANIFEST").unlink()
-    with pytest.raises(TrajectoryError, match="holds states of two runs, and no MANIFEST says whose run this is"):
+    with pytest.raises(TrajectoryError, match="two runs, and without MANIFEST it is unknown which one is this run"):
         opened(run.path, resume=True)
     assert not (run.path / "MANIFEST").exists()
 
@@ -317,7 +318,7 @@ def test_a_refused_resume_says_nothing_in_the_manifest(run):
             opened(run.path, resume=True)
     assert path.read_bytes() == content
     (run.path / "config.toml").write_text(config)
-    assert [each for each in resumed(run, 4) if "MANIFEST was cut" in each]
+    assert [each for each in resumed(run, 4) if "MANIFEST was truncated" in each]
 
 
 def test_the_manifest_of_another_run_behind_ones_own_counts_for_nothing(run, tmp_path):
@@ -325,7 +326,7 @@ def test_the_manifest_of_another_run_behind_ones_own_counts_for_nothing(run, tmp
     with open(run.path / "MANIFEST", "ab") as file:
         file.write((other.path / "MANIFEST").read_bytes())
     said = run.verify()
-    assert f"{run.path}/MANIFEST holds the beginning of another run" in said
+    assert f"{run.path}/MANIFEST contains the first line of another run" in said
     assert resumed(run, 4) == [] and run.steps() == [0, 1, 2, 3, 4] and not (run.path / "quarantine").exists()
 
 
@@ -346,7 +347,7 @@ def test_a_line_that_was_not_written_takes_no_snapshot_out_of_the_run(run, monke
 
 @pytest.mark.parametrize("moment", ["files listed", "lines to be read", "lines read"])
 def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkeypatch, moment):
-    read, rooms, recorders = manifest.read_manifest, store.result_folders, []
+    read, rooms, recorders = manifest.read_manifest, store.iter_result_files, []
 
     def resumes():
         if not recorders:
@@ -366,7 +367,7 @@ def test_a_run_that_is_resumed_while_it_is_verified_has_no_strangers(run, monkey
         resumes() if moment == "lines read" else None
         return found
 
-    monkeypatch.setattr(store, "result_folders", listed)
+    monkeypatch.setattr(store, "iter_result_files", listed)
     monkeypatch.setattr(manifest, "read_manifest", lines)
     assert run.verify() == []
     assert 4 in run.steps()
@@ -516,7 +517,7 @@ def test_a_file_that_came_back_from_quarantine_is_read_as_one_that_nobody_listed
     resumed(run)
     assert run.verify() == [] and run.steps() == [0, 1, 2]
     path.write_bytes(raw)
-    assert run.verify() == [f"{path} was not there when the run ended: the manifest does not list it"]
+    assert run.verify() == [f"{path} did not exist when the run ended: the manifest does not list it"]
     as_killed(run)
     assert run.verify() == [] and resumed(run) == [] and run.verify() == []
 
@@ -533,7 +534,7 @@ def test_an_older_state_that_was_put_back_is_told(run):
     )
     (run.path / "resume" / name).write_bytes(old)
     assert run.verify() == [
-        f"{run.path / 'resume' / name} is whole, and not the file that this run has written under its name"
+        f"{run.path / 'resume' / name} is intact, but not the file that this run wrote under this name"
     ]
 
 
@@ -546,7 +547,10 @@ def test_a_state_beyond_its_line_is_listed_with_what_it_holds(run):
     as_killed(run)
     assert run.verify() == [] and resumed(run) == []
     record = manifest.read_manifest(run.path).files["resume/0.h5"]
-    assert (record["save"], record["digest"]) == (newest["save"], checksummed.read_digest(run.path / "resume" / "0.h5"))
+    assert (record["save"], record["digest"]) == (
+        newest["save"],
+        checksummed.try_read_digest(run.path / "resume" / "0.h5"),
+    )
 
 
 def test_a_run_that_is_written_cannot_be_replayed(run):
@@ -568,7 +572,7 @@ def test_a_killed_run_knows_how_long_its_manifest_was(run):
     path, lines = copy / "MANIFEST", (copy / "MANIFEST").read_bytes().splitlines(keepends=True)
     assert Run(copy).status["state"] == "running" and Run(copy).status["manifest"] == path.stat().st_size
     path.write_bytes(b"".join(lines[:-1]))
-    assert [each for each in Run(copy).verify() if "MANIFEST was cut" in each]
+    assert [each for each in Run(copy).verify() if "MANIFEST was truncated" in each]
 
 
 @pytest.mark.parametrize("write", ["a save", "a snapshot", "a heartbeat"])
@@ -624,7 +628,7 @@ def test_the_first_file_of_a_form_is_read_back_before_it_has_its_name(tmp_path, 
     monkeypatch.setattr(
         checksummed, "_build_skeleton", lambda *key: tuple(other.get(each, each) for each in skeleton(*key))
     )
-    with pytest.raises(TrajectoryError, match="what was written does not read back"):
+    with pytest.raises(TrajectoryError, match="the file does not read back as it was written"):
         checksummed.write(tmp_path / "f.h5", "reading", form, {})
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
@@ -690,7 +694,7 @@ def test_the_manifest_of_another_run_moves_nothing(run, tmp_path):
     shutil.copy(other.path / "MANIFEST", run.path / "MANIFEST")
     before = sorted(run.path.rglob("*.h5"))
     for _ in range(2):
-        with pytest.raises(TrajectoryError, match="are of two runs: put back what belongs here"):
+        with pytest.raises(TrajectoryError, match="belong to two different runs: restore"):
             opened(run.path, resume=True)
     assert sorted(run.path.rglob("*.h5")) == before
     assert [each for each in run.verify() if "is the state of another run" in each]
@@ -743,4 +747,4 @@ def test_a_file_in_the_place_of_quarantine_is_told(run):
 
 def test_a_link_that_leads_nowhere_is_told_as_one(run):
     snapshot_of(run, 9).symlink_to("nowhere")
-    assert any("it is a link that leads nowhere" in each for each in run.verify())
+    assert any("it is a broken symbolic link" in each for each in run.verify())

@@ -114,7 +114,7 @@ def test_every_verb_explains_itself(capsys) -> None:
     [
         (["trian"], 2, "Did you mean 'train'?"),
         (["train", "quickstrat"], 2, "Did you mean 'quickstart'?"),
-        (["train", "missing.py"], 2, "there is no experiment file missing.py"),
+        (["train", "missing.py"], 2, "experiment file not found: missing.py"),
         (["train", "study.py:plian", "--device", "cpu"], 2, "Did you mean 'plain'?"),
         (["train", "study.py", "--data", "digts", "--device", "cpu"], 2, "Did you mean 'digits'?"),
         (["train", "study.py", "--data", "missing.npz", "--device", "cpu"], 4, "missing.npz"),
@@ -123,12 +123,12 @@ def test_every_verb_explains_itself(capsys) -> None:
         (["train", "study.py", "--data", "uneven.npz", "--device", "cpu"], 4, "y_train"),
         (["train", "study.py", "--steps", "0", "--device", "cpu"], 2, "`steps` must be an int of at least 1; got 0"),
         (["train", "fails.py", "--device", "cpu"], 2, "fails:arm failed: ZeroDivisionError"),
-        (["train", "returns.py", "--device", "cpu"], 2, "returns:arm must return a RunConfig; it returned 3"),
+        (["train", "returns.py", "--device", "cpu"], 2, "returns:arm must return a RunConfig; got 3"),
         (["train", "study.py", "--runs", "/proc/nowhere", "--device", "cpu"], 4, "/proc/nowhere"),
-        (["train", "study.py", "--device", "cuda"], 3, "no GPU is present here; say --device cpu"),
+        (["train", "study.py", "--device", "cuda"], 3, "no GPU is present; pass --device cpu"),
         (["resume", "nowhere"], 4, "nowhere is not a run folder"),
         (["status", "nowhere"], 4, "nowhere is not a run folder"),
-        (["figure", "phases", "nowhere"], 2, "there are no runs at nowhere"),
+        (["figure", "phases", "nowhere"], 2, "no runs found at nowhere"),
         (["model", "resnet81"], 2, "Did you mean 'resnet18'?"),
         (["model", "vgg11", "--input-shape", "1", "8", "8"], 2, "16"),
     ],
@@ -253,3 +253,16 @@ def test_the_demo_works_in_an_empty_folder(tmp_path: Path) -> None:
     assert (tmp_path / "runs/quickstart/figures/table.csv").stat().st_size > 1000 and "phases.png" in first.stdout
     again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=True)
     assert "phases.png" in again.stdout
+
+
+def test_lc_prints_the_readings_of_the_table(tmp_path: Path, capsys) -> None:
+    """Not a mean of them and of what is derived from them, under the unit of another."""
+    run = gk.train(SMALL.replace(measures=(), attributions=(), records=2), runs=tmp_path, device="cpu")
+    assert main(["lc", str(run.path), "--radius", "0.5", "--directions", "3", "--points", "8", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    title, header, last = next((lines[i], lines[i + 1], lines[-1]) for i, line in enumerate(lines) if "-" in line[:30])
+    table = gk.table(run).query("measure == 'local_complexity' and layer == 'total' and step == step.max()")
+    assert table.unit.iloc[0] in title
+    printed = dict(zip(header.split(), last.split(), strict=True))
+    for row in table.itertuples():
+        assert printed[row.probe_set] == f"{row.value:.4g}"

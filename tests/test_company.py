@@ -12,23 +12,10 @@ from grokkit.config.run_config import spec
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.training import slowdown
 from grokkit.training.slowdown import SlowdownDetector
-from tests.runs import SMALL, PressesCtrlC, contents
+from tests.callbacks import PressesCtrlC, RecordsCalls
+from tests.runs import SMALL, contents
 
 BARE = SMALL.replace(measures=(), attributions=(), policy=spec("constant"), signal={})
-
-
-class Listens(BaseCallback):
-    def __init__(self) -> None:
-        self.heard: list[tuple] = []
-
-    def start(self, title, done, total) -> None:
-        self.heard.append(("start", done, total))
-
-    def event(self, step, kind, text) -> None:
-        self.heard.append((kind, step, text))
-
-    def close(self, summary="") -> None:
-        self.heard.append(("close", summary[:8]))
 
 
 class Breaks(BaseCallback):
@@ -46,11 +33,11 @@ class Breaks(BaseCallback):
 
 @pytest.mark.parametrize("where", ["start", "report", "event", "close"])
 def test_an_observer_that_raises_is_told_about_once_and_the_run_goes_on(tmp_path, where: str) -> None:
-    breaks, listens = Breaks(where), Listens()
+    breaks, records = Breaks(where), RecordsCalls()
     with pytest.warns(UserWarning, match=rf"Breaks failed in `{where}` \(OSError: the terminal is gone\)") as told:
-        run = gk.train(BARE, runs=tmp_path, device="cpu", callback=CallbackList(breaks, listens))
+        run = gk.train(BARE, runs=tmp_path, device="cpu", callback=CallbackList(breaks, records))
     assert run.status["state"] == "done" and breaks.calls == 1 and len(told) == 1
-    assert listens.heard[-1] == ("done", 24, "done at step 24"), "the others hear on"
+    assert records.calls[-1] == ("done", 24, "done at step 24"), "the others hear on"
 
 
 def test_it_goes_on_even_where_warnings_are_errors(tmp_path) -> None:
@@ -64,7 +51,7 @@ def test_the_run_is_the_same_with_and_without_all_company(tmp_path) -> None:
         LogLines(io.StringIO(), seconds=0.0),
         ProgressBar(Console(file=io.StringIO(), force_terminal=True)),
         BaseCallback(),
-        Listens(),
+        RecordsCalls(),
     )
     with_it = gk.train(SMALL, runs=tmp_path / "a", device="cpu", callback=callbacks)
     alone = gk.train(SMALL, runs=tmp_path / "b", device="cpu")
@@ -72,50 +59,50 @@ def test_the_run_is_the_same_with_and_without_all_company(tmp_path) -> None:
 
 
 def test_company_hears_every_event_and_the_end(tmp_path) -> None:
-    listens = Listens()
-    run = gk.train(SMALL, runs=tmp_path / "done", device="cpu", callback=listens)
+    records = RecordsCalls()
+    run = gk.train(SMALL, runs=tmp_path / "done", device="cpu", callback=records)
     decided = [("policy", event["step"], event["text"]) for event in run.events if event["kind"] == "policy"]
-    assert decided and [each for each in listens.heard if each[0] == "policy"] == decided
-    assert listens.heard[0] == ("start", 0, 24) and listens.heard[-2:] == [
+    assert decided and [each for each in records.calls if each[0] == "policy"] == decided
+    assert records.calls[0] == ("start", 0, 24) and records.calls[-2:] == [
         ("close", "training"),
         ("done", 24, "done at step 24"),
     ]
 
-    listens = Listens()
+    records = RecordsCalls()
     with pytest.raises(Interrupted):
-        gk.train(BARE, runs=tmp_path, device="cpu", callback=CallbackList(PressesCtrlC(9), listens))
-    kind, step, text = listens.heard[-1]
+        gk.train(BARE, runs=tmp_path, device="cpu", callback=CallbackList(PressesCtrlC(9), records))
+    kind, step, text = records.calls[-1]
     assert (kind, step) == ("interrupted", 8) and "grokkit resume" in text
 
-    listens = Listens()
+    records = RecordsCalls()
     with pytest.raises(BudgetReached):
-        gk.train(BARE, runs=tmp_path / "poor", device="cpu", price=1e6, budget=1e-3, callback=listens)
-    assert listens.heard[-1][0] == "budget"
+        gk.train(BARE, runs=tmp_path / "poor", device="cpu", price=1e6, budget=1e-3, callback=records)
+    assert records.calls[-1][0] == "budget"
 
-    listens = Listens()
+    records = RecordsCalls()
     wild = BARE.replace(optimizer=spec("sgd", lr=1e30))
     with pytest.raises(NumericsError):
-        gk.train(wild, runs=tmp_path, device="cpu", callback=listens)
-    assert listens.heard[-1][0] == "failed" and listens.heard[-1][2].startswith("NumericsError: the training loss is")
+        gk.train(wild, runs=tmp_path, device="cpu", callback=records)
+    assert records.calls[-1][0] == "failed" and records.calls[-1][2].startswith("NumericsError: the training loss is")
 
 
 def test_a_stack_and_processes_tell_their_end_too(tmp_path) -> None:
-    listens = Listens()
-    gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", callback=listens)
-    assert [each[0] for each in listens.heard] == ["start", "close", "done"]
+    records = RecordsCalls()
+    gk.train_seeds(BARE, range(2), runs=tmp_path, device="cpu", callback=records)
+    assert [each[0] for each in records.calls] == ["start", "close", "done"]
     assert as_callback_list(None)._callbacks == []
 
 
 @pytest.mark.slow
 def test_events_come_from_processes_with_their_seed(tmp_path) -> None:
-    listens = Listens()
+    records = RecordsCalls()
     config = SMALL.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), measures=(), attributions=(), batch_size=60)
-    runs = gk.train_seeds(config, [0, 1], runs=tmp_path, device="cpu", callback=listens)
+    runs = gk.train_seeds(config, [0, 1], runs=tmp_path, device="cpu", callback=records)
     decided = {
         f"seed {seed}: {e['text']}" for seed, run in enumerate(runs) for e in run.events if e["kind"] == "policy"
     }
-    assert decided and {text for kind, *_, text in listens.heard if kind == "policy"} == decided
-    assert [each[0] for each in listens.heard].count("done") == 1
+    assert decided and {text for kind, *_, text in records.calls if kind == "policy"} == decided
+    assert [each[0] for each in records.calls].count("done") == 1
 
 
 def test_the_device_stands_in_every_line() -> None:
@@ -138,13 +125,13 @@ def test_the_device_stands_in_every_line() -> None:
     assert "cpu  loss 0.5" in stream.getvalue()
 
 
-def told(*speeds: float, seconds: float = slowdown.SECONDS) -> list[str | None]:
+def told(*speeds: float, seconds: float = slowdown.MIN_SECONDS) -> list[str | None]:
     """What a run says that trains at these speeds, one stretch each."""
     watch, step, now = SlowdownDetector(), 0, 100.0
     said = [watch.check(step, now)]
     for speed in speeds:
-        now += max(seconds, slowdown.STEPS / speed)
-        step += max(slowdown.STEPS, round(speed * seconds))
+        now += max(seconds, slowdown.MIN_STEPS / speed)
+        step += max(slowdown.MIN_STEPS, round(speed * seconds))
         said.append(watch.check(step, now))
     return said
 
@@ -153,8 +140,8 @@ def test_a_run_at_less_than_half_of_its_first_speed_is_told_once() -> None:
     said = told(100, 100, 100, 100, 45, 45, 45, 45, 45)
     assert [each is not None for each in said] == [False] * 6 + [True] + [False] * 3
     assert said[6] == (
-        "training goes at 45 steps/s, at the beginning it was 100. Usual causes: another process on the same device, a "
-        "device that throttles for heat or power, memory that is swapped"
+        "Training slowed from 100 to 45 steps/s. Usual causes: another process on the same device, thermal or power "
+        "throttling, swapped memory"
     )
 
 
@@ -167,8 +154,8 @@ def test_a_short_dip_a_slow_start_and_a_slightly_slower_run_are_not_told() -> No
 
 def test_a_slow_run_has_an_event(tmp_path, monkeypatch) -> None:
     said = iter([None, "it is slow"])
-    monkeypatch.setattr(SlowdownDetector, "slow", lambda self, step, seconds: next(said, None))
-    listens = Listens()
-    run = gk.train(BARE, runs=tmp_path, device="cpu", callback=listens)
+    monkeypatch.setattr(SlowdownDetector, "check", lambda self, step, seconds: next(said, None))
+    records = RecordsCalls()
+    run = gk.train(BARE, runs=tmp_path, device="cpu", callback=records)
     (event,) = (event for event in run.events if event["kind"] == "slow")
-    assert event["text"] == "it is slow" and ("slow", event["step"], "it is slow") in listens.heard
+    assert event["text"] == "it is slow" and ("slow", event["step"], "it is slow") in records.calls

@@ -257,9 +257,9 @@ def test_pairs_without_a_common_seed_are_there_and_not_tested() -> None:
 
 def test_what_cannot_be_compared_is_refused() -> None:
     rows = rows_of(a=[1, 2], b=[1, 2])
-    with pytest.raises(UsageError, match="name arms among a, b; got c"):
+    with pytest.raises(UsageError, match="expected names among a, b; got c"):
         compare_all(rows, [("a", "c")], {"accuracy": True})
-    with pytest.raises(UsageError, match="it lacks accuracy"):
+    with pytest.raises(UsageError, match="missing: accuracy"):
         compare_all(rows, [("a", "b")], {})
     with pytest.raises(UsageError, match="margin must be a positive number"):
         compare_all(rows, [("a", "b")], {"accuracy": True}, {("digits", "accuracy"): 0.0})

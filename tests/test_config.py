@@ -25,7 +25,7 @@ def test_the_hash_follows_every_choice() -> None:
 
 
 def test_unknown_and_impossible_choices_are_named() -> None:
-    with pytest.raises(UsageError, match=r"no choice 'step'. Did you mean 'steps'\?"):
+    with pytest.raises(UsageError, match=r"no field 'step'. Did you mean 'steps'\?"):
         RunConfig(experiment="a").replace(step=3)
     with pytest.raises(UsageError, match="Did you mean 'batch_size'"):
         RunConfig.from_toml('experiment = "a"\nbatchsize = 3')
@@ -64,7 +64,7 @@ def test_experiments_are_found_by_name_path_and_variant(tmp_path, monkeypatch) -
     study.write_text("x = 1\n")
     with pytest.raises(UsageError, match="no function with the return annotation RunConfig"):
         recipes.find_experiment(str(study))
-    with pytest.raises(UnknownNameError, match="there is no experiment file"):
+    with pytest.raises(UnknownNameError, match="experiment file not found"):
         recipes.find_experiment("nowhere.py")
 
 

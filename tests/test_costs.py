@@ -39,7 +39,9 @@ def test_seconds_go_to_the_outer_instrument_and_the_rest_to_training() -> None:
         clock.now += 8
     clock.now += 4
     assert shared.seconds() == {"training": 2.0, "loss": 2.0}, "a quarter of it each, beside what was paid before"
-    assert text == "training 6 s; instruments 208.3 % of that: snapshots 150.0 %, signal 50.0 %, loss 8.3 %"
+    assert (
+        text == "training 6 s; instruments 208.3 % of the training time: snapshots 150.0 %, signal 50.0 %, loss 8.3 %"
+    )
 
 
 def test_every_run_tells_what_each_instrument_cost(tmp_path) -> None:

@@ -22,7 +22,7 @@ def pretend(monkeypatch, *, gpus: int, available: bool, cuda: str | None = "13.0
 def test_no_gpu_means_cpu_and_says_so(monkeypatch) -> None:
     pretend(monkeypatch, gpus=0, available=False)
     found = select.select_device()
-    assert found.torch_device.type == "cpu" and "no GPU here" in found.description and "float32" in found.description
+    assert found.torch_device.type == "cpu" and "no GPU found" in found.description and "float32" in found.description
 
 
 def test_a_usable_gpu_is_taken(monkeypatch) -> None:

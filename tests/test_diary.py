@@ -45,7 +45,7 @@ def test_a_note_tells_time_step_numbers_and_commit(runs, capsys, tmp_path, monke
     subprocess.run(["git", *author, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     run = str(runs["base"])
-    assert main(["note", run]) == 0 and "nothing is written yet" in capsys.readouterr().out
+    assert main(["note", run]) == 0 and "the diary is empty" in capsys.readouterr().out
     with RunLock(runs["base"]):  # as its writer would
         assert main(["note", run, "first\nin two lines"]) == 0
         assert main(["note", run, "second"]) == 0
@@ -57,7 +57,7 @@ def test_a_note_tells_time_step_numbers_and_commit(runs, capsys, tmp_path, monke
     head = rf"- \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d, step 24, .*test_set\.loss {loss}.*, commit {commit}"
     assert re.fullmatch(f"{head}\n  first\n  in two lines\n{head}\n  second\n", told), told
     assert gk.open_run(run).verify() == []
-    assert main(["note", run, "  "]) == 2 and "a note needs words" in capsys.readouterr().err
+    assert main(["note", run, "  "]) == 2 and "the text of a note is empty" in capsys.readouterr().err
 
 
 def test_a_note_needs_no_git(runs, monkeypatch, tmp_path) -> None:
@@ -128,7 +128,7 @@ def test_the_verb_says_it_in_words_and_in_json(runs, capsys) -> None:
     a, b = str(runs["base"]), str(runs["seed"])
     assert main(["diff", a, str(runs["twin"])]) == 0
     said = capsys.readouterr().out
-    assert "config: the same" in said and "snapshots  bit-identical up to step 24, the last that both have (6 " in said
+    assert "config: the same" in said and "snapshots  bit-identical up to step 24, the last one in common (6 " in said
     assert main(["diff", a, b]) == 0
     said = capsys.readouterr().out
     assert re.search(r"config +a +b\nseed +0 +1\n", said) and "snapshots  different from step 0 on: weights" in said

@@ -36,7 +36,7 @@ def test_an_unusable_gpu_is_told_in_full_and_ends_with_three(machine, capsys) ->
     assert "GPUs      1 physically present" in told.out and "driver    580.95.05" in told.out
     assert "for sm_75 sm_80 sm_90 sm_120" in told.out and "cuda:0    Test GPU, capability 7.0" in told.out
     assert "speed " in told.out, "the CPU is measured then"
-    assert told.out.splitlines()[-1] == "verdict   training would be refused here"
+    assert told.out.splitlines()[-1] == "verdict   training would be refused on this machine"
     assert "grokkit doctor: a GPU is present, but it has capability 7.0" in told.err and "constraints-v100" in told.err
 
 
@@ -52,9 +52,9 @@ def test_a_hidden_gpu_and_a_wheel_for_the_cpu_are_told(machine, monkeypatch, cap
 @pytest.mark.parametrize(
     ("capability", "words"),
     [
-        ((9, 0), "bfloat16: capability 9.0 has it"),
-        ((7, 0), "float16: with a loss scaler: capability 7.0 has no bfloat16"),
-        ((6, 1), "float32: capability 6.1 is too old"),
+        ((9, 0), "bfloat16: supported by capability 9.0"),
+        ((7, 0), "float16: with a loss scaler: bfloat16 needs capability 8.0"),
+        ((6, 1), "float32: lower precisions are not faster on capability 6.1"),
     ],
 )
 def test_the_advice_names_precision_and_capability(machine, capability, words: str) -> None:

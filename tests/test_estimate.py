@@ -25,7 +25,7 @@ LONGER = SMALL.replace(steps=130, records=9, signal={"every": 13, "points": 8, "
 @pytest.fixture(autouse=True)
 def quick(monkeypatch) -> None:
     """Counts do not depend on how long is measured."""
-    monkeypatch.setattr(room, "UPDATE_SECONDS", 0.1)
+    monkeypatch.setattr(room, "TIMED_SECONDS", 0.1)
     monkeypatch.delenv("GROKKIT_PRICE", raising=False)
 
 
@@ -57,7 +57,7 @@ def test_counts_and_bytes_are_those_of_the_run(tmp_path, config) -> None:
     assert counts["resume slots"] == 1, "a short run saves at its end"
     assert found.bytes == pytest.approx(folder_size(run.path), rel=0.04)
     rows = (run.path / "metrics.jsonl").read_bytes().count(b"\n")
-    assert room._log_lines(config, found.records) == pytest.approx(rows, abs=4)
+    assert room._count_log_rows(config, found.records) == pytest.approx(rows, abs=4)
     assert found.complete and found.machine == run.environment["device"]
 
 
@@ -95,20 +95,20 @@ def test_slots_are_saved_by_the_clock_within_their_share_of_the_time() -> None:
 
 def test_a_run_that_takes_too_long_is_refused_before_it_starts(tmp_path, monkeypatch) -> None:
     tried = []
-    monkeypatch.setattr(room, "estimate", lambda config, *_, enough: tried.append(enough) or example())
+    monkeypatch.setattr(room, "estimate", lambda config, *_, max_seconds: tried.append(max_seconds) or example())
     assert require_time_limit(2.0, [SMALL, SMALL], 1, tmp_path) == 70.0
     assert tried == [120.0, 85.0], "the second one has what the first leaves"
     with pytest.raises(DeviceRefusedError) as refusal:
         require_time_limit(1.0, [SMALL, SMALL], 1, tmp_path)
     told = str(refusal.value)
-    assert "there is no GPU here, and on this CPU it would take about 70 s" in told and refusal.value.exit_code == 3
-    assert "beyond --cpu-limit 1 (minutes)" in told and "--device cpu" in told
+    assert "no GPU found, and on this CPU it would take about 70 s" in told and refusal.value.exit_code == 3
+    assert "above --cpu-limit 1 (minutes)" in told and "--device cpu" in told
     with pytest.raises(DeviceRefusedError, match="more than 4m40"):
         require_time_limit(1.0, [SMALL, SMALL], 8, tmp_path)
 
 
 def test_measuring_ends_as_soon_as_enough_is_known(tmp_path) -> None:
-    found = estimate(SMALL.replace(steps=10**9), "cpu", tmp_path, enough=60.0)
+    found = estimate(SMALL.replace(steps=10**9), "cpu", tmp_path, max_seconds=60.0)
     assert not found.complete and found.instruments == () and found.seconds > 60
 
 
@@ -125,12 +125,12 @@ def test_without_a_gpu_the_command_line_says_so_and_stops_where_it_takes_too_lon
     words = ["train", "quickstart:constant", "--steps", "20"]
     assert main([*words, "--cpu-limit", "0.0000001"]) == 3
     said = capsys.readouterr().err
-    assert "NO GPU HERE" in said and "beyond --cpu-limit 1e-07 (minutes)" in said and not Path("runs").exists()
+    assert "No GPU found" in said and "above --cpu-limit 1e-07 (minutes)" in said and not Path("runs").exists()
     assert main(words) == 0
     said = capsys.readouterr().err
-    assert "NO GPU HERE" in said and "measured: about" in said and "20/20  cpu  " in said
+    assert "No GPU found" in said and "estimated duration on this CPU: about" in said and "20/20  cpu  " in said
     assert main([*words, "--seed", "1", "--cpu-limit", "0.0000001", "--device", "cpu"]) == 0, "it is meant"
-    assert "NO GPU" not in capsys.readouterr().err
+    assert "No GPU" not in capsys.readouterr().err
 
 
 def test_the_verb_tells_every_variant_and_their_sum(tmp_path, monkeypatch, capsys, no_gpu) -> None:
@@ -141,6 +141,6 @@ def test_the_verb_tells_every_variant_and_their_sum(tmp_path, monkeypatch, capsy
     assert "quickstart/constant\n" in said and "quickstart/decay_at_peak\n" in said and said.count("measured: ") == 2
     assert said.count("| 30 steps ") == 2 and said.count(" at $0.28/h") == 3
     assert "local_complexity" in said and "disk: snapshots " in said
-    assert said.splitlines()[-1].startswith("all of it, one after the other: ") and list(tmp_path.iterdir()) == []
+    assert said.splitlines()[-1].startswith("total, one after the other: ") and list(tmp_path.iterdir()) == []
     assert main(["estimate", "quickstrat"]) == 2
     assert "Did you mean 'quickstart'?" in capsys.readouterr().err

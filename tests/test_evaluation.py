@@ -12,7 +12,8 @@ from grokkit.config.run_config import RunConfig, spec
 from grokkit.errors import DataError, Interrupted
 from grokkit.training import evaluation, loop
 from grokkit.training.build import build_model
-from tests.runs import SMALL, PressesCtrlC, contents
+from tests.callbacks import PressesCtrlC
+from tests.runs import SMALL, contents
 
 FLIPPED = SMALL.replace(
     measures=(),
@@ -169,5 +170,5 @@ def test_a_resume_knows_another_validation_split(tmp_path: Path) -> None:
     path = tmp_path / HELD.run_name
     text = (path / "config.toml").read_text()
     (path / "config.toml").write_text(text.replace("validation = 30", "validation = 20"))
-    with pytest.raises(DataError, match="began on other data"):
+    with pytest.raises(DataError, match="the data differ from those the run began with"):
         gk.resume(path, device="cpu")

@@ -12,7 +12,7 @@ import torch
 
 import grokkit as gk
 from grokkit.cli import main
-from grokkit.live.page import assemble
+from grokkit.live.page import inline_files
 from grokkit.training.loop import train
 from tests import live_runs
 from tests.runs import SMALL
@@ -77,7 +77,7 @@ def test_what_exists_is_never_overwritten(runs, form, tmp_path, capsys):
     (tmp_path / "there").write_text("mine")
     assert main(["export", str(runs[0].path), f"--{form}", "--out", "there"]) == 2
     assert capsys.readouterr().err == (
-        "grokkit export: there exists already and is never overwritten; remove it, or give another --out\n"
+        "grokkit export: there already exists and is never overwritten; remove it, or pass another --out\n"
     )
     assert (tmp_path / "there").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
@@ -102,8 +102,8 @@ def test_a_missing_package_is_said_with_the_line_that_installs_it(runs, form, pa
     [
         (["RUN"], "give exactly one of --html, --csv, --parquet, --safetensors, --tensorboard; got 0"),
         (["RUN", "--csv", "--html"], "got 2"),
-        (["nowhere", "--csv"], "there are no runs at nowhere"),
-        (["--csv"], "there are no runs at nothing"),
+        (["nowhere", "--csv"], "no runs found at nowhere"),
+        (["--csv"], "no runs found at nothing"),
     ],
 )
 def test_wrong_words_are_answered_by_a_sentence(runs, words, sentence, capsys):
@@ -156,4 +156,4 @@ def test_no_text_of_a_run_can_end_the_page_s_script(tmp_path):
 
 def test_numbers_that_json_cannot_hold_are_refused_rather_than_written():
     with pytest.raises(ValueError, match="not JSON compliant"):
-        assemble({"x": math.nan})
+        inline_files({"x": math.nan})

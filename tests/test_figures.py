@@ -318,7 +318,7 @@ def test_phases_leaves_out_what_was_never_taken():
 def test_of_two_recordings_the_longer_is_drawn_and_said_so():
     data = synthetic()
     shorter = data.table[data.table.step < 100].assign(measure_id="other", value=-1.0)
-    with pytest.warns(UserWarning, match="recorded in several ways"):
+    with pytest.warns(UserWarning, match="recorded with several settings"):
         both = figures.create("phases", FigureData(pd.concat([shorter, data.table]), {}, data.events))
     alone = figures.create("phases", data)
     for ours, other in zip(both.axes, alone.axes, strict=True):
@@ -327,7 +327,7 @@ def test_of_two_recordings_the_longer_is_drawn_and_said_so():
 
 def test_one_recording_given_twice_is_refused():
     data = synthetic()
-    with pytest.raises(UsageError, match="twice under one identity"):
+    with pytest.raises(UsageError, match="twice under one measure_id"):
         figures.create("phases", FigureData(pd.concat([data.table, data.table]), {}, data.events))
 
 
@@ -451,7 +451,7 @@ def test_paired_draws_both_variants_each_pair_and_their_mean_ratio():
 
 
 def test_paired_asks_for_two_variants_with_a_seed_in_common():
-    with pytest.raises(UsageError, match=r"draws two variants.*holds 1: demo/constant"):
+    with pytest.raises(UsageError, match=r"draws two variants.*got 1: demo/constant"):
         figures.create("paired", synthetic())
     strangers = synthetic((RUN, "demo/decay_at_peak-s7-ef12cd34"))
     with pytest.raises(UsageError, match="share no seed and step; pair them: grokkit train --seed"):
@@ -467,7 +467,7 @@ def test_migration_draws_complexity_against_noise_with_a_line_at_one():
     ]
     np.testing.assert_allclose(_line(axes, own).get_ydata(), lc[0].to_numpy() / lc[1].to_numpy())
     assert list(axes.lines[0].get_ydata()) == [1, 1]
-    with pytest.raises(UsageError, match="grokkit lc RUN`, where the run has random points"):
+    with pytest.raises(UsageError, match="grokkit lc RUN`, if the run has random points"):
         figures.create("migration", _without(data, "local_complexity_ratio"))
 
 
@@ -491,7 +491,7 @@ def test_of_two_calibrations_of_a_run_the_longer_is_drawn_and_said_so():
     data = synthetic()
     rows = data.table[data.table.measure.str.startswith("calibration") & (data.table.step == 0)]
     shorter = rows.assign(measure_id="calibration-other", value=7.0)
-    with pytest.warns(UserWarning, match="recorded in several ways; drawn: calibration-1a2b3c4d"):
+    with pytest.warns(UserWarning, match="recorded with several settings; drawing calibration-1a2b3c4d"):
         both = figures.create("calibration", FigureData(pd.concat([shorter, data.table]), {}, data.events))
     lines = [[list(line.get_ydata()) for line in figure.axes[1].lines] for figure in (both, drawn("calibration"))]
     assert lines[0] == lines[1]

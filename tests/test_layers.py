@@ -14,7 +14,7 @@ LEVELS = {
     name: level
     for level, names in {
         0: "errors escape interrupt",
-        0.5: "names seeding registry trust old_names",
+        0.5: "literals names seeding registry trust old_names",
         0.75: "stored_code stats config",
         1: "units",
         1.25: "callbacks",

@@ -220,8 +220,8 @@ def test_it_tells_the_time_left_the_money_and_the_end_of_a_run(browser, tmp_path
         tab.wait("document.querySelector('.run .state')?.textContent === 'running'")
         text = tab.page.text_content(".run")
         assert "step 100 of 1,000" in text and "18 min" in text and "left" in text, text
-        assert "$1.25" in text and "in the end" in text
-        assert "waiting for the first number" in tab.page.text_content(".chart[data-panel=complexity] .empty")
+        assert "$1.25" in text and "in total" in text
+        assert "waiting for the first value" in tab.page.text_content(".chart[data-panel=complexity] .empty")
         assert tab.page.locator("#costs > span").all_text_contents() == [
             "training",
             "100 s",
@@ -280,7 +280,7 @@ def test_an_empty_folder_a_lost_server_and_a_narrow_screen(browser, runs, tmp_pa
         assert tab.get("document.documentElement.scrollWidth") == 390, "nothing sticks out sideways"
         before = tab.lines()
         tab.page.context.set_offline(True)
-        tab.wait("document.getElementById('notice').textContent.includes('the server does not answer')")
+        tab.wait("document.getElementById('notice').textContent.includes('no response from the server')")
         assert tab.lines() == before, "what is shown stays"
         tab.page.context.set_offline(False)
         tab.wait("document.getElementById('notice').textContent === ''")

@@ -23,7 +23,7 @@ LOSS = metric_trace("batch", "loss", "")
 
 
 def points(follower, trace=LOSS):
-    steps, values, *_ = follower.series[trace].since(0)
+    steps, values, *_ = follower.series[trace].rows_from(0)
     return dict(zip(steps.tolist(), values.tolist(), strict=True))
 
 
@@ -74,7 +74,7 @@ def test_a_torn_line_waits_and_damaged_lines_are_told(run, follower):
     (run / "metrics.jsonl").write_bytes(whole + line.replace(b"3,", b"4,") + line + line[:9])
     follower.refresh(3)
     assert points(follower) == {1: 3.0, 2: 2.0, 3: 1.0}
-    assert list(follower.problems.values()) == [f"damaged lines of {run}/metrics.jsonl that are left out: 1"]
+    assert list(follower.problems.values()) == [f"damaged lines of {run}/metrics.jsonl, skipped: 1"]
 
 
 def test_of_a_repeated_step_the_newest_attempt_counts_and_its_step_is_the_runs(run, follower):
@@ -147,28 +147,33 @@ def test_the_end_is_told_from_the_latest_pace(run, monkeypatch):
         follower = Follower(open_run(run))
         follower.refresh(1)
         assert follower.state == "running" and follower.seconds == 200.0
-        assert follower.ends_at() == pytest.approx(start + 2.0 * 900, abs=0.01), "the mean pace at first"
+        assert follower.estimate_end_time() == pytest.approx(start + 2.0 * 900, abs=0.01), "the mean pace at first"
         stand(200, start + 50, seconds=222.0)
         follower.refresh(2)
-        assert follower.ends_at() == pytest.approx(start + 50 + 0.5 * 800, abs=0.01) and follower.seconds == 222.0
+        assert (
+            follower.estimate_end_time() == pytest.approx(start + 50 + 0.5 * 800, abs=0.01)
+            and follower.seconds == 222.0
+        )
         for step in range(300, 800, 100):
             stand(step, start + 50 + 500 * (step - 200) / 100)
             follower.refresh(step)
-        assert follower.ends_at() == pytest.approx(start + 2550 + 5.0 * 300, abs=0.01), (
+        assert follower.estimate_end_time() == pytest.approx(start + 2550 + 5.0 * 300, abs=0.01), (
             "what is long past no longer counts"
         )
         stand(400, start + 3000)
         follower.refresh(900)
-        assert follower.step == 400 and follower.ends_at() is None, "a restart has no pace yet, nor seconds to tell it"
+        assert follower.step == 400 and follower.estimate_end_time() is None, (
+            "a restart has no pace yet, nor seconds to tell it"
+        )
     follower.refresh(901)
-    assert follower.state == "killed" and follower.ends_at() is None
+    assert follower.state == "killed" and follower.estimate_end_time() is None
 
 
 def test_a_standard_error_bounds_the_signal_and_is_no_curve(run, follower):
     live_runs.log(run, (0, -np.inf), (4, 1.0), (8, 2.0), split="signal", metric="log_density")
     live_runs.log(run, (0, np.inf), (4, 0.25), split="signal", metric="log_density_se")
     follower.refresh(2)
-    steps, values, low, high = follower.points(metric_trace("signal", "log_density", ""), 0)
+    steps, values, low, high = follower.get_curve(metric_trace("signal", "log_density", ""), 0)
     expected = [[0, 4, 8], [-np.inf, 1, 2], [np.nan, 0.75, np.nan], [np.nan, 1.25, np.nan]]
     np.testing.assert_array_equal([steps, values, low, high], expected)
     told = RunBrowser([run]).update()
@@ -245,7 +250,7 @@ def test_a_window_has_every_row_of_its_own_and_no_other(tmp_path):
         live_runs.log(path, *((n, float(n + 10 * seed)) for n in range(0, 60_000, 3)))
     study = RunBrowser([tmp_path])
     (key,) = study.update()["shown"]
-    (piece,) = study.window(key, 30_000, 31_000)
+    (piece,) = study.get_window(key, 30_000, 31_000)
     steps = list(range(30_000, 31_000, 3))
     assert (piece["from"], piece["to"], piece["x"]) == (30_000, 31_000, steps)
     assert piece["y"] == [n + 5 for n in steps] and set(piece["count"]) == {2}
@@ -254,7 +259,7 @@ def test_a_window_has_every_row_of_its_own_and_no_other(tmp_path):
     assert sum(30_000 <= step <= 31_000 for step in whole["x"]) < len(steps) / 2
     for name in ("panel", "label", "group", "choice", "probe", "source"):
         assert piece[name] == whole[name], "by these the page knows which curve it is"
-    assert study.window(key, 31, 30)[0]["x"] == [] and study.window("none", 0, 1) == []
+    assert study.get_window(key, 31, 30)[0]["x"] == [] and study.get_window("none", 0, 1) == []
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path):

@@ -22,7 +22,7 @@ def rows(values, attempt=1):
 
 
 def contents(series: Series) -> dict[int, float]:
-    steps, values, _, _ = series.since(0)
+    steps, values, _, _ = series.rows_from(0)
     return dict(zip(steps.tolist(), values.tolist(), strict=True))
 
 
@@ -96,11 +96,11 @@ def test_what_is_sent_piece_by_piece_is_what_would_have_been_sent_at_once() -> N
         since = series.changed_since(seen)
         if rng.random() < 0.6 and since is not None:
             changed, needed = first_stale_step(since, size)
-            x, y, _, _ = series.since(needed)
+            x, y, _, _ = series.rows_from(needed)
             mask = decimate(x, [y], size) & (x >= changed)
             page = np.hstack([page[:, page[0] < changed], [x[mask], y[mask]]])
             seen = tick
-            x, y, _, _ = series.since(0)
+            x, y, _, _ = series.rows_from(0)
             mask = decimate(x, [y], size)
             assert np.array_equal(page, [x[mask], y[mask]])
 

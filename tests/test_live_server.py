@@ -21,7 +21,7 @@ from PIL import Image
 from grokkit.errors import UsageError
 from grokkit.live import server as server_module
 from grokkit.live.maps import DIVERGING, apply_colours, encode_png, to_photographs
-from grokkit.live.page import STATIC, read_static
+from grokkit.live.page import STATIC_FILES, read_static
 from grokkit.live.run_browser import RunBrowser
 from grokkit.live.server import Server
 from tests import live_runs
@@ -67,7 +67,7 @@ def test_it_listens_on_this_machine_only_and_tells_a_long_random_token(served, r
     with Server(RunBrowser([run])) as other:
         assert len(served.token) == len(other.token) == 32 and served.token != other.token
         assert other.port != served.port
-    with pytest.raises(UsageError, match=rf"port {served.port} cannot be listened on: .*; give another --port"):
+    with pytest.raises(UsageError, match=rf"cannot listen on port {served.port}: .*; pass another --port"):
         Server(RunBrowser([run]), served.port)
 
 
@@ -75,7 +75,7 @@ def test_it_listens_on_this_machine_only_and_tells_a_long_random_token(served, r
 @pytest.mark.parametrize("token", ["", "wrong", "x" * 32, "%00", "%C3%A9"])
 def test_without_the_token_there_is_nothing_but_403(served, path, token):
     answer, body = get(served, path, token=token)
-    assert answer.status == 403 and body == b"the address needs the token that `grokkit serve` printed\n"
+    assert answer.status == 403 and body == b"the URL must contain the token that `grokkit serve` printed\n"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_every_number_in_an_address_gets_an_answer(served, path, number):
 def test_what_nobody_foresaw_is_answered(served, monkeypatch):
     monkeypatch.setattr(RunBrowser, "update", lambda *_: [][0])
     answer, body = get(served, "/data")
-    assert answer.status == 500 and body == b"the page cannot be made: IndexError: list index out of range\n"
+    assert answer.status == 500 and body == b"the page cannot be generated: IndexError: list index out of range\n"
     assert_headers(answer)
 
 
@@ -216,7 +216,7 @@ def test_the_page_comes_with_a_policy_that_lets_it_reach_nobody_else(served):
     policy = answer.headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
     assert answer.headers["Referrer-Policy"] == "no-referrer", "the address holds the token"
-    for name in STATIC:
+    for name in STATIC_FILES:
         answer, body = get(served, f"/static/{name}")
         assert answer.status == 200 and body.decode() == read_static(name)
         assert f'"static/{name}"' in read_static("index.html")
@@ -248,11 +248,11 @@ def test_the_first_free_port_is_taken(run, monkeypatch):
     with Server(RunBrowser([run])) as first:
         monkeypatch.setattr(server_module, "FIRST_PORT", first.port)
         with Server(RunBrowser([run])) as second:
-            assert first.port < second.port < first.port + server_module.TRIED
+            assert first.port < second.port < first.port + server_module.PORTS_TO_TRY
 
 
 def test_a_number_that_is_no_port_is_refused(run):
-    with pytest.raises(UsageError, match=r"port 80000 cannot be listened on: .*; give another --port"):
+    with pytest.raises(UsageError, match=r"cannot listen on port 80000: .*; pass another --port"):
         Server(RunBrowser([run]), 80000)
 
 
@@ -299,13 +299,14 @@ def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run, 
     with subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, env=env
     ) as server:
-        assert server.stdout.readline().startswith(f"{tmp_path / 'later'} is not there yet")
+        assert server.stdout.readline().startswith(f"{tmp_path / 'later'} does not exist yet")
         url = server.stdout.readline().split()[1]
         port = urlsplit(url).port
         with urlopen(f"{url}data", timeout=10) as answer:
             assert json.load(answer)["curves"][0]["y"] == [3.0, 2.0]
         assert server.stdout.readline() == (
-            f"from elsewhere, first: ssh -L {port}:127.0.0.1:{port} me@10.0.0.2   (host and -p as you log in)\n"
+            f"from another machine, first run: ssh -L {port}:127.0.0.1:{port} me@10.0.0.2   (host and -p as in "
+            "your ssh login)\n"
         )
         server.send_signal(signal.SIGINT)
         assert server.wait(10) == 0 and server.stderr.read() == ""

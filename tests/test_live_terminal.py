@@ -119,4 +119,4 @@ def test_a_run_without_numbers_says_that_it_waits(tmp_path, capsys):
     ended(path, state="failed", reason="DataError: no images")
     assert main(["watch", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "waiting for the first number" in out and "DataError: no images" in out
+    assert "waiting for the first value" in out and "DataError: no images" in out

@@ -141,7 +141,7 @@ def test_a_log_cut_anywhere_gives_its_whole_lines_and_goes_on(path):
 def test_a_damaged_line_in_the_middle_is_left_out_with_a_warning(path):
     write(path, {"step": 1}, {"step": 2}, {"step": 3})
     path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":7'))
-    with pytest.warns(UserWarning, match=r"line 2 of .*metrics\.jsonl is damaged and left out"):
+    with pytest.warns(UserWarning, match=r"line 2 of .*metrics\.jsonl is damaged and was skipped"):
         assert [record["step"] for record in read(path)] == [1, 3]
     assert log.find_damaged_lines(path) == [2]
 

@@ -61,7 +61,7 @@ def records(run: Run, kind: str) -> list[dict]:
 
 def test_states_are_listed_with_their_ordinals(run):
     assert [record["save"] for record in records(run, "resume")] == [1, 2, 3]
-    assert [checksummed.read(run.path / "resume" / name, "resume")[1]["save"] for name in resume.FILES] == [3, 2]
+    assert [checksummed.read(run.path / "resume" / name, "resume")[1]["save"] for name in resume.RESUME_FILES] == [3, 2]
 
 
 def test_everything_of_which_status_speaks_is_durable_before_it(tmp_path, monkeypatch):
@@ -136,9 +136,9 @@ def test_a_run_of_an_older_version_is_not_read_as_a_whole_to_go_on(run, monkeypa
     status = json.loads((run.path / "status.json").read_text())
     del status["manifest"]
     (run.path / "status.json").write_text(json.dumps(status))
-    read, looked_at = checksummed.read_whole, []
+    read, looked_at = checksummed.read_with_digest, []
     monkeypatch.setattr(
-        checksummed, "read_whole", lambda path, kind: (looked_at.append(path.name), read(path, kind))[1]
+        checksummed, "read_with_digest", lambda path, kind: (looked_at.append(path.name), read(path, kind))[1]
     )
     with opened(run.path, resume=True) as recorder:
         recorder.restore()
@@ -158,7 +158,7 @@ def test_the_newest_file_of_another_run_is_put_aside(run, tmp_path):
     target = run.path / "snapshots" / store.step_file_name(3)
     shutil.copy(other.path / "snapshots" / target.name, target)
     with (
-        pytest.warns(UserWarning, match="is whole, and not the file that this run has written under its name; it was"),
+        pytest.warns(UserWarning, match="is intact, but not the file that this run wrote under this name; it was"),
         opened(run.path, resume=True) as recorder,
     ):
         assert recorder.restore() == 3
@@ -184,7 +184,7 @@ def forged(run: Run, **fields) -> None:
 
 def test_another_state_of_the_same_ordinal_is_told_and_not_loaded(run):
     forged(run, step=7)
-    assert [problem for problem in run.verify() if "is whole, and not the file" in problem]
+    assert [problem for problem in run.verify() if "is intact, but not the file" in problem]
     with pytest.warns(UserWarning, match="it was moved to"), opened(run.path, resume=True) as recorder:
         assert recorder.restore() == 2
 
@@ -211,7 +211,7 @@ def test_the_third_save_of_a_writer_replaces_the_first(tmp_path):
     slots = resume.ResumeStore(tmp_path / "resume")
     for step in (5, 6, 7, 8):
         slots.save(resume.stage(step, {}, Staging()))
-    told = [checksummed.read(tmp_path / "resume" / name, "resume")[1] for name in resume.FILES]
+    told = [checksummed.read(tmp_path / "resume" / name, "resume")[1] for name in resume.RESUME_FILES]
     assert [(note["step"], note["save"]) for note in told] == [(7, 3), (8, 4)]
 
 
@@ -238,7 +238,7 @@ def test_verify_looks_into_the_layout_of_a_snapshot(run):
     arrays = {"f4": np.arange(4, dtype=np.float32), "crc": np.zeros(1, np.uint32)}
     arrays["layout"] = np.frombuffer(text, np.uint8)
     checksummed.write(path, "snapshot", arrays, {"step": 9}, attributes={"layout": snapshot.hash_layout(text)})
-    assert [problem for problem in run.verify() if "reaches out of 'f4'" in problem]
+    assert [problem for problem in run.verify() if "exceeds the array 'f4'" in problem]
 
 
 def test_numbers_in_the_order_of_another_machine_are_damage(tmp_path):
@@ -355,7 +355,7 @@ def test_maps_of_another_recording_are_told_by_a_read(tmp_path):
     one, two, other = (tmp_path / "run" / "attributions" / name for name in sorted(run.attributions(), reverse=True))
     for source in (two, other):
         shutil.copy(source / store.step_file_name(0), one / store.step_file_name(0))
-        with pytest.raises(MisplacedError, match="and its name says"):
+        with pytest.raises(MisplacedError, match="but its name requires"):
             run.attribution(one.name, 0)
     arrays, note = checksummed.read(other / store.step_file_name(0), "attribution")
     del note["identity"]  # as an older version wrote it

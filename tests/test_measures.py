@@ -123,7 +123,7 @@ def test_the_wilson_interval_is_the_textbook_one() -> None:
 
 def test_missing_probe_sets_and_values_that_are_not_finite(linear, tmp_path) -> None:
     context = Context(linear, {"test": probe(IMAGES, [0, 0, 0, 0])})
-    with pytest.raises(UsageError, match=r"no probe set among \['nowhere'\]; this run has \['test'\]. Name others"):
+    with pytest.raises(UsageError, match=r"no probe set among \['nowhere'\]; this run has \['test'\]. Pass others"):
         measures.create("accuracy", probe_sets=("nowhere",))(context)
     with torch.no_grad():
         linear[1].weight.mul_(float("nan"))

@@ -13,7 +13,7 @@ from grokkit import models
 from grokkit.errors import UsageError
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
 from grokkit.models.profile import Profile, profile
-from grokkit.seeding import generator, seeded
+from grokkit.seeding import make_generator, seeded
 
 CIFAR = (3, 32, 32)
 IMAGENET = (3, 224, 224)
@@ -93,7 +93,7 @@ def test_parameter_counts(name: str, options: dict[str, object], count: int) -> 
 
 
 def test_resnet9_can_fix_a_factor_on_its_logits() -> None:
-    images = torch.randn(2, *CIFAR, generator=generator(0, "images"))
+    images = torch.randn(2, *CIFAR, generator=make_generator(0, "images"))
     made = []
     for options in ({}, {"head_scale": 0.125}):
         with seeded(0), torch.no_grad():
@@ -119,7 +119,7 @@ def twin_outputs(ours: nn.Module, theirs: nn.Module) -> tuple[Tensor, Tensor]:
     """Both nets with the weights of `theirs`, matched by order, on the same images."""
     values = list(theirs.state_dict().values())
     ours.load_state_dict(dict(zip(ours.state_dict(), values, strict=True)))
-    images = torch.randn(2, *CIFAR, generator=generator(0, "images"))
+    images = torch.randn(2, *CIFAR, generator=make_generator(0, "images"))
     with torch.no_grad():
         return ours.eval()(images), theirs.eval()(images)
 
@@ -164,7 +164,7 @@ def preact_by_hand(net: nn.Module, x: Tensor) -> Tensor:
 def test_preact_resnet18_without_norm_is_what_its_docstring_says() -> None:
     with seeded(0):
         net = models.create("preact_resnet18", CIFAR, 10, width=4, norm="none")
-    images = torch.randn(2, *CIFAR, generator=generator(0, "images"))
+    images = torch.randn(2, *CIFAR, generator=make_generator(0, "images"))
     with torch.no_grad():
         torch.testing.assert_close(net(images), preact_by_hand(net, images))
 
@@ -172,7 +172,7 @@ def test_preact_resnet18_without_norm_is_what_its_docstring_says() -> None:
 def test_option_a_shortcut_thins_the_image_and_fills_the_channels_with_zeros() -> None:
     block = models.create("resnet20", CIFAR, 10, width=4).stages[1][0].eval()
     nn.init.zeros_(block.bn2.weight)  # silences the branch, so that the shortcut alone is left
-    x = torch.rand(1, 4, 6, 6, generator=generator(0, "x"))
+    x = torch.rand(1, 4, 6, 6, generator=make_generator(0, "x"))
     out = block(x)
     assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2])
     assert out[:, :2].abs().sum() == 0 and out[:, 6:].abs().sum() == 0
@@ -180,7 +180,7 @@ def test_option_a_shortcut_thins_the_image_and_fills_the_channels_with_zeros() -
 
 def test_resnet9_with_silent_pairs_is_its_four_blocks() -> None:
     net = models.create("resnet9", CIFAR, 10, width=8).eval()
-    images = torch.randn(2, *CIFAR, generator=generator(0, "images"))
+    images = torch.randn(2, *CIFAR, generator=make_generator(0, "images"))
     chain = nn.Sequential(net.conv1, net.conv2, net.conv3, net.conv4, net.classifier)
     assert not torch.equal(net(images), chain(images))
     for pair in (net.res1, net.res2):
@@ -219,7 +219,7 @@ def test_wrong_input_shapes_are_refused(shape: tuple[int, ...]) -> None:
 
 def feature_spread(net: nn.Module) -> float:
     """Standard deviation over images of the last features, relative to their mean."""
-    images = torch.randn(16, *CIFAR, generator=generator(0, "images"))
+    images = torch.randn(16, *CIFAR, generator=make_generator(0, "images"))
     with torch.no_grad():
         features = net[:-1](images)
     return float(features.std(dim=0).mean() / features.mean())
@@ -252,7 +252,7 @@ def test_scale_init_multiplies_every_parameter_and_no_buffer() -> None:
 def test_classifier_normalises_each_channel_and_trains_only_the_net() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
     whole = Classifier(Normalise([0.25, 0.5, 0.0], [0.5, 0.25, 1.0]), net)
-    pixels = torch.rand(2, 3, 2, 2, generator=generator(0, "pixels"))
+    pixels = torch.rand(2, 3, 2, 2, generator=make_generator(0, "pixels"))
     expected = torch.stack([(pixels[:, 0] - 0.25) / 0.5, (pixels[:, 1] - 0.5) / 0.25, pixels[:, 2]], dim=1)
     assert torch.equal(whole.normalise(pixels), expected)
     assert torch.equal(whole(pixels), net(expected))

@@ -17,7 +17,8 @@ from grokkit.errors import BudgetReached, Interrupted, UsageError
 from grokkit.recording import recorder
 from grokkit.recording.budget import Budget, CostTracker, format_dollars
 from grokkit.recording.timers import Timers
-from tests.runs import SMALL, PressesCtrlC, contents
+from tests.callbacks import PressesCtrlC
+from tests.runs import SMALL, contents
 
 BARE = SMALL.replace(measures=(), attributions=(), policy=spec("constant"), signal={})
 CONV = BARE.replace(model=spec("cnn", channels=(4, 4, 4, 4, 8)), batch_size=60)
@@ -37,13 +38,17 @@ def ticking(monkeypatch) -> None:
 
 
 def test_a_bill_goes_on_over_attempts_and_prices() -> None:
-    assert CostTracker(0.5).after(2 * HOUR) == 1.0 and CostTracker(None).after(HOUR) is None
+    assert CostTracker(0.5).dollars_after(2 * HOUR) == 1.0 and CostTracker(None).dollars_after(HOUR) is None
     status = {"costs": {"training": 1.5 * HOUR, "loss": 0.5 * HOUR}, "price": 0.5, "spent": 1.0}
-    assert CostTracker.resume(status, 2.0).after(3 * HOUR) == 3.0, "two hours at 0.5, one at 2"
-    assert CostTracker.resume(status).after(3 * HOUR) == 1.5, "the old price goes on"
-    assert CostTracker.resume(status | {"price": None}).after(3 * HOUR) == 1.0, "known dollars are not forgotten"
-    assert CostTracker.resume(status | {"price": None, "spent": None}, 0.1).after(3 * HOUR) == pytest.approx(0.1)
-    assert CostTracker.resume({"costs": None}, 1.0).after(HOUR) == 1.0, "a status of older versions"
+    assert CostTracker.resume(status, 2.0).dollars_after(3 * HOUR) == 3.0, "two hours at 0.5, one at 2"
+    assert CostTracker.resume(status).dollars_after(3 * HOUR) == 1.5, "the old price goes on"
+    assert CostTracker.resume(status | {"price": None}).dollars_after(3 * HOUR) == 1.0, (
+        "known dollars are not forgotten"
+    )
+    assert CostTracker.resume(status | {"price": None, "spent": None}, 0.1).dollars_after(3 * HOUR) == pytest.approx(
+        0.1
+    )
+    assert CostTracker.resume({"costs": None}, 1.0).dollars_after(HOUR) == 1.0, "a status of older versions"
 
 
 def test_the_total_of_costs_is_all_of_the_time() -> None:
@@ -56,18 +61,18 @@ def test_the_total_of_costs_is_all_of_the_time() -> None:
 
 
 def test_a_purse_is_checked_and_knows_the_environment(monkeypatch) -> None:
-    assert Budget.of() == Budget(None, None)
+    assert Budget.create() == Budget(None, None)
     monkeypatch.setenv("GROKKIT_PRICE", "0.28")
-    assert Budget.of(budget=1.0) == Budget(0.28, 1.0) and Budget.of(0.5).price == 0.5
+    assert Budget.create(budget=1.0) == Budget(0.28, 1.0) and Budget.create(0.5).price == 0.5
     monkeypatch.setenv("GROKKIT_PRICE", "28 cents")
-    with pytest.raises(UsageError, match=r"GROKKIT_PRICE must be dollars an hour, such as 0.28; got '28 cents'"):
-        Budget.of()
+    with pytest.raises(UsageError, match=r"GROKKIT_PRICE must be dollars per hour, such as 0.28; got '28 cents'"):
+        Budget.create()
     for wrong in ({"price": -1.0}, {"price": float("nan")}, {"price": 1.0, "budget": 0.0}):
         with pytest.raises(UsageError, match="must be dollars"):
-            Budget.of(**wrong)
+            Budget.create(**wrong)
     with pytest.raises(UsageError, match="a budget needs a price"):
-        Budget(None, 1.0).needs_price()
-    assert Budget(1.0, 6.0).shared(3, 2) == Budget(0.5, 2.0)
+        Budget(None, 1.0).require_price()
+    assert Budget(1.0, 6.0).split(3, 2) == Budget(0.5, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_a_stack_shares_price_and_budget(tmp_path) -> None:
 def test_processes_share_price_and_budget(tmp_path) -> None:
     runs = gk.train_seeds(CONV, range(2), runs=tmp_path / "a", device="cpu", price=1.0)
     assert {run.status["price"] for run in runs} <= {0.5, 1.0}, "by how many are on the machine at a time"
-    with pytest.raises(BudgetReached, match=r"the budget is spent; go on with: grokkit resume .* --budget DOLLARS"):
+    with pytest.raises(BudgetReached, match=r"the budget is spent\. Resume with: grokkit resume .* --budget DOLLARS"):
         gk.train_seeds(CONV, range(2), runs=tmp_path / "b", device="cpu", price=1e6, budget=0.002)
     status = gk.open_run(tmp_path / "b" / CONV.replace(seed=1).run_name).status
     assert status["state"] == "interrupted" and status["spent"] > 0.001

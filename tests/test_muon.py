@@ -60,7 +60,7 @@ def test_an_orthogonal_matrix_stays_a_multiple_of_itself_and_zero_stays_zero():
 def test_in_bfloat16_the_update_points_the_same_way(monkeypatch):
     matrix = normal(64, 576)
     exact = orthogonalize(matrix)
-    monkeypatch.setattr(muon, "_precision", lambda device: torch.bfloat16)
+    monkeypatch.setattr(muon, "_select_dtype", lambda device: torch.bfloat16)
     rounded = orthogonalize(matrix)
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).norm() / exact.norm() < 0.03

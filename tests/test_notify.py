@@ -13,7 +13,8 @@ from grokkit.callbacks.webhook import Webhook, build_payload
 from grokkit.cli import main
 from grokkit.config.run_config import spec
 from grokkit.errors import BudgetReached, Interrupted, NumericsError, UsageError
-from tests.runs import SMALL, PressesCtrlC, contents
+from tests.callbacks import PressesCtrlC
+from tests.runs import SMALL, contents
 
 BARE = SMALL.replace(measures=(), attributions=(), policy=spec("constant"), signal={})
 
@@ -89,7 +90,7 @@ def test_failures_stops_and_empty_purses_are_told(server, tmp_path) -> None:
     assert [each["kind"] for each in ends] == ["failed", "budget", "interrupted"]
     assert "the training loss is" in ends[0]["text"] and "--budget" in ends[1]["text"]
     gk.resume(tmp_path / "2" / BARE.run_name, device="cpu", callback=Webhook(server.url))
-    again = [each for each in server.told if each["text"] == "goes on from step 9 of 24"]
+    again = [each for each in server.told if each["text"] == "resumes at step 9 of 24"]
     assert len(again) == 1
 
 
@@ -108,7 +109,7 @@ def test_a_server_that_answers_500_is_complained_of_once(tmp_path, capfd) -> Non
     broken.close()
     assert run.status["state"] == "done" and len(broken.got) == 3
     said = capfd.readouterr().err
-    assert said.count("was not delivered (it answered 500)") == 1
+    assert said.count("was not delivered (HTTP status 500)") == 1
     assert "127.0.0.1" in said and "secret-topic" not in said
 
 
@@ -122,8 +123,8 @@ def test_a_dead_server_is_complained_of_once(tmp_path, capfd) -> None:
 
 def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, monkeypatch) -> None:
     """Its first message is never answered while the run goes on; the run's last step is over before."""
-    monkeypatch.setattr(webhook, "SECONDS", 20.0)
-    monkeypatch.setattr(webhook, "LAST_SECONDS", 0.05)
+    monkeypatch.setattr(webhook, "POST_TIMEOUT", 20.0)
+    monkeypatch.setattr(webhook, "FLUSH_TIMEOUT", 0.05)
     silent = threading.Event()
     slow = Server(wait=silent)
     run = gk.train(BARE, runs=tmp_path, device="cpu", callback=Webhook(slow.url))
@@ -134,7 +135,7 @@ def test_a_server_that_does_not_answer_holds_nothing_up(tmp_path, monkeypatch) -
 
 
 def test_a_timeout_is_complained_of(monkeypatch, capfd) -> None:
-    monkeypatch.setattr(webhook, "SECONDS", 0.05)
+    monkeypatch.setattr(webhook, "POST_TIMEOUT", 0.05)
     silent = threading.Event()
     slow = Server(wait=silent)
     hook = Webhook(slow.url)
@@ -145,7 +146,7 @@ def test_a_timeout_is_complained_of(monkeypatch, capfd) -> None:
 
 
 def test_too_many_messages_are_dropped_and_told_once(monkeypatch, capfd) -> None:
-    monkeypatch.setattr(webhook, "WAITING", 2)
+    monkeypatch.setattr(webhook, "MAX_QUEUED", 2)
     silent = threading.Event()
     slow = Server(wait=silent)
     hook = Webhook(slow.url)
@@ -154,7 +155,7 @@ def test_too_many_messages_are_dropped_and_told_once(monkeypatch, capfd) -> None
     silent.set()
     hook.event(10, "done", "")
     slow.close()
-    assert len(slow.got) <= 4 and "too many messages wait" in capfd.readouterr().err
+    assert len(slow.got) <= 4 and "the message queue is full" in capfd.readouterr().err
 
 
 TOLD = {
@@ -198,7 +199,7 @@ def test_ntfy_is_told_that_it_is_text(monkeypatch) -> None:
 
 @pytest.mark.parametrize("url", ["ftp://secret.example", "secret", "http://", "file:///etc/secret"])
 def test_what_is_no_web_address_is_refused_without_being_repeated(url: str) -> None:
-    with pytest.raises(UsageError, match="takes a web address") as error:
+    with pytest.raises(UsageError, match="must be a URL") as error:
         Webhook(url)
     assert "secret.example" not in str(error.value) and "etc/secret" not in str(error.value)
 
@@ -215,7 +216,7 @@ def test_the_command_line_takes_the_address_from_flag_or_environment(server, tmp
 
 
 def test_the_end_of_a_run_waits_for_its_messages(server, monkeypatch) -> None:
-    monkeypatch.setattr(webhook, "LAST_SECONDS", 60.0)
+    monkeypatch.setattr(webhook, "FLUSH_TIMEOUT", 60.0)
     hook = Webhook(server.url)
     hook.event(1, "policy", "a decision")
     hook.event(1, "done", "")

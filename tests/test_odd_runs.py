@@ -98,7 +98,7 @@ def odd_ones(folder: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     """Lines that are left out are warned of; every other warning is an error still. No git is asked."""
-    monkeypatch.setattr(diary, "_commit", lambda: "")
+    monkeypatch.setattr(diary, "_describe_commit", lambda: "")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning)
         yield
@@ -224,12 +224,12 @@ def test_the_page_shows_every_run_and_what_is_wrong(folder) -> None:
         assert runs[name]["problems"], name
     for group in told["groups"]:
         for low, high in ((0, 10), (10, 0), (0, 10**15)):
-            json.dumps(study.window(group["key"], low, high), allow_nan=False)
+            json.dumps(study.get_window(group["key"], low, high), allow_nan=False)
     assert runs["maps-infinite"]["problems"] == [], "such maps are drawn, on a scale of those that are finite"
     for run, maps in told["maps"].items():
         for each in maps:
             try:
-                page.render_picture(study.followers[run], each["identity"], str(each["steps"][0]))
+                page.render_image(study.followers[run], each["identity"], str(each["steps"][0]))
             except TrajectoryError:
                 pytest.fail(f"{study.followers[run].run.name} tells of maps that cannot be drawn")
     again = study.update(told["cursor"])
@@ -260,12 +260,12 @@ def test_a_table_of_all_holds_the_good_one_and_names_the_others(folder) -> None:
         frame = gk.table(runs)
     own = frame[frame.run == f"study/{GOOD}"].reset_index(drop=True)
     assert own.equals(gk.table(folder / GOOD))
-    lost = [str(each.message) for each in said if "is left out: " in str(each.message)]
+    lost = [str(each.message) for each in said if str(each.message).startswith("skipped ")]
     for name in LEFT_OUT:
-        assert any(told.startswith(f"{folder / name} is left out: ") for told in lost), name
+        assert any(told.startswith(f"skipped {folder / name}: ") for told in lost), name
         with pytest.raises(TrajectoryError, match=r"cannot be read"):
             gk.table(folder / name)
-    with pytest.raises(TrajectoryError, match="no run can be read"):
+    with pytest.raises(TrajectoryError, match="none of the runs can be read"):
         gk.table([folder / "config-seed_text", folder / "config-seed_list"])
 
 

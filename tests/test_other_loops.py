@@ -59,9 +59,9 @@ class Course:
 def plain(net: nn.Module, space: dict[str, Any], micro: int, logits: Callable = lambda found: found) -> Course:
     """The page's first loop on one batch that comes `micro` times in an update."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    policy = gk.PolicyLR(optimizer, space["chosen"], total_steps=STEPS)
+    policy = gk.PolicyLR(optimizer, space["lc_policy"], total_steps=STEPS)
     told = space["Logits"](net) if "Logits" in space else net
-    signal = gk.LocalComplexitySignal(told, space["x"], space["cadence"])
+    signal = gk.LocalComplexitySignal(told, space["x"], space["signal_config"])
     heard, rates = {}, []
     for step in range(1, STEPS + 1):
         optimizer.zero_grad()
@@ -74,7 +74,7 @@ def plain(net: nn.Module, space: dict[str, Any], micro: int, logits: Callable = 
         heard |= {step: news} if news else {}
         policy.step()
     items = [heard.get(step, {}) for step in range(1, STEPS)]
-    assert simulate(space["chosen"], items, STEPS, base_lr=0.1).rates.tolist() == pytest.approx(rates)
+    assert simulate(space["lc_policy"], items, STEPS, base_lr=0.1).rates.tolist() == pytest.approx(rates)
     return Course(rates, policy.decisions, {name: value.clone() for name, value in net.state_dict().items()})
 
 
@@ -93,14 +93,14 @@ def test_a_recorded_loop_keeps_every_rate_and_decision(tmp_path, monkeypatch):
     space: dict[str, Any] = {"__name__": "page"}
     for block in ("plain", "recorder"):
         exec(compile(BLOCKS[block], f"{PAGE.name}:{block}", "exec"), space)
-    run = gk.open_run("runs/listening")
-    news, decisions = gk.signal_history("runs/listening"), space["policy"].decisions
+    run = gk.open_run("runs/lc_hold")
+    news, decisions = gk.signal_history("runs/lc_hold"), space["policy"].decisions
     told = [(event["step"], event["text"], event["lr"]) for event in run.events if event["kind"] == "policy"]
     assert told == [(each["step"], each["reason"], each["lr"]) for each in decisions] and len(told) >= 2
     assert [step for step, _ in news] == [1, *range(10, 201, 10)]
     assert space["policy"].state_dict()["_policy_state"]["probes"] >= 10, "the policy was told"
     by_step = dict(news)
-    twin = simulate(space["chosen"], [by_step.get(step, {}) for step in range(1, 200)], 200, base_lr=0.1)
+    twin = simulate(space["lc_policy"], [by_step.get(step, {}) for step in range(1, 200)], 200, base_lr=0.1)
     rates = run.metrics.query("metric == 'learning_rate'")["value"].tolist()
     assert rates == pytest.approx(twin.rates.tolist())
     assert gk.figures.create("policy", gk.figure_data([run])) is not None
@@ -123,7 +123,7 @@ def test_lightning_takes_the_path_of_the_plain_loop(tmp_path, monkeypatch):
     assert space["policy"].updates == space["model"].lr_schedulers().updates == 200
     for name, policy in POLICIES.items():
         for micro in (1, 2):
-            space |= {"chosen": policy, "cadence": gk.Signal(every=5, points=16)}
+            space |= {"lc_policy": policy, "signal_config": gk.Signal(every=5, points=16)}
             folder = tmp_path / f"{name}-{micro}"
             torch.manual_seed(1)
             twin = plain(space["Digits"]().net, space, micro)
@@ -165,7 +165,7 @@ def test_the_hugging_face_trainer_takes_the_path_of_the_plain_loop(tmp_path, mon
     assert space["policy"].updates == 200 and Path("runs/hf/checkpoint-200/signal.pt").exists()
     for name, policy in POLICIES.items():
         for micro in (1, 2):
-            space |= {"chosen": policy, "cadence": gk.Signal(every=5, points=16)}
+            space |= {"lc_policy": policy, "signal_config": gk.Signal(every=5, points=16)}
             folder = tmp_path / f"{name}-{micro}"
             twin = plain(_resnet(space, seed=1).train(), space, micro, lambda found: found.logits)
             _train(space, folder, micro, seed=1).goes_on_as(twin)
@@ -199,11 +199,13 @@ def _train(space: dict[str, Any], folder: Path, micro: int, seed: int, checkpoin
     model = _resnet(space, seed)
     model.accepts_loss_kwargs = False
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    policy = gk.PolicyLR(optimizer, space["chosen"], total_steps=STEPS)
-    listening = space["Listening"](gk.LocalComplexitySignal(space["Logits"](model), space["x"], space["cadence"]))
+    policy = gk.PolicyLR(optimizer, space["lc_policy"], total_steps=STEPS)
+    signal_callback = space["SignalCallback"](
+        gk.LocalComplexitySignal(space["Logits"](model), space["x"], space["signal_config"])
+    )
     rows = [{"pixel_values": space["x"][i % ROWS], "labels": space["y"][i % ROWS]} for i in range(8 * ROWS)]
     trainer = space["Trainer"](
-        model, args, train_dataset=rows, optimizers=(optimizer, policy), callbacks=[listening, Rates()]
+        model, args, train_dataset=rows, optimizers=(optimizer, policy), callbacks=[signal_callback, Rates()]
     )
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     return Course(rates, policy.decisions, model.state_dict())

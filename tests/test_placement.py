@@ -90,7 +90,7 @@ def test_an_optimizer_made_before_the_move_is_named() -> None:
     model = net()
     early = torch.optim.SGD([parameter.detach().clone() for parameter in model.parameters()], lr=0.1)
     told = refused(META, model.to(META), early)
-    assert told.startswith("the optimizer's parameter group 0, number 0 is on cpu") and "make it afterwards" in told
+    assert told.startswith("the optimizer's parameter group 0, number 0 is on cpu") and "create it afterwards" in told
 
 
 def test_optimizer_state_left_behind_is_named() -> None:
@@ -123,7 +123,7 @@ def test_a_large_net_is_looked_at_whole() -> None:
 
 def test_a_run_checks_at_its_start_after_the_first_update_and_later_again(tmp_path, monkeypatch) -> None:
     checked = []
-    monkeypatch.setattr(placement, "EVERY", 10)
+    monkeypatch.setattr(placement, "CHECK_INTERVAL", 10)
     check = loop.check_placement
     monkeypatch.setattr(
         loop, "check_placement", lambda *a, **batch: checked.append(sorted(batch)) or check(*a, **batch)

@@ -218,18 +218,18 @@ def test_more_comparisons_than_the_pairs_can_carry_are_said() -> None:
 def test_without_an_lc_arm_all_arms_stand_side_by_side_and_nothing_is_compared() -> None:
     figure = drawn(arms=("wsd", "cosine", "sham"))
     assert len(figure.subfigs) == 1 and len(figure.subfigs[0].axes) == 3 + 1
-    assert "Nothing is compared" in figure.texts[0].get_text()
+    assert "No comparisons" in figure.texts[0].get_text()
 
 
 def test_two_tasks_too_many_arms_and_strangers_are_refused() -> None:
     data = study(1, ("wsd", "lc_wsd"))
     other = data.table.assign(run=data.table.run.str.replace("digits-coupled", "mnist-fixed"))
     both = FigureData(pd.concat([data.table, other]), {}, data.events)
-    with pytest.raises(UsageError, match=r"holds digits-coupled, mnist-fixed. .*grokkit figure policies"):
+    with pytest.raises(UsageError, match=r"the table has digits-coupled, mnist-fixed. .*grokkit figure policies"):
         figures.create("policies", both)
-    with pytest.raises(UsageError, match="room for 20 pairs; got 21"):
+    with pytest.raises(UsageError, match="at most 20 pairs; got 21"):
         figures.create("policies", data, pairs=[("lc_wsd", "wsd")] * 21)
-    with pytest.raises(UsageError, match="name arms among lc_wsd, wsd, best baseline; got cosine"):
+    with pytest.raises(UsageError, match="expected names among lc_wsd, wsd, best baseline; got cosine"):
         figures.create("policies", data, pairs=[("lc_wsd", "cosine")])
 
 

@@ -55,10 +55,10 @@ def test_lc_hold_halves_gives_back_once_and_anneals_from_where_it_is():
     assert [step for step, _ in decisions] == [7, 10, 13, 16, 32]
     assert "log_density peaked: it rose from 1 to 5" in decisions[0][1]
     assert decisions[1][1] == (
-        "log_density was not surely falling at 2 probes in a row (upper end of its slope 0.2 per unit of log step): "
-        "level 0.5, lowered 1 of at most 2 times"
+        "log_density did not fall significantly at 2 probes in a row (upper end of its slope 0.2 per unit of log "
+        "step): level 0.5, lowered 1 of at most 2 times"
     )
-    assert "rose from 3.4 to 3.9, by more than 0.2: one lowering is given back, level 1" in decisions[2][1]
+    assert "rose from 3.4 to 3.9, by more than 0.2: one reduction is undone, level 1" in decisions[2][1]
     assert "the last fall starts at the deadline, 8 updates before the end at 40, at 0.5 of the base" in decisions[4][1]
 
 
@@ -85,14 +85,14 @@ HALVED = [(3.5, 0.1), (3.4, 0.1)]
 def test_lc_hold_gives_back_after_a_rise_above_the_lowest_since_the_move(later, given_back):
     policy = policies.create("lc_hold", **FAST, flat=2, cooldown=0)
     decisions = simulate(policy, _probes([*HALVED, *later], "_high"), 60).decisions
-    assert [step for step, text in decisions if "given back" in text] == given_back
+    assert [step for step, text in decisions if "is undone" in text] == given_back
 
 
 def test_lc_hold_forgets_the_lowest_before_a_move():
     # a low of 3.0 at step 8, halved at 9 at a reading of 3.3: 3.45 is not yet a rise, 3.55 is
     policy = policies.create("lc_hold", **FAST, flat=2, cooldown=0)
     told = simulate(policy, _probes([(3.0, 0.1), (3.3, 0.1), (3.45, -0.1), (3.55, -0.1)], "_high"), 60).decisions
-    assert [step for step, text in told if "given back" in text] == [11]
+    assert [step for step, text in told if "is undone" in text] == [11]
 
 
 def test_lc_hold_gives_nothing_back_that_it_did_not_take():
@@ -141,7 +141,7 @@ def test_lc_servo_multiplies_by_exp_of_the_error():
     levels = [1.0] * 11 + [math.exp(0.05)] * 2 + [math.exp(-0.05)] + [math.exp(0.05)] * 18
     np.testing.assert_allclose(rates, levels + _anneal(math.exp(0.05), 8, 8), rtol=1e-12)
     assert [step for step, _ in decisions] == [7, 10, 11, 13, 14, 32]
-    assert decisions[1][1] == "log_density falls by 2 per unit of log step, the median of 3 probes: to be held"
+    assert decisions[1][1] == "log_density falls by 2 per unit of log step, the median of 3 probes: this is the target"
     assert decisions[2][1] == "log_density falls by 1 per unit of log step, slower than 2: level 1 to 1.05"
 
 
@@ -159,7 +159,7 @@ def test_lc_servo_stays_between_its_bounds():
 def test_lc_servo_without_a_fall_to_hold_keeps_the_rate():
     policy = policies.create("lc_servo", **FAST, aim=1)
     rates, decisions = simulate(policy, _probes([(3.0, 0.0)] + [(3.0, -9.0)] * 9, ""), 40)
-    assert rates[:32].tolist() == [1.0] * 32 and "no fall to hold: the rate stays" in decisions[1][1]
+    assert rates[:32].tolist() == [1.0] * 32 and "not above 0, so the rate is kept" in decisions[1][1]
 
 
 @pytest.mark.parametrize(("name", "twin"), [("lc_hold", "linear"), ("lc_servo", "linear"), ("lc_wsd", "1-sqrt")])

@@ -279,7 +279,7 @@ def test_it_cannot_jump_and_stays_where_it_was(epoch):
 
 @pytest.mark.parametrize("news", [0.53, {"loss": "low"}, {"loss": torch.zeros(2)}, {"loss": None}, ["loss"]])
 def test_news_that_are_no_numbers_by_name_are_refused(news):
-    with pytest.raises(UsageError, match="news must be numbers by name"):
+    with pytest.raises(UsageError, match="readings must be numbers by name"):
         PolicyLR(_optimizer(), "cosine", total_steps=10).observe(news)
 
 
@@ -295,7 +295,7 @@ def test_a_scale_that_would_spoil_the_rates_is_refused_before_they_change(scale)
     optimizer = _optimizer()
     scheduler = PolicyLR(optimizer, Broken(), total_steps=10)
     _step(optimizer, scheduler)
-    with pytest.raises(UsageError, match=rf"Broken\(\) answered {scale!r} after 2 updates"):
+    with pytest.raises(UsageError, match=rf"Broken\(\) returned {scale!r} after 2 updates"):
         _step(optimizer, scheduler)
     assert optimizer.param_groups[0]["lr"] == 0.1
 
@@ -374,14 +374,16 @@ def test_a_decision_tells_the_rate_that_the_group_really_has():
 def test_a_name_that_was_never_heard_is_told_at_half_of_the_budget():
     policy = policies.create("guard", policy="lc_hold")
     scheduler = PolicyLR(_optimizer(), policy, total_steps=24)
-    with pytest.warns(UserWarning, match="Guard has not heard .*: train_loss. What came was log_density, loss$"):
+    with pytest.warns(
+        UserWarning, match="Guard has not observed the readings train_loss, .*Observed: log_density, loss$"
+    ):
         _told(scheduler, {"loss": 1.0, "log_density": 2.0}, 12)
     resumed = PolicyLR(_optimizer(), policy, total_steps=24)
     _told(resumed, {"loss": 1.0, "log_density": 2.0}, 11)
     state = json.loads(json.dumps(resumed.state_dict()))
     again = PolicyLR(_optimizer(), policy, total_steps=24)
     again.load_state_dict(state)
-    with pytest.warns(UserWarning, match="What came was log_density, loss$"):
+    with pytest.warns(UserWarning, match="Observed: log_density, loss$"):
         _told(again, {}, 1)
     for news, total in (({}, 24), ({"train_loss": 1.0, "log_density": 2.0}, 24), ({"loss": 1.0}, 9)):
         _told(PolicyLR(_optimizer(), policy, total_steps=total), news, total)  # silence is a choice, and 9 are few

@@ -54,15 +54,15 @@ CAUSES = {
     "newer than the wheel": ({"capability": (13, 0)}, ["capability 13.0", "a newer torch that has sm_130"]),
     "memory held": (
         {"product": FULL, "smi": HELD},
-        ["no memory left (1 MiB free of 16384 MiB)", "held by process 4711, python3, 15000 MiB", "nvidia-smi"],
+        ["no memory left (1 MiB free of 16384 MiB)", "used by process 4711, python3, 15000 MiB", "nvidia-smi"],
     ),
     "memory held, CUDA does not start": (
         {"product": raises(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be ..."))},
-        ["no memory left (1 MiB free of 16384 MiB). Wait for that process or end it"],
+        ["no memory left (1 MiB free of 16384 MiB). Wait for that process or stop it"],
     ),
     "first kernel fails": (
         {"product": raises(RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore"))},
-        ["the first product on it failed: CUDA error: uncorrectable ECC error encountered. See"],
+        ["the first product on it failed: CUDA error: uncorrectable ECC error encountered. Check"],
     ),
 }
 
@@ -75,7 +75,7 @@ def test_a_gpu_that_cannot_be_used_is_refused_with_cause_and_command(machine, na
         select.select_device()
     told = str(refusal.value)
     assert all(sentence in told for sentence in sentences), told
-    assert told.startswith("a GPU is present, but ") and told.endswith("say --device cpu") and "\n" not in told
+    assert told.startswith("a GPU is present, but ") and told.endswith("pass --device cpu") and "\n" not in told
     assert refusal.value.exit_code == 3
     assert select.select_device("cpu").torch_device.type == "cpu"
 
@@ -96,7 +96,7 @@ def test_a_number_that_no_gpu_has_is_named(machine, monkeypatch) -> None:
     machine_has_one = preflight.explain_unusable
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert machine_has_one(1) == "torch sees 1 of them and none has number 1"
+    assert machine_has_one(1) == "torch sees only 1 of them, so that number 1 does not exist"
 
 
 def test_memory_is_told_by_nvidia_smi_where_torch_cannot(machine, monkeypatch) -> None:
@@ -125,7 +125,7 @@ def test_the_driver_is_read_from_the_kernel_or_from_nvidia_smi(machine, monkeypa
 
 def test_machine_code_runs_on_its_major_version_and_ptx_on_anything_newer() -> None:
     def runs(arch: str, *capability: int) -> bool:
-        return preflight._runs_on(arch, *capability)
+        return preflight._can_run(arch, *capability)
 
     assert runs("sm_80", 8, 6) and runs("sm_90a", 9, 0) and runs("compute_90", 12, 0) and runs("sm_100", 10, 0)
     assert not runs("sm_86", 8, 0) and not runs("sm_80", 9, 0) and not runs("compute_90", 8, 9)

@@ -59,7 +59,7 @@ def test_probes_are_fixed_by_their_seed_and_one_set_does_not_move_another():
 
 
 def test_fewer_images_than_asked_are_used_and_said_so():
-    with pytest.warns(UserWarning, match="512 images of marked/test were asked for, 200 are there; all 200 are used"):
+    with pytest.warns(UserWarning, match="marked/test has only 200 images, 512 were requested; using all 200"):
         sets = probe_sets(marked(), train=0, random=0)
     assert sorted(sets["test"].indices.tolist()) == list(range(200))
 
@@ -68,7 +68,7 @@ def test_a_dataset_may_be_given_by_name():
     sets = probe_sets("digits", train=20, test=30, random=10, seed=1)
     assert {name: len(drawn) for name, drawn in sets.items()} == {"train": 20, "test": 30, "random": 10}
     assert sets["train"].source == "digits/train" and sets["random"].images.shape == (10, 1, 8, 8)
-    assert sets["test"].hash == probe_sets(data.load("digits"), test=30, train=0, random=0, seed=1)["test"].hash
+    assert sets["test"].hash == probe_sets(data.load_data("digits"), test=30, train=0, random=0, seed=1)["test"].hash
     with pytest.raises(UnknownNameError, match="Did you mean 'digits'"):
         probe_sets("digit")
 

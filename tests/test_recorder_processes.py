@@ -69,12 +69,12 @@ def writing(recorder, what: str) -> None:
         "save": lambda: recorder.save(1),
         "restore": recorder.restore,
         "add_snapshot": lambda: recorder.add_snapshot(1, {}),
-        "withdraw": recorder.withdraw,
+        "discard": recorder.discard,
     }
     calls[what]()
 
 
-@pytest.mark.parametrize("what", ["step", "log", "event", "save", "restore", "add_snapshot", "withdraw"])
+@pytest.mark.parametrize("what", ["step", "log", "event", "save", "restore", "add_snapshot", "discard"])
 def test_writing_in_a_fork_raises_at_once(tmp_path, what):
     def writes() -> None:
         with pytest.raises(UsageError, match=rf"is written by process {parent}, and this is process {os.getpid()}"):
@@ -223,7 +223,7 @@ def test_a_run_is_moved_aside_where_that_is_asked_for(tmp_path):
 
 
 def _warned(path: Path, number: int):
-    with pytest.warns(UserWarning, match=rf"lies at .*\.run\.replaced-{number} now"):
+    with pytest.warns(UserWarning, match=rf"was moved to .*\.run\.replaced-{number}"):
         return opened(path, overwrite=True)
 
 
@@ -243,9 +243,9 @@ def test_overwrite_needs_nothing_to_be_there_and_takes_nothing_that_is_no_run_or
 
 def test_training_again_moves_the_run_aside(tmp_path):
     first = gk.train(TINY, runs=tmp_path, device="cpu")
-    with pytest.raises(TrajectoryError, match="overwrite=True moves it aside"):
+    with pytest.raises(TrajectoryError, match="overwrite=True renames the existing run"):
         gk.train(TINY, runs=tmp_path, device="cpu")
-    with pytest.warns(UserWarning, match="replaced-1 now"):
+    with pytest.warns(UserWarning, match="replaced-1"):
         again = gk.train(TINY, runs=tmp_path, device="cpu", overwrite=True)
     assert again.path == first.path and again.status["state"] == "done"
     kept = Run(first.path.with_name(f".{first.path.name}.replaced-1"))
@@ -344,7 +344,7 @@ def test_a_link_that_was_made_although_the_answer_says_that_it_exists_is_no_erro
 
     monkeypatch.setattr(os, "link", twice)
     digest = checksummed.write(tmp_path / "a.h5", "reading", {}, {"step": 1})
-    assert checksummed.read_digest(tmp_path / "a.h5") == digest and len(list(tmp_path.iterdir())) == 1
+    assert checksummed.try_read_digest(tmp_path / "a.h5") == digest and len(list(tmp_path.iterdir())) == 1
 
 
 def test_another_file_under_the_name_is_still_an_error(tmp_path, monkeypatch):
@@ -370,7 +370,7 @@ def says(number: int):
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
 def test_a_disk_without_hard_links_gets_a_sentence_with_the_remedy(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "link", says(number))
-    with pytest.raises(TrajectoryError, match="knows no hard links; write runs to a local disk"):
+    with pytest.raises(TrajectoryError, match="does not support hard links; write runs to a local disk"):
         opened(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -436,7 +436,7 @@ def test_two_that_make_one_run_at_a_time_are_told_apart(tmp_path, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(told) == 1 and "exists already" in told[0] and [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert len(told) == 1 and "already exists" in told[0] and [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 # --- the lock, and what lies in its place ----------------------------------------------------------------------------
@@ -444,7 +444,7 @@ def test_two_that_make_one_run_at_a_time_are_told_apart(tmp_path, monkeypatch):
 
 def test_a_living_run_is_never_moved_aside(tmp_path):
     """One waits for the lock of a run that another one moves away and records anew meanwhile."""
-    from grokkit.trajectory.recover import move_aside
+    from grokkit.trajectory.recover import rename_existing_run
 
     opened(tmp_path / "run").close()
     path, told = gk.open_run(tmp_path / "run").path, list[str]()
@@ -452,7 +452,7 @@ def test_a_living_run_is_never_moved_aside(tmp_path):
 
     def moves() -> None:
         try:
-            told.append(str(move_aside(path)))
+            told.append(str(rename_existing_run(path)))
         except TrajectoryError as error:
             told.append(str(error))
 
@@ -510,7 +510,7 @@ def test_a_recorder_is_not_copied(tmp_path):
 
     with opened(tmp_path / "run") as recorder:
         for copies in (copy.copy, copy.deepcopy, pickle.dumps):
-            with pytest.raises(UsageError, match="can be neither copied nor sent elsewhere"):
+            with pytest.raises(UsageError, match="cannot be copied or pickled"):
                 copies(recorder)
         gc.collect()
         recorder.step(1)
@@ -525,7 +525,7 @@ def test_whatever_stands_in_lock_its_holder_is_told_in_words(tmp_path, note):
         TrajectoryError, match=r"is being written by (an unknown process|process 1 on an unknown machine)"
     ):
         opened(recorder.path, resume=True)
-    with pytest.raises(TrajectoryError, match=r"taken|gone or empty"):
+    with pytest.raises(TrajectoryError, match=r"taken|missing or empty"):
         recorder.close()
 
 
@@ -556,7 +556,7 @@ def test_where_nothing_may_be_written_a_sentence_says_so(tmp_path, monkeypatch):
         lambda: gk.replay_run(run, ["logit_scale"], model=net()),
         lambda: opened(run.path, overwrite=True),
     ):
-        with pytest.raises(TrajectoryError, match="Read-only file system; copy the run to where it may be written"):
+        with pytest.raises(TrajectoryError, match="Read-only file system; copy the run to a writable folder"):
             write()
 
 

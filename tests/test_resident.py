@@ -184,7 +184,7 @@ def test_other_words_are_answered_with_those_allowed(word):
 def test_a_near_miss_is_named_and_a_bare_text_is_refused():
     with pytest.raises(UsageError, match="Did you mean 'cutout8'"):
         augment.parse_augment(("cutuot8",))
-    with pytest.raises(UsageError, match="must be a tuple of words"):
+    with pytest.raises(UsageError, match="must be a tuple of strings"):
         augment.parse_augment("flip")
 
 
@@ -249,12 +249,12 @@ def test_augmentation_differs_between_steps_and_does_not_move_the_order():
         x, y = changed.at(step)
         shifts.append([bool(torch.equal(a, b)) for a, b in zip(x, plain.images[y].float() / 255, strict=True)])
         assert sum(shifts[-1]) < 10
-    twin = augment.crop(plain.images[changed.indices(2)], 2, seeding.generator(0, "augment", 2))
+    twin = augment.crop(plain.images[changed.indices(2)], 2, seeding.make_generator(0, "augment", 2))
     assert torch.equal(changed.at(2)[0], twin.float() / 255)
 
 
 def test_the_order_of_an_epoch_is_the_named_stream():
-    order = torch.randperm(23, generator=seeding.generator(4, "order", 1))
+    order = torch.randperm(23, generator=seeding.make_generator(4, "order", 1))
     made = batches(seed=4)
     assert torch.equal(torch.cat([made.indices(step) for step in range(6, 11)]), order)
 
@@ -334,10 +334,10 @@ def test_altflip_is_a_pure_function_of_seed_and_step_wherever_it_stands():
     for step in (12, 3, 7, 1, 11, 6):
         assert torch.equal(shared.at(step)[0], forward[step - 1][0])
     plain = batches(augment=("crop1", "cutout2"), size=8)
-    drawn = seeding.generator(0, "augment", 6)
+    drawn = seeding.make_generator(0, "augment", 6)
     made = batches(augment=("crop1", "altflip", "cutout2"), size=8)
     chosen = made.indices(6)
-    coins = torch.rand(23, generator=seeding.generator(0, "altflip")) < 0.5
+    coins = torch.rand(23, generator=seeding.make_generator(0, "altflip")) < 0.5
     x = augment.altflip(augment.crop(plain.images[chosen], 1, drawn), ~coins[chosen])
     assert torch.equal(made.at(6)[0], augment.cutout(x, 2, drawn).float() / 255), "epoch 1: the opposite of the coins"
 

@@ -48,7 +48,7 @@ from grokkit.config.run_config import RunConfig
 from grokkit.callbacks.base import BaseCallback
 
 torch.set_num_threads(1)
-loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, 1e9  # a slot after every step
+loop.SAVE_INTERVAL, loop.SAVE_SHARE = 0.0, 1e9  # a slot after every step
 
 class Kills(BaseCallback):
     def report(self, step, values):

@@ -141,7 +141,7 @@ class Named(tuple):
 
 @pytest.mark.parametrize("value", [{1}, b"bytes", 1j, object(), np.int64(3), Named((1,)), torch.float32, print])
 def test_what_a_slot_cannot_hold_is_named_and_nothing_is_written(tmp_path, value):
-    with pytest.raises(TypeError, match=f"a resume slot cannot hold {type(value).__name__}: "):
+    with pytest.raises(TypeError, match=f"a resume state cannot hold {type(value).__name__}: "):
         save(tmp_path, 1, {"deep": [{"er": (value,)}]})
     assert list(tmp_path.iterdir()) == []
 
@@ -152,7 +152,7 @@ def test_counters_and_ordered_dicts_stay_what_they_are_and_other_kinds_are_refus
     back = load(tmp_path)[1]
     assert type(back["milestones"]) is Counter and back["milestones"] == state["milestones"]
     assert type(back["shadow"]) is OrderedDict and torch.equal(back["shadow"]["a"], torch.ones(2))
-    with pytest.raises(TypeError, match="a resume slot cannot hold defaultdict"):
+    with pytest.raises(TypeError, match="a resume state cannot hold defaultdict"):
         save(tmp_path, 2, {"x": defaultdict(int)})
 
 
@@ -167,7 +167,8 @@ def test_an_array_that_torch_does_not_know_is_a_type_error(tmp_path):
 
 
 def steps_in_slots(folder):
-    return [checksummed.read(folder / name, "resume")[1]["step"] for name in resume.FILES if (folder / name).exists()]
+    paths = [folder / name for name in resume.RESUME_FILES]
+    return [checksummed.read(path, "resume")[1]["step"] for path in paths if path.exists()]
 
 
 def test_one_writer_alternates_without_reading_its_slots_again(tmp_path, monkeypatch):
@@ -207,12 +208,12 @@ def flip(path, at=-20):
 def test_a_damaged_newest_slot_falls_back_to_the_older_and_is_written_next(tmp_path, newest):
     for step in (10, 20) if newest == 1 else (5, 10, 20):
         save(tmp_path, step, {"weight": torch.full((100,), float(step))})
-    flip(tmp_path / resume.FILES[newest])
+    flip(tmp_path / resume.RESUME_FILES[newest])
     step, state = load(tmp_path)
     assert step == 10 and state["weight"].eq(10).all()
-    good = (tmp_path / resume.FILES[1 - newest]).read_bytes()
+    good = (tmp_path / resume.RESUME_FILES[1 - newest]).read_bytes()
     save(tmp_path, 15, {"weight": torch.full((100,), 15.0)})
-    assert (tmp_path / resume.FILES[1 - newest]).read_bytes() == good, "the only good slot was overwritten"
+    assert (tmp_path / resume.RESUME_FILES[1 - newest]).read_bytes() == good, "the only good slot was overwritten"
     assert load(tmp_path)[0] == 15
 
 
@@ -228,7 +229,7 @@ def test_a_damaged_older_slot_does_no_harm(tmp_path):
 def test_two_damaged_slots_are_no_slot(tmp_path):
     for step in (10, 20):
         save(tmp_path, step, {"weight": torch.zeros(100)})
-    for name in resume.FILES:
+    for name in resume.RESUME_FILES:
         flip(tmp_path / name)
         with pytest.raises(TrajectoryError):
             checksummed.read(tmp_path / name, "resume")

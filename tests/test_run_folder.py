@@ -102,14 +102,14 @@ def test_the_folder_cannot_be_seen_before_it_is_complete(tmp_path):
 def test_an_existing_run_is_never_overwritten(tmp_path):
     made = new_run(tmp_path / "a")
     before = (made.path / "config.toml").read_bytes()
-    with pytest.raises(TrajectoryError, match=r"a exists already; a run is never overwritten\. Resume it, remove it"):
+    with pytest.raises(TrajectoryError, match=r"a already exists; a run is never overwritten\. Resume it, remove it"):
         new_run(tmp_path / "a", config="seed = 4")
     assert (made.path / "config.toml").read_bytes() == before and names_in(tmp_path) == ["a"]
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     for path in (tmp_path, str(tmp_path / "missing")):
-        with pytest.raises(TrajectoryError, match=r"is not a run folder: it holds no status\.json"):
+        with pytest.raises(TrajectoryError, match=r"is not a run folder: it has no status\.json"):
             open_run(path)
 
 

@@ -21,6 +21,7 @@ from grokkit.ensemble import vmapped
 from grokkit.ensemble.stack import Stack
 from grokkit.errors import GrokkitError, Interrupted, NumericsError, TrajectoryError, UnknownNameError, UsageError
 from grokkit.training.trainer import build_trainer
+from tests.callbacks import PressesCtrlC, RecordsCalls
 from tests.runs import SMALL, contents
 
 SEEDS = [0, 3, 7]
@@ -35,32 +36,6 @@ CONV = SMALL.replace(
     records=3,
     batch_size=25,
 )
-
-
-class PressesCtrlC(BaseCallback):
-    """Sends SIGINT to this very process when a step of at least `at` is reported."""
-
-    def __init__(self, at: int) -> None:
-        self.at, self.pressed = at, False
-
-    def report(self, step, values) -> None:
-        if step >= self.at and not self.pressed:
-            self.pressed = True
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-class Listens(BaseCallback):
-    def __init__(self) -> None:
-        self.title, self.told, self.summary = "", {}, ""
-
-    def start(self, title, done, total) -> None:
-        self.title = title
-
-    def report(self, step, values) -> None:
-        self.told[step] = dict(values)
-
-    def close(self, summary="") -> None:
-        self.summary = summary
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +162,8 @@ def test_every_way_of_training_is_the_same_in_a_stack(arm: str, tmp_path: Path) 
 )
 def test_one_folder_of_an_interrupted_stack_is_resumed_alone(optimizer, tmp_path: Path, capsys) -> None:
     config = SMALL.replace(**BARE | {"optimizer": optimizer, "policy": spec("cosine")})
-    with pytest.raises(Interrupted, match=r"stopped after step \d+ of 12; go on with: grokkit resume \S+ \S+ \S+$"):
-        gk.train_seeds(config, SEEDS, runs=tmp_path / "parts", device="cpu", callback=PressesCtrlC(5))
+    with pytest.raises(Interrupted, match=r"Interrupted at step \d+/12\. Resume with: grokkit resume \S+ \S+ \S+$"):
+        gk.train_seeds(config, SEEDS, runs=tmp_path / "parts", device="cpu", callback=PressesCtrlC(6))
     paths = [tmp_path / "parts" / config.replace(seed=seed).run_name for seed in SEEDS]
     assert [gk.open_run(path).status["state"] for path in paths] == ["interrupted"] * 3
     assert main(["resume", *map(str, paths[1:]), "--device", "cpu"]) == 0
@@ -238,7 +213,7 @@ def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Pa
         gk.train_seeds(config, SEEDS, runs=tmp_path / "hurt", device="cpu")
     runs = [gk.open_run(tmp_path / "hurt" / config.replace(seed=seed).run_name) for seed in SEEDS]
     assert [run.status["state"] for run in runs] == ["done", "failed", "done"]
-    assert "NumericsError: the training loss is nan by step 6" in runs[1].status["reason"]
+    assert "NumericsError: the training loss is nan in the batches up to step 6" in runs[1].status["reason"]
     assert max(runs[1].steps()) < 12 and runs[1].verify() == []
     for place in (0, 2):
         last, other = runs[place].load(12), whole[place].load(12)
@@ -248,7 +223,7 @@ def test_a_seed_whose_loss_is_lost_does_not_take_the_others_with_it(tmp_path: Pa
 def test_a_stack_that_is_stopped_tells_of_the_seeds_it_had_lost(tmp_path: Path, monkeypatch) -> None:
     poison_the_second(monkeypatch)
     with pytest.raises(Interrupted, match=r"grokkit resume \S+ \S+; seed 3 had failed: the training loss is nan"):
-        gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", callback=PressesCtrlC(9))
+        gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", callback=PressesCtrlC(10))
 
 
 def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:
@@ -259,26 +234,26 @@ def test_a_stack_whose_every_seed_is_lost_ends_early(tmp_path: Path) -> None:
 
 
 def test_the_company_of_a_stack_hears_means_and_costs(tmp_path: Path) -> None:
-    callbacks = Listens()
+    callbacks = RecordsCalls()
     runs = gk.train_seeds(SMALL.replace(**BARE), SEEDS, runs=tmp_path, device="cpu", callback=callbacks)
     losses = [run.metrics.query("split == 'batch' and metric == 'loss' and step == 8").value.item() for run in runs]
-    assert callbacks.told[8]["loss"] == pytest.approx(sum(losses) / 3)
-    assert sorted(callbacks.told) == list(range(1, 13))
+    assert callbacks.reports[8]["loss"] == pytest.approx(sum(losses) / 3)
+    assert sorted(callbacks.reports) == list(range(1, 13))
     assert callbacks.title.startswith("3 seeds in a stack, below ") and callbacks.summary.startswith(
-        "a run's part: training "
+        "per run: training "
     )
 
 
 def test_which_nets_are_stacked_and_why_the_others_are_not() -> None:
     def because(**changes) -> str | None:
-        return vmapped.explain_no_stack(build_trainer(SMALL.replace(**changes), torch.device("cpu")))
+        return vmapped.find_stack_obstacle(build_trainer(SMALL.replace(**changes), torch.device("cpu")))
 
     assert because() is None and because(model=spec("flat_norm")) is None
-    assert "convolutions are grouped" in because(model=CONV.model)
-    assert "torch.func does not follow this net" in because(model=spec("flat_dropout"))
+    assert "convolutions become grouped" in because(model=CONV.model)
+    assert "torch.func does not support this model" in because(model=spec("flat_dropout"))
     trainer = build_trainer(SMALL.replace(model=spec("flat_norm")), torch.device("cpu"))
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    vmapped.explain_no_stack(trainer)
+    vmapped.find_stack_obstacle(trainer)
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
@@ -301,7 +276,7 @@ def test_seeds_that_cannot_be_are_refused_before_anything_is_written(tmp_path: P
     assert not any(tmp_path.rglob("*.h5"))
     there = tmp_path / SMALL.replace(seed=3).run_name
     there.mkdir(parents=True)
-    with pytest.raises(TrajectoryError, match=rf"never overwritten, and there is {there} already"):
+    with pytest.raises(TrajectoryError, match=rf"{there} already exists, and a run is never overwritten"):
         gk.train_seeds(SMALL, SEEDS, runs=tmp_path, device="cpu")
     assert [path.name for path in there.parent.iterdir()] == [there.name]
 
@@ -329,9 +304,9 @@ def test_seeds_on_the_command_line() -> None:
         parse_seeds("0-3") == [0, 1, 2, 3] and parse_seeds("0,3, 7") == [0, 3, 7] and parse_seeds("0-1,9") == [0, 1, 9]
     )
     for wrong in ("3-1", "", "a", "0,,1", "-1", "1-", "1-2-3", "0.5"):
-        with pytest.raises(UsageError, match="takes numbers and ranges that grow, such as 0-31"):
+        with pytest.raises(UsageError, match="takes numbers and increasing ranges, such as 0-31"):
             parse_seeds(wrong)
-    with pytest.raises(UsageError, match="names a seed more than once: 0-3,2"):
+    with pytest.raises(UsageError, match="contains a seed more than once: 0-3,2"):
         parse_seeds("0-3,2")
 
 
@@ -346,14 +321,14 @@ def test_the_command_trains_the_seeds_it_is_given(tmp_path: Path, capsys) -> Non
 
 
 def test_convolutional_seeds_get_processes_and_equal_runs_alone_bit_for_bit(tmp_path: Path) -> None:
-    callbacks = Listens()
+    callbacks = RecordsCalls()
     runs = gk.train_seeds(CONV, [0, 5], runs=tmp_path / "apart", device="cpu", callback=callbacks)
-    assert "processes at a time: stacked convolutions are grouped ones" in callbacks.title
+    assert "processes at a time: stacked convolutions become grouped ones" in callbacks.title
     for run, seed in zip(runs, [0, 5], strict=True):
         other = gk.train(CONV.replace(seed=seed), runs=tmp_path / "alone", device="cpu")
         assert contents(run.path) == contents(other.path)
         assert (run.path / "config.toml").read_text() == (other.path / "config.toml").read_text()
-    assert max(callbacks.told) == 12 and callbacks.told[12]["loss"] > 0
+    assert max(callbacks.reports) == 12 and callbacks.reports[12]["loss"] > 0
 
 
 @pytest.mark.slow
@@ -378,10 +353,10 @@ def test_a_process_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_reaches_the_processes(tmp_path: Path) -> None:
     config = CONV.replace(steps=100_000, records=2)
-    with pytest.raises(Interrupted, match=r"stopped; go on with: grokkit resume \S+") as raised:
-        gk.train_seeds(config, range(6), runs=tmp_path, device="cpu", callback=PressesCtrlC(500))
-    assert "had not begun" in str(raised.value)
-    saved = [Path(word) for word in str(raised.value).split(";")[1].split()[5:]]
+    with pytest.raises(Interrupted, match=r"Interrupted\. Resume with: grokkit resume \S+") as raised:
+        gk.train_seeds(config, range(6), runs=tmp_path, device="cpu", callback=PressesCtrlC(501))
+    assert "seeds not started" in str(raised.value)
+    saved = [Path(word) for word in str(raised.value).split("grokkit resume ")[1].split(";")[0].split()]
     assert saved and all(gk.open_run(path).status["state"] == "interrupted" for path in saved)
 
 

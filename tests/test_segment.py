@@ -227,14 +227,14 @@ class _Hidden(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (F.gelu, r"`gelu` in 'gelu' is curved"),
-        (F.hardswish, "`hardswish`.*is curved"),
+        (F.gelu, r"`gelu` in 'gelu' is not piecewise affine"),
+        (F.hardswish, "`hardswish`.*is not piecewise affine"),
         (lambda x: torch.softmax(x, 1), "`softmax`.*has no affine rule"),
         (lambda x: x * x, "multiplies two tensors that both depend"),
         (lambda x: torch.div(1, x), "divides by a tensor that depends"),
         (lambda x: F.dropout(x), "random"),
         (lambda x: x - x.mean(0, keepdim=True), "has no row for each image"),
-        (lambda x: x * len(x) if len(x) > 2 else -x, "other operations for other images"),
+        (lambda x: x * len(x) if len(x) > 2 else -x, "different operations for different images"),
         (lambda x: _Hidden.apply(x), "one tensor that is computed from the images"),
         (lambda x: x + torch.from_numpy(x.detach().numpy() ** 2), "which is not one row per image"),
         (lambda x: x * x.tolist()[0][0], "differs from the model"),

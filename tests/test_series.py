@@ -45,7 +45,7 @@ def test_a_trajectory_is_the_stack_of_what_load_gives(made, name, verify):
 
 
 def test_a_large_tensor_is_read_by_two_threads_to_the_same_numbers(made, monkeypatch):
-    monkeypatch.setattr(tensor_series, "WORTH_THREADS", 1)
+    monkeypatch.setattr(tensor_series, "MIN_PARALLEL_BYTES", 1)
     out = torch.empty(4, 30, 7)
     assert made.trajectory("big", out=out) is out
     assert torch.equal(out, torch.stack([state(step)["big"] for step in STEPS]))
@@ -112,7 +112,7 @@ def test_the_same_names_in_another_order_are_another_layout(made):
 
 def test_a_tensor_that_changes_its_shape_is_named(made):
     snapshot.write_snapshot(made.path / "snapshots" / store.step_file_name(2000), 2000, {"big": torch.zeros(31, 7)})
-    with pytest.raises(TrajectoryError, match=r"'big' of .*2000.h5 is float32 \[31, 7\], that of the first"):
+    with pytest.raises(TrajectoryError, match=r"'big' of .*2000.h5 is float32 \[31, 7\]; the first file has"):
         made.trajectory("big")
 
 
@@ -136,7 +136,7 @@ def test_a_packed_file_is_read_by_plain_h5py(made, tmp_path):
             expected = expected.float() if name in ("half", "eighth") else expected
             assert torch.equal(torch.from_numpy(file["state"][name][()]), expected)
         assert file["state/big"].compression == "gzip" and file["state/big"].fletcher32
-    with pytest.raises(UsageError, match="exists; it is not overwritten"):
+    with pytest.raises(UsageError, match="already exists and is not overwritten"):
         made.pack(tmp_path / "packed.h5")
 
 
@@ -145,7 +145,7 @@ def test_safetensors_hold_the_same_state(made, tmp_path):
     made.to_safetensors(40, tmp_path / "a.safetensors")
     back = safetensors.load_file(tmp_path / "a.safetensors")
     assert back.keys() == state(40).keys() and all(torch.equal(back[name], each) for name, each in state(40).items())
-    with pytest.raises(UsageError, match="exists; it is not overwritten"):
+    with pytest.raises(UsageError, match="already exists and is not overwritten"):
         made.to_safetensors(40, tmp_path / "a.safetensors")
 
 

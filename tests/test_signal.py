@@ -13,7 +13,7 @@ from torch import nn
 import grokkit as gk
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.measures.oui import gate_distances
-from grokkit.recording.signal import check_listener
+from grokkit.recording.signal import check_policy_readings
 from grokkit.stats.trends import SLOPE_RESAMPLES, fit_slope, log_mean, theil_sen
 from tests.reference.patterns import patterns
 
@@ -178,7 +178,7 @@ def test_the_error_of_oui_is_its_spread_over_samples_of_images(net):
 def test_oui_says_what_it_cannot_compare(net, images):
     with pytest.raises(UsageError, match="at least 2; got 1"):
         gate_distances(net, images[:1])
-    with pytest.raises(ModelContractError, match="no units whose gates"):
+    with pytest.raises(ModelContractError, match="no activation that grokkit counts"):
         gate_distances(nn.Flatten(), images)
     with pytest.raises(UsageError, match="`points` must be at least 2"):
         gk.measures.create("oui", points=1)
@@ -203,7 +203,7 @@ def _same(a, b) -> bool:
 
 def test_it_is_read_where_it_is_due_and_has_a_slope_from_the_second_reading_on(net, images):
     signal = gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS)
-    assert not signal.due(5) and signal(5) is None
+    assert not signal.is_due(5) and signal(5) is None
     first, second, third = signal(0), signal(10), signal(20)
     assert list(first) == [
         f"log_{name}{end}"
@@ -333,7 +333,7 @@ def test_a_signal_without_images_or_labels_is_refused(net, images):
         with pytest.raises(UsageError, match="tensor of at least 2 images; got"):
             gk.LocalComplexitySignal(net, wrong)
     for wrong in (None, LABELS[:3], LABELS.float(), LABELS.tolist()):
-        with pytest.raises(UsageError, match="int64 tensor with a label for each of its 40 images; got"):
+        with pytest.raises(UsageError, match="int64 tensor with a label for each of the 40 images; got"):
             gk.LocalComplexitySignal(net, images, SMALL, labels=wrong)
     for wrong in (-1, "a", 1.5):
         with pytest.raises(UsageError, match="`seed` of a signal must be an int of 0 or more; got"):
@@ -345,7 +345,7 @@ def test_a_signal_without_images_or_labels_is_refused(net, images):
 
 def test_a_net_without_countable_units_is_refused_at_the_first_reading(images):
     net = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
-    with pytest.raises(ModelContractError, match="no units that local complexity could count"):
+    with pytest.raises(ModelContractError, match="no activation that grokkit counts"):
         gk.LocalComplexitySignal(net, images).read(0)
 
 
@@ -355,22 +355,26 @@ BOTH = {"name": "dry_run", "policy": {"name": "lc_wsd", "reading": "log_oui"}, "
 @pytest.mark.parametrize(
     ("policy", "told", "words"),
     [
-        ("lc_hold", {}, r"to log_density, and this run tells it train_loss\. .*'quantities': \('density',\)"),
-        (BOTH, {"signal": gk.Signal(quantities=("oui",))}, r"it train_loss, log_oui\. .*: \('oui', 'density'\)"),
-        ({"name": "lc_wsd", "reading": "log_los"}, {"signal": SMALL}, "A run can tell .*Did you mean 'log_loss'"),
+        (
+            "lc_hold",
+            {},
+            r"needs the readings log_density, and this run provides train_loss\. .*'quantities': \('density',\)",
+        ),
+        (BOTH, {"signal": gk.Signal(quantities=("oui",))}, r"provides train_loss, log_oui\. .*: \('oui', 'density'\)"),
+        ({"name": "lc_wsd", "reading": "log_los"}, {"signal": SMALL}, "A run can provide .*Did you mean 'log_loss'"),
         ({"name": "plateau", "reading": "validation_los"}, {}, "Did you mean 'validation_loss'"),
-        ({"name": "plateau", "reading": "validation_loss"}, {}, "Take images out for it"),
+        ({"name": "plateau", "reading": "validation_loss"}, {}, "Hold out validation images"),
         (
             {"name": "guard", "policy": "constant", "loss": "loss"},
             {},
-            "A run can tell train_loss, validation_loss, log_density",
+            "A run can provide train_loss, validation_loss, log_density",
         ),
     ],
 )
 def test_a_run_that_never_tells_a_policy_what_it_listens_to_is_refused(policy, told, words):
     asked = {"signal": None, "validation": False} | told
     with pytest.raises(UsageError, match=words):
-        check_listener(gk.policies.as_policy(policy), **asked)
+        check_policy_readings(gk.policies.as_policy(policy), **asked)
 
 
 def test_what_a_run_tells_is_enough():
@@ -381,13 +385,13 @@ def test_what_a_run_tells_is_enough():
         {"name": "sham", "policy": "lc_hold"},
         {"name": "yoked", "policy": "lc_hold", "news": [(1, {"log_density": 1.0})]},
     ):
-        check_listener(gk.policies.as_policy(policy), None, False)
-    check_listener(gk.policies.as_policy("lc_hold"), gk.Signal(), False)
-    check_listener(gk.policies.create("plateau", reading="validation_loss"), None, True)
+        check_policy_readings(gk.policies.as_policy(policy), None, False)
+    check_policy_readings(gk.policies.as_policy("lc_hold"), gk.Signal(), False)
+    check_policy_readings(gk.policies.create("plateau", reading="validation_loss"), None, True)
 
 
 def test_such_a_run_leaves_no_folder(tmp_path):
-    with pytest.raises(UsageError, match="listens to log_density"):
+    with pytest.raises(UsageError, match="needs the readings log_density"):
         gk.train(LONELY, runs=tmp_path, device="cpu")
     assert not list(tmp_path.iterdir())
 
@@ -414,10 +418,10 @@ def test_a_recorder_tells_the_reading_of_step_0_once(tmp_path):
     assert levels == [each["log_density"] for _, each in news] and told[2] is None
     assert [step for step, _ in news] == [1, 2]
     with gk.record(tmp_path / "b", net, **asked) as recorder:
-        assert recorder.first_readings()["log_density"] == levels[0]
-        assert recorder.first_readings() is recorder.step(1) is None
+        assert recorder.pop_first_readings()["log_density"] == levels[0]
+        assert recorder.pop_first_readings() is recorder.step(1) is None
     with gk.record(tmp_path / "c", net, **{**asked, "signal": {"every": 1, "points": 20}}) as recorder:
-        assert recorder.step(1) is not None and recorder.first_readings() is None, "the newer ones stand for them"
+        assert recorder.step(1) is not None and recorder.pop_first_readings() is None, "the newer ones stand for them"
 
 
 def test_its_points_stay_when_the_caller_shuffles_his_images(net, images):
@@ -432,15 +436,15 @@ def test_a_state_of_another_signal_is_refused_and_an_empty_one_is_a_fresh_start(
     signal.read(10)
     state = signal.state_dict()
     with pytest.raises(
-        UsageError, match=r"with every 10, .*'loss', 'oui'\].*; this one has every 200, .*\['density'\]"
+        UsageError, match=r"with every 10, .*'loss', 'oui'\].*; this signal has every 200, .*\['density'\]"
     ):
         gk.LocalComplexitySignal(net, images).load_state_dict(state)
     for others in (images[:20], images.flip(0)):
         with pytest.raises(UsageError, match=r"other images than the [23]0 of this signal"):
             gk.LocalComplexitySignal(net, others, SMALL, labels=LABELS[: len(others)]).load_state_dict(state)
-    with pytest.raises(UsageError, match=r"a signal with seed 0; this one has seed 1$"):
+    with pytest.raises(UsageError, match=r"a signal with seed 0; this signal has seed 1\. "):
         gk.LocalComplexitySignal(net, images, SMALL, labels=LABELS, seed=1).load_state_dict(state)
-    with pytest.raises(UsageError, match="of a signal with every None"):
+    with pytest.raises(UsageError, match="saved by a signal with every None"):
         signal.load_state_dict({"density": []})
     nearly = gk.LocalComplexitySignal(net, images * (1 + 1e-6), SMALL, labels=LABELS)
     nearly.load_state_dict(state)  # as pixels of another device are

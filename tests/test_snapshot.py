@@ -62,14 +62,14 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path):
 @pytest.mark.parametrize(
     ("tensor", "form"),
     [
-        (torch.eye(3).to_sparse(), "it is torch.sparse_coo on cpu, and only dense"),
-        (torch.empty(3, device="meta"), "it is torch.strided on meta, and only dense"),
-        ({"count": 3}, "it is no tensor but dict"),
-        (torch.empty(2, dtype=torch.bits8), "there is no array of torch.bits8"),
+        (torch.eye(3).to_sparse(), "it is torch.sparse_coo on cpu; expected a dense"),
+        (torch.empty(3, device="meta"), "it is torch.strided on meta; expected a dense"),
+        ({"count": 3}, "expected a tensor, got dict"),
+        (torch.empty(2, dtype=torch.bits8), "NumPy has no array of torch.bits8"),
     ],
 )
 def test_a_tensor_that_cannot_be_kept_is_named_and_nothing_is_written(tmp_path, tensor, form):
-    with pytest.raises(UsageError, match=f"^'mask' cannot be kept: {form}"):
+    with pytest.raises(UsageError, match=f"^'mask' cannot be stored: {form}"):
         snapshot.write_snapshot(tmp_path / "a.h5", 0, {"weight": torch.ones(2), "mask": tensor})
     assert list(tmp_path.iterdir()) == []
 

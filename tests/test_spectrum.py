@@ -218,7 +218,7 @@ def test_tangents_that_cannot_be_had_are_refused() -> None:
         complexity_spectrum(MLP().double(), _draw(3, 6), [0.1], 2, tangents="bfloat16")
     with pytest.raises(UsageError, match="'exact', 'bfloat16' or None"):
         complexity_spectrum(MLP(), _draw(3, 6), [0.1], 2, tangents="half")
-    with pytest.raises(UsageError, match="belongs to method='tangent'"):
+    with pytest.raises(UsageError, match="applies only to method='tangent'"):
         local_complexity(MLP(), _draw(3, 6), 0.1, 2, tangents="exact")
 
 

@@ -10,12 +10,13 @@ from grokkit import models
 from grokkit.config.run_config import spec
 from grokkit.data.resident import to_pixels
 from grokkit.errors import Interrupted
-from grokkit.models.speednet import RIDGE, ShiftNorm, identity_conv
+from grokkit.models.speednet import RIDGE, ShiftNorm, make_identity_conv
 from grokkit.recipes import load_shipped
-from grokkit.seeding import seeded, stream
+from grokkit.seeding import derive_seed, seeded
 from grokkit.training.build import build_data, build_model, dataset_metadata
 from grokkit.training.trainer import build_trainer
-from tests.runs import PressesCtrlC, contents
+from tests.callbacks import PressesCtrlC
+from tests.runs import contents
 
 RECIPE = load_shipped("cifar10_speed").variants["speednet"]()
 
@@ -95,7 +96,7 @@ def test_the_filters_are_frozen_and_the_bias_is_not() -> None:
 def test_the_first_channels_are_passed_on(inputs: int, outputs: int) -> None:
     x = torch.randn(2, inputs, 5, 6, generator=torch.Generator().manual_seed(1))
     with seeded(0):
-        conv = identity_conv(inputs, outputs)
+        conv = make_identity_conv(inputs, outputs)
         twin = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     kept = min(inputs, outputs)
     with torch.no_grad():
@@ -139,7 +140,7 @@ def test_the_net_is_fitted_once_to_normalised_training_images_of_a_stream_of_its
     config = small().replace(seed=3)
     dataset = build_data(config)
     model = build_model(config, dataset_metadata(dataset), dataset)
-    rng = np.random.default_rng(stream(3, "init", "images"))
+    rng = np.random.default_rng(derive_seed(3, "init", "images"))
     shown = to_pixels(dataset.x_train[rng.permutation(600)])
     twin = build_model(config, dataset_metadata(dataset))
     assert not torch.equal(twin.net.whiten.weight, model.net.whiten.weight)

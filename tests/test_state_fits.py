@@ -78,8 +78,8 @@ def made(kind, model=None, **options):
 @pytest.mark.parametrize(
     ("saved", "given", "told"),
     [
-        (SGD, Adam, "torch.SGD as `optimizer` and a torch.Adam was given"),
-        (Adam, AdamW, "torch.Adam as `optimizer` and a torch.AdamW was given"),
+        (SGD, Adam, "torch.SGD as `optimizer`, and a torch.Adam was passed"),
+        (Adam, AdamW, "torch.Adam as `optimizer`, and a torch.AdamW was passed"),
         (AdamW, Adam, "torch.AdamW as"),
         (Muon, SGD, "grokkit.Muon as"),
     ],
@@ -110,7 +110,7 @@ def of_groups(model, *groups, **options):
 
 def test_groups_in_another_order_are_refused() -> None:
     one, two = ("one.weight", "one.bias"), ("two.weight", "two.bias")
-    told = r"parameter 0 of group 0 of `optimizer` is 'one.weight' \[3, 3\] in it and 'two.weight' \[3, 3\] in this"
+    told = r"parameter 0 of group 0 of `optimizer` is 'one.weight' \[3, 3\] in the saved one and 'two.weight' \[3, 3\]"
     refused(of_groups(Net(), one, two), of_groups(Net(), two, one), told)
     refused(of_groups(Net(), one), of_groups(Net(), one[:1] + two[1:]), "parameter 1 of group 0 .*'two.bias'")
     refused(of_groups(Net(), one + two[:1], two[1:]), of_groups(Net(), one, two), "other numbers of parameters")
@@ -145,13 +145,15 @@ def test_parameters_that_are_not_the_models_are_known_by_place_and_shape() -> No
         return model, optimizer, {}
 
     load_state(collect_state(*with_own(2, 3)), *with_own(2, 3))
-    refused(with_own(2, 3), with_own(3, 2), r"one that is not the model's \(#0\) \[2\] in it and .*#0\) \[3\]")
+    refused(
+        with_own(2, 3), with_own(3, 2), r"one that does not belong to the model \(#0\) \[2\] in the saved .*#0\) \[3\]"
+    )
     model = Net()
-    refused(with_own((3, 3)), (model, Adam([model.one.weight]), {}), "not the model's .* and 'one.weight'")
+    refused(with_own((3, 3)), (model, Adam([model.one.weight]), {}), "does not belong to the model .* and 'one.weight'")
 
 
 def test_the_same_shapes_under_other_names_are_another_model() -> None:
-    refused(made(SGD), made(SGD, Net(names=("two", "three"))), "'one.bias' is .* in it and not there in this one")
+    refused(made(SGD), made(SGD, Net(names=("two", "three"))), "'one.bias' is .* saved one and missing in the given")
 
 
 def test_tied_parameters_are_told_from_two_of_the_same_shape() -> None:
@@ -173,11 +175,13 @@ def test_buffers_and_dtypes_belong_to_the_model() -> None:
         model.register_buffer("mean", buffer, persistent=persistent)
         return model, None, {}
 
-    refused(with_buffer(Net(), torch.ones(2)), with_buffer(Net(), torch.ones(3)), r"'mean' is \[2\] in it")
-    refused(with_buffer(Net(), torch.ones(2)), (Net(), None, {}), "'mean' is .* not there in this one")
+    refused(with_buffer(Net(), torch.ones(2)), with_buffer(Net(), torch.ones(3)), r"'mean' is \[2\] in the saved")
+    refused(with_buffer(Net(), torch.ones(2)), (Net(), None, {}), "'mean' is .* missing in the given")
     load_state(collect_state(Net(), None, {}), *with_buffer(Net(), torch.ones(2), persistent=False))
-    refused((Net(), None, {}), (Net().double(), None, {}), r"'one.bias' is \[3\] float32 in it and \[3\] float64 in")
-    refused((Net(), None, {}), (Net().bfloat16(), None, {}), "bfloat16 in this one")
+    refused(
+        (Net(), None, {}), (Net().double(), None, {}), r"'one.bias' is \[3\] float32 in the saved .* \[3\] float64 in"
+    )
+    refused((Net(), None, {}), (Net().bfloat16(), None, {}), "bfloat16 in the given one")
 
 
 class Body(nn.Module):
@@ -207,8 +211,8 @@ class Named(Counter):
 def test_a_part_of_another_class_or_shape_is_refused_before_anything_is_loaded() -> None:
     model, optimizer, _ = made(Adam)
     for saved, given, told in (
-        (Counter(), Named(), "Counter as `part` and a tests.Named was given"),
-        (Body(2), Body(3), r"another module as `part`: 'layer.weight' is \[1, 2\] in it and \[1, 3\]"),
+        (Counter(), Named(), "Counter as `part`, and a tests.Named was passed"),
+        (Body(2), Body(3), r"another module as `part`: 'layer.weight' is \[1, 2\] in the saved one and \[1, 3\]"),
         (lr_scheduler.StepLR(optimizer, 3), lr_scheduler.ExponentialLR(optimizer, 0.1), "torch.StepLR as `part`"),
     ):
         refused((model, optimizer, {"part": saved}), (*made(Adam)[:2], {"part": given}), told)
@@ -242,10 +246,10 @@ def test_a_part_that_fails_while_it_loads_leaves_model_optimizer_and_randomness_
 @pytest.mark.parametrize(
     ("kind", "then", "now", "told"),
     [
-        (SGD, {"lr": 0.1}, {"lr": 0.01}, "the base rate of group 0 of `optimizer` is 0.1 and was given as 0.01"),
-        (SGD, {"momentum": 0.9}, {"momentum": 0.5}, "momentum of group 0 .* is 0.9 and was given as 0.5"),
-        (AdamW, {"weight_decay": 0.01}, {"weight_decay": 0.1}, "weight_decay of .* is 0.01 and was given as 0.1"),
-        (Adam, {"betas": (0.9, 0.95)}, {}, r"betas of .* is \[0.9, 0.95\] and was given as \[0.9, 0.999\]"),
+        (SGD, {"lr": 0.1}, {"lr": 0.01}, "the base rate of group 0 of `optimizer` is 0.1 and was passed as 0.01"),
+        (SGD, {"momentum": 0.9}, {"momentum": 0.5}, "momentum of group 0 .* is 0.9 and was passed as 0.5"),
+        (AdamW, {"weight_decay": 0.01}, {"weight_decay": 0.1}, "weight_decay of .* is 0.01 and was passed as 0.1"),
+        (Adam, {"betas": (0.9, 0.95)}, {}, r"betas of .* is \[0.9, 0.95\] and was passed as \[0.9, 0.999\]"),
         (Adam, {"eps": 1e-8}, {"eps": 1e-6}, "eps of"),
     ],
 )
@@ -314,7 +318,7 @@ def test_a_rate_that_a_loop_moves_by_hand_is_no_difference() -> None:
 @pytest.mark.parametrize("policy", ["cosine", "lc_wsd"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_a_run_of_train_that_is_resumed_warns_of_nothing(tmp_path, policy, optimizer) -> None:
-    from tests.test_training import PressesCtrlC
+    from tests.callbacks import PressesCtrlC
 
     config = SMALL.replace(policy=gk.spec(policy), optimizer=gk.spec(optimizer), measures=(), attributions=())
     with pytest.raises(gk.errors.Interrupted):
@@ -368,7 +372,7 @@ def test_a_policy_of_another_optimizer_than_the_restored_one_is_told() -> None:
     state = collect_state(model, optimizer, {"policy": policy})
     model, optimizer, _ = made(SGD)
     other = SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match="PolicyLR goes on where the rate was 0.01"):
+    with pytest.warns(UserWarning, match="PolicyLR resumes at a rate of 0.01"):
         load_state(state, model, optimizer, {"policy": gk.PolicyLR(other, "cosine", 20)})
 
 
@@ -419,7 +423,7 @@ def test_a_second_policy_on_a_decayed_optimizer_is_told(loaded) -> None:
         optimizer.load_state_dict(state)
     second = gk.PolicyLR(optimizer, "cosine", 20)
     optimizer.step()
-    with pytest.warns(UserWarning, match=r"an earlier scheduler had moved from 0.1 to 0.01.*take a new optimizer"):
+    with pytest.warns(UserWarning, match=r"an earlier scheduler had changed from 0.1 to 0.01.*use a new optimizer"):
         second.step()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -101,7 +101,7 @@ class Graphs:
     def __init__(self, monkeypatch, *, refuses: str = "") -> None:
         self.recorded = self.replays = 0
         self._refuses = refuses
-        monkeypatch.setattr(step, "_no_graph_because", lambda *_: None)
+        monkeypatch.setattr(step, "_find_graph_obstacle", lambda *_: None)
         monkeypatch.setattr(step, "on_side_stream", lambda update: update())
         monkeypatch.setattr(step, "capture_graph", self.captured)
 
@@ -148,7 +148,7 @@ def test_a_graph_that_cannot_be_recorded_is_told_and_done_without(monkeypatch) -
     with pytest.warns(UserWarning, match="runs without one: operation not permitted"):
         model, losses = trained("adam")
     assert losses == expected and same(model, eager)
-    with pytest.raises(ModelContractError, match="cannot be recorded in a CUDA graph: operation not permitted"):
+    with pytest.raises(ModelContractError, match="cannot be captured in a CUDA graph: operation not permitted"):
         trained("adam", execution="graph")
 
 
@@ -161,7 +161,7 @@ def test_what_cannot_be_graphed_is_refused_in_words() -> None:
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
         patch.setattr(step, "device_of", lambda _: torch.device("cuda"))
-        reason = step._no_graph_because
+        reason = step._find_graph_obstacle
         slow, fused = torch.optim.Adam(net().parameters()), torch.optim.Adam(net().parameters(), fused=True)
         assert reason(model, fused, "bfloat16") is None
         assert "loss scaler" in reason(model, fused, "float16")

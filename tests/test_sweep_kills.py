@@ -12,7 +12,7 @@ import pytest
 
 import grokkit as gk
 from grokkit.sweep.child_process import PARENT_VARIABLE, is_log_locked, lock_log
-from grokkit.sweep.local import Local
+from grokkit.sweep.local import LocalLauncher
 from grokkit.sweep.plan import read_plan
 from grokkit.sweep.run_status import SweepFolder, collect_statuses
 from tests.runs import contents
@@ -101,7 +101,7 @@ def test_a_log_is_held_by_the_process_that_prints_to_it(tmp_path) -> None:
 
 def hold(run, after: str = "print('at it', flush=True); input()") -> subprocess.Popen:
     """A process that has the run's log, as one whose queue was killed."""
-    log = SweepFolder(Path("runs"), "night").log(run)
+    log = SweepFolder(Path("runs"), "night").log_path(run)
     log.parent.mkdir(parents=True, exist_ok=True)
     with lock_log(log) as output:
         return subprocess.Popen([sys.executable, "-c", after], stdin=subprocess.PIPE, stdout=output, text=True)
@@ -134,14 +134,14 @@ def test_a_run_elsewhere_that_ends_early_is_gone_on_with_while_others_still_run(
     left = hold(plan.runs[0])
 
     class Slow(Acted):
-        def code(self):
+        def poll(self):
             if self.key == "plain-1" and ("train", "plain-0") not in self._stage.started:
                 if self._looks == 3:
                     left.communicate()
                 assert self._looks < 500, "the other one is not started"
                 self._looks += 1
                 return None
-            return super().code()
+            return super().poll()
 
     class Wide(Stage):
         def start(self, words, log):
@@ -167,21 +167,21 @@ def test_a_run_that_is_killed_again_and_again_is_given_up_also_if_its_process_li
     stands, said = work(plan, Lingering(plan, {"plain-0": [(-1, -9)]}))
     for process in lingering:
         process.communicate()
-    assert any(line.startswith("elsewhere") for line in said)
+    assert any(line.startswith("running in another process") for line in said)
     assert stands["plain-0"].state == "failed" and "given up after 3 attempts" in stands["plain-0"].reason
 
 
 def test_the_processor_stays_taken_while_the_process_of_a_queue_that_died_goes_on(impostor, monkeypatch) -> None:  # noqa: F811
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    dead, heir = Local([]), Local([])
+    dead, heir = LocalLauncher([]), LocalLauncher([])
     orphan = dead.start(["long"], impostor / "one")
     assert orphan is not None and heir.start(["short"], impostor / "two") is None
-    assert Local([], at_once=2).start(["short"], impostor / "one") is None, "its log is held"
+    assert LocalLauncher([], at_once=2).start(["short"], impostor / "one") is None, "its log is held"
     orphan.stop()
-    until(lambda: orphan.code() is not None, "end of the process")
+    until(lambda: orphan.poll() is not None, "end of the process")
     after = heir.start(["short"], impostor / "two")
     assert after is not None
-    until(lambda: after.code() is not None, "end of the one after it")
+    until(lambda: after.poll() is not None, "end of the one after it")
 
 
 # Real sweeps

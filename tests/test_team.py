@@ -122,7 +122,7 @@ def test_two_processes_stop_together_and_go_on_to_the_same_bits(tmp_path: Path) 
             break
         time.sleep(0.1)
     assert run.status["state"] == "interrupted" and 30 < run.status["step"] < 200
-    assert re.search(r"stopped after step \d+ of 200; go on with: grokkit resume", run.status["reason"])
+    assert re.search(r"Interrupted at step \d+/200\. Resume with: grokkit resume", run.status["reason"])
     ended(torchrun(tmp_path / "parts", config, "0", "resume"))
     straight = gk.open_run(tmp_path / "straight" / config.run_name)
     assert run.status["state"] == "done" and run.status["attempt"] == 2
@@ -145,7 +145,7 @@ def test_a_process_alone_is_its_own_team() -> None:
     x, y = torch.rand(5, 2), torch.arange(5)
     assert team.shard(x, y) == (x, y) and team.wrap(model) is model
     assert (
-        team.on_rank_zero(lambda: 3, due=False) == 3
+        team.on_rank_zero(lambda: 3, broadcast=False) == 3
         and team.any_rank(7, True, False) == (True, False)
         and team.resume_parts() == {}
     )

@@ -66,7 +66,7 @@ def test_verdicts_follow_from_the_speeds() -> None:
     assert wide.sentence == "arithmetic: 45.1% of the device's ceiling"
     assert found["resident", 16].sentence.startswith("host: 86% of a step does not depend on its images")
     loader = found["DataLoader", 256].sentence
-    assert loader == f"input: the step alone does {256 / 0.0356:,.0f} images/s, making batches alone 2,000"
+    assert loader == f"input: the step alone reaches {256 / 0.0356:,.0f} images/s, making batches alone 2,000"
 
 
 def test_a_low_share_of_the_ceiling_is_told_and_a_table_with_holes_refused() -> None:
@@ -75,7 +75,7 @@ def test_a_low_share_of_the_ceiling_is_told_and_a_table_with_holes_refused() -> 
     assert find_bottlenecks(slow)[-2].sentence.endswith(
         "0.5% of the device's ceiling; memory traffic and small kernels take the rest"
     )
-    with pytest.raises(DataError, match="0 rows of ceiling_flop_per_s"):
+    with pytest.raises(DataError, match="expected one row of ceiling_flop_per_s with n = 0; got 0"):
         find_bottlenecks(slow[slow["measure"] != "ceiling_flop_per_s"])
 
 
@@ -98,13 +98,13 @@ def loader_at_hand(monkeypatch) -> None:
         return itertools.repeat((torch.stack(x), torch.tensor(y)))
 
     monkeypatch.setattr(throughput, "make_plain_loader", repeated)
-    monkeypatch.setattr(throughput, "MOST_CALLS", 4)
+    monkeypatch.setattr(throughput, "MAX_CALLS", 4)
 
 
 def by_hand(clock: Clock, seconds: float = 3.0) -> throughput.Subject:
     """A subject whose updates take 10 ms and 1 ms an image."""
 
-    def step_for(size: int):
+    def make_step(size: int):
         def step(x, y) -> None:
             assert len(x) == size
             clock.now += 0.010 + 0.001 * len(x)
@@ -112,7 +112,7 @@ def by_hand(clock: Clock, seconds: float = 3.0) -> throughput.Subject:
         return step
 
     return throughput.Subject(
-        "by hand", throughput.make_random_images(300), CPU, "float32", step_for, 5, seconds, clock
+        "by hand", throughput.make_random_images(300), CPU, "float32", make_step, 5, seconds, clock
     )
 
 
@@ -149,7 +149,7 @@ def test_batch_sizes_are_checked() -> None:
     assert throughput.validate_batch_sizes([64, 16, 16], 100) == [16, 64]
     assert throughput.validate_batch_sizes([], 100) == [16, 32, 64]
     for wrong in (2, 101):
-        with pytest.raises(UsageError, match=rf"in 3..100, the training images; got {wrong}"):
+        with pytest.raises(UsageError, match=rf"in 3\.\.100 \(training images\); got {wrong}"):
             throughput.validate_batch_sizes([wrong], 100)
 
 
@@ -205,7 +205,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> 
     words = ["bench", "throughput", "mlp", "--device", "cpu", "--seconds", "0.003", "--out"]
     assert main([*words, str(tmp_path / "some")]) == 130
     said = capsys.readouterr().err
-    assert f"stopped; {tmp_path / 'some'} holds what was measured" in said and "busy (load 99.5 on" in said
+    assert f"Interrupted; {tmp_path / 'some'} holds the measurements" in said and "busy (load 99.5 on" in said
     assert len(json.loads((tmp_path / "some" / "throughput.json").read_text())["points"]) == 1
 
     def at_once(of):
@@ -213,7 +213,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> 
 
     monkeypatch.setattr(throughput, "measure_peak_flops", at_once)
     assert main([*words, str(tmp_path / "none")]) == 130
-    assert "nothing is written" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert "nothing was written" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from grokkit.training import loop, trainer
 from grokkit.training.build import clip_gradients
 from grokkit.training.meter import Meter
 from grokkit.training.trainer import build_trainer
-from tests.runs import SMALL, PressesCtrlC, contents
+from tests.callbacks import PressesCtrlC
+from tests.runs import SMALL, contents
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
         if step == SMALL.steps:
             report()
         policy.observe(rec.step(step))
-        if rec.due(step):
+        if rec.is_due(step):
             whole_test(step)
         policy.step()
         for decision in policy.decisions:
@@ -116,7 +117,7 @@ def test_a_plain_loop_with_a_recorder_writes_the_same_run(straight, tmp_path: Pa
 
 @pytest.mark.parametrize("at", [2, 11, 16, 23])
 def test_interrupted_and_resumed_equals_straight_bit_for_bit(straight, tmp_path: Path, at: int) -> None:
-    with pytest.raises(Interrupted, match=rf"after step {at} of 24; go on with: grokkit resume"):
+    with pytest.raises(Interrupted, match=rf"Interrupted at step {at}/24\. Resume with: grokkit resume"):
         gk.train(SMALL, runs=tmp_path, device="cpu", callback=PressesCtrlC(at))
     path = tmp_path / SMALL.run_name
     assert gk.open_run(path).status["state"] == "interrupted"
@@ -159,7 +160,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
     monkeypatch.setattr(loop, "REPORTS", 4)
     config = SMALL.replace(measures=(), attributions=())
     whole = gk.train(config, runs=tmp_path / "a", device="cpu")
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SAVE_INTERVAL", 0.0)
     monkeypatch.setattr(loop, "SAVE_SHARE", 1e9)
     clip = trainer.clip_gradients
     calls: list[int] = []
@@ -316,7 +317,7 @@ def test_replay_needs_no_data_and_resume_knows_other_data(tmp_path: Path, monkey
         gk.train(config, runs=tmp_path, device="cpu", callback=PressesCtrlC(12))
     path = tmp_path / config.run_name
     np.savez(tmp_path / "own.npz", **{**arrays, "x_train": 255 - arrays["x_train"]})
-    with pytest.raises(DataError, match="began on other data"):
+    with pytest.raises(DataError, match="the data differ from those the run began with"):
         gk.resume(path, device="cpu")
     (tmp_path / "own.npz").unlink()
     assert gk.replay_run(path, ["weight_norm"], device="cpu") == len(gk.open_run(path).steps())
@@ -330,7 +331,7 @@ def test_readings_say_how_they_were_taken(straight) -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Path) -> None:
     config = SMALL.replace(optimizer=spec("sgd", lr=1e30), policy=spec("constant"), measures=(), attributions=())
-    with pytest.raises(NumericsError, match=r"the training loss is (nan|inf) by step \d+; snapshots up to step"):
+    with pytest.raises(NumericsError, match=r"the training loss is (nan|inf) in the batches up to step \d+. Snapshots"):
         gk.train(config, runs=tmp_path, device="cpu")
     run = gk.open_run(tmp_path / config.run_name)
     assert run.status["state"] == "failed" and "NumericsError" in run.status["reason"]
@@ -339,7 +340,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_loses_nothing(tmp_path: Pat
 
 def test_an_existing_folder_is_never_overwritten(straight) -> None:
     before = contents(straight.path)
-    with pytest.raises(TrajectoryError, match="exists already; a run is never overwritten"):
+    with pytest.raises(TrajectoryError, match="already exists; a run is never overwritten"):
         gk.train(SMALL, runs=straight.path.parents[1], device="cpu")
     assert contents(straight.path) == before
 
@@ -482,7 +483,7 @@ def test_a_parallel_checkpoint_comes_in_and_what_is_none_is_refused(tmp_path: Pa
     torch.save({"net": Own().state_dict()}, tmp_path / "n_2.pt")
     probes = gk.probe_sets("digits", train=10, test=10, random=0)
     assert gk.import_checkpoints(tmp_path / "a", [tmp_path / "p_1.pt"], Own(), probes=probes).steps() == [1]
-    with pytest.raises(TrajectoryError, match=r"holds no state dict.*it holds \['net'\]"):
+    with pytest.raises(TrajectoryError, match=r"must hold a state dict.*got \['net'\]"):
         gk.import_checkpoints(tmp_path / "b", [tmp_path / "n_2.pt"], Own(), probes=probes)
     for files in ({-5: tmp_path / "p_1.pt"}, {}):
         with pytest.raises(UsageError, match="one checkpoint or more, at steps of at least 0"):
@@ -531,23 +532,23 @@ def test_the_meter_counts_every_sample() -> None:
         loss.update(value, weight=size)
     means = pytest.approx((loss.compute().item(), accuracy.compute().item()), abs=1e-6)
     assert meter.mean() == means
-    assert meter.read_async() is None
+    assert meter.pop_pending() is None
     meter.enqueue(3)
     meter.add(torch.tensor(2.0), torch.eye(2), torch.tensor([0, 0]))  # later samples do not count
     again = Meter(torch.device("cpu"))
     again.load_state_dict(copy.deepcopy(meter.state_dict()))
     for each in (meter, again):
         assert each.mean() == (2.0, 0.5)
-        step, *values = each.read_async()
+        step, *values = each.pop_pending()
         assert step == 3 and tuple(values) == means
-        assert each.read_async() is None
+        assert each.pop_pending() is None
 
 
 def test_a_recorder_wants_growing_steps(tmp_path: Path) -> None:
     data = gk.load_data("digits", size=8)
     with gk.record(tmp_path / "r", Own(), probes=gk.probe_sets(data, train=5, test=5, random=0), measures=[]) as rec:
         rec.step(3)
-        with pytest.raises(UsageError, match="must grow from call to call; got 3 after 3"):
+        with pytest.raises(UsageError, match="must increase from call to call; got 3 after 3"):
             rec.step(3)
         with pytest.raises(TrajectoryError, match="is being written by"):
             gk.record(tmp_path / "r", Own(), probes={}, measures=[], resume=True)

@@ -25,14 +25,14 @@ from grokkit.live.server import Server
 from grokkit.live.terminal import watch_run
 from grokkit.optim import build
 from grokkit.registry import STUDY_PREFIX, import_study
-from grokkit.sweep.cluster import Cluster
-from grokkit.sweep.local import Local
+from grokkit.sweep.cluster import RayLauncher
+from grokkit.sweep.local import LocalLauncher
 from grokkit.sweep.plan import read_plan
 from grokkit.sweep.run_status import SweepFolder, trusted_digests
-from grokkit.training.required_names import training_names
+from grokkit.training.required_names import list_training_names
 from grokkit.trajectory import open_run
 from tests import live_runs
-from tests.runs import PressesCtrlC
+from tests.callbacks import PressesCtrlC
 
 REGISTRIES = (
     models.registry,
@@ -148,7 +148,7 @@ def interrupted(config: RunConfig, source: str, marker: Path) -> Path:
 
 def of_another(path: Path) -> None:
     """The run as one that somebody else trained: on no list here."""
-    trust.list_path().unlink()
+    trust.get_list_path().unlink()
     assert not trust.is_trusted((path / "experiment.py").read_bytes())
 
 
@@ -200,9 +200,9 @@ def test_the_list_is_at_home_unless_told_and_never_in_the_working_folder(monkeyp
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for told in ("", "here", "./here"):
         monkeypatch.setenv("XDG_CONFIG_HOME", told)
-        assert trust.list_path() == tmp_path / "home" / ".config" / "grokkit" / "trusted_code"
+        assert trust.get_list_path() == tmp_path / "home" / ".config" / "grokkit" / "trusted_code"
     monkeypatch.delenv("XDG_CONFIG_HOME")
-    assert trust.list_path() == tmp_path / "home" / ".config" / "grokkit" / "trusted_code"
+    assert trust.get_list_path() == tmp_path / "home" / ".config" / "grokkit" / "trusted_code"
 
 
 def test_a_home_that_cannot_be_written_is_a_warning_once_and_ends_no_training(settings, tmp_path) -> None:
@@ -223,12 +223,12 @@ def test_a_list_that_is_a_pipe_is_neither_waited_for_nor_believed(settings) -> N
 
 
 def test_the_environment_adds_to_the_list_and_is_handed_on(monkeypatch) -> None:
-    one, two = (trust.digest_of(text) for text in (b"x = 1\n", b"x = 2\n"))
-    assert trust.worker_environment(()) == {}
-    assert trust.worker_environment([two, one]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
+    one, two = (trust.hash_source(text) for text in (b"x = 1\n", b"x = 2\n"))
+    assert trust.make_worker_environment(()) == {}
+    assert trust.make_worker_environment([two, one]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
     monkeypatch.setenv("GROKKIT_TRUSTED", f" {one.upper()} , short")
     assert trust.is_trusted(b"x = 1\n") and not trust.is_trusted(b"x = 2\n") and not trust.is_trusted(b"short")
-    assert trust.worker_environment([two]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
+    assert trust.make_worker_environment([two]) == {"GROKKIT_TRUSTED": ",".join(sorted((one, two)))}
 
 
 def test_train_and_record_write_the_list_and_a_resumed_recorder_does_not(settings, tmp_path) -> None:
@@ -262,12 +262,12 @@ def test_a_process_for_each_seed_learns_its_study_and_writes_the_list(source, ma
 
 
 VERBS = {
-    "resume RUN": "no model is called 'study_model'",
-    "lc RUN --radius 0.05 --directions 2 --points 4": "no model is called 'study_model'",
-    "attack RUN --steps 1 --points 4": "no model is called 'study_model'",
-    "attribute RUN --method saliency --images 2": "no model is called 'study_model'",
-    "choose-radius RUN --points 4 --snapshots 1 --radius 0.01 0.1 --directions 2 4": "no model is called 'study_model'",
-    "figure study_figure RUN": "no figure is called 'study_figure'",
+    "resume RUN": "unknown model 'study_model'",
+    "lc RUN --radius 0.05 --directions 2 --points 4": "unknown model 'study_model'",
+    "attack RUN --steps 1 --points 4": "unknown model 'study_model'",
+    "attribute RUN --method saliency --images 2": "unknown model 'study_model'",
+    "choose-radius RUN --points 4 --snapshots 1 --radius 0.01 0.1 --directions 2 4": "unknown model 'study_model'",
+    "figure study_figure RUN": "unknown figure 'study_figure'",
 }
 
 
@@ -280,12 +280,14 @@ def test_an_unknown_name_in_the_run_of_another_is_refused_with_the_command_that_
     assert code(words, path) == 2
     said = capsys.readouterr().err
     assert not marker.exists(), "it was executed"
-    assert VERBS[words] in said and trust.digest_of(source.encode())[:12] in said and str(trust.list_path()) in said
+    assert (
+        VERBS[words] in said and trust.hash_source(source.encode())[:12] in said and str(trust.get_list_path()) in said
+    )
     device = "" if "figure" in words else " --device cpu"
-    assert said.rstrip().endswith(f"Read it, then: grokkit {words.replace('RUN', str(path))}{device} --trust"), said
-    allowed = shlex.split(said.rpartition("then: grokkit ")[2])
+    assert said.rstrip().endswith(f"Read it, then run: grokkit {words.replace('RUN', str(path))}{device} --trust"), said
+    allowed = shlex.split(said.rpartition("then run: grokkit ")[2])
     assert main(allowed) == 0 and marker.exists(), "the command that was shown"
-    assert not trust.list_path().exists(), "--trust holds for one call"
+    assert not trust.get_list_path().exists(), "--trust holds for one call"
 
 
 @pytest.mark.parametrize("words", VERBS, ids=lambda words: words.split()[0])
@@ -357,11 +359,11 @@ def test_replay_asks_for_the_names_of_the_call_and_of_the_model_only(source, mar
     path = interrupted(KNOWN.replace(policy=spec("study_policy")), source, marker)
     of_another(path)
     assert gk.replay_run(path, ["weight_norm"], device="cpu") > 0 and not marker.exists(), "a policy is not needed"
-    with pytest.raises(UsageError, match=r"no measure is called 'study_measure'.* Read it, then pass trust=True"):
+    with pytest.raises(UsageError, match=r"unknown measure 'study_measure'.* Read it, then pass trust=True"):
         gk.replay_run(path, "study_measure", device="cpu")
-    with pytest.raises(UntrustedCodeError, match="no attribution is called 'study_method'"):
+    with pytest.raises(UntrustedCodeError, match="unknown attribution 'study_method'"):
         gk.replay_run(path, attributions=[spec("study_method", images=2)], device="cpu")
-    with pytest.raises(UntrustedCodeError, match="no policy is called 'study_policy'"):
+    with pytest.raises(UntrustedCodeError, match="unknown policy 'study_policy'"):
         gk.resume(path, device="cpu")
     assert not marker.exists()
     assert gk.replay_run(path, ["study_measure"], device="cpu", trust=True) > 0 and marker.exists()
@@ -381,11 +383,11 @@ def test_a_model_that_is_given_needs_no_code_and_a_measure_beside_it_does(source
 
 def test_a_name_that_the_file_does_not_register_is_the_ordinary_mistake(source, marker, capsys) -> None:
     path = interrupted(KNOWN, source, marker)
-    with pytest.raises(UnknownNameError, match=r"no measure is called 'study_mesure'\. Did you mean 'study_measure'\?"):
+    with pytest.raises(UnknownNameError, match=r"unknown measure 'study_mesure'\. Did you mean 'study_measure'\?"):
         gk.replay_run(path, ["study_mesure"], device="cpu")
     (path / "experiment.py").unlink()
     forget()
-    with pytest.raises(UnknownNameError, match=r"no measure is called 'acuracy'\. Did you mean 'accuracy'\?"):
+    with pytest.raises(UnknownNameError, match=r"unknown measure 'acuracy'\. Did you mean 'accuracy'\?"):
         gk.replay_run(path, ["acuracy"], device="cpu", trust=True)
     assert main(["figure", "phaes", str(path)]) == 2 and "Did you mean 'phases'?" in capsys.readouterr().err
 
@@ -423,7 +425,7 @@ def test_every_name_of_a_config_is_among_those_looked_up(change, unknown) -> Non
             return False
         return True
 
-    missing = {each.name for each in training_names(KNOWN.replace(**change)) if not is_known(each)}
+    missing = {each.name for each in list_training_names(KNOWN.replace(**change)) if not is_known(each)}
     assert missing == ({unknown} if unknown else set())
 
 
@@ -447,7 +449,7 @@ def test_a_pipe_a_folder_or_a_device_is_refused_at_once_also_with_trust(source, 
         file.rmdir() if file.is_dir() and not file.is_symlink() else file.unlink()
         make()
         began = time.monotonic()
-        with pytest.raises(UsageError, match=r"experiment\.py is not read: not a regular file"):
+        with pytest.raises(UsageError, match=r"experiment\.py cannot be read: not a regular file"):
             gk.resume(path, device="cpu", trust=True)
         assert main(["diff", str(path), str(path)]) == 4
         assert time.monotonic() - began < 5
@@ -500,7 +502,7 @@ def test_a_hash_in_the_run_folder_or_the_working_folder_never_counts(source, mar
     of_another(path)
     for folder in (path, Path(), path / "grokkit", Path("grokkit"), Path(".config/grokkit")):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "trusted_code").write_text(trust.digest_of(source.encode()) + "\n")
+        (folder / "trusted_code").write_text(trust.hash_source(source.encode()) + "\n")
     monkeypatch.setenv("HOME", str(Path("elsewhere").absolute()))
     for told in (os.environ["XDG_CONFIG_HOME"], ".", str(path)):
         monkeypatch.setenv("XDG_CONFIG_HOME", told if told != str(path) else os.path.relpath(path))
@@ -514,10 +516,12 @@ def test_two_texts_of_a_study_do_not_stand_for_each_other(source, marker) -> Non
     path = interrupted(OWN, source, marker)
     Path("edited.py").write_text(source.replace("widths=(4,)", "widths=(4, 4)"))
     import_study(Path("edited.py"))
-    with pytest.raises(UsageError, match=r"'study_model' is already registered by .* free in a new one"):
+    with pytest.raises(UsageError, match=r"'study_model' is already registered by .* free in a new process"):
         gk.replay_run(path, ["weight_norm"], device="cpu")
     of_another(path)
-    with pytest.raises(UntrustedCodeError, match="'study_model' is known in this process from another study only"):
+    with pytest.raises(
+        UntrustedCodeError, match="'study_model' is registered in this process by another experiment only"
+    ):
         gk.replay_run(path, ["weight_norm"], device="cpu")
 
 
@@ -576,19 +580,19 @@ def test_a_queue_accepts_the_plan_and_what_is_on_the_list_in_its_folders(source,
     Path("own.py").write_text(source + "# edited\n")
     Path("night.toml").write_text(NIGHT)
     plan, place = read_plan(Path("night.toml")), SweepFolder(Path("runs"), "night")
-    assert place.run(plan.runs[0]).resolve() == path.resolve()
-    old, new = trust.digest_of(source.encode()), trust.digest_of((source + "# edited\n").encode())
+    assert place.run_path(plan.runs[0]).resolve() == path.resolve()
+    old, new = trust.hash_source(source.encode()), trust.hash_source((source + "# edited\n").encode())
     assert trusted_digests(plan, place) == {old, new}
     of_another(path)
     assert trusted_digests(plan, place) == {new}
 
 
 def test_workers_are_told_by_the_environment_on_this_machine_and_by_ray(monkeypatch, tmp_path) -> None:
-    one, two = (trust.digest_of(text) for text in (b"x = 1\n", b"x = 2\n"))
+    one, two = (trust.hash_source(text) for text in (b"x = 1\n", b"x = 2\n"))
     both = ",".join(sorted((one, two)))
     monkeypatch.setenv("GROKKIT_TRUSTED", two)
-    assert Local([], trusted=[one])._environment("")["GROKKIT_TRUSTED"] == both
-    assert Local([])._environment("")["GROKKIT_TRUSTED"] == two
+    assert LocalLauncher([], trusted=[one])._make_environment("")["GROKKIT_TRUSTED"] == both
+    assert LocalLauncher([])._make_environment("")["GROKKIT_TRUSTED"] == two
     handed = []
 
     class Ray:
@@ -601,7 +605,7 @@ def test_workers_are_told_by_the_environment_on_this_machine_and_by_ray(monkeypa
         def options(self, **_):
             return self
 
-    cluster = Cluster(Ray(), 1.0, [one])
+    cluster = RayLauncher(Ray(), 1.0, [one])
     cluster._task.remote = lambda *arguments: handed.append(arguments)
     cluster.start(["resume", "RUN"], tmp_path / "log")
     assert handed[-1][3]["GROKKIT_TRUSTED"] == both and "PYTHONPATH" in handed[-1][3]
@@ -629,7 +633,7 @@ def test_a_sweep_does_not_execute_what_was_put_into_a_folder_of_its_runs(source,
 
 def test_the_tests_and_their_subprocesses_keep_to_a_list_of_their_own(monkeypatch) -> None:
     monkeypatch.undo()  # what this file sets for each test; the session's own remains
-    told = "from grokkit import trust; print(trust.list_path())"
+    told = "from grokkit import trust; print(trust.get_list_path())"
     heard = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout
-    assert heard.strip() == str(trust.list_path()) and "pytest" in heard
-    assert trust.list_path().parent != Path("~").expanduser() / ".config" / "grokkit"
+    assert heard.strip() == str(trust.get_list_path()) and "pytest" in heard
+    assert trust.get_list_path().parent != Path("~").expanduser() / ".config" / "grokkit"

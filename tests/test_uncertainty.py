@@ -9,7 +9,7 @@ from scipy import stats
 from torch import nn
 
 from grokkit.errors import UsageError
-from grokkit.seeding import generator
+from grokkit.seeding import make_generator
 from grokkit.spline import complexity_interval, draw_orthonormal_frame, local_complexity, t_interval
 from grokkit.stats.two_way import fit_two_way
 from tests.reference.lc_nets import MLP, randomised
@@ -76,7 +76,7 @@ def test_frames_and_points_are_told_apart_and_frames_are_reproducible() -> None:
     few = complexity_interval(net, images, 0.5, 3, frames=2, seed=4)
     more = complexity_interval(net, images, 0.5, 3, frames=4, seed=4)
     assert torch.equal(few.totals, more.totals[:2])
-    frame = draw_orthonormal_frame(3, 6, generator(4, "interval frame", 1))
+    frame = draw_orthonormal_frame(3, 6, make_generator(4, "interval frame", 1))
     assert torch.equal(more.totals[1], local_complexity(net, images, 0.5, method="tangent", frame=frame).total)
     assert more.mean == more.totals.double().mean() and more.low < more.mean < more.high
     assert sum(more.shares.values()) == pytest.approx(1)

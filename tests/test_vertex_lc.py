@@ -227,5 +227,5 @@ def test_layers_that_depend_on_the_images_are_refused(method, monkeypatch):
             return F.relu(x) if x.mean() > 0 else F.leaky_relu(x)
 
     monkeypatch.setattr(passes, "_PASS_ELEMENTS", {"cpu": 1})
-    with pytest.raises(ModelContractError, match="other activations for other images"):
+    with pytest.raises(ModelContractError, match="different activations for different images"):
         local_complexity(Moody(), torch.stack([torch.ones(3), -torch.ones(3)]), 0.1, 1, method)

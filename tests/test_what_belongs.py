@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 import grokkit as gk
-from grokkit.callbacks.base import BaseCallback
 from grokkit.errors import GrokkitError, Interrupted, MisplacedError, TrajectoryError
 from grokkit.trajectory import Run, manifest, modifications, store
 from grokkit.trajectory.recover import recover
-from tests.runs import SMALL, PressesCtrlC
+from tests.callbacks import PressesCtrlC, RecordsCalls
+from tests.runs import SMALL
 
 CONFIG = SMALL.replace(
     measures=(gk.spec("accuracy"), gk.spec("weight_norm")),
@@ -58,7 +58,7 @@ def test_the_manifest_lists_every_file_with_its_digest(copies):
     assert set(known.files) == {name for name in names if not name.startswith("probes/")}
     for name, record in known.files.items():
         step = record["step"]
-        assert record["digest"] == manifest.checksummed.read_digest(run.path / name)
+        assert record["digest"] == manifest.checksummed.try_read_digest(run.path / name)
         assert name.startswith("resume/") or int(Path(name).stem) == step
     assert known.began["config"]["batch_size"] == 50 and set(known.began["probes"]) == {"train", "test", "random"}
     assert known.ended["state"] == "done"
@@ -218,17 +218,17 @@ CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "batch size": (edited("config.toml", "batch_size = 50", "batch_size = 51"), "batch_size was 50 and is 51"),
     "a nested choice": (edited("config.toml", "size = 8", "size = 9"), "data.size was 8 and is 9"),
     "a choice of another form": (edited("config.toml", 'name = "digits"', "name = 3"), "data.name was"),
-    "a choice that is gone": (edited("config.toml", "batch_size = 50\n", ""), "batch_size was 50 and is not there"),
+    "a choice that is gone": (edited("config.toml", "batch_size = 50\n", ""), "batch_size was 50 and is missing"),
     "a choice more": (
         edited("config.toml", "batch_size = 50", "batch_size = 50\nclip_at = 3"),
-        "clip_at was not there",
+        "clip_at was missing",
     ),
     "another type": (edited("config.toml", "batch_size = 50", "batch_size = 50.0"), "batch_size was 50 and is 50.0"),
     "null more": (
         edited("environment.json", '"hash": "', '"more": null, "hash": "'),
-        "data.more was not there and is null",
+        "data.more was missing and is null",
     ),
-    "only a remark": (edited("config.toml", "batch_size = 50", "batch_size = 50  # really"), "is not the text"),
+    "only a remark": (edited("config.toml", "batch_size = 50", "batch_size = 50  # really"), "its text differs"),
     "the hash of the data": (edited("environment.json", '"hash": "', '"hash": "0'), "data.hash was"),
     "the mean of the data": (edited("environment.json", '"mean": [', '"mean": [0.25, '), "data.mean was"),
     "the versions": (edited("environment.json", '"torch": "', '"torch": "9'), "versions.torch was"),
@@ -237,16 +237,16 @@ CHANGES: dict[str, tuple[Callable[[Run], None], str]] = {
     "config gone": (gone("config.toml"), "config.toml"),
     "metrics gone": (gone("metrics.jsonl"), "metrics.jsonl is missing"),
     "events gone": (gone("events.jsonl"), "events.jsonl is missing"),
-    "metrics cut": (cut("metrics.jsonl", 0.5), "metrics.jsonl was cut"),
-    "metrics cut after a line": (cut_after_a_line("metrics.jsonl"), "metrics.jsonl was cut"),
+    "metrics cut": (cut("metrics.jsonl", 0.5), "metrics.jsonl was truncated"),
+    "metrics cut after a line": (cut_after_a_line("metrics.jsonl"), "metrics.jsonl was truncated"),
     "metrics in another order": (without_a_line("metrics.jsonl"), "metrics.jsonl was changed"),
-    "metrics empty": (cut("metrics.jsonl", 0.0), "metrics.jsonl was cut"),
-    "manifest cut": (cut("MANIFEST", 0.5), "MANIFEST was cut"),
-    "manifest cut after a line": (cut_after_a_line("MANIFEST"), "MANIFEST was cut"),
-    "a line of the manifest doubled": (doubled("MANIFEST"), "bytes do not end with the run's end"),
-    "the manifest in another order": (without_a_line("MANIFEST"), "bytes do not end with the run's end"),
+    "metrics empty": (cut("metrics.jsonl", 0.0), "metrics.jsonl was truncated"),
+    "manifest cut": (cut("MANIFEST", 0.5), "MANIFEST was truncated"),
+    "manifest cut after a line": (cut_after_a_line("MANIFEST"), "MANIFEST was truncated"),
+    "a line of the manifest doubled": (doubled("MANIFEST"), "bytes do not end with the line of the run's end"),
+    "the manifest in another order": (without_a_line("MANIFEST"), "bytes do not end with the line of the run's end"),
     "manifest gone": (gone("MANIFEST"), "MANIFEST is missing"),
-    "a snapshot more": (added_snapshot, "was not there when the run ended: the manifest does not list it"),
+    "a snapshot more": (added_snapshot, "did not exist when the run ended: the manifest does not list it"),
     "a damaged line of the manifest": (edited("MANIFEST", '"step":0', '"step":1'), "of {run}/MANIFEST is damaged"),
 }
 
@@ -298,7 +298,7 @@ def test_a_run_whose_manifest_lost_its_begin_is_not_begun_again(copies):
     content = path.read_bytes()
     path.write_bytes(content[content.index(b"\n") + 1 :])
     for go_on in (lambda: gk.resume(run.path, device="cpu"), lambda: gk.replay_run(run, ["loss"], device="cpu")):
-        with pytest.raises(TrajectoryError, match="MANIFEST does not say how the run began"):
+        with pytest.raises(TrajectoryError, match="MANIFEST does not record how the run began"):
             go_on()
     path.unlink()
     done = gk.resume(run.path, device="cpu")
@@ -323,15 +323,10 @@ def test_resume_says_what_is_gone_and_goes_on(copies, what):
     if "metrics" in what:
         change = cut_after_a_line("metrics.jsonl") if "cut" in what else change
     change(run)
-    heard: list[str] = []
-
-    class Listener(BaseCallback):
-        def event(self, step: int, kind: str, text: str) -> None:
-            heard.append(text) if kind == "changed" else None
-
-    done = gk.resume(run.path, device="cpu", callback=Listener())
-    assert done.status["state"] == "done" and [text for text in heard if said in text]
-    assert [event["text"] for event in done.events if event["kind"] == "changed"] == heard
+    records = RecordsCalls()
+    done = gk.resume(run.path, device="cpu", callback=records)
+    assert done.status["state"] == "done" and any(said in text for text in records.texts("changed"))
+    assert [event["text"] for event in done.events if event["kind"] == "changed"] == records.texts("changed")
 
 
 def test_the_event_of_an_attempt_tells_its_versions_and_device(copies):
@@ -377,7 +372,7 @@ def test_a_run_of_an_older_version_is_read_resumed_and_known_from_then_on(copies
     gk.replay_run(run, ["loss"], device="cpu")
     assert not (run.path / "MANIFEST").exists()
     done = gk.resume(run.path, device="cpu")
-    assert done.verify() == [] and manifest.read_manifest(run.path).adopted
+    assert done.verify() == [] and manifest.read_manifest(run.path).has_preexisting_files
     edited("config.toml", "batch_size = 50", "batch_size = 51")(done)
     assert [problem for problem in done.verify() if "batch_size was 50 and is 51" in problem]
 
@@ -401,7 +396,7 @@ def test_a_state_of_another_run_is_never_loaded(copies, both):
         source = next(path for path in (other.path / "resume").iterdir())
         shutil.copy(source, run.path / "resume" / name)
     if both or not (run.path / "resume" / "1.h5").exists():
-        with pytest.raises(TrajectoryError, match="are of two runs: put back what belongs here"):
+        with pytest.raises(TrajectoryError, match="belong to two different runs: restore"):
             gk.resume(run.path, device="cpu")
         assert not (run.path / "quarantine").exists()
     else:
@@ -484,8 +479,8 @@ def test_the_draft_of_a_living_export_is_left_to_it(copies):
     run = copies["stopped"]
     draft = run.path / ".weights.1a2b3c4d.tmp"
     code = (
-        "import sys, time; from pathlib import Path; from grokkit.trajectory.lock import mark_being_filled\n"
-        "with mark_being_filled(Path(sys.argv[1])):\n    print('filling', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from grokkit.trajectory.lock import locked_draft\n"
+        "with locked_draft(Path(sys.argv[1])):\n    print('filling', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(draft)], stdout=subprocess.PIPE)
     with other, other.stdout as said:
@@ -527,6 +522,6 @@ def test_a_stack_that_fails_at_step_0_removes_no_run_that_another_made_meanwhile
         return record(path, *arguments, **options)
 
     monkeypatch.setattr(trainer, "record", meanwhile)
-    with pytest.raises(TrajectoryError, match="exists already"):
+    with pytest.raises(TrajectoryError, match="already exists"):
         gk.train_seeds(CONFIG, [0, 1], runs=tmp_path, device="cpu")
     assert not paths[0].exists() and gk.open_run(paths[1]).status["state"] == "done"

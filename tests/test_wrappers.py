@@ -120,7 +120,7 @@ def test_yoked_tells_news_of_skipped_steps_at_the_next_one():
 
 def test_shuffled_tells_the_same_values_in_another_order_at_the_same_steps():
     news = [(step, {"log_density": value}) for step, value in enumerate(RISE_AND_FALL, start=1)]
-    orders = [policies.create("shuffled", policy=TRIGGER, news=news, seed=seed).heard for seed in (0, 0, 1)]
+    orders = [policies.create("shuffled", policy=TRIGGER, news=news, seed=seed).history for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     for order in orders:
         assert [step for step, _ in order] == [step for step, _ in news]
@@ -240,7 +240,9 @@ def test_numbers_alone_stand_for_the_one_reading_that_is_followed():
     guard = {"name": "guard", "policy": "constant", "freeze": 0}
     assert simulate(guard, [1.0, 1.0, 1.0, 9.0], np.int64(6)).rates.tolist() == [1, 1, 1, 1, 0.5, 0.5]
     assert simulate("cosine", [1.0], 4).rates.tolist() == simulate("cosine", [], 4).rates.tolist()
-    with pytest.raises(UsageError, match=r"follows log_density, train_loss: hand over mappings by name; got 1\.0"):
+    with pytest.raises(
+        UsageError, match=r"follows log_density, train_loss: pass mappings from name to number; got 1\.0"
+    ):
         simulate(SimpleNamespace(**vars_of("guard", "lc_hold")), [1.0], 4)
     for wrong in (True, 0, "4"):
         with pytest.raises(UsageError, match="`total_steps` must be an int >= 1"):
@@ -255,7 +257,7 @@ def vars_of(wrapper: str, policy: str) -> dict:
 
 @pytest.mark.parametrize("name", ["yoked", "shuffled"])
 def test_a_twin_that_is_told_nothing_is_refused(name):
-    with pytest.raises(UsageError, match=r"`news` is empty, .* is `sham`"):
+    with pytest.raises(UsageError, match=r"`news` is empty; .* is `sham`"):
         policies.create(name, policy="lc_hold", news=[])
 
 

@@ -23,7 +23,8 @@ from grokkit.trajectory.log import Log
 from grokkit.trajectory.recover import recover
 from grokkit.trajectory.snapshot import Staging
 from grokkit.trajectory.writer import Writer
-from tests.runs import SMALL, PressesCtrlC
+from tests.callbacks import PressesCtrlC
+from tests.runs import SMALL
 
 
 def test_one_job_at_a_time_in_order_beside_the_caller():
@@ -119,7 +120,7 @@ def test_a_writer_that_lost_its_run_to_another_stops_before_it_publishes(tmp_pat
     lock = RunLock(tmp_path)
     lock.check()
     (tmp_path / "LOCK").write_text('{"host": "elsewhere", "pid": 7, "token": "other"}')
-    with pytest.raises(TrajectoryError, match=r"another writer has taken .* over .process 7 on elsewhere"):
+    with pytest.raises(TrajectoryError, match=r"another writer has taken over .* .process 7 on elsewhere"):
         snapshot.write_packed(tmp_path / "a.h5", 0, Staging().stage({"x": torch.ones(3)}), check=lock.check)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LOCK"]
     lock.close()
@@ -163,7 +164,7 @@ def test_a_run_with_damaged_slots_ends_with_the_bits_of_a_straight_one(tmp_path,
     if len(slots) == 2:
         with pytest.warns(UserWarning, match="is damaged"), pytest.raises(TrajectoryError, match="remove them from"):
             gk.resume(path, device="cpu")
-        with pytest.raises(TrajectoryError, match=r"resume-0\.h5\.0, resume-1\.h5\.0 were put aside"):
+        with pytest.raises(TrajectoryError, match=r"resume-0\.h5\.0, resume-1\.h5\.0 were quarantined"):
             gk.resume(path, device="cpu")
         for state in (path / "quarantine").iterdir():
             state.unlink()
@@ -206,16 +207,16 @@ def test_slots_are_saved_by_the_clock_and_take_no_more_than_their_share(monkeypa
     now = [1000.0]
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
     saves = loop.SaveTimer()
-    assert not saves.due(Spent(0.0))
-    now[0] += loop.SAVE_SECONDS + 1
-    assert saves.due(Spent(0.1)) and not saves.due(Spent(1.0)), "1 s of 31 is more than 2 %"
-    assert not saves.due(Spent(0.4), Spent(0.4)), "the seeds of a stack together"
-    saves.done()
-    assert not saves.due(Spent(0.1))
+    assert not saves.is_due(Spent(0.0))
+    now[0] += loop.SAVE_INTERVAL + 1
+    assert saves.is_due(Spent(0.1)) and not saves.is_due(Spent(1.0)), "1 s of 31 is more than 2 %"
+    assert not saves.is_due(Spent(0.4), Spent(0.4)), "the seeds of a stack together"
+    saves.reset()
+    assert not saves.is_due(Spent(0.1))
     now[0] += 500
-    assert saves.due(Spent(10.0)) and not saves.due(Spent(11.0))
-    now[0] += loop.LONGEST
-    assert saves.due(Spent(1e9)), "dear slots are rare, but there are some"
+    assert saves.is_due(Spent(10.0)) and not saves.is_due(Spent(11.0))
+    now[0] += loop.MAX_SAVE_INTERVAL
+    assert saves.is_due(Spent(1e9)), "dear slots are rare, but there are some"
 
 
 def test_status_says_the_step_while_nothing_else_is_written(tmp_path, monkeypatch):
@@ -432,9 +433,9 @@ def test_a_slot_is_only_loaded_into_what_it_was_saved_of(tmp_path):
         with gk.record(tmp_path / "run", model, optimizer, probes={}, measures=[], schedule=[0], resume=True) as rec:
             return rec.restore(**parts)
 
-    with pytest.raises(UsageError, match="holds the state of clock, optimizer too, and nothing was given to load it"):
+    with pytest.raises(UsageError, match="also holds clock, optimizer, and nothing was passed to load it"):
         again(None)
-    with pytest.raises(UsageError, match="holds no state of meter; it was saved by a run of another kind"):
+    with pytest.raises(UsageError, match="holds no meter; it was saved by a run without it"):
         again(adam, clock=clock, meter=plain)
     assert torch.equal(model.weight, before["weight"] + 1)
     assert again(adam, clock=clock) == 0 and torch.equal(model.weight, before["weight"])
@@ -478,14 +479,18 @@ def test_a_slot_that_does_not_fit_loads_nothing(tmp_path):
     with gk.record(
         tmp_path / "run", model, torch.optim.SGD(model.parameters()), probes={}, measures=[], schedule=[0]
     ) as rec:
-        with pytest.raises(UsageError, match="`optimizer` is the name of the recorder's own one"):
+        with pytest.raises(UsageError, match="`optimizer` is reserved for the recorder's own optimizer"):
             rec.save(0, optimizer=torch.optim.SGD(model.parameters()))
         rec.save(0)
     wide = torch.nn.Linear(3, 2)
     split = [{"params": [model.weight]}, {"params": [model.bias]}]
     for other, groups, told in (
-        (wide, wide.parameters(), r"another model: 'weight' is \[2, 2\] in it and \[2, 3\] in this one"),
-        (torch.nn.Linear(2, 2, bias=False), [torch.ones(1, requires_grad=True)], "'bias' is .* and not there in this"),
+        (wide, wide.parameters(), r"another model: 'weight' is \[2, 2\] in the saved one and \[2, 3\] in the given"),
+        (
+            torch.nn.Linear(2, 2, bias=False),
+            [torch.ones(1, requires_grad=True)],
+            "'bias' is .* and missing in the given",
+        ),
         (model, split, "another optimizer: its groups hold other numbers"),
     ):
         before = [each.clone() for each in other.parameters()]
@@ -502,7 +507,7 @@ def test_no_step_is_taken_before_a_saved_state_is_restored(tmp_path):
     with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=[0]) as rec:
         rec.save(0)
     with gk.record(tmp_path / "run", model, probes={}, measures=[], schedule=[0], resume=True) as rec:
-        with pytest.raises(UsageError, match="holds a saved state: call `restore` before"):
+        with pytest.raises(UsageError, match="holds a resume state: call `restore` before"):
             rec.step(1)
         rec.restore()
         rec.step(1)
@@ -538,7 +543,7 @@ def test_a_forked_process_keeps_no_lock_that_was_given_back(tmp_path):
 def test_a_folder_that_is_removed_while_it_is_written_is_not_called_taken_over(tmp_path):
     lock = RunLock(tmp_path)
     (tmp_path / "LOCK").unlink()
-    with pytest.raises(TrajectoryError, match="LOCK is gone or empty: the folder was removed"):
+    with pytest.raises(TrajectoryError, match="LOCK is missing or empty: the folder was removed"):
         lock.check()
     lock.close()
 
@@ -569,7 +574,7 @@ def test_a_heartbeat_waits_for_nothing(tmp_path, monkeypatch):
     with gk.record(tmp_path / "run", torch.nn.Linear(2, 2), probes={}, measures=[], schedule=[0], seed=0) as rec:
         rec._writer.submit(lambda: gate.wait(5))
         rec.step(1)
-        assert not gate.is_set() and rec._writer.busy
+        assert not gate.is_set() and rec._writer.is_busy
         gate.set()
 
 

@@ -66,7 +66,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=25.0, help="for all stages together")
     told = "; ".join(f"{letter}: {module.TITLE}" for letter, module in STAGES.items())
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help=told.replace("%", "%%"))
-    parser.add_argument("--continue", dest="going_on", type=Path, help="a long run's .tar.gz, to go on with in stage e")
+    parser.add_argument("--continue", dest="resume", type=Path, help="a long run's .tar.gz, to go on with in stage e")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="the miniature: the same code on next to nothing")
     parser.add_argument("--child", choices=list(STAGES), help=argparse.SUPPRESS)

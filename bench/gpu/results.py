@@ -39,7 +39,7 @@ class Setting:
         data: an .npz file, or `cifar10`.
         small: the miniature: the same code on next to nothing.
         seconds: what it may take.
-        going_on: file of a long run to go on with (stage e).
+        resume: file of a long run to resume (stage e).
     """
 
     stage: str

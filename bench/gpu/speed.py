@@ -22,7 +22,7 @@ from grokkit.recipes import cifar10_accuracy, cifar10_in_minutes, cifar10_speed
 from grokkit.seeding import seeded
 from grokkit.training.build import build_data, build_model, clip_gradients, dataset_metadata
 from grokkit.training.evaluation import evaluate_split
-from grokkit.training.loop import MIRRORING
+from grokkit.training.loop import MIRROR_AUGMENTATIONS
 from grokkit.training.trainer import Trainer, build_trainer
 
 TITLE = (
@@ -106,7 +106,7 @@ def timed_run(setting: Setting, config: gk.RunConfig, seed: int) -> Iterator[Row
             run_steps(trainer, first, done)
             settle(setting.device)
             spent += time.perf_counter() - start
-            mirrored = done == config.steps and not MIRRORING.isdisjoint(config.augment)
+            mirrored = done == config.steps and not MIRROR_AUGMENTATIONS.isdisjoint(config.augment)
             told = evaluate_split(trainer.model, trainer.test_set, config.loss, mirrored=mirrored)
             for target, name in zip(TARGETS, met, strict=True):
                 if met[name] is None and told["accuracy"] >= target:

@@ -256,7 +256,7 @@ def _remove_file(run: Run, chance: random.Random) -> Edit | None:
     if not path.read_bytes():
         return None  # an empty log is one that was never written
     path.unlink()
-    chosen = path.name in manifest.CHOICES or path.parent.name == "probes"
+    chosen = path.name in manifest.START_FILES or path.parent.name == "probes"
     name = str(path.relative_to(run.path))
     return Edit(f"{name} removed", str(path), refused=chosen, lost="metrics" if path.suffix == ".jsonl" else name)
 

@@ -158,7 +158,7 @@ def _write(holder: list[Recorder]) -> None:
         lambda: recorder.save(1),
         lambda: recorder.event(1, "mine", "text"),
         recorder.restore,
-        recorder.withdraw,
+        recorder.discard,
         lambda: recorder.add_snapshot(1, {}),
     ]
     for call in calls:

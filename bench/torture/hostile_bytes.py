@@ -42,8 +42,9 @@ def bend(path: Path, kind: str, chance: random.Random) -> str:
 def reseal(path: Path, kind: str) -> None:
     """Make the digest right over what a reader of the bent file gets, where it gets something."""
     with hdf5.open_untrusted(path) as file:
-        arrays = {name[5:]: file.read_array(name) for name in file.places if name.startswith("data/")}
-        digest, place = checksummed.compute_digest(kind, file.metadata(), arrays).encode(), file.places["digest"]
+        arrays = {name[5:]: file.read_array(name) for name in file.locations if name.startswith("data/")}
+        digest = checksummed.compute_digest(kind, file.read_metadata(), arrays).encode()
+        place = file.locations["digest"]
     if place.nbytes == len(digest):
         with open(path, "r+b") as content:
             content.seek(place.offset)

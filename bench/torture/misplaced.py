@@ -86,7 +86,7 @@ def _resume_faults(run: Run, place: Path, whole: Samples) -> list[str]:
     overwritten, or is refused."""
     loaded = _loaded(run)
     own, foreign = (
-        [samples.state_in(each.path / "resume" / name) for name in resume.FILES]
+        [samples.state_in(each.path / "resume" / name) for name in resume.RESUME_FILES]
         for each in (whole.stopped, whole.other_stopped)
     )
     found = ["the state of another run is read"] if loaded in foreign and loaded not in own else []

@@ -66,8 +66,8 @@ class _Stops(BaseCallback):
 def make_samples(folder: Path) -> Samples:
     """Train the four runs below `folder`, with both resume states of each."""
     made = []
-    before = loop.SAVE_SECONDS, loop.SAVE_SHARE
-    loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, 1e9
+    before = loop.SAVE_INTERVAL, loop.SAVE_SHARE
+    loop.SAVE_INTERVAL, loop.SAVE_SHARE = 0.0, 1e9
     try:
         for root in ("done", "stopped"):
             for seed in (0, 1):
@@ -77,7 +77,7 @@ def make_samples(folder: Path) -> Samples:
                     gk.train(config, runs=folder / root, device="cpu", callback=callback)
                 made.append(gk.open_run(folder / root / config.run_name))
     finally:
-        loop.SAVE_SECONDS, loop.SAVE_SHARE = before
+        loop.SAVE_INTERVAL, loop.SAVE_SHARE = before
     if [run.status["state"] for run in made] != ["done", "done", "interrupted", "interrupted"] or any(
         len(list((run.path / "resume").glob("*.h5"))) != 2 for run in made
     ):

@@ -124,7 +124,7 @@ def _train(root: Path) -> None:
 
 
 def _train_saving(root: Path) -> None:
-    loop.SAVE_SECONDS, loop.SAVE_SHARE = 0.0, 1e9
+    loop.SAVE_INTERVAL, loop.SAVE_SHARE = 0.0, 1e9
     _train(root)
 
 

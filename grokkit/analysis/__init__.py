@@ -1,1 +1,1 @@
-"""From runs to tables: any number of runs flattened to one tidy frame."""
+"""Turn recorded runs into tables, comparisons and exports."""

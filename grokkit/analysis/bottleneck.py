@@ -1,4 +1,4 @@
-"""Where a training loop is bound, from its measured speeds: by its input, by its host, or by its arithmetic."""
+"""Classify what limits a training loop, from its measured speeds: its input, its host, or its arithmetic."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import pandas as pd
 
 from grokkit.errors import DataError
 
-NEARLY = 0.8
-"""Share of the loop's time from which on its input, made alone, takes nearly all of it."""
-LOW = 1 / 3
-"""Share of the ceiling below which a loop that is bound by arithmetic is told what else takes the time."""
+INPUT_BOUND_SHARE = 0.8
+"""A loop is input-bound if making the batches alone takes at least this share of its time."""
+LOW_CEILING_SHARE = 1 / 3
+"""Below this share of the device's ceiling, the explanation of an arithmetic-bound loop names what else uses time."""
 
 
 @dataclass(frozen=True)
-class Bottleneck:
-    """How fast a loop runs at one batch size and what binds it.
+class LoopBottleneck:
+    """Speed of a training loop at one batch size, and what limits it.
 
     Args:
-        run: model, data and device, in words.
-        source: where its batches come from.
+        run: description of model, data and device.
+        source: of its batches.
         batch_size: images per update.
         images_per_s: of the loop.
         share: FLOP/s of the loop over the device's ceiling.
         bound: `input`, `host` or `arithmetic`, see `classify_bottleneck`.
-        sentence: the same with its reason.
+        sentence: the bound with its reason.
     """
 
     run: str
@@ -38,26 +38,27 @@ class Bottleneck:
 
 
 def classify_bottleneck(loop: float, input: float, step: float, fixed: float) -> str:
-    """What binds a training loop.
+    """Return what limits a training loop: `input`, `host` or `arithmetic`.
 
-    `input` where making the batches alone takes at least `NEARLY` of the loop's time, or where the loop takes at least
-    twice as long as its step on a batch that is there: faster steps would hardly help. Else `host` where at least half
-    of a step does not depend on its number of images: Python, launches, kernels too small to fill the device; larger
-    batches would help. Else `arithmetic`: the time goes with the images.
+    - `input`: making the batches alone takes at least `INPUT_BOUND_SHARE` of the loop's time, or the loop takes at
+      least twice as long as its step on a ready batch; faster steps would hardly help.
+    - `host`: at least half of a step does not depend on its number of images: Python, launches, kernels too small to
+      fill the device; larger batches would help.
+    - `arithmetic`: everything else; the time grows with the images.
 
     Args:
         loop: seconds per update of the whole loop.
-        input: seconds to make a batch, nothing trained; with worker processes, between two batches.
+        input: seconds to make a batch without training; with worker processes, between two batches.
         step: seconds of an update on a fixed batch.
-        fixed: of these, seconds that do not depend on the batch size, see `fit_fixed_seconds`.
+        fixed: seconds of `step` that do not depend on the batch size, see `fit_fixed_seconds`.
     """
-    if input >= NEARLY * loop or loop >= 2 * step:
+    if input >= INPUT_BOUND_SHARE * loop or loop >= 2 * step:
         return "input"
     return "host" if fixed >= step / 2 else "arithmetic"
 
 
 def fit_fixed_seconds(smallest: float, few: int, step: float, batch_size: int) -> float:
-    """Seconds of a step without any image, on the straight line through two measured ones; never below 0.
+    """Return the seconds of a step without any image, on the straight line through two measured steps; at least 0.
 
     Args:
         smallest: seconds of a step of `few` images.
@@ -68,43 +69,44 @@ def fit_fixed_seconds(smallest: float, few: int, step: float, batch_size: int) -
     return max(0.0, min(smallest - few * per_image, step))
 
 
-def find_bottlenecks(table: pd.DataFrame) -> list[Bottleneck]:
-    """One verdict per run, source and batch size, in the table's order.
+def find_bottlenecks(table: pd.DataFrame) -> list[LoopBottleneck]:
+    """Classify every loop of a throughput table: one result per run, source and batch size, in the table's order.
 
     Args:
         table: rows of `grokkit bench throughput`: `loop_images_per_s`, `input_images_per_s`, `step_images_per_s`,
             `ceiling_flop_per_s` and `training_flop_per_image`, with the source as `probe_set` and the batch size as
-            `n`; the smallest batch of which a step was measured shows what an update costs whatever its batch.
+            `n`. The step of the smallest batch gives the fixed cost of an update.
 
     Raises:
-        DataError: one of these numbers is missing or there twice.
+        DataError: one of these numbers is missing or occurs twice.
     """
-    found = []
+    bottlenecks = []
     for row in table[table["measure"] == "loop_images_per_s"].itertuples():
         run, source, size, speed = str(row.run), str(row.probe_set), int(float(str(row.n))), float(str(row.value))
-        own = table[table["run"] == run]
-        step = size / _value(own, "step_images_per_s", size)
-        few = int(own.loc[own["measure"] == "step_images_per_s", "n"].min())
-        fixed = fit_fixed_seconds(few / _value(own, "step_images_per_s", few), few, step, size)
-        made = _value(own, "input_images_per_s", size, source)
-        flop, ceiling = _value(own, "training_flop_per_image"), _value(own, "ceiling_flop_per_s")
-        bound, share = classify_bottleneck(size / speed, size / made, step, fixed), speed * flop / ceiling
-        sentence = _sentence(bound, share, made, size / step, fixed / step)
-        found.append(Bottleneck(run, source, size, speed, share, bound, sentence))
-    return found
+        run_rows = table[table["run"] == run]
+        step = size / _get_value(run_rows, "step_images_per_s", size)
+        smallest = int(run_rows.loc[run_rows["measure"] == "step_images_per_s", "n"].min())
+        fixed = fit_fixed_seconds(smallest / _get_value(run_rows, "step_images_per_s", smallest), smallest, step, size)
+        input_speed = _get_value(run_rows, "input_images_per_s", size, source)
+        flop, ceiling = _get_value(run_rows, "training_flop_per_image"), _get_value(run_rows, "ceiling_flop_per_s")
+        bound, share = classify_bottleneck(size / speed, size / input_speed, step, fixed), speed * flop / ceiling
+        sentence = _explain(bound, share, input_speed, size / step, fixed / step)
+        bottlenecks.append(LoopBottleneck(run, source, size, speed, share, bound, sentence))
+    return bottlenecks
 
 
-def _value(rows: pd.DataFrame, measure: str, size: int = 0, source: str = "") -> float:
-    chosen = rows[(rows["measure"] == measure) & (rows["n"] == size) & (rows["probe_set"] == source)]["value"]
-    if len(chosen) != 1:
-        raise DataError(f"the table holds {len(chosen)} rows of {measure} for batches of {size} {source}; needs one")
-    return float(chosen.iloc[0])
+def _get_value(rows: pd.DataFrame, measure: str, size: int = 0, source: str = "") -> float:
+    values = rows[(rows["measure"] == measure) & (rows["n"] == size) & (rows["probe_set"] == source)]["value"]
+    if len(values) != 1:
+        of = f" of {source} batches" if source else ""
+        raise DataError(f"expected one row of {measure}{of} with n = {size}; got {len(values)}")
+    return float(values.iloc[0])
 
 
-def _sentence(bound: str, share: float, made: float, step: float, fixed: float) -> str:
+def _explain(bound: str, share: float, input_speed: float, step_speed: float, fixed_share: float) -> str:
     if bound == "input":
-        return f"input: the step alone does {step:,.0f} images/s, making batches alone {made:,.0f}"
+        return f"input: the step alone reaches {step_speed:,.0f} images/s, making batches alone {input_speed:,.0f}"
     if bound == "host":
-        return f"host: {fixed:.0%} of a step does not depend on its images; larger batches help"
-    rest = "; memory traffic and small kernels take the rest" if share < LOW else ""
+        return f"host: {fixed_share:.0%} of a step does not depend on its images; larger batches help"
+    rest = "; memory traffic and small kernels take the rest" if share < LOW_CEILING_SHARE else ""
     return f"arithmetic: {share:.1%} of the device's ceiling{rest}"

@@ -1,4 +1,4 @@
-"""Rows that stand in the table beside a reading's own values: live and dead units, complexity against noise, checks."""
+"""Derive table rows from a reading beyond its own values: live and dead units, complexity against noise, checks."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from grokkit.names import Reading
 
-NOISE = "random"
+NOISE_PROBE_SET = "random"
 """The probe set that the others are compared with."""
 
 
 def derive_rows(reading: Reading) -> Iterator[dict[str, Any]]:
-    """Rows of other measures that a reading brings along.
+    """Yield the rows of other measures that follow from a reading.
 
-    `live_units` and `dead_share` (units that are live at no measured point / units) where units were counted, per
-    layer and in total; `local_complexity_ratio` where noise was measured too; and what a measure itself put into its
+    `live_units` and `dead_share` (units that are live at no measured point / units), per layer and in total, if units
+    were counted; `local_complexity_ratio` if noise was measured too; and the rows that a measure put into its
     settings under `companions`.
     """
     yield from _derive_liveness(reading)
@@ -40,23 +40,23 @@ def _derive_liveness(reading: Reading) -> Iterator[dict[str, Any]]:
 
 
 def _derive_noise_ratio(reading: Reading) -> Iterator[dict[str, Any]]:
-    """LC(set) / LC(random) of the layer `total` at each radius; no row where noise has no crossing."""
-    along = {"directions": reading.settings.get("directions", math.nan)}
-    rows = [along | row for row in reading.rows() if row.get("layer") == "total"]
-    noise = {row["radius"]: row for row in rows if row["probe_set"] == NOISE and row["value"] > 0}
+    """Yield LC(set) / LC(random) of the layer `total` at each radius; no row if noise has no crossing."""
+    directions = {"directions": reading.settings.get("directions", math.nan)}
+    rows = [directions | row for row in reading.rows() if row.get("layer") == "total"]
+    noise = {row["radius"]: row for row in rows if row["probe_set"] == NOISE_PROBE_SET and row["value"] > 0}
     for row in rows:
-        if row["probe_set"] == NOISE or row["radius"] not in noise:
+        if row["probe_set"] == NOISE_PROBE_SET or row["radius"] not in noise:
             continue
         value, low, high = fieller_ratio(row, noise[row["radius"]])
         yield {**row, "measure": "local_complexity_ratio", "value": value, "low": low, "high": high, "unit": "1"}
 
 
 def fieller_ratio(top: Mapping[str, float], bottom: Mapping[str, float]) -> tuple[float, float, float]:
-    """Quotient of two independent means with Fieller's interval, from their own symmetric intervals.
+    """Compute the quotient of two independent means with Fieller's interval, from their own symmetric intervals.
 
     The bounds are the t with |a - t b|^2 = da^2 + t^2 db^2, where da and db are the half-widths of the two intervals;
-    the level is theirs. The point sets are independent; that both were measured along one frame is not part of it. NaN
-    where an interval is unknown, or where the bottom's reaches 0: no finite one exists then.
+    the level is theirs. The point sets are independent; that both were measured along one frame is not modelled. The
+    bounds are NaN if an interval is unknown, or if the bottom's reaches 0: no finite one exists then.
 
     Args:
         top, bottom: mappings with `value`, `low` and `high`; the bottom's value is above 0.
@@ -68,5 +68,5 @@ def fieller_ratio(top: Mapping[str, float], bottom: Mapping[str, float]) -> tupl
     lead = b * b - db * db
     if not lead > 0 or math.isnan(da):
         return a / b, math.nan, math.nan
-    middle, reach = a * b / lead, math.sqrt(a * a * db * db + da * da * lead) / lead
-    return a / b, middle - reach, middle + reach
+    middle, half = a * b / lead, math.sqrt(a * a * db * db + da * da * lead) / lead
+    return a / b, middle - half, middle + half

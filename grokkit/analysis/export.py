@@ -1,6 +1,6 @@
-"""Runs in the formats of other tools: tables, weights, event files.
+"""Export runs to the formats of other tools: tables, weights, event files.
 
-Nothing that exists is ever overwritten: callers ask `refuse_existing` before the work begins.
+Existing files are never overwritten: callers check `require_new_path` before the work begins.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from grokkit.analysis.tables import read_each, table
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
 from grokkit.trajectory.checksummed import write_atomic
-from grokkit.trajectory.lock import mark_being_filled
+from grokkit.trajectory.lock import locked_draft
 
 
 def export_csv(runs: Sequence[Run], out: Path) -> None:
-    """The tidy table of all readings and metrics (see `table`), as comma-separated text (see `encode_csv`)."""
+    """Write the tidy table of all readings and metrics (see `table`) as comma-separated text (see `encode_csv`)."""
     write_new_file(out, encode_csv(table(runs)))
 
 
 def export_parquet(runs: Sequence[Run], out: Path) -> None:
-    """The tidy table as Parquet. Raises UsageError where pyarrow is missing."""
+    """Write the tidy table as Parquet. Raise UsageError if pyarrow is missing."""
     with require_package("pyarrow", "parquet"):
         importlib.import_module("pyarrow")
     buffer = io.BytesIO()
@@ -37,8 +37,11 @@ def export_parquet(runs: Sequence[Run], out: Path) -> None:
 
 
 def export_safetensors(runs: Sequence[Run], out: Path) -> None:
-    """Every snapshot as `<out>/<run>/step-<step>.safetensors`, with `run`, `seed` and `step` in its metadata; a single
-    run's lie in `out` itself. Raises UsageError where safetensors is missing."""
+    """Write every snapshot as `<out>/<run>/step-<step>.safetensors`.
+
+    `run`, `seed` and `step` are in its metadata; the files of a single run are in `out` itself. Raises UsageError if
+    safetensors is missing.
+    """
     with require_package("safetensors", "safetensors"):
         importlib.import_module("safetensors")
 
@@ -47,12 +50,14 @@ def export_safetensors(runs: Sequence[Run], out: Path) -> None:
         for step in run.steps():
             run.to_safetensors(step, folder / f"step-{step:012d}.safetensors")
 
-    _folders(runs, out, write)
+    _write_folders(runs, out, write)
 
 
 def export_tensorboard(runs: Sequence[Run], out: Path) -> None:
-    """Metrics and readings as event files below `out`, one folder a run. Raises UsageError where tensorboard is
-    missing. What is not finite is left out: TensorBoard cannot draw it."""
+    """Write metrics and readings as event files below `out`, one folder per run.
+
+    Values that are not finite are skipped: TensorBoard cannot draw them. Raises UsageError if tensorboard is missing.
+    """
     with require_package("tensorboard", "tensorboard"):
         from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -61,21 +66,21 @@ def export_tensorboard(runs: Sequence[Run], out: Path) -> None:
             for tag, step, value in iter_scalars(run):
                 writer.add_scalar(tag, value, step)
 
-    _folders(runs, out, write)
+    _write_folders(runs, out, write)
 
 
 def iter_scalars(run: Run) -> Iterator[tuple[str, int, float]]:
-    """`<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run."""
+    """Yield `<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run."""
     for row in table(run).to_dict("records"):
         numbers = [f"{name}={row[name]:g}" for name in ("radius", "epsilon") if not math.isnan(row[name])]
-        words = [row["measure"], row["probe_set"], row["layer"], row["attack"], *numbers]
+        parts = [row["measure"], row["probe_set"], row["layer"], row["attack"], *numbers]
         if math.isfinite(row["value"]):
-            yield "/".join(word for word in words if word), row["step"], row["value"]
+            yield "/".join(part for part in parts if part), row["step"], row["value"]
 
 
 @contextmanager
 def require_package(package: str, extra: str) -> Iterator[None]:
-    """Turn the import error of an optional package into the line that installs it."""
+    """Turn the import error of an optional package into a UsageError with the command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -85,19 +90,21 @@ def require_package(package: str, extra: str) -> Iterator[None]:
 
 
 def require_new_path(out: Path) -> None:
-    """Raise UsageError where there is something at `out`."""
+    """Raise UsageError if `out` exists."""
     if out.exists():
-        raise UsageError(f"{out} exists already and is never overwritten; remove it, or give another --out")
+        raise UsageError(f"{out} already exists and is never overwritten; remove it, or pass another --out")
 
 
 def write_new_file(out: Path, content: bytes) -> None:
-    """Write a file that appears whole, and only where there is none."""
+    """Write a file atomically; never replaces an existing one."""
     write_atomic(out, content, replace=False)
 
 
-def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None]) -> None:
-    """Fill a folder beside `out` and rename it when it is whole: one of its own for each of several runs. A run that
-    cannot be read leaves nothing there but a warning."""
+def _write_folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None]) -> None:
+    """Fill a draft folder beside `out` and rename it when complete, with one subfolder per run if there are several.
+
+    A run that cannot be read is skipped with a warning and leaves no files.
+    """
     draft = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
 
     def fill(run: Run) -> None:
@@ -109,7 +116,7 @@ def _folders(runs: Sequence[Run], out: Path, write: Callable[[Run, Path], None])
             raise
 
     try:
-        with mark_being_filled(draft):
+        with locked_draft(draft):
             read_each(runs, fill)
             draft.rename(out)
     finally:

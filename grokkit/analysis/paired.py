@@ -1,4 +1,4 @@
-"""Two variants of a study, run with the same seeds: what they differ by, and how surely."""
+"""Compare two variants of an experiment that were run with the same seeds, as a ratio over steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from grokkit.errors import UsageError
 
 
 def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
-    """Geometric mean over seeds of value(over) / value(under) at each step and probe set, with its paired t interval.
+    """Compute the geometric mean of value(over) / value(under) over seeds, with its paired t interval.
+
+    One ratio per step and probe set.
 
     Args:
         rows: with columns `variant`, `seed`, `step`, `probe_set` and `value`, one row for each of them; pairs share a
@@ -19,29 +21,29 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
         over, under: the variants.
 
     Returns:
-        step, probe_set, value, low, high (95 %; NaN for fewer than 2 pairs), p (two-sided t test of log ratio = 0; NaN
-        where all ratios are equal) and n, the number of pairs.
+        step, probe_set, value, low, high (95 %; NaN for fewer than 2 pairs), p (two-sided t test of log ratio = 0;
+        NaN if all ratios are equal) and n, the number of pairs.
 
     Raises:
         UsageError: the variants share no seed.
     """
     from scipy.special import stdtr, stdtrit
 
-    both = rows[rows["variant"].isin((over, under)) & (rows["value"] > 0)]
-    wide = both.pivot(index=["step", "probe_set", "seed"], columns="variant", values="value").dropna()
+    positive = rows[rows["variant"].isin((over, under)) & (rows["value"] > 0)]
+    wide = positive.pivot(index=["step", "probe_set", "seed"], columns="variant", values="value").dropna()
     if over not in wide or under not in wide or wide.empty:
         raise UsageError(f"the variants {over} and {under} share no seed and step; pair them: grokkit train --seed")
     logs = (wide[over] / wide[under]).map(math.log).groupby(["step", "probe_set"])
-    found = pd.DataFrame({"mean": logs.mean(), "error": logs.sem(), "n": logs.size()})
-    half = stdtrit(found["n"] - 1, 0.975) * found["error"]
+    statistics = pd.DataFrame({"mean": logs.mean(), "error": logs.sem(), "n": logs.size()})
+    half = stdtrit(statistics["n"] - 1, 0.975) * statistics["error"]
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * stdtr(found["n"] - 1, -np.abs(found["mean"] / found["error"]))
-    bounds = {"value": found["mean"], "low": found["mean"] - half, "high": found["mean"] + half}
-    return found[["n"]].assign(p=p, **{name: np.exp(column) for name, column in bounds.items()}).reset_index()
+        p = 2 * stdtr(statistics["n"] - 1, -np.abs(statistics["mean"] / statistics["error"]))
+    bounds = {"value": statistics["mean"], "low": statistics["mean"] - half, "high": statistics["mean"] + half}
+    return statistics[["n"]].assign(p=p, **{name: np.exp(column) for name, column in bounds.items()}).reset_index()
 
 
 def find_separation(ratios: pd.DataFrame) -> int | None:
-    """The first step from which on every interval excludes 1, of one probe set; None where the last one does not."""
-    clear = (ratios["low"] > 1) | (ratios["high"] < 1)
-    kept = ratios["step"][clear.to_numpy()[::-1].cumprod()[::-1].astype(bool)]
-    return int(kept.min()) if len(kept) else None
+    """Return the first step from which every interval of one probe set excludes 1; None if the last one does not."""
+    excludes_one = (ratios["low"] > 1) | (ratios["high"] < 1)
+    separated = ratios["step"][excludes_one.to_numpy()[::-1].cumprod()[::-1].astype(bool)]
+    return int(separated.min()) if len(separated) else None

@@ -1,4 +1,4 @@
-"""Which pixels a prediction rests on: relevance per pixel, computed by Captum inside rules that keep it honest."""
+"""Attribute a prediction to pixels: relevance per pixel, computed by Captum with checks on its inputs and results."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attributions.checks import check_completeness, completeness_sums
-from grokkit.device.preserved_state import device_of, full_precision, preserved_state
+from grokkit.device.preserved_state import device_of, preserved_state, require_full_precision
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.interrupt import check_interrupt
 from grokkit.registry import Registry
 from grokkit.seeding import seeded
 
-registry = Registry("attribution", "grokkit.attributions")
+registry: Registry[AttributionMethod] = Registry("attribution", "grokkit.attributions")
 register, names, create = registry.register, registry.names, registry.create
 
-__all__ = ["Attribution", "Method", "attribute", "create", "names", "register"]
+__all__ = ["Attribution", "AttributionMethod", "attribute", "create", "names", "register"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Attribution:
 
     Args:
         values: (N, C, H, W) float32 on the CPU, in units of the target's logit; (N, 1, H, W) for `grad_cam`, whose
-            maps are scaled up to the image.
-        checks: for the methods that promise completeness `complete`, `tolerance` and, as (N,) float64 tensors,
+            maps are upsampled to the image.
+        checks: for methods with the completeness property `complete`, `tolerance` and, as (N,) float64 tensors,
             `completeness_gap` and `output_difference`; empty for the others.
         settings: the method with all its parameters, seed, targets, precision and Captum's version.
     """
@@ -42,22 +42,23 @@ class Attribution:
 
 
 @dataclass(frozen=True)
-class Method(ABC):
-    """One attribution method: a frozen dataclass whose fields are its parameters, known by `register(name)`."""
+class AttributionMethod(ABC):
+    """An attribution method: a frozen dataclass whose fields are its parameters, registered by `register(name)`."""
 
-    def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
-        """The method with its open choices made, and the module to explain; `example` is one image (1, ...)."""
+    def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
+        """Return the method with its defaults resolved, and the module to explain; `example` is one image (1, ...)."""
         return self, net
 
     def reference(self, images: Tensor) -> Tensor | None:
-        """For a method that promises completeness the (n, ...) images that its values are relative to."""
+        """Return the baselines (n, ...) that the values are relative to, or None for a method without completeness."""
         return None
 
     @abstractmethod
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
-        """Relevance (n, C, H, W) of the logits `target` (n,) for n <= rows images, no forward pass above `rows`.
+        """Compute the relevance (n, C, H, W) of the logits `target` (n,) for n <= rows images.
 
-        `images` is a leaf that requires a gradient; the net is in eval mode and its output checked.
+        No forward pass has more than `rows` rows. `images` is a leaf that requires a gradient; the net is in eval
+        mode and its output has been validated.
         """
 
 
@@ -71,39 +72,39 @@ def attribute(
     batch_size: int = 64,
     **parameters: Any,
 ) -> Attribution:
-    """Explain one logit per image, in eval mode and strict precision, leaving no trace on the model.
+    """Explain one logit per image, in eval mode and strict precision, without changing the model.
 
     Args:
         model: any module from images to logits (N, classes); float32 or float64.
         images: (N, C, H, W) floating tensor in the model's input space, pixels for a `Classifier`.
-        target: class to explain: one for all, (N,) one per image, or None for what the model predicts.
+        target: class to explain: one for all, (N,) one per image, or None for the predicted class.
         method: one of `names()`.
-        seed: root of every random draw, the same for each call: two checkpoints are compared on common noise.
-        batch_size: images in the largest forward pass, the method's inner steps included; the values depend on
-            it by rounding only.
-        parameters: those of the method.
+        seed: root of every random draw, the same for each call: two snapshots are compared on common noise.
+        batch_size: images in the largest forward pass, the method's inner steps included; the values depend on it by
+            rounding only.
+        parameters: of the method.
 
     Raises:
         UsageError: an unknown method or parameter, images or targets of the wrong form.
-        ModelContractError: a model that the method cannot take; the message names the way out.
+        ModelContractError: a model that the method cannot handle; the message names an alternative.
         NumericsError: values that are not finite.
 
     Cost: one forward pass, plus that of the method. Source: Captum (Kokhlikyan et al., 2020, arXiv 2009.07896).
     """
     explainer = create(method, **parameters)
-    _check(images, batch_size)
+    _validate_inputs(images, batch_size)
     with (
         preserved_state(model) as net,
         seeded(seed, "attribution", method),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        dtype = full_precision(net, "attributions need")
-        own = images.detach().to(device_of(net), dtype)
-        logits = _logits(net, own, batch_size)
+        dtype = require_full_precision(net, "attributions need")
+        inputs = images.detach().to(device_of(net), dtype)
+        logits = _compute_logits(net, inputs, batch_size)
         targets = _to_targets(target, logits)
-        explainer, subject = explainer.prepare(net, own[:1].clone())
-        parts = list(_explain_chunks(explainer, net, subject, own, targets, logits, batch_size))
+        explainer, module = explainer.prepare(net, inputs[:1].clone())
+        parts = list(_explain_chunks(explainer, net, module, inputs, targets, logits, batch_size))
     values = torch.cat([part for part, _ in parts])
     if not torch.isfinite(values).all():
         raise NumericsError(f"attribution {method!r} gave values that are not finite")
@@ -123,50 +124,60 @@ def attribute(
 
 
 def _explain_chunks(
-    explainer: Method, net: nn.Module, subject: nn.Module, images: Tensor, targets: Tensor, logits: Tensor, rows: int
+    explainer: AttributionMethod,
+    net: nn.Module,
+    module: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    logits: Tensor,
+    rows: int,
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Per chunk the values on the CPU and, where the method promises completeness, the (n, 3) check."""
-    for chunk, target, outputs in zip(images.split(rows), targets.split(rows), logits.split(rows), strict=True):
+    """Yield, per chunk, the values on the CPU and the (n, 3) completeness check, or None without completeness."""
+    for chunk, target, outputs in zip(*(torch.split(each, rows) for each in (images, targets, logits)), strict=True):
         check_interrupt()
-        # Captum leaves `requires_grad` set after an exception: it gets a leaf of ours, never the caller's tensor.
-        values = explainer.explain(subject, chunk.clone().requires_grad_(), target, rows).detach()
-        reference = explainer.reference(chunk)
-        check = None if reference is None else completeness_sums(values, outputs, _logits(net, reference, rows), target)
+        # Captum leaves `requires_grad` set after an exception: pass it a fresh leaf, never the caller's tensor.
+        values = explainer.explain(module, chunk.clone().requires_grad_(), target, rows).detach()
+        baselines = explainer.reference(chunk)
+        check = (
+            None
+            if baselines is None
+            else completeness_sums(values, outputs, _compute_logits(net, baselines, rows), target)
+        )
         yield values.float().cpu(), check
 
 
-def _logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
-    """(N, classes) logits without a gradient."""
+def _compute_logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
+    """Compute the (N, classes) logits without a gradient."""
     outputs = []
     with torch.no_grad():
-        for chunk in images.split(rows):
+        for chunk in torch.split(images, rows):
             check_interrupt()
             outputs.append(net(chunk.clone()))
     if not all(isinstance(part, Tensor) and part.ndim == 2 for part in outputs):
-        came = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
+        received = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
         raise ModelContractError(
-            f"the model must return logits (N, classes); got {came}. Wrap it in a module that does"
+            f"the model must return logits (N, classes); got {received}. Wrap it in a module that does"
         )
     return torch.cat(outputs)
 
 
 def _to_targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
-    """(N,) int64 classes on the device of the logits."""
+    """Return (N,) int64 classes on the device of the logits."""
     count, classes = logits.shape
     if target is None:
         return logits.argmax(1)
-    chosen = torch.as_tensor(target)
-    allowed = f"`target` must be None, one class in 0..{classes - 1} or a tensor of {count} of them"
-    if chosen.dtype.is_floating_point or chosen.dtype == torch.bool or chosen.shape not in ((), (count,)):
-        raise UsageError(f"{allowed}; got {chosen.dtype} of shape {tuple(chosen.shape)}")
-    if int(chosen.min()) < 0 or int(chosen.max()) >= classes:
-        raise UsageError(f"{allowed}; got {int(chosen.min())}..{int(chosen.max())}")
-    return chosen.to(logits.device, torch.int64).expand(count).clone()
+    targets = torch.as_tensor(target)
+    expected = f"`target` must be None, one class in 0..{classes - 1} or a tensor of {count} of them"
+    if targets.dtype.is_floating_point or targets.dtype == torch.bool or targets.shape not in ((), (count,)):
+        raise UsageError(f"{expected}; got {targets.dtype} of shape {tuple(targets.shape)}")
+    if int(targets.min()) < 0 or int(targets.max()) >= classes:
+        raise UsageError(f"{expected}; got {int(targets.min())}..{int(targets.max())}")
+    return targets.to(logits.device, torch.int64).expand(count).clone()
 
 
-def _check(images: Tensor, batch_size: int) -> None:
+def _validate_inputs(images: Tensor, batch_size: int) -> None:
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4 or not len(images):
-        came = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise UsageError(f"`images` must be a floating tensor (N, C, H, W) with N of 1 or more; got {came}")
+        received = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(f"`images` must be a floating tensor (N, C, H, W) with N of 1 or more; got {received}")
     if batch_size < 1:
         raise UsageError(f"`batch_size` must be at least 1; got {batch_size}")

@@ -1,4 +1,4 @@
-"""Completeness: the values of an image must add up to what its logit gained over the baseline."""
+"""Check completeness: the values of an image must add up to the logit's difference from the baseline."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 ROUNDING_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
-"""Share of the summands' size that rounding may cost. Float64 is not tighter because Captum casts the weights of
-its quadrature to float32."""
+"""Rounding error allowed, as a share of the summands' size. Float64 is not tighter because Captum casts the weights of
+its quadrature to float32.
+"""
 
 
 def completeness_sums(values: Tensor, outputs: Tensor, at_baseline: Tensor, target: Tensor) -> Tensor:
-    """Both sides of the sum per image, in float64 on the CPU.
+    """Compute both sides of the completeness sum per image, in float64 on the CPU.
 
     Args:
         values: (n, C, H, W) relevance.
@@ -30,10 +31,11 @@ def completeness_sums(values: Tensor, outputs: Tensor, at_baseline: Tensor, targ
 
 
 def check_completeness(parts: list[Tensor], tolerance: float, dtype: torch.dtype) -> dict[str, Any]:
-    """The `checks` of an attribution from the chunks of `completeness_sums`; empty where there are none.
+    """Return the `checks` of an attribution from the chunks of `completeness_sums`; empty if there are none.
 
     `complete` is true if the gaps of all images together are within `tolerance` of their gains together, plus the
-    rounding of `dtype`. Image by image the share says little: it has no bound where a logit gains almost nothing.
+    rounding error of `dtype`. A share per image would be meaningless: it has no bound if a logit gains almost
+    nothing.
     """
     if not parts:
         return {}

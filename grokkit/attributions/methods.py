@@ -1,4 +1,7 @@
-"""The attribution methods, each a thin dress over Captum. Captum is slow to import: only when a method runs."""
+"""Wrap Captum's attribution methods.
+
+Captum is imported only when a method runs, because the import is slow.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grokkit.attributions import Method, register
+from grokkit.attributions import AttributionMethod, register
 from grokkit.attributions.prepare import find_max_pools, insert_relu_modules
 from grokkit.errors import ModelContractError, UsageError
+from grokkit.literals import BaselineName
 from grokkit.registry import did_you_mean
 
 CONVOLUTION_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -21,7 +25,9 @@ BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
     "black": torch.zeros_like,
     "mean": lambda images: images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous(),
 }
-"""Where the relevance counts from: 0 everywhere (black only for a model fed pixels), or each image's mean colour."""
+"""Baselines that relevance is relative to: 0 everywhere (black only for a model fed pixels), or each image's mean
+colour.
+"""
 
 
 def _check_baseline(name: str) -> None:
@@ -32,30 +38,32 @@ def _check_baseline(name: str) -> None:
 
 @register("saliency")
 @dataclass(frozen=True)
-class Saliency(Method):
+class Saliency(AttributionMethod):
     """Absolute gradient of the logit (Simonyan et al., 2014, arXiv 1312.6034)."""
 
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import Saliency as Captum
 
-        return Captum(_forward_on_copy(net)).attribute(images, target=target)
+        values: Tensor = Captum(_forward_on_copy(net)).attribute(images, target=target)
+        return values
 
 
 @register("input_x_gradient")
 @dataclass(frozen=True)
-class InputXGradient(Method):
+class InputXGradient(AttributionMethod):
     """Input times gradient (Shrikumar et al., 2016, arXiv 1605.01713)."""
 
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import InputXGradient as Captum
 
-        return Captum(_forward_on_copy(net)).attribute(images, target=target)
+        values: Tensor = Captum(_forward_on_copy(net)).attribute(images, target=target)
+        return values
 
 
 @register("integrated_gradients")
 @dataclass(frozen=True)
-class IntegratedGradients(Method):
-    """Gradient averaged along the straight line from a baseline, times the way (Sundararajan et al., 2017, 1703.01365).
+class IntegratedGradients(AttributionMethod):
+    """Gradient averaged along the line from a baseline, times the difference (Sundararajan et al., 2017, 1703.01365).
 
     Args:
         n_steps: points of the Gauss-Legendre rule, at least 1; 20 to 300 are usual.
@@ -63,8 +71,8 @@ class IntegratedGradients(Method):
     """
 
     n_steps: int = 50
-    baseline: str = "black"
-    tolerance = 0.05  # the paper's own yardstick for enough steps
+    baseline: BaselineName = "black"
+    tolerance = 0.05  # the paper's criterion for enough steps
 
     def __post_init__(self) -> None:
         _check_baseline(self.baseline)
@@ -77,47 +85,48 @@ class IntegratedGradients(Method):
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import IntegratedGradients as Captum
 
-        # Without a limit Captum runs all steps of all images as one batch.
-        return Captum(_forward_on_copy(net)).attribute(
+        # Without this limit Captum runs all steps of all images as one batch.
+        values: Tensor = Captum(_forward_on_copy(net)).attribute(
             images, self.reference(images.detach()), target, n_steps=self.n_steps, internal_batch_size=rows
         )
+        return values
 
 
 @register("grad_cam")
 @dataclass(frozen=True)
-class GradCam(Method):
+class GradCam(AttributionMethod):
     """Positive part of a layer's channels weighted by their mean gradient (Selvaraju et al., 2017, arXiv 1610.02391).
 
-    The map (N, 1, h, w) is scaled up bilinearly to the image. A layer called several times counts with its last call.
+    The map (N, 1, h, w) is upsampled bilinearly to the image. For a layer called several times the last call is used.
 
     Args:
-        layer: dotted name of a module whose output is (N, channels, h, w); the convolution called last unless given.
+        layer: dotted name of a module whose output is (N, channels, h, w); by default the convolution called last.
     """
 
     layer: str | None = None
 
-    def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
+    def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
         modules = dict(net.named_modules())
         if self.layer is not None and self.layer not in modules:
             raise UsageError(f"the model has no module {self.layer!r}.{did_you_mean(self.layer, list(modules))}")
-        wanted = [
+        candidates = [
             n
             for n, m in modules.items()
             if (isinstance(m, CONVOLUTION_TYPES) if self.layer is None else n == self.layer)
         ]
-        seen = _record_calls(net, example, {name: modules[name] for name in wanted})
-        if not seen:
-            what = "calls no convolution module" if self.layer is None else f"never calls {self.layer!r}"
+        calls = _record_calls(net, example, {name: modules[name] for name in candidates})
+        if not calls:
+            problem = "calls no convolution module" if self.layer is None else f"never calls {self.layer!r}"
             raise ModelContractError(
-                f"Grad-CAM needs a layer with (channels, height, width), and the model {what}; name one with "
-                "`layer=...`, or use integrated_gradients or saliency, which take any net"
+                f"Grad-CAM needs a layer with (channels, height, width), but the model {problem}; pass one with "
+                "`layer=...`, or use integrated_gradients or saliency, which support any net"
             )
-        name, output = seen[-1]
+        name, output = calls[-1]
         if not isinstance(output, Tensor) or output.ndim != 4:
-            came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ModelContractError(
-                f"Grad-CAM needs a layer whose output is (N, channels, height, width); {name!r} gives {came}. "
-                "Name another with `layer=...`"
+                f"Grad-CAM needs a layer whose output is (N, channels, height, width); {name!r} gives {received}. "
+                "Pass another with `layer=...`"
             )
         return replace(self, layer=name), net
 
@@ -126,23 +135,25 @@ class GradCam(Method):
 
         captum = LayerGradCam(_forward_on_copy(net), net.get_submodule(str(self.layer)))
         maps = captum.attribute(images, target=target, relu_attributions=True)
-        return LayerAttribution.interpolate(maps, tuple(images.shape[2:]), interpolate_mode="bilinear")
+        values: Tensor = LayerAttribution.interpolate(maps, tuple(images.shape[2:]), interpolate_mode="bilinear")
+        return values
 
 
 @register("guided_backprop")
 @dataclass(frozen=True)
-class GuidedBackprop(Method):
+class GuidedBackprop(AttributionMethod):
     """Gradient whose negative parts are dropped at every ReLU (Springenberg et al., 2015, arXiv 1412.6806).
 
-    It is known to depend little on the later layers (Adebayo et al., 2018, arXiv 1810.03292): a picture, not evidence.
+    It is known to depend little on the later layers (Adebayo et al., 2018, arXiv 1810.03292): use it as illustration,
+    not as evidence.
     """
 
-    def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
+    def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
         traced = insert_relu_modules(net, example)
         if not any(isinstance(module, nn.ReLU) for module in traced.modules()):
             raise ModelContractError(
-                "guided backpropagation changes ReLUs, and the model calls none: it would be the plain gradient. "
-                "Use saliency or input_x_gradient"
+                "guided backpropagation modifies ReLUs, but the model calls none: the result would be the plain "
+                "gradient. Use saliency or input_x_gradient"
             )
         return self, traced
 
@@ -150,32 +161,34 @@ class GuidedBackprop(Method):
         from captum.attr import GuidedBackprop as Captum
 
         with _silence_hook_warnings():
-            return Captum(net).attribute(images, target=target)
+            values: Tensor = Captum(net).attribute(images, target=target)
+        return values
 
 
 @register("deep_lift")
 @dataclass(frozen=True)
-class DeepLift(Method):
-    """Differences to a baseline carried back by the rescale rule (Shrikumar et al., 2017, arXiv 1704.02685).
+class DeepLift(AttributionMethod):
+    """Differences to a baseline propagated back by the rescale rule (Shrikumar et al., 2017, arXiv 1704.02685).
 
-    Nets with max-pooling are refused: Captum 0.9's rule for it is off by 30 to 300 % and mixes the images of a batch.
+    Nets with max-pooling are rejected: Captum 0.9's rule for it is off by 30 to 300 % and mixes the images of a
+    batch.
 
     Args:
         baseline: `black` (all 0) or `mean` (each image's own mean colour).
     """
 
-    baseline: str = "black"
-    tolerance = 0.01  # exact but for rounding: more means an activation that Captum has no rule for
+    baseline: BaselineName = "black"
+    tolerance = 0.01  # exact up to rounding: a larger gap means an activation that Captum has no rule for
 
     def __post_init__(self) -> None:
         _check_baseline(self.baseline)
 
-    def prepare(self, net: nn.Module, example: Tensor) -> tuple[Method, nn.Module]:
+    def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
         traced = insert_relu_modules(net, example)
         pools = find_max_pools(traced)
         if pools:
             raise ModelContractError(
-                f"deep_lift gives wrong values for max-pooling, which the model does in {', '.join(pools)} "
+                f"deep_lift gives wrong values for max-pooling, which the model uses in {', '.join(pools)} "
                 "(captum issues 1104 and 1276). Use integrated_gradients"
             )
         return self, traced
@@ -186,41 +199,41 @@ class DeepLift(Method):
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import DeepLift as Captum
 
-        # It runs each image beside its baseline, two rows per image.
+        # Captum runs each image together with its baseline: two rows per image.
         half = max(1, rows // 2)
         with _silence_hook_warnings():
             parts = [
-                Captum(net).attribute(part.detach().requires_grad_(), self.reference(part.detach()), chosen)
-                for part, chosen in zip(images.split(half), target.split(half), strict=True)
+                Captum(net).attribute(part.detach().requires_grad_(), self.reference(part.detach()), classes)
+                for part, classes in zip(torch.split(images, half), torch.split(target, half), strict=True)
             ]
         return torch.cat([part.detach() for part in parts])
 
 
 def _forward_on_copy(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The forward pass on a copy of its input: a model may work in place on what it is given."""
+    """Return the forward pass on a copy of its input: a model may modify its input in place."""
     return lambda images: net(images.clone())
 
 
-def _record_calls(net: nn.Module, example: Tensor, watched: dict[str, nn.Module]) -> list[tuple[str, Any]]:
-    """The watched modules in the order of their calls on `example`, each with its output."""
-    seen: list[tuple[str, Any]] = []
+def _record_calls(net: nn.Module, example: Tensor, modules: dict[str, nn.Module]) -> list[tuple[str, Any]]:
+    """Return the modules in the order of their calls on `example`, each with its output."""
+    calls: list[tuple[str, Any]] = []
 
     def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: seen.append((name, output))
+        return lambda module, inputs, output: calls.append((name, output))
 
-    handles = [module.register_forward_hook(note(name)) for name, module in watched.items()]
+    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
     try:
         with torch.no_grad():
             net(example)
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return calls
 
 
 @contextmanager
 def _silence_hook_warnings() -> Iterator[None]:
-    """Captum says on every call that it sets hooks; here they go on modules of our own graph."""
+    """Silence Captum's warning about hooks: here they are set on modules of our own graph."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks")
         yield

@@ -1,7 +1,7 @@
-"""Rewriting of a net for methods that hook activation modules.
+"""Rewrite a net for methods that hook activation modules.
 
-Such hooks do not see functional calls and cannot tell two calls of one module apart; Captum then returns wrong
-values without a word. Through torch.fx every ReLU call gets a fresh module of its own that does not work in place.
+Such hooks do not see functional calls and cannot distinguish two calls of one module; Captum then returns wrong
+values silently. With torch.fx every ReLU call is replaced by a fresh module that does not work in place.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ POOL_MODULES = (
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
 )
-ALTERNATIVES = "Methods that take any net: integrated_gradients, saliency, input_x_gradient"
+ALTERNATIVES = "Methods that support any net: integrated_gradients, saliency, input_x_gradient"
 
 
 class _LeafTracer(fx.Tracer):
-    """Also looks into torch's own containers, whose ReLU calls would otherwise stay hidden."""
+    """A tracer that also enters torch's own containers, whose ReLU calls would otherwise be hidden."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
 
 
 def insert_relu_modules(net: nn.Module, example: Tensor) -> fx.GraphModule:
-    """A module that computes what `net` computes, sharing its weights, with one fresh `nn.ReLU` per call.
+    """Return a module that computes what `net` computes, sharing its weights, with one fresh `nn.ReLU` per call.
 
     Args:
         net: module in eval mode; it is not changed.
-        example: (1, ...) input on which both must agree to the bit.
+        example: (1, ...) input on which the outputs of both must be bitwise equal.
 
     Raises:
         ModelContractError: a net that torch.fx cannot trace, or whose graph computes something else.
     """
     try:
         traced = _LeafTracer().trace(net)
-    except Exception as error:  # whatever the user's own forward raises when it is fed symbols
+    except Exception as error:  # the user's forward may raise anything when called with fx proxies
         raise ModelContractError(
             f"torch.fx cannot trace the model ({error}), which this method needs. {ALTERNATIVES}"
         ) from error
@@ -78,7 +78,7 @@ def insert_relu_modules(net: nn.Module, example: Tensor) -> fx.GraphModule:
 
 
 def find_max_pools(net: fx.GraphModule) -> list[str]:
-    """Names of the max-pooling calls in a traced net: the module's path, or the call's name in the graph."""
+    """Return the names of the max-pooling calls in a traced net: the module's path, or the call's name in the graph."""
     functions = [node.name for node in net.graph.nodes if node.target in POOL_CALLS]
     modules = [str(node.target) for node in net.graph.nodes if node.op == "call_module"]
     return functions + [path for path in modules if isinstance(net.get_submodule(path), POOL_MODULES)]
@@ -91,7 +91,7 @@ def _is_relu(net: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _insert_copy(graph: fx.Graph, node: fx.Node) -> None:
-    """Read the input from a copy: a model may work in place on what it is given."""
+    """Copy the input first: a model may modify its input in place."""
     with graph.inserting_after(node):
         copy = graph.call_function(torch.clone, (node,))
     node.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
@@ -101,6 +101,6 @@ def _insert_relu(net: fx.GraphModule, node: fx.Node, name: str) -> None:
     value = node.args[0] if node.args else node.kwargs["input"]
     net.add_submodule(name, nn.ReLU().eval())
     with net.graph.inserting_before(node):
-        fresh = net.graph.call_module(name, (value,))
-    node.replace_all_uses_with(fresh)
+        relu = net.graph.call_module(name, (value,))
+    node.replace_all_uses_with(relu)
     net.graph.erase_node(node)

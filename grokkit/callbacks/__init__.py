@@ -1,1 +1,1 @@
-"""What watches a run and says how it goes: progress in the terminal, messages to a webhook."""
+"""Callbacks that observe a training run: progress bar, log lines, webhook messages."""

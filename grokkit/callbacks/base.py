@@ -1,6 +1,6 @@
-"""The company of a run: what a person sees while it goes on, a live line in a terminal, plain lines anywhere else.
+"""Callbacks: a progress bar in a terminal, plain log lines elsewhere.
 
-Company never changes a run, and what goes wrong with it never ends one.
+Callbacks must not modify the run; exceptions they raise are caught.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from grokkit.interrupt import StopRequested
 
 
 class Callback(Protocol):
-    """Read-only company of a run; it never draws random numbers and never changes the run. One of your own is a
-    subclass of `BaseCallback` with the methods that it needs.
+    """Interface of a callback, a read-only observer of a run: it must not draw random numbers or modify the run.
 
-    `report` brings the numbers of a step that is over, `event` a decision or an incident as events.jsonl has it
-    (`policy`, `slow`, `measure_failed`, ...), `close` what the run has cost. The last that it hears of a run is an
-    event that says how it ended: `done`, `interrupted`, `budget` or `failed`.
+    To write one, subclass `BaseCallback` and override the methods you need.
+
+    `start` is called before the first step, `report` with the metrics after a step, `event` for each entry of
+    events.jsonl (`policy`, `slow`, `measure_failed`, ...), `close` with a summary of the run's timers. The last call is
+    always an event with the outcome: `done`, `interrupted`, `budget` or `failed`.
     """
 
     def start(self, title: str, done: int, total: int) -> None: ...
@@ -38,11 +39,11 @@ class Callback(Protocol):
 
 
 NOTABLE_EVENTS = frozenset({"slow", "measure_failed", "differs", "restarted", "changed"})
-"""Events that are told to a person at once; the others can be read in events.jsonl."""
+"""Events that are shown in the terminal at once; the others are only in events.jsonl."""
 
 
 class BaseCallback:
-    """Says nothing."""
+    """Base class of callbacks: every method does nothing."""
 
     def start(self, title: str, done: int, total: int) -> None: ...
 
@@ -54,8 +55,7 @@ class BaseCallback:
 
 
 class CallbackList:
-    """Several callbacks as one. One that raises is told about once, and hears nothing more: a paid run is not lost to
-    its company.
+    """Several callbacks as one. A callback that raises is removed with a warning, and the run continues.
 
     Args:
         callbacks: called in this order.
@@ -79,33 +79,33 @@ class CallbackList:
     def close(self, summary: str = "") -> None:
         self._call_each("close", summary)
 
-    def _call_each(self, what: str, *arguments: Any) -> None:
+    def _call_each(self, method: str, *arguments: Any) -> None:
         for each in list(self._callbacks):
             try:
-                getattr(each, what)(*arguments)
+                getattr(each, method)(*arguments)
             except Exception as error:
                 self._callbacks.remove(each)
-                with suppress(Warning):  # where warnings are made errors, this one is not to end the run either
+                with suppress(Warning):  # must not end the run if warnings are errors, either
                     warnings.warn(
-                        f"the callback {type(each).__name__} failed in `{what}` ({type(error).__name__}: {error}) and "
-                        "hears nothing more of this run, which goes on",
+                        f"the callback {type(each).__name__} failed in `{method}` ({type(error).__name__}: {error}) "
+                        "and is removed; the run continues",
                         stacklevel=3,
                     )
 
     @contextmanager
     def report_outcome(self, steps: int) -> Iterator[None]:
-        """Tell how the block, which trains to `steps`, has ended."""
+        """Send an event with the outcome of the block, which trains to `steps`."""
         try:
             yield
         except BaseException as error:
-            told = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
-            self.event(self._step, _describe_outcome(error), told)
+            message = str(error) if isinstance(error, Interrupted) else f"{type(error).__name__}: {error}"
+            self.event(self._step, _describe_outcome(error), message)
             raise
         self.event(steps, "done", f"done at step {steps}")
 
 
 FINAL_EVENTS = frozenset({"done", "interrupted", "budget", "failed"})
-"""Events that are the last of a run."""
+"""Events of which one is the last of every run."""
 
 
 def _describe_outcome(error: BaseException) -> str:
@@ -115,25 +115,25 @@ def _describe_outcome(error: BaseException) -> str:
 
 
 def as_callback_list(callback: Callback | None) -> CallbackList:
-    """`callback` as company that cannot end a run; None is nobody."""
+    """Wrap `callback` in a CallbackList, which catches its exceptions; None gives an empty list."""
     if isinstance(callback, CallbackList):
         return callback
     return CallbackList() if callback is None else CallbackList(callback)
 
 
 class LogLines(BaseCallback):
-    """One plain line now and then, for log files and batch systems.
+    """Callback that prints a plain line at intervals, for log files and batch systems.
 
     Args:
-        stream: where to.
+        stream: the stream to print to.
         seconds: shortest time between two lines.
-        device: named in every line; empty: not.
+        device: name of the device, printed in every line; empty: none.
     """
 
     def __init__(self, stream: TextIO, seconds: float = 10.0, device: str = "") -> None:
         self._stream, self._seconds, self._last, self._total = stream, seconds, 0.0, 0
         self._device = f"  {device}" if device else ""
-        self._waiting = ""
+        self._pending = ""
 
     def start(self, title: str, done: int, total: int) -> None:
         self._total, self._began, self._done = total, time.monotonic(), done
@@ -143,27 +143,27 @@ class LogLines(BaseCallback):
     def report(self, step: int, values: Mapping[str, float]) -> None:
         now = time.monotonic()
         speed = (step - self._done) / max(now - self._began, 1e-9)
-        self._waiting = f"step {step}/{self._total}{self._device}  {speed:.3g} steps/s  {format_values(values)}"
+        self._pending = f"step {step}/{self._total}{self._device}  {speed:.3g} steps/s  {format_values(values)}"
         if now - self._last >= self._seconds:
             self._print(now)
 
     def _print(self, now: float) -> None:
-        print(self._waiting, file=self._stream, flush=True)
-        self._last, self._waiting = now, ""
+        print(self._pending, file=self._stream, flush=True)
+        self._last, self._pending = now, ""
 
     def event(self, step: int, kind: str, text: str) -> None:
         if kind in NOTABLE_EVENTS:
             print(f"step {step}: {text}", file=self._stream, flush=True)
 
     def close(self, summary: str = "") -> None:
-        if self._waiting:
+        if self._pending:
             self._print(time.monotonic())
         if summary:
             print(summary, file=self._stream, flush=True)
 
 
 class ProgressBar(BaseCallback):
-    """A progress bar with the live metrics, redrawn in place; `device` is named in it."""
+    """Callback that draws a progress bar with the current metrics and the name of `device`, updated in place."""
 
     def __init__(self, console: Console, device: str = "") -> None:
         self._device = f"{device}  " if device else ""
@@ -195,10 +195,10 @@ class ProgressBar(BaseCallback):
 
 
 def format_values(values: Mapping[str, float]) -> str:
-    """`loss 0.31  accuracy 0.912`: names and rounded numbers, short enough for a line of 80 characters."""
+    """Format metrics as `loss 0.31  accuracy 0.912`, short enough for a line of 80 characters."""
     return "  ".join(f"{name} {value:.3g}" for name, value in values.items())
 
 
 def make_terminal_callback(device: str = "") -> Callback:
-    """A live bar where standard error is a terminal, plain lines where it is not; both name `device`."""
+    """Return a progress bar if standard error is a terminal, else plain log lines; both show `device`."""
     return ProgressBar(Console(stderr=True), device) if sys.stderr.isatty() else LogLines(sys.stderr, device=device)

@@ -1,4 +1,7 @@
-"""Messages about a run to a web address: a phone, a chat room, a script. They never hold a run up and never end one."""
+"""Webhook callback: post messages about a run to a URL (ntfy, Slack, Discord or any other).
+
+Messages are sent by a background thread: they neither block the training nor end it if they fail.
+"""
 
 from __future__ import annotations
 
@@ -18,67 +21,67 @@ from typing import Any
 from grokkit.callbacks.base import FINAL_EVENTS, BaseCallback, format_values
 from grokkit.errors import UsageError
 
-SECONDS = 3.0
-"""That one message may take."""
+POST_TIMEOUT = 3.0
+"""Timeout of one request, in seconds."""
 
-LAST_SECONDS = 6.0
-"""That a run waits at its end until its messages are out."""
+FLUSH_TIMEOUT = 6.0
+"""Longest time that a run waits at its end until its messages are sent, in seconds."""
 
-WAITING = 100
-"""Messages that wait at most; more are dropped."""
+MAX_QUEUED = 100
+"""Capacity of the message queue; further messages are dropped."""
 
-QUIET = frozenset({"resumed", "restarted", "imported"})
+IGNORED_EVENTS = frozenset({"resumed", "restarted", "imported"})
 """Events that no message is sent for."""
 
 
 class Webhook(BaseCallback):
-    """Posts a run's start, its first numbers, its decisions and incidents, and how it ended.
+    """Callback that posts a run's start, first metrics, events and outcome to a URL.
 
-    ntfy gets plain text with a title, Slack and Discord the field that they show, every other address JSON with `run`,
-    `kind`, `step`, `total`, `text`, `host` and `time`. The address may hold a secret: it is written nowhere, and errors
-    name its host alone.
+    ntfy gets plain text, Slack and Discord JSON with the text field that they display, every other host JSON with
+    `run`, `kind`, `step`, `total`, `text`, `host` and `time`. The URL may hold a secret: it is never stored, and errors
+    name only its host.
 
     Args:
-        url: http or https.
+        url: an http or https URL.
 
     Raises:
-        UsageError: another kind of address.
+        UsageError: any other URL.
     """
 
     def __init__(self, url: str) -> None:
         parts = urllib.parse.urlsplit(url.strip())
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageError(
-                "--notify (or GROKKIT_NOTIFY) takes a web address such as https://ntfy.sh/my-secret-topic; what came "
-                "does not begin with http:// or https:// and a host (it is not repeated here, it may hold a secret)"
+                "--notify (or GROKKIT_NOTIFY) must be a URL such as https://ntfy.sh/my-secret-topic; the value does "
+                "not begin with http:// or https:// and a host (it is not shown here, as it may hold a secret)"
             )
         self._url, self._host = url.strip(), parts.hostname
-        self._run, self._total, self._met, self._complained = "", 0, False, False
+        self._run, self._total, self._has_reported, self._warned = "", 0, False, False
         self._began = time.monotonic(), 0
-        self._waiting: queue.Queue[bytes | threading.Event] = queue.Queue(WAITING)
+        self._queue: queue.Queue[bytes | threading.Event] = queue.Queue(MAX_QUEUED)
         threading.Thread(target=self._work, name="grokkit-notify", daemon=True).start()
 
     def start(self, title: str, done: int, total: int) -> None:
-        self._run, self._total, self._met, self._began = title, total, False, (time.monotonic(), done)
-        self._send("start", done, f"{'goes on from' if done else 'starts at'} step {done} of {total}")
+        self._run, self._total, self._has_reported, self._began = title, total, False, (time.monotonic(), done)
+        self._send("start", done, f"{'resumes at' if done else 'starts at'} step {done} of {total}")
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        if self._met or step <= self._began[1]:
+        if self._has_reported or step <= self._began[1]:
             return
-        self._met = True
+        self._has_reported = True
         speed = (step - self._began[1]) / max(time.monotonic() - self._began[0], 1e-9)
         self._send(
             "first_numbers", step, f"step {step} of {self._total}: {format_values(values)}; {speed:.3g} steps/s so far"
         )
 
     def event(self, step: int, kind: str, text: str) -> None:
-        if kind not in QUIET:
+        if kind not in IGNORED_EVENTS:
             self._send(kind, step, text)
         if kind in FINAL_EVENTS:
-            self._finish()
+            self._flush()
 
     def _send(self, kind: str, step: int, text: str) -> None:
-        told = {
+        message = {
             "run": self._run,
             "kind": kind,
             "step": step,
@@ -88,63 +91,63 @@ class Webhook(BaseCallback):
             "time": time.time(),
         }
         try:
-            self._waiting.put_nowait(build_payload(self._host, told))
+            self._queue.put_nowait(build_payload(self._host, message))
         except queue.Full:
-            self._complain("too many messages wait; some are dropped")
+            self._warn_once("the message queue is full; messages are dropped")
 
-    def _finish(self) -> None:
-        """Wait a little until all messages are out."""
-        out = threading.Event()
+    def _flush(self) -> None:
+        """Wait until all messages are sent, at most `FLUSH_TIMEOUT` for each of two steps."""
+        sent = threading.Event()
         try:
-            self._waiting.put(out, timeout=LAST_SECONDS)
+            self._queue.put(sent, timeout=FLUSH_TIMEOUT)
         except queue.Full:
             return
-        out.wait(LAST_SECONDS)
+        sent.wait(FLUSH_TIMEOUT)
 
     def _work(self) -> None:
         while True:
-            message = self._waiting.get()
-            if isinstance(message, threading.Event):
-                message.set()
+            item = self._queue.get()
+            if isinstance(item, threading.Event):
+                item.set()
             else:
-                self._post(message)
+                self._post(item)
 
     def _post(self, body: bytes) -> None:
         kind = "text/plain; charset=utf-8" if _is_ntfy(self._host) else "application/json"
         request = urllib.request.Request(self._url, body, {"Content-Type": kind, "User-Agent": "grokkit"})
         try:
-            with urllib.request.urlopen(request, timeout=SECONDS):
+            with urllib.request.urlopen(request, timeout=POST_TIMEOUT):
                 pass
         except urllib.error.HTTPError as error:
-            self._complain(f"it answered {error.code}")
+            self._warn_once(f"HTTP status {error.code}")
             error.close()
-        except Exception as error:  # whatever a network does is no matter of the run; its words may hold the address
+        except Exception as error:  # no network error may end the run; its message may hold the URL
             reason = getattr(error, "reason", error)
-            self._complain(f"{type(reason).__name__}")
+            self._warn_once(f"{type(reason).__name__}")
 
-    def _complain(self, why: str) -> None:
-        """Say once that messages do not arrive."""
-        if not self._complained:
-            self._complained = True
+    def _warn_once(self, reason: str) -> None:
+        """Print once that messages cannot be delivered."""
+        if not self._warned:
+            self._warned = True
             with suppress(OSError):
                 print(
-                    f"a message to {self._host} was not delivered ({why}); the run goes on, and later failures are "
-                    "not told",
+                    f"a message to {self._host} was not delivered ({reason}); the run continues, and later failures "
+                    "are not reported",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
-def build_payload(host: str, told: Mapping[str, Any]) -> bytes:
-    """The body that `host` understands."""
-    line = f"{told['kind'].replace('_', ' ')}: {told['text']}\n{told['run']} ({told['host']})"
+def build_payload(host: str, message: Mapping[str, Any]) -> bytes:
+    """Return the request body in the format of `host`."""
+    line = f"{message['kind'].replace('_', ' ')}: {message['text']}\n{message['run']} ({message['host']})"
     if _is_ntfy(host):
         return line.encode()
     if host == "hooks.slack.com":
         return json.dumps({"text": line}).encode()
     if host in ("discord.com", "discordapp.com"):
         return json.dumps({"content": line[:2000]}).encode()
-    return json.dumps(told).encode()
+    return json.dumps(message).encode()
 
 
 def _is_ntfy(host: str) -> bool:

@@ -13,7 +13,7 @@ from grokkit.config.run_config import spec
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and attack."""
+    """Parse arguments and attack."""
     parse_arguments("attack", attack, argv)
 
 
@@ -26,7 +26,7 @@ def attack(
     device: Literal["cpu", "cuda"] | None = None,
     trust: bool = False,
 ) -> None:
-    """Attack test images at the stored snapshots by projected gradient descent, with cross-entropy and margin loss.
+    """Attack test images at the stored snapshots by projected gradient descent (PGD) on cross-entropy and margin loss.
 
     Try:
         grokkit attack RUN
@@ -34,14 +34,14 @@ def attack(
 
     Args:
         run: the run's folder.
-        epsilon: l_inf radii, in pixels between 0 and 1 (8/255 is 0.0314).
+        epsilon: l_inf radii, for pixel values between 0 and 1 (8/255 is 0.0314).
         steps: iterations of each attack.
-        points: images that are attacked.
-        last: only the newest snapshots, this many.
-        device: cpu or cuda; by default a GPU where there is one.
-        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+        points: number of test images.
+        last: use only this many of the newest snapshots.
+        device: cpu or cuda; by default a GPU if there is one.
+        trust: execute the run's experiment.py if it is needed to resolve a name, even if it is not on your list of
             trusted code; read it first.
     """
-    wanted = spec("robust_accuracy", epsilons=epsilon, steps=steps, points=points)
-    run_analysis(run, [wanted], [], device, last, trust)
-    print_measure(run, wanted)
+    measure = spec("robust_accuracy", epsilons=epsilon, steps=steps, points=points)
+    run_analysis(run, [measure], [], device, last, trust)
+    print_measure(run, measure)

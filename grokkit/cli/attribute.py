@@ -13,7 +13,7 @@ from grokkit.config.run_config import spec
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and attribute."""
+    """Parse arguments and attribute."""
     parse_arguments("attribute", attribute, argv)
 
 
@@ -25,7 +25,7 @@ def attribute(
     device: Literal["cpu", "cuda"] | None = None,
     trust: bool = False,
 ) -> None:
-    """Attribute the true class's logit to the pixels of the same test images at the stored snapshots.
+    """Attribute the logit of the true class to the pixels of the same test images at the stored snapshots.
 
     Try:
         grokkit attribute RUN
@@ -34,11 +34,11 @@ def attribute(
     Args:
         run: the run's folder.
         method: names from `grokkit.attributions.names()`.
-        images: how many, the first ones of the test probe set.
-        last: only the newest snapshots, this many.
-        device: cpu or cuda; by default a GPU where there is one.
-        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+        images: number of images, the first ones of the test probe set.
+        last: use only this many of the newest snapshots.
+        device: cpu or cuda; by default a GPU if there is one.
+        trust: execute the run's experiment.py if it is needed to resolve a name, even if it is not on your list of
             trusted code; read it first.
     """
     run_analysis(run, [], [spec(name, images=images) for name in method], device, last, trust)
-    print(f"draw them with: grokkit figure attributions {run}")
+    print(f"Draw them with: grokkit figure attributions {run}")

@@ -36,10 +36,11 @@ def choose_radius(
     out: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """Say with which radius and how many directions a run's local complexity can be measured, and draw why.
+    """Recommend a radius and a number of directions for measuring a run's local complexity (LC), with a figure.
 
-    Over some stored snapshots: where LC is linear in the radius (there it is a density, and comparable), how the
-    first-order count agrees with the vertex count, and how much of its growth with P is the known kappa(P, D).
+    Checks on some stored snapshots at which radii LC is linear in the radius (there it is a density, and comparable),
+    how well the first-order count agrees with the vertex count, and how much of its growth with the number of
+    directions P is the known factor kappa(P, D).
 
     Try:
         grokkit choose-radius RUN
@@ -50,39 +51,39 @@ def choose_radius(
         run: the run's folder.
         radius: two or more radii, ascending, in the net's normalised input space; by default 13 from 1e-4 to 1 times
             the typical distance of a probe image from the mean one.
-        directions: numbers of directions to compare, ascending, capped at the input's size; the radius is judged at
-            the upper middle one.
-        points: images of the probe set; more of them tell more.
-        probe_set: whose images.
-        snapshots: how many of the stored ones, the first and the last among them.
-        device: cpu or cuda; by default a GPU where there is one.
+        directions: numbers of directions to compare, ascending, capped at the input's dimension; the radius is chosen
+            at the upper middle one.
+        points: number of images of the probe set; more give narrower intervals.
+        probe_set: probe set that the images are taken from.
+        snapshots: number of stored snapshots to use, evenly spaced, including the first and the last.
+        device: cpu or cuda; by default a GPU if there is one.
         out: folder for the figure and the numbers behind it, calibration.csv; by default `figures` in the run.
-        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+        trust: execute the run's experiment.py if it is needed to resolve a name, even if it is not on your list of
             trusted code; read it first.
     """
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
-    wanted = spec("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
+    measure = spec("calibration", radii=radius, directions=directions, points=points, probe_set=probe_set)
     steps = spread_steps(opened.steps(), snapshots)
-    replay_with_progress(opened, [wanted], [], device, steps, trust)
-    print("\n".join(_report(opened, wanted, steps, out or opened.path / "figures")))
+    replay_with_progress(opened, [measure], [], device, steps, trust)
+    print("\n".join(_report(opened, measure, steps, out or opened.path / "figures")))
 
 
-def _report(run: Run, wanted: Spec, steps: list[int], folder: Path) -> list[str]:
-    """The verdict and the files, from the readings stored at these steps."""
+def _report(run: Run, measure: Spec, steps: list[int], folder: Path) -> list[str]:
+    """Write figure and CSV from the readings at these steps; return the recommendation and the paths as lines."""
     from grokkit import figures
     from grokkit.analysis.csv_text import write_csv
     from grokkit.analysis.radius_choice import choose_radius
     from grokkit.analysis.tables import figure_data
-    from grokkit.measures.runner import measure_id
+    from grokkit.measures.runner import make_measure_id
     from grokkit.names import FigureData
     from grokkit.recording.instruments import as_measure
 
     data = figure_data([run])
-    identity = measure_id(as_measure(wanted), run.probes, run.config.get("seed", 0))
-    own = (data.table["measure_id"] == identity) & data.table["step"].isin(steps)
-    rows = data.table[own].reset_index(drop=True)
+    identity = make_measure_id(as_measure(measure), run.probes, run.config.get("seed", 0))
+    mask = (data.table["measure_id"] == identity) & data.table["step"].isin(steps)
+    rows = data.table[mask].reset_index(drop=True)
     paths = figures.save_figure(
         figures.create("calibration", FigureData(rows, {}, data.events)), folder / "calibration"
     )
@@ -91,38 +92,40 @@ def _report(run: Run, wanted: Spec, steps: list[int], folder: Path) -> list[str]
 
 
 def spread_steps(steps: list[int], count: int) -> list[int]:
-    """`count` of the steps, evenly among those recorded, the first and the last among them."""
+    """Return `count` of the recorded steps, evenly spaced, including the first and the last."""
     if count < 1:
-        raise UsageError(f"`snapshots` must be at least 1; got {count}")
+        raise UsageError(f"--snapshots must be at least 1; got {count}")
     if count == 1:
         return steps[-1:]
     last = len(steps) - 1
-    return [steps[place] for place in sorted({round(last * index / (count - 1)) for index in range(count)})]
+    return [steps[position] for position in sorted({round(last * index / (count - 1)) for index in range(count)})]
 
 
-def format_choice(rows: pd.DataFrame, found: RadiusChoice) -> str:
-    """The verdict as a table of snapshots and one sentence or two."""
+def format_choice(rows: pd.DataFrame, choice: RadiusChoice) -> str:
+    """Return the recommendation as a table over snapshots, with the reason."""
     import numpy as np
 
     from grokkit.analysis.radius_choice import compare_with_kappa, middle_directions
 
     vertex = rows[rows["measure"] == "calibration_vertex"]
     lines = []
-    for each in found.snapshots:
-        at = found.radius or (each.linear[1] if each.linear else None)
-        cells = [str(each.step), "not shown" if each.linear is None else f"{each.linear[0]:g} .. {each.linear[1]:g}"]
+    for each in choice.snapshots:
+        radius = choice.radius or (each.linear[1] if each.linear else None)
+        cells = [str(each.step), "not found" if each.linear is None else f"{each.linear[0]:g} .. {each.linear[1]:g}"]
         cells.append("-" if each.bent is None else f"{each.bent:g}")
-        one = vertex[(vertex["step"] == each.step) & (vertex["radius"] == at)]
-        cells.append("-" if one.empty else "{:.3f} ({:.3f} .. {:.3f})".format(*one[["value", "low", "high"]].iloc[0]))
-        flat = np.empty(0) if at is None else compare_with_kappa(rows, at).loc[[each.step]].to_numpy()
-        cells.append(f"{100 * (flat.min() - 1):+.0f} .. {100 * (flat.max() - 1):+.0f} %" if len(flat) else "-")
+        match = vertex[(vertex["step"] == each.step) & (vertex["radius"] == radius)]
+        cells.append(
+            "-" if match.empty else "{:.3f} ({:.3f} .. {:.3f})".format(*match[["value", "low", "high"]].iloc[0])
+        )
+        ratios = np.empty(0) if radius is None else compare_with_kappa(rows, radius).loc[[each.step]].to_numpy()
+        cells.append(f"{100 * (ratios.min() - 1):+.0f} .. {100 * (ratios.max() - 1):+.0f} %" if len(ratios) else "-")
         lines.append(cells)
     header = [
         "step",
         f"linear in r (P = {middle_directions(rows):g})",
-        "bent from",
+        "nonlinear from",
         "vertex / tangent",
         "LC / kappa over P",
     ]
-    chosen = "none" if found.radius is None else f"radius {found.radius:g}, {found.directions} directions"
-    return f"{align_table(header, lines)}\nrecommended: {chosen}\nwhy: {found.reason}"
+    recommended = "none" if choice.radius is None else f"radius {choice.radius:g}, {choice.directions} directions"
+    return f"{align_table(header, lines)}\nrecommended: {recommended}\nwhy: {choice.reason}"

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import tyro
 
 from grokkit.cli.parse import parse_arguments
-from grokkit.cli.text import align_table
-from grokkit.cli.text import pretty_json as in_json
+from grokkit.cli.text import align_table, pretty_json
 from grokkit.escape import escape_controls
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and compare."""
+    """Parse arguments and compare the runs."""
     parse_arguments("diff", diff, argv)
 
 
@@ -25,38 +24,40 @@ def diff(
     b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="B")],
     as_json: bool = False,
 ) -> None:
-    """Say what two runs differ in: choices, machine, data, source, results, and from which step on.
+    """Compare two runs: config, environment, data, source, results, and the first step at which they differ.
 
     Try:
         grokkit diff runs/quickstart/constant-s0-1a2b3c4d runs/quickstart/decay_at_peak-s0-5e6f7a8b
 
     Args:
-        a: a run's folder.
-        b: another's.
+        a: folder of the first run.
+        b: folder of the second run.
         as_json: print JSON instead of tables.
     """
     from grokkit.analysis.compare_runs import compare_runs
     from grokkit.trajectory import open_run
 
     runs = open_run(a), open_run(b)
-    told = compare_runs(*runs)
+    comparison = compare_runs(*runs)
     if as_json:
-        print(in_json({"a": str(a), "b": str(b), **told}))
+        print(pretty_json({"a": str(a), "b": str(b), **comparison}))
         return
     print(f"a  {a}\nb  {b}")
-    for part in ("config", "environment", "data"):
-        print(_table(part, told[part]))
-    source = escape_controls(told["experiment"], keep="\n\t")
+    for section in ("config", "environment", "data"):
+        print(_format_table(section, comparison[section]))
+    source = escape_controls(comparison["experiment"], keep="\n\t")
     print(f"\nexperiment\n{source}" if source else "\nexperiment: the same source")
-    print(_table("results", told["results"]))
-    print(f"\nmetrics    {_format_agreement(told['metrics'], 'value')}")
-    print(f"snapshots  {_format_agreement(told['snapshots'], 'snapshot')}")
+    print(_format_table("results", comparison["results"]))
+    print(f"\nmetrics    {_format_agreement(comparison['metrics'], 'value')}")
+    print(f"snapshots  {_format_agreement(comparison['snapshots'], 'snapshot')}")
 
 
-def _table(part: str, unequal: Mapping[str, list[Any]]) -> str:
-    if not unequal:
-        return f"\n{part}: the same"
-    return "\n" + align_table([part, "a", "b"], [[key, *map(_format_value, values)] for key, values in unequal.items()])
+def _format_table(section: str, differences: Mapping[str, list[Any]]) -> str:
+    if not differences:
+        return f"\n{section}: the same"
+    return "\n" + align_table(
+        [section, "a", "b"], [[key, *map(_format_value, values)] for key, values in differences.items()]
+    )
 
 
 def _format_value(value: Any) -> str:
@@ -71,13 +72,13 @@ def _format_value(value: Any) -> str:
     )
 
 
-def _format_agreement(told: Mapping[str, Any], noun: str) -> str:
-    """`bit-identical up to step 40, different from step 41 on: batch.loss (87 values compared)`."""
-    compared, until, since = told["compared"], told["identical_up_to"], told["differs_at"]
-    counted = f"({compared} {noun}{'s' * (compared != 1)} compared)"
+def _format_agreement(agreement: Mapping[str, Any], noun: str) -> str:
+    """Format as in `bit-identical up to step 40, different from step 41 on: batch.loss (87 values compared)`."""
+    compared, until, since = agreement["compared"], agreement["identical_up_to"], agreement["differs_at"]
+    total = f"({compared} {noun}{'s' * (compared != 1)} compared)"
     if not compared:
-        return f"no {noun} that both have"
+        return f"no {noun} in common"
     if since is None:
-        return f"bit-identical up to step {until}, the last that both have {counted}"
-    begins = f"different from step {since} on: {', '.join(told['differs_in'])} {counted}"
-    return begins if until is None else f"bit-identical up to step {until}, {begins}"
+        return f"bit-identical up to step {until}, the last one in common {total}"
+    difference = f"different from step {since} on: {', '.join(agreement['differs_in'])} {total}"
+    return difference if until is None else f"bit-identical up to step {until}, {difference}"

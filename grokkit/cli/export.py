@@ -23,7 +23,7 @@ SUFFIXES = {
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and export."""
+    """Parse arguments and export."""
     parse_arguments("export", export, argv)
 
 
@@ -36,7 +36,7 @@ def export(
     tensorboard: bool = False,
     out: Path | None = None,
 ) -> None:
-    """Write runs in one format for other tools, or for reading without any: give exactly one of the formats.
+    """Export runs to one format, for other tools or as a self-contained HTML page; give exactly one of the formats.
 
     Try:
         grokkit export RUN --html
@@ -45,36 +45,36 @@ def export(
 
     Args:
         runs: folders of runs, or folders that hold runs.
-        html: the live page as one file that holds its own data; opens without a server and without a network.
+        html: the live page as one file that contains its data; opens without a server and without a network.
         csv: all readings and metrics as one tidy table.
         parquet: the same table as Parquet; needs pyarrow.
         safetensors: a folder with one file per snapshot; needs safetensors.
         tensorboard: a folder with event files; needs tensorboard.
-        out: file or folder to write; by default the run's name, or that of the folder given, in the working directory.
+        out: output file or folder; by default named after the first run or folder, in the working directory.
     """
-    asked = {"html": html, "csv": csv, "parquet": parquet, "safetensors": safetensors, "tensorboard": tensorboard}
-    chosen = [name for name, wanted in asked.items() if wanted]
-    if len(chosen) != 1:
-        raise UsageError(f"give exactly one of {', '.join(f'--{name}' for name in asked)}; got {len(chosen)}")
+    formats = {"html": html, "csv": csv, "parquet": parquet, "safetensors": safetensors, "tensorboard": tensorboard}
+    requested = [name for name, is_requested in formats.items() if is_requested]
+    if len(requested) != 1:
+        raise UsageError(f"give exactly one of {', '.join(f'--{name}' for name in formats)}; got {len(requested)}")
     from grokkit.trajectory import find_runs
 
     found = [run for root in runs for run in find_runs(root)]
     if not found:
-        raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
-    target = out or Path(runs[0].resolve().name + SUFFIXES[chosen[0]])
-    write_export(chosen[0], found, target)
+        raise UsageError(f"no runs found at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
+    target = out or Path(runs[0].resolve().name + SUFFIXES[requested[0]])
+    write_export(requested[0], found, target)
     print(target)
 
 
 def write_export(form: str, runs: list[Run], out: Path) -> None:
-    """Write `runs` to `out` in one of the forms of `SUFFIXES`."""
-    from grokkit.analysis import export as formats
+    """Write `runs` to `out` in one of the formats of `SUFFIXES`."""
+    from grokkit.analysis import export as exporters
 
-    formats.require_new_path(out)
+    exporters.require_new_path(out)
     if form == "html":
         from grokkit.live.page import build_single_file
         from grokkit.live.run_browser import RunBrowser
 
-        formats.write_new_file(out, build_single_file(RunBrowser([run.path for run in runs])).encode())
+        exporters.write_new_file(out, build_single_file(RunBrowser([run.path for run in runs])).encode())
     else:
-        getattr(formats, f"export_{form}")(runs, out)
+        getattr(exporters, f"export_{form}")(runs, out)

@@ -12,7 +12,7 @@ from grokkit.errors import UsageError
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and draw."""
+    """Parse arguments and draw the figure."""
     parse_arguments("figure", figure, argv)
 
 
@@ -22,9 +22,9 @@ def figure(
     out: Path | None = None,
     trust: bool = False,
 ) -> None:
-    """Draw a figure from stored tables only, as PDF and PNG, and write the numbers beside it as table.csv.
+    """Draw a figure from stored readings only, as PDF and PNG, and write the numbers beside it as table.csv.
 
-    Several runs share one figure; a table.csv or .csv.gz can stand for the runs it was made from.
+    Several runs share one figure; a table.csv or .csv.gz can replace the runs that it was made from.
 
     Try:
         grokkit figure phases runs/quickstart/*
@@ -33,16 +33,16 @@ def figure(
     Args:
         name: a name from `grokkit.figures.names()`.
         runs: folders of runs, a folder that holds runs, or a table.csv or .csv.gz.
-        out: folder to write to; by default `figures` in the run, or in the folder above several runs.
-        trust: where the runs' experiment.py are needed to know the figure, execute them although they are not on your
-            list of trusted code; read them first.
+        out: output folder; by default `figures` in the run, or in the parent folder of several runs.
+        trust: execute the runs' experiment.py if they are needed to resolve the figure's name, even if they are not on
+            your list of trusted code; read them first.
     """
     for path in draw_figures([name], runs, out, trust):
         print(path)
 
 
 def draw_figures(names: list[str], runs: tuple[Path, ...], out: Path | None, trust: bool = False) -> list[Path]:
-    """Draw every figure in `names` over all `runs`, write the table behind them, and return the files."""
+    """Draw every figure in `names` over all `runs`, write the table of their numbers, and return the paths."""
     from grokkit import figures
     from grokkit.analysis.csv_text import write_csv
     from grokkit.analysis.tables import figure_data, is_table
@@ -51,7 +51,7 @@ def draw_figures(names: list[str], runs: tuple[Path, ...], out: Path | None, tru
 
     found = [source for root in runs for source in ([root] if is_table(root) else find_runs(root))]
     if not found:
-        raise UsageError(f"there are no runs at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
+        raise UsageError(f"no runs found at {', '.join(map(str, runs)) or 'nothing'}; `grokkit ls` lists runs")
     folders = [source.path for source in found if not isinstance(source, Path)]
     import_unknown(folders, [NameRequest(name, figures.registry.get) for name in names], trust=trust)
     first = found[0] if isinstance(found[0], Path) else found[0].path

@@ -13,7 +13,7 @@ from grokkit.config.run_config import spec
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and measure."""
+    """Parse arguments and measure."""
     parse_arguments("lc", lc, argv)
 
 
@@ -37,24 +37,24 @@ def lc(
 
     Args:
         run: the run's folder.
-        radius: radii of the neighbourhood, in the net's normalised input space; by default 0.005 0.05 0.5.
-        directions: orthonormal directions of the frame; by default 20.
-        points: images of each probe set; by default 256.
+        radius: radii of the neighbourhoods, in the net's normalised input space; by default 0.005 0.05 0.5.
+        directions: number of orthonormal directions; by default 20.
+        points: number of images of each probe set; by default 256.
         method: tangent (all radii in one pass, the default) or vertex (the published count).
-        preset: a published setting, humayun2024 or humayun2024_mnist; what is given beside it goes first.
-        last: only the newest snapshots, this many.
-        device: cpu or cuda; by default a GPU where there is one.
-        trust: execute the run's experiment.py for a name that is unknown without it, although it is not on your list of
+        preset: a published setting, humayun2024 or humayun2024_mnist; other options given override it.
+        last: use only this many of the newest snapshots.
+        device: cpu or cuda; by default a GPU if there is one.
+        trust: execute the run's experiment.py if it is needed to resolve a name, even if it is not on your list of
             trusted code; read it first.
     """
     given = {"radii": radius, "directions": directions, "points": points, "method": method}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    wanted = spec("local_complexity", **(_published(preset) | chosen))
-    run_analysis(run, [wanted], [], device, last, trust)
-    print_measure(run, wanted)
+    options = {name: value for name, value in given.items() if value is not None}
+    measure = spec("local_complexity", **(_load_preset(preset) | options))
+    run_analysis(run, [measure], [], device, last, trust)
+    print_measure(run, measure)
 
 
-def _published(name: str | None) -> dict[str, Any]:
-    from grokkit.spline import preset  # brings torch, which help does without
+def _load_preset(name: str | None) -> dict[str, Any]:
+    from grokkit.spline import preset  # here, because it imports torch and --help must be fast
 
     return {} if name is None else preset(name).measure()

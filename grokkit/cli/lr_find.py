@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and sweep."""
+    """Parse arguments and run the range test."""
     parse_arguments("lr-find", lr_find, argv)
 
 
@@ -35,11 +35,11 @@ def lr_find(
     device: Literal["cpu", "cuda"] | None = None,
     out: Path = Path("lr_range"),
 ) -> None:
-    """Find lr_max, a peak learning rate, for every variant of an experiment by a range test.
+    """Find a peak learning rate (lr_max) for every variant of an experiment by a learning-rate range test.
 
-    Each variant is trained for some updates on its own batches while the rate grows from --low to --high, until the
-    loss diverges (Smith 2017). Suggested is a tenth of the rate at which the smoothed loss is lowest, the median over
-    the seeds. One seed's curve is noisy: take several. No run folder is written.
+    Trains each variant for some updates on its own batches while the rate grows from --low to --high, until the loss
+    diverges (Smith 2017). Suggests a tenth of the rate at which the smoothed loss is lowest, as the median over seeds.
+    The curve of one seed is noisy: use several. Writes no run folder.
 
     Try:
         grokkit lr-find quickstart:constant --seeds 0-4
@@ -47,14 +47,14 @@ def lr_find(
         grokkit lr-find my_study.py --low 1e-4 --high 100 --steps 400
 
     Args:
-        experiment: a name or the path of a .py file, with :VARIANT for one of its functions, as of `grokkit train`.
-        data: other data than the experiment's: a dataset's name, an .npz file or a folder of classes.
-        seed: another root seed than the experiment's.
-        seeds: a sweep for each of many, such as 0-4 or 0,3,7.
+        experiment: a name or the path of a .py file, with :VARIANT for one of its functions, as in `grokkit train`.
+        data: data in place of the experiment's: the name of a dataset, an .npz file or a folder of classes.
+        seed: root seed, in place of the experiment's.
+        seeds: several seeds with one range test each, such as 0-4 or 0,3,7.
         low: first learning rate.
-        high: last learning rate; where the loss diverges the sweep ends earlier.
-        steps: updates of a sweep, from low to high; the experiment's own number does not matter here.
-        device: cpu or cuda; by default a GPU where there is one.
+        high: last learning rate; the test ends earlier if the loss diverges.
+        steps: updates from low to high; the experiment's number of steps is ignored.
+        device: cpu or cuda; by default a GPU if there is one.
         out: folder for the figure as PDF and PNG and the numbers behind it as CSV, named after the experiment.
     """
     from grokkit import recipes
@@ -62,22 +62,22 @@ def lr_find(
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
-    wanted = None if seeds is None else parse_seeds(seeds)
+    seed_list = None if seeds is None else parse_seeds(seeds)
     study = recipes.find_experiment(experiment)
     configs = [apply_cli_overrides(each, data, seed, None) for each in study.configs()]
     select_machine(device)
-    found = []
+    results = []
     for config in configs:
-        found.append(_run_sweep(config, low, high, steps, wanted, device))
-        print(_format_result(found[-1]), flush=True)
+        results.append(_run_range_tests(config, low, high, steps, seed_list, device))
+        print(_format_result(results[-1]), flush=True)
     name = "-".join([study.name, *(study.variants if ":" in experiment else [])])
-    print("\n".join(str(path) for path in _write_results(found, out, name)))
+    print("\n".join(str(path) for path in _write_results(results, out, name)))
 
 
-def _run_sweep(
+def _run_range_tests(
     config: RunConfig, low: float, high: float, steps: int, seeds: list[int] | None, device: str | None
 ) -> LRRange:
-    """The sweeps of one variant, with a progress bar."""
+    """Run the range tests of one variant with a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -96,8 +96,8 @@ def _run_sweep(
         )
 
 
-def _format_result(found: LRRange) -> str:
-    """A line per seed, what is suggested, and how to use it."""
+def _format_result(result: LRRange) -> str:
+    """Return one line per seed, the suggestion, and how to use it."""
     header = ["seed", "lowest loss", "at rate", "steepest", "diverged at", "suggestion"]
     rows = [
         [
@@ -105,14 +105,14 @@ def _format_result(found: LRRange) -> str:
             f"{curve.lowest:.3g}",
             *(_format_rate(each) for each in (curve.minimum, curve.steepest, curve.diverged_at, curve.suggestion)),
         ]
-        for seed, curve in zip(found.seeds, found.curves, strict=True)
+        for seed, curve in zip(result.seeds, result.curves, strict=True)
     ]
-    config = found.config
-    lines = [f"{config.experiment}/{config.variant}  on {found.machine}", align_table(header, rows), str(found)]
-    if found.optimizer is not None:
+    config = result.config
+    lines = [f"{config.experiment}/{config.variant}  on {result.machine}", align_table(header, rows), str(result)]
+    if result.optimizer is not None:
         lines.append(
-            f"  now {found.base_lr:g}; to use it: optimizer={_as_code(found.optimizer)}, in a sweep's grid: "
-            f"{_as_grid(found.optimizer)}"
+            f"  currently {result.base_lr:g}; to use it: optimizer={_format_as_code(result.optimizer)}, "
+            f"or in the grid of a sweep: {_format_as_grid(result.optimizer)}"
         )
     return "\n".join(lines)
 
@@ -121,27 +121,27 @@ def _format_rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.2g}"
 
 
-def _as_code(optimizer: Spec) -> str:
-    """`spec("sgd", lr=0.02, momentum=0.9)`."""
+def _format_as_code(optimizer: Spec) -> str:
+    """Format as Python, `spec("sgd", lr=0.02, momentum=0.9)`."""
     options = "".join(f", {name}={value!r}" for name, value in optimizer.options.items())
     return f'spec("{optimizer.name}"{options})'
 
 
-def _as_grid(optimizer: Spec) -> str:
-    """`"optimizer.lr" = [0.02]`, for every rate of the optimizer."""
+def _format_as_grid(optimizer: Spec) -> str:
+    """Format as TOML, `"optimizer.lr" = [0.02]`, for every learning rate of the optimizer."""
     rates = {name: value for name, value in optimizer.options.items() if name.endswith("lr")}
     return ", ".join(f'"optimizer.{name}" = [{value:g}]' for name, value in rates.items())
 
 
-def _write_results(found: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
-    """The figure and its numbers, from which `grokkit figure lr_range` draws it again."""
+def _write_results(results: Sequence[LRRange], folder: Path, name: str) -> list[Path]:
+    """Write the figure and a CSV file of its numbers, from which `grokkit figure lr_range` can redraw it."""
     import pandas as pd
 
     from grokkit import figures
     from grokkit.analysis.csv_text import write_csv
     from grokkit.names import TABLE_COLUMNS, FigureData
 
-    table = pd.DataFrame([row for each in found for row in each.rows()]).reindex(columns=list(TABLE_COLUMNS))
+    table = pd.DataFrame([row for each in results for row in each.rows()]).reindex(columns=list(TABLE_COLUMNS))
     paths = figures.save_figure(figures.create("lr_range", FigureData(table, {}, pd.DataFrame())), folder / name)
     write_csv(table, folder / f"{name}.csv")
     return [*paths, folder / f"{name}.csv"]

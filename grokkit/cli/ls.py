@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from grokkit.cli.parse import parse_arguments
-from grokkit.cli.text import align_table, shorten_path
-from grokkit.cli.text import pretty_json as in_json
+from grokkit.cli.text import align_table, pretty_json, shorten_path
 from grokkit.errors import GrokkitError
 
 if TYPE_CHECKING:
@@ -17,14 +16,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and list."""
+    """Parse arguments and list the runs."""
     parse_arguments("ls", ls, argv)
 
 
 def ls(
     runs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = Path("runs"), as_json: bool = False
 ) -> None:
-    """List the runs below a folder with their state and their step.
+    """List the runs below a folder with state, step and cost.
 
     Try:
         grokkit ls
@@ -38,10 +37,10 @@ def ls(
 
     rows = [_describe_run(run) for run in find_runs(runs)]
     if as_json:
-        print(in_json(rows))
+        print(pretty_json(rows))
         return
     if not rows:
-        print(f"no runs below {runs}; make one with: grokkit demo")
+        print(f"no runs found below {runs}; create one with: grokkit demo")
         return
     print(align_table(["run", "state", "step", "spent", "reason"], [_format_row(row) for row in rows]))
 
@@ -61,7 +60,7 @@ def _format_row(row: dict[str, Any]) -> list[str]:
 
 
 def _describe_run(run: Run) -> dict[str, Any]:
-    """One run's line; a run that cannot be read is a line, too."""
+    """Return the row of one run; a run that cannot be read has the state `unreadable` and the error as reason."""
     try:
         return {"path": str(run.path), **run.status, "state": run.state}
     except (GrokkitError, OSError) as error:

@@ -10,7 +10,7 @@ from grokkit.cli.parse import parse_arguments
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and print."""
+    """Parse arguments and print the model."""
     parse_arguments("model", model, argv)
 
 

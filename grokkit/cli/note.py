@@ -12,7 +12,7 @@ from grokkit.escape import escape_controls
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and write or print."""
+    """Parse arguments and add a note or print the diary."""
     parse_arguments("note", note, argv)
 
 
@@ -22,7 +22,7 @@ def note(
 ) -> None:
     """Add a line to a run's diary, with time, step, newest metrics and git commit; without TEXT, print the diary.
 
-    A live run may be written about: its own files are left alone.
+    Works while the run is training: the files of the run are not modified.
 
     Try:
         grokkit note runs/quickstart/constant-s0-1a2b3c4d "robust accuracy starts to rise"
@@ -30,12 +30,12 @@ def note(
 
     Args:
         run: the run's folder.
-        text: what to remember.
+        text: line to add.
     """
     from grokkit.trajectory import open_run
     from grokkit.trajectory.diary import add_note, read_diary
 
     opened = open_run(run)
-    said = add_note(opened, text) if text is not None else read_diary(opened)
-    said = said or f'nothing is written yet; begin with: grokkit note {run} "..."\n'
-    print(escape_controls(said, keep="\n\t"), end="")
+    output = add_note(opened, text) if text is not None else read_diary(opened)
+    output = output or f'the diary is empty; add a line with: grokkit note {run} "..."\n'
+    print(escape_controls(output, keep="\n\t"), end="")

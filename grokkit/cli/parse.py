@@ -1,4 +1,4 @@
-"""How every verb reads its words: a typed function whose docstring is the help."""
+"""Argument parsing of every command: a typed function defines the options, its docstring is the --help text."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import tyro
 
 
 def parse_arguments(command: str, function: Callable[..., Any], argv: list[str]) -> Any:
-    """Call `function` with the arguments in `words`; wrong ones end the process with exit code 2 and a hint."""
+    """Parse `argv` by the signature of `function` and call it; wrong arguments exit with code 2 and a hint."""
     return tyro.cli(function, args=argv, prog=f"grokkit {command}", config=(tyro.conf.FlagCreatePairsOff,))

@@ -14,7 +14,7 @@ from grokkit.errors import UsageError
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and resume."""
+    """Parse arguments and resume."""
     parse_arguments("resume", resume, argv)
 
 
@@ -26,21 +26,21 @@ def resume(
     notify: str | None = None,
     trust: bool = False,
 ) -> None:
-    """Go on with interrupted runs, one after the other, from their newest resume slots; all else comes from the runs.
+    """Resume interrupted runs, one after the other, from their newest resume states, with their stored configs.
 
     Try:
         grokkit resume runs/quickstart/constant-s0-1a2b3c4d
         grokkit resume RUN --budget 2.00
 
     Args:
-        runs: the runs' folders; a finished run is left as it is.
-        device: cpu or cuda; by default a GPU where there is one.
-        price: dollars an hour of this machine; by default $GROKKIT_PRICE, or what it was before.
-        budget: dollars that the runs together may cost, what they have cost before included; then they are saved and
-            stop, with exit code 6.
-        notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
-            default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
-        trust: execute a run's experiment.py for a name that is unknown without it, although it is not on your list of
+        runs: run folders; a finished run is left unchanged.
+        device: cpu or cuda; by default a GPU if there is one.
+        price: price of this machine in dollars per hour; by default $GROKKIT_PRICE, or the run's last price.
+        budget: maximum total cost of the runs in dollars, including what they have cost before; when it is reached,
+            they are saved and stop with exit code 6.
+        notify: webhook URL for messages at start, decisions, problems and end (ntfy, Slack, Discord or any other); by
+            default $GROKKIT_NOTIFY, which keeps a secret URL out of the process list.
+        trust: execute a run's experiment.py if it is needed to resolve a name, even if it is not on your list of
             trusted code; read it first.
     """
     from grokkit.training import loop
@@ -48,15 +48,20 @@ def resume(
     from grokkit.trajectory import open_run
 
     if not runs:
-        raise UsageError("which run? Give at least one run's folder, such as runs/quickstart/constant-s0-1a2b3c4d")
-    opened, found, messages = [open_run(run) for run in runs], select_machine(device), make_webhook(notify)
+        raise UsageError("no run given; expected at least one run folder, such as runs/quickstart/constant-s0-1a2b3c4d")
+    opened, machine, webhook = [open_run(run) for run in runs], select_machine(device), make_webhook(notify)
     for run in opened:
-        left = share_budget(budget, [other for other in opened if other is not run])
+        remaining = share_budget(budget, [other for other in opened if other is not run])
         finished = loop.resume(
-            run.path, device=device, callback=make_callbacks(found, messages), price=price, budget=left, trust=trust
+            run.path,
+            device=device,
+            callback=make_callbacks(machine, webhook),
+            price=price,
+            budget=remaining,
+            trust=trust,
         )
         if not is_rank_zero():
             continue
         status = finished.status
-        numbers = format_final_accuracy(finished.newest_metrics())
-        print(f"{shorten_path(finished.path)}: done at step {status['step']}{numbers}{format_cost(status)}")
+        accuracy = format_final_accuracy(finished.newest_metrics())
+        print(f"{shorten_path(finished.path)}: done at step {status['step']}{accuracy}{format_cost(status)}")

@@ -14,7 +14,7 @@ from grokkit.cli.parse import parse_arguments
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and serve."""
+    """Parse arguments and serve."""
     parse_arguments("serve", serve, argv)
 
 
@@ -22,9 +22,9 @@ def serve(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUNS...")] = (Path("runs"),),
     port: int | None = None,
 ) -> None:
-    """Serve a live page of runs to browsers on this machine, or through ssh to one elsewhere, until Ctrl-C.
+    """Serve a live page of runs to browsers on this machine, or on another one through ssh, until Ctrl-C.
 
-    Only this machine can connect, and only with the random token in the address. The page needs no network.
+    Accepts connections from this machine only, and only with the random token in the URL. The page needs no network.
 
     Try:
         grokkit serve
@@ -32,7 +32,7 @@ def serve(
 
     Args:
         runs: folders of runs, or folders that hold runs; they may appear later.
-        port: to listen on; by default the first free one from 8642 on.
+        port: port to listen on; by default the first free one from 8642.
     """
     from grokkit.live.run_browser import RunBrowser
     from grokkit.live.server import Server
@@ -40,10 +40,10 @@ def serve(
     server = Server(RunBrowser(runs), port)
     for path in runs:
         if not path.exists():
-            print(f"{path} is not there yet; its runs will be shown when they appear")
+            print(f"{path} does not exist yet; its runs are shown as soon as they appear")
     print(f"open     {server.url}")
-    print(f"from elsewhere, first: {format_ssh_command(server.port)}")
-    print("Ctrl-C ends the page, not the runs", flush=True)
+    print(f"from another machine, first run: {format_ssh_command(server.port)}")
+    print("Press Ctrl-C to stop serving; the runs are not affected", flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
@@ -53,8 +53,8 @@ def serve(
 
 
 def format_ssh_command(port: int) -> str:
-    """The ssh command that makes the page reachable at the same address on another machine; behind a rented machine's
-    gateway the address and `-p` are those that one logs in with, which cannot be seen from inside."""
+    """Return the ssh command that makes the page reachable at the same URL on another machine. For a rented machine
+    behind a gateway, host and `-p` are those of the login, which cannot be determined from inside."""
     connection = os.environ.get("SSH_CONNECTION", "").split()
     host = connection[2] if len(connection) == 4 else socket.gethostname()
-    return f"ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{host}   (host and -p as you log in)"
+    return f"ssh -L {port}:127.0.0.1:{port} {getpass.getuser()}@{host}   (host and -p as in your ssh login)"

@@ -1,4 +1,4 @@
-"""What the verbs that train share: the machine they find, who watches, and the purse they pay from."""
+"""Shared by the commands that train: device selection, callbacks and the budget."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ if TYPE_CHECKING:
 NOTIFY_VARIABLE = "GROKKIT_NOTIFY"
 
 
-def select_machine(wanted: str | None) -> Device:
-    """The device that a run will have; where that is the CPU for want of a GPU, a red line on stderr says so.
+def select_machine(requested: str | None) -> Device:
+    """Return the device for a run; if no GPU is found and none was requested, print a red warning to stderr.
 
     Raises:
-        DeviceRefusedError: a GPU that is present but unusable.
+        DeviceRefusedError: a GPU is present but unusable.
     """
     from rich.console import Console
 
     from grokkit.device.select import select_device
     from grokkit.training.ranks import is_rank_zero
 
-    found = select_device(wanted)
-    if wanted is None and found.torch_device.type == "cpu" and is_rank_zero():
-        line = "NO GPU HERE: this runs on the CPU. --device cpu says that this is meant"
+    device = select_device(requested)
+    if requested is None and device.torch_device.type == "cpu" and is_rank_zero():
+        line = "No GPU found, running on the CPU. Pass --device cpu to silence this."
         Console(stderr=True, soft_wrap=True).print(line, style="bold red", highlight=False)
-    return found
+    return device
 
 
 def make_webhook(address: str | None) -> Webhook | None:
-    """Who posts to `address`, or else to that of the environment variable GROKKIT_NOTIFY; None for neither, and in all
-    but the first process of a team."""
+    """Return a webhook for `address`, or else for the environment variable GROKKIT_NOTIFY; None if neither is given,
+    and on all ranks but 0."""
     from grokkit.callbacks.webhook import Webhook
     from grokkit.training.ranks import is_rank_zero
 
-    chosen = address or os.environ.get(NOTIFY_VARIABLE)
-    return Webhook(chosen) if chosen and is_rank_zero() else None
+    url = address or os.environ.get(NOTIFY_VARIABLE)
+    return Webhook(url) if url and is_rank_zero() else None
 
 
-def make_callbacks(device: Device, messages: Webhook | None) -> Callback | None:
-    """A live bar or plain lines, which name the CPU, and messages where they are wanted; nobody in all but the first
-    process of a team."""
+def make_callbacks(device: Device, webhook: Webhook | None) -> Callback | None:
+    """Return the callbacks of a run: a progress bar or log lines (which name the CPU if it is used), and the webhook if
+    there is one. None on all ranks but 0."""
     from grokkit.callbacks.base import CallbackList, make_terminal_callback
     from grokkit.training.ranks import is_rank_zero
 
     if not is_rank_zero():
         return None
     on_cpu = "cpu" if device.torch_device.type == "cpu" else ""
-    return CallbackList(make_terminal_callback(on_cpu), *([messages] if messages is not None else []))
+    return CallbackList(make_terminal_callback(on_cpu), *([webhook] if webhook is not None else []))
 
 
 def share_budget(budget: float | None, others: Sequence[Run]) -> float | None:
-    """What one run may cost where others are paid from the same purse; None for no limit.
+    """Return the budget that is left for one run after the costs of the others; None for no limit.
 
     Raises:
-        BudgetReached: the others have cost all of it.
+        BudgetReached: the others have spent all of it.
     """
     from grokkit.errors import BudgetReached
     from grokkit.recording.budget import format_dollars, get_spent
@@ -71,7 +71,6 @@ def share_budget(budget: float | None, others: Sequence[Run]) -> float | None:
         paths = ", ".join(str(run.path) for run in others)
         raise BudgetReached(
             f"the budget of {format_dollars(budget)} is spent: {format_dollars(spent)} by {paths}. "
-            "A larger --budget "
-            "goes on"
+            "Pass a larger --budget to continue"
         )
     return budget - spent

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from grokkit.cli.parse import parse_arguments
-from grokkit.cli.text import pretty_json as in_json
+from grokkit.cli.text import pretty_json
 from grokkit.errors import TrajectoryError
 from grokkit.escape import escape_controls
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and tell."""
+    """Parse arguments and print the status."""
     parse_arguments("status", status, argv)
 
 
@@ -27,7 +27,7 @@ def status(
     verify: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Say how a run stands: state, step, device, what is stored, the newest numbers.
+    """Show the status of a run: state, step, device, stored snapshots and readings, newest metrics.
 
     Try:
         grokkit status runs/quickstart/constant-s0-1a2b3c4d
@@ -35,25 +35,25 @@ def status(
 
     Args:
         run: the run's folder.
-        verify: also check every file against its digest, its name and the manifest, and the choices against those that
-            the run began with; exit code 4 if anything is damaged, changed or gone.
+        verify: also check every file against its digest, its name and the manifest, and the config against the one with
+            which the run started; exit code 4 if anything is damaged, changed or missing.
         as_json: print JSON instead of lines.
     """
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
     try:
-        described = _describe(opened)
+        facts = _describe(opened)
     except TrajectoryError as error:
         raise TrajectoryError("\n".join(opened.verify() or [str(error)]) if verify else str(error)) from error
-    print(in_json(described) if as_json else "\n".join(_format_line(key, value) for key, value in described.items()))
+    print(pretty_json(facts) if as_json else "\n".join(_format_line(key, value) for key, value in facts.items()))
     if verify:
         problems = opened.verify()
         if problems:
             raise TrajectoryError("\n".join(problems))
         print("every file matches its digest, its name and the manifest")
         for name in opened.unlisted():
-            print(f"not in the manifest, so written just before a kill, by an older version, or put there: {name}")
+            print(f"not in the manifest (written just before a kill, by an older version, or added by hand): {name}")
 
 
 def _describe(opened: Run) -> dict[str, Any]:
@@ -72,13 +72,13 @@ def _describe(opened: Run) -> dict[str, Any]:
 
 
 def _format_line(key: str, value: object) -> str:
-    said = _short(value)
+    text = _format_value(value)
     if isinstance(value, dict):
-        said = ", ".join(f"{name} {_short(item)}" for name, item in value.items()) or "none"
-    return escape_controls(f"{key:12} {said}", keep="\n")
+        text = ", ".join(f"{name} {_format_value(item)}" for name, item in value.items()) or "none"
+    return escape_controls(f"{key:12} {text}", keep="\n")
 
 
-def _short(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None:
-        return "not known"
+        return "unknown"
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)

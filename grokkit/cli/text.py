@@ -1,4 +1,5 @@
-"""Tables as plain aligned text: whole numbers and paths, in a terminal as in a pipe; nothing in them moves a cursor."""
+"""Text output of the commands: aligned tables, paths and JSON, the same in a terminal and in a pipe, with control
+characters escaped."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from grokkit.escape import escape_controls
 
 
 def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their header, columns two spaces apart; control characters are written as escapes."""
+    """Format rows under their header, columns two spaces apart; control characters are escaped."""
     lines = [list(header), *([escape_controls(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
@@ -19,20 +20,20 @@ def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def shorten_path(path: Path) -> str:
-    """A path as a person in this working folder would write it."""
+    """Return the path relative to the working directory if it lies below it, else unchanged."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def pretty_json(value: Any) -> str:
-    """JSON in lines, null for numbers that are not finite, and text for what JSON does not know, such as dates."""
+    """Format as indented JSON, with null for numbers that are not finite and text for types such as dates."""
     from grokkit.trajectory.documents import drop_non_finite
 
     return json.dumps(drop_non_finite(value), indent=1, default=str, allow_nan=False)
 
 
 def format_final_accuracy(newest: Mapping[str, float]) -> str:
-    """A finished run's accuracy on the test set after its last step, plain and with test-time augmentation where it was
-    taken; `newest` as `Run.newest_metrics` gives it. Empty for a run of a loop that did not log any."""
+    """Format the final test accuracy of a run, plain and with test-time augmentation if it was evaluated; `newest` is
+    `Run.newest_metrics()`. Empty if the training loop did not log any."""
     if "test_set.accuracy" not in newest:
         return ""
     tta = newest.get("test_set.accuracy_tta")
@@ -41,7 +42,7 @@ def format_final_accuracy(newest: Mapping[str, float]) -> str:
 
 
 def format_cost(status: Mapping[str, Any]) -> str:
-    """`, $0.42 spent`; empty where the run had no price."""
+    """Format the cost of a run, as in `, $0.42 spent`; empty if the run had no price."""
     from grokkit.recording.budget import format_dollars
 
     spent = status.get("spent")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and train."""
+    """Parse arguments and train."""
     parse_arguments("train", train, argv)
 
 
@@ -52,89 +52,90 @@ def train(
         torchrun --nproc-per-node 2 -m grokkit train quickstart:constant
 
     Args:
-        experiment: a module in ./experiments, one that ships, or a .py file; NAME:VARIANT is one of its functions.
-        data: other data than the experiment's: a dataset's name, an .npz file with x_train y_train x_test y_test,
+        experiment: a module in ./experiments, one included in grokkit, or a .py file; NAME:VARIANT is one of its
+            functions.
+        data: data in place of the experiment's: the name of a dataset, an .npz file with x_train y_train x_test y_test,
             or a folder with train/<class>/* and test/<class>/*.
-        runs: folder that the runs go to.
-        seed: another root seed than the experiment's.
-        seeds: many of them at once, such as 0-31 or 0,3,7: small nets in a stack, convolutional ones in processes.
-        steps: another number of updates than the experiment's.
-        config_file: a file like a run's config.toml, trained in place of the experiment's variants; of EXPERIMENT the
-            source is kept, and the names that it registers are known.
-        device: cpu or cuda; by default a GPU where there is one.
-        price: dollars an hour of this machine; by default $GROKKIT_PRICE.
-        budget: dollars that all the runs together may cost; then they are saved and stop, with exit code 6.
-        cpu_limit: minutes; without a GPU and --device cpu, a measured estimate above it ends this before it starts.
-        notify: web address that hears of start, decisions, trouble and end (ntfy, Slack, Discord or any other); by
-            default $GROKKIT_NOTIFY, which keeps a secret address out of the list of processes.
+        runs: folder for the runs.
+        seed: root seed, in place of the experiment's.
+        seeds: many seeds at once, such as 0-31 or 0,3,7: small nets vmapped, convolutional ones in subprocesses.
+        steps: number of optimizer updates, in place of the experiment's.
+        config_file: a file in the format of a run's config.toml, trained in place of the experiment's variants;
+            EXPERIMENT's source is stored in the run, and the names that it registers can be used.
+        device: cpu or cuda; by default a GPU if there is one.
+        price: price of this machine in dollars per hour; by default $GROKKIT_PRICE.
+        budget: maximum total cost of all runs in dollars; when it is reached, they are saved and stop with exit code 6.
+        cpu_limit: minutes; without a GPU and without --device cpu, refuse to start if the measured estimate is longer.
+        notify: webhook URL for messages at start, decisions, problems and end (ntfy, Slack, Discord or any other); by
+            default $GROKKIT_NOTIFY, which keeps a secret URL out of the process list.
     """
     from grokkit.ensemble.seeds import require_new_runs, train_seeds
     from grokkit.recording.budget import Budget
 
-    found, configs, wanted = _resolve_request(experiment, config_file, data, steps, seed, seeds)
-    every = [config.replace(seed=each) for config in configs for each in wanted or [config.seed]]
-    one = f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
-    require_new_runs([runs / config.run_name for config in every], one)
-    Budget.of(price, budget).needs_price()
-    on, messages = select_machine(device), make_webhook(notify)
-    _require_time_limit(on, device, cpu_limit, configs, len(wanted or [0]), runs)
-    paid: list[Run] = []
+    study, configs, seed_list = _resolve_request(experiment, config_file, data, steps, seed, seeds)
+    all_configs = [config.replace(seed=each) for config in configs for each in seed_list or [config.seed]]
+    hint = f"another --seed or --runs; {experiment}:VARIANT trains one variant alone"
+    require_new_runs([runs / config.run_name for config in all_configs], hint)
+    Budget.create(price, budget).require_price()
+    on_device, webhook = select_machine(device), make_webhook(notify)
+    _require_time_limit(on_device, device, cpu_limit, configs, len(seed_list or [0]), runs)
+    trained: list[Run] = []
     for config in configs:
         done = train_seeds(
             config,
-            wanted or [config.seed],
+            seed_list or [config.seed],
             runs=runs,
             device=device,
-            callback=make_callbacks(on, messages),
-            experiment=found.source,
+            callback=make_callbacks(on_device, webhook),
+            experiment=study.source,
             price=price,
-            budget=share_budget(budget, paid),
+            budget=share_budget(budget, trained),
         )
-        paid += done
+        trained += done
         _print_outcome(done)
 
 
 def _resolve_request(
     experiment: str, config_file: Path | None, data: str | None, steps: int | None, seed: int | None, seeds: str | None
 ) -> tuple[Experiment, list[RunConfig], list[int] | None]:
-    """The study, its configs with what is asked of them, and the seeds where many are asked for."""
+    """Return the experiment, its configs with the command-line overrides, and the `--seeds` (None if not given)."""
     from grokkit import recipes
 
     if seed is not None and seeds is not None:
         raise UsageError("give --seed or --seeds, not both")
-    found = recipes.find_experiment(experiment)
-    made = found.configs() if config_file is None else [_read_config(config_file)]
-    configs = [apply_cli_overrides(config, data, seed, steps) for config in made]
-    return found, configs, None if seeds is None else parse_seeds(seeds)
+    study = recipes.find_experiment(experiment)
+    base_configs = study.configs() if config_file is None else [_read_config(config_file)]
+    configs = [apply_cli_overrides(config, data, seed, steps) for config in base_configs]
+    return study, configs, None if seeds is None else parse_seeds(seeds)
 
 
 def _require_time_limit(
-    on: Device, device: str | None, cpu_limit: float, configs: list[RunConfig], seeds: int, runs: Path
+    on_device: Device, device: str | None, cpu_limit: float, configs: list[RunConfig], seeds: int, runs: Path
 ) -> None:
-    """Say how long it will take on a CPU that nobody asked for; see `require_time_limit`."""
+    """Print how long training takes on a CPU that was not requested; see `require_time_limit`, which may refuse."""
     from grokkit.diagnostics.estimate import format_duration, require_time_limit
     from grokkit.training.ranks import is_single_process
 
-    if device is None and on.torch_device.type == "cpu" and is_single_process():
-        about = format_duration(require_time_limit(cpu_limit, configs, seeds, runs))
-        print(f"measured: about {about} on this CPU", file=sys.stderr)
+    if device is None and on_device.torch_device.type == "cpu" and is_single_process():
+        duration = format_duration(require_time_limit(cpu_limit, configs, seeds, runs))
+        print(f"estimated duration on this CPU: about {duration}", file=sys.stderr)
 
 
-def _print_outcome(done: list[Run]) -> None:
-    """Say how the runs of one config ended, and what to do next; one process of a team does."""
+def _print_outcome(runs: list[Run]) -> None:
+    """Print the results of the runs of one config and the next command; on rank 0 only."""
     from grokkit.training.ranks import is_rank_zero
 
     if not is_rank_zero():
         return
-    for run in done:
-        state, numbers = run.status, format_final_accuracy(run.newest_metrics())
-        print(f"{shorten_path(run.path)}: done at step {state['step']}{numbers}{format_cost(state)}")
-    paths = " ".join(shorten_path(run.path) for run in done)
-    print(f"{len(done[0].steps())} snapshots; draw them with: grokkit figure phases {paths}")
+    for run in runs:
+        status, accuracy = run.status, format_final_accuracy(run.newest_metrics())
+        print(f"{shorten_path(run.path)}: done at step {status['step']}{accuracy}{format_cost(status)}")
+    paths = " ".join(shorten_path(run.path) for run in runs)
+    print(f"{len(runs[0].steps())} snapshots. Draw the measures with: grokkit figure phases {paths}")
 
 
 def _read_config(path: Path) -> RunConfig:
     try:
         return RunConfig.from_toml(path.read_text(encoding="utf-8"))
     except (ValueError, TypeError, LookupError) as error:
-        raise DataError(f"{path} is no config of a run: {error}") from error
+        raise DataError(f"{path} is not a valid run config: {error}") from error

@@ -11,14 +11,14 @@ from grokkit.cli.parse import parse_arguments
 
 
 def main(argv: list[str]) -> None:
-    """Read the words and watch."""
+    """Parse arguments and follow the run."""
     parse_arguments("watch", watch, argv)
 
 
 def watch(run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]) -> None:
     """Follow a run in the terminal until it ends: step, time left, newest numbers, learning rate, events.
 
-    Ctrl-C ends the view, not the run. Where standard output is no terminal, a plain line is written now and then.
+    Ctrl-C ends the view, not the run. If standard output is not a terminal, prints a plain line every few seconds.
 
     Try:
         grokkit watch runs/quickstart/constant-s0-1a2b3c4d

@@ -1,1 +1,1 @@
-"""Every choice of a training run, its overrides from the command line, and the steps that are recorded."""
+"""The configuration of a training run, overrides from the command line, and the recording schedule."""

@@ -1,4 +1,4 @@
-"""Choices changed from outside a study: other data, other seeds, single keys by their dotted names."""
+"""Overrides of a config: another dataset or seed from the command line, single values by dotted keys."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from grokkit.registry import did_you_mean
 
 
 def apply_cli_overrides(config: RunConfig, data: str | None, seed: int | None, steps: int | None) -> RunConfig:
-    """The config with what the command line changes; other data keep the numbers of training and validation images
-    asked for and whether labels are shuffled."""
+    """Return the config with the command line's dataset, seed and steps; None leaves a field unchanged.
+
+    Another dataset keeps the options `train`, `validation` and `shuffle_labels`.
+    """
     changes: dict[str, object] = {}
     if data is not None:
-        kept = {
+        options = {
             name: value
             for name, value in config.data.options.items()
             if name in ("train", "validation", "shuffle_labels")
         }
-        changes["data"] = Spec(data, kept)
+        changes["data"] = Spec(data, options)
     if seed is not None:
         changes["seed"] = seed
     if steps is not None:
@@ -31,20 +33,20 @@ def apply_cli_overrides(config: RunConfig, data: str | None, seed: int | None, s
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds in `0-31`, `0,3,7` or `0-3,8`. Raises UsageError for anything else and for a seed that comes twice."""
-    found: list[int] = []
-    for word in text.split(","):
-        first, _, last = word.partition("-")
-        if not re.fullmatch(r"\d+(-\d+)?", word.strip()) or int(first) > int(last or first):
-            raise UsageError(f"`seeds` takes numbers and ranges that grow, such as 0-31 or 0,3,7; got {word!r}")
-        found += range(int(first), int(last or first) + 1)
-    if len(set(found)) < len(found):
-        raise UsageError(f"`seeds` names a seed more than once: {text}")
-    return found
+    """Parse seeds such as `0-31`, `0,3,7` or `0-3,8`. Raises UsageError for any other form and for duplicates."""
+    seeds: list[int] = []
+    for item in text.split(","):
+        first, _, last = item.partition("-")
+        if not re.fullmatch(r"\d+(-\d+)?", item.strip()) or int(first) > int(last or first):
+            raise UsageError(f"`seeds` takes numbers and increasing ranges, such as 0-31 or 0,3,7; got {item!r}")
+        seeds += range(int(first), int(last or first) + 1)
+    if len(set(seeds)) < len(seeds):
+        raise UsageError(f"`seeds` contains a seed more than once: {text}")
+    return seeds
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, with dotted keys: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer.lr": 0.1}`."""
+    """Flatten nested tables to dotted keys: `{"optimizer": {"lr": 0.1}}` becomes `{"optimizer.lr": 0.1}`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -55,13 +57,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def with_overrides(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """The config with other values at dotted keys, such as `optimizer.lr`, `model` or `probes.train`.
+    """Return the config with new values at dotted keys, such as `optimizer.lr`, `model` or `probes.train`.
 
-    A part that is replaced as a whole (`model = "cnn"`) loses its options; `model.name = "cnn"` keeps them. Whether the
-    thing named takes an option shows when it is built (`build.validate_options`).
+    A spec that is replaced as a whole (`model = "cnn"`) loses its options; `model.name = "cnn"` keeps them. Options are
+    validated when the object is built (`build.validate_options`).
 
     Raises:
-        UsageError: a key that no config has, names the nearest; a value that the choice does not take.
+        UsageError: an unknown key (names the nearest one), or a value that the field does not accept.
     """
     values = config.to_dict()
     known = {field.name: str(field.type) for field in dataclasses.fields(config)}
@@ -69,24 +71,24 @@ def with_overrides(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
         first, *rest = key.split(".")
         if first not in known:
             raise UsageError(
-                f"a run has no choice {key!r}.{did_you_mean(first, list(known))} It has: {', '.join(known)}"
+                f"RunConfig has no field {key!r}.{did_you_mean(first, list(known))} Its fields: {', '.join(known)}"
             )
-        place = values
+        table = values
         for depth, name in enumerate(key.split(".")[:-1], start=1):
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
-                table = ".".join(key.split(".")[:depth])
-                raise UsageError(f"{key!r} cannot be changed alone: `{table}` has no named fields; give it as a whole")
-        place[key.split(".")[-1]] = value if rest else _as_tables(first, value, known[first])
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                parent = ".".join(key.split(".")[:depth])
+                raise UsageError(f"{key!r} cannot be overridden: `{parent}` has no named fields; set it as a whole")
+        table[key.split(".")[-1]] = value if rest else _to_tables(first, value, known[first])
     return RunConfig.from_dict(values)
 
 
-def _as_tables(name: str, value: Any, kind: str) -> Any:
-    """What stands for a part, or for several, as tables with `name`; a bare name is one without options."""
+def _to_tables(name: str, value: Any, kind: str) -> Any:
+    """Convert the value of a spec field, or of a tuple of specs, to tables with `name`; a bare name has no options."""
     if kind.startswith("tuple[Spec"):
         if not isinstance(value, list | tuple):
             raise UsageError(f"`{name}` takes a list of names or of tables with `name`; got {value!r}")
-        return [_as_tables(name, each, "Spec") for each in value]
+        return [_to_tables(name, each, "Spec") for each in value]
     if not kind.startswith("Spec"):
         return value
     if isinstance(value, str):

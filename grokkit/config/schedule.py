@@ -1,4 +1,4 @@
-"""The steps at which snapshots and measures are taken."""
+"""Recording schedules: the steps at which snapshots and measures are taken."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from grokkit.errors import UsageError
 
 
 def log_spaced(count: int = 50, last: int = 1_000_000) -> tuple[int, ...]:
-    """0 and about `count` steps from 1 to `last`, evenly spaced in the logarithm, without repetitions.
+    """Return step 0 and about `count` steps from 1 to `last`, evenly spaced in the logarithm, without duplicates.
 
-    A run that ends before `last` records the ones it passes; a run's own length as `last` gives all of them.
+    A run that ends before `last` records only the steps it reaches; pass the run's length as `last` to record all.
 
     >>> log_spaced(4, 1000)
     (0, 1, 10, 100, 1000)
@@ -26,16 +26,16 @@ def log_spaced(count: int = 50, last: int = 1_000_000) -> tuple[int, ...]:
 
 
 def validate_steps(steps: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """The schedule sorted, without repetitions, with step 0 in it. Raises UsageError for negative steps."""
-    found = sorted({0, *(as_step(step) for step in steps)})
-    if found[0] < 0:
-        raise UsageError(f"a recording schedule holds steps of at least 0; got {found[0]}")
-    return tuple(found)
+    """Return the schedule sorted, without duplicates and including step 0. Raises UsageError for negative steps."""
+    schedule = sorted({0, *(as_step(step) for step in steps)})
+    if schedule[0] < 0:
+        raise UsageError(f"steps of a recording schedule must be at least 0; got {schedule[0]}")
+    return tuple(schedule)
 
 
 def as_step(value: SupportsIndex) -> int:
-    """A step as an int; NumPy's and torch's whole numbers will do. Raises UsageError for anything else."""
+    """Convert a step to an int, also from NumPy's and torch's integers. Raises UsageError for anything else."""
     try:
         return operator.index(value)
     except TypeError:
-        raise UsageError(f"a step is a whole number of optimizer updates; got {value!r}") from None
+        raise UsageError(f"a step must be a whole number of optimizer updates; got {value!r}") from None

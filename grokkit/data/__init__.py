@@ -1,4 +1,4 @@
-"""Image classification data as uint8 arrays: by registered name, from an .npz file or from class folders."""
+"""Load image classification datasets as uint8 arrays: by registered name, from an .npz file or from class folders."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Any
 from grokkit.errors import DataError, UnknownNameError, UsageError
 from grokkit.registry import Registry, did_you_mean
 
-registry = Registry("dataset", "grokkit.data")
+registry: Registry[Dataset] = Registry("dataset", "grokkit.data")
 register, names, create = registry.register, registry.names, registry.create
 
 from grokkit.data.archive import read_images  # noqa: E402
 from grokkit.data.base import Dataset  # noqa: E402
 
-__all__ = ["Dataset", "create", "load", "names", "register"]
+__all__ = ["Dataset", "create", "load_data", "names", "register"]
 
 PATH_OPTIONS = ("train", "test", "seed", "validation", "shuffle_labels")
 
 
-def load(
+def load_data(
     source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
 ) -> Dataset:
-    """The dataset that `source` names.
+    """Load the dataset `source`.
 
     Args:
         source: a registered name (see `names()`), else the path of an `.npz` file or of a folder with
-            `train/<class>/*` and `test/<class>/*`. A word is a path when it ends in `.npz`, contains a path
-            separator or is an existing folder; a registered name comes first.
-        validation: images to take out of the training images that were kept, stratified, by the same `seed`: with
-            `train=5000, validation=500` a net learns from 4,500. None = no validation split.
-        shuffle_labels: permute the labels of the training images that remain, by the same `seed`; test and validation
-            labels stay true. The negative control of a claim about training on these labels.
-        options: of the named loader; all take `train` and `test` (images to keep, stratified; None = all) and
-            `seed` (which ones). A path takes no others.
+            `train/<class>/*` and `test/<class>/*`. The string is a path if it ends in `.npz`, contains a path
+            separator or is an existing folder; a registered name takes precedence.
+        validation: images to split off the kept training images, stratified, with the same `seed`: with
+            `train=5000, validation=500` a net is trained on 4,500. None = no validation split.
+        shuffle_labels: permute the labels of the remaining training images, with the same `seed`; test and validation
+            labels stay true. This is the negative control of claims about training on these labels.
+        options: options of the named loader; all accept `train` and `test` (images to keep, stratified; None = all)
+            and `seed` (selects them). A path accepts no others.
 
     Raises:
-        UnknownNameError: no such name, and not a path.
-        UsageError: an option that the loader does not take, a `shuffle_labels` that is no bool, or a `validation`
-            that leaves nothing to train on.
+        UnknownNameError: not a registered name and not a path.
+        UsageError: an unknown option, a `shuffle_labels` that is not a bool, or a `validation` that leaves no training
+            images.
         DataError: the file or folder is missing or malformed.
     """
     if not isinstance(shuffle_labels, bool):
@@ -54,25 +54,25 @@ def load(
 def check_dataset_options(
     source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
 ) -> None:
-    """Raise what `load` would raise of names, options and missing paths; nothing is read."""
-    path = _check_dataset(os.fspath(source), options)
+    """Raise what `load_data` would raise for wrong names, options or missing paths, without reading data."""
+    path = _resolve_path(os.fspath(source), options)
     if path is not None and not path.exists():
-        raise DataError(f"there are no data at {path}")
+        raise DataError(f"no data found at {path}")
 
 
 def find_dataset(source: str) -> Any:
-    """The loader that is registered as `source`, or the path that it is. Raises UnknownNameError with the nearest."""
-    path = _check_dataset(source, {})
+    """Return the loader registered as `source`, or its path. Raises UnknownNameError with the nearest name."""
+    path = _resolve_path(source, {})
     return registry.get(source) if path is None else path
 
 
 def _load_dataset(text: str, options: dict[str, Any]) -> Dataset:
-    path = _check_dataset(text, options)
+    path = _resolve_path(text, options)
     return create(text, **options) if path is None else read_images(path).subset(**options)
 
 
-def _check_dataset(text: str, options: dict[str, Any]) -> Path | None:
-    """The path that `text` is, or None where it is a registered name; either is known to take the options."""
+def _resolve_path(text: str, options: dict[str, Any]) -> Path | None:
+    """Check `options`; return `text` as a path, or None if it is a registered name."""
     if text not in names() and _is_path(text):
         _check_path_options(options)
         return Path(text).expanduser()
@@ -92,6 +92,6 @@ def _check_path_options(options: dict[str, Any]) -> None:
     for option in options:
         if option not in PATH_OPTIONS:
             raise UsageError(
-                f"a dataset read from a path has no option {option!r}.{did_you_mean(option, list(PATH_OPTIONS))} "
+                f"unknown option {option!r} of a dataset read from a path.{did_you_mean(option, list(PATH_OPTIONS))} "
                 f"It takes: {', '.join(PATH_OPTIONS)}"
             )

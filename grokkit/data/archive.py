@@ -1,4 +1,4 @@
-"""Datasets from disk: one .npz file, or a folder of class folders; and the .npz cache of downloaded datasets."""
+"""Read datasets from disk (an .npz file, or class folders of images) and cache downloaded ones as .npz."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEEP_MODES = ("I", "F")
 
 
 def read_images(path: Path) -> Dataset:
-    """The dataset in an .npz file or a folder, named after it; DataError where it is missing or malformed."""
+    """Read the dataset in an .npz file or a folder and name it after that; DataError if it is missing or malformed."""
     if path.is_dir():
         return read_folder(path)
     if not path.exists():
@@ -29,25 +29,25 @@ def read_images(path: Path) -> Dataset:
 
 
 MAX_CLASSES = 10_000
-"""Labels beyond this, and beyond the number of images, are taken for a mistake and not for class numbers."""
+"""Labels above this and above the number of images are rejected: they are unlikely to be class numbers."""
 
 
 def read_npz(path: Path, name: str | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
-    """A dataset from the keys `x_train y_train x_test y_test` of an .npz file; nothing in it is ever unpickled.
+    """Read a dataset from the keys `x_train y_train x_test y_test` of an .npz file, without unpickling.
 
     Args:
-        path: the file. Images as `to_images` takes them, integer labels.
+        path: the file, with images in a form accepted by `to_images` and integer labels.
         name: None = the file's stem.
-        classes: names where the file has no key `classes` (strings); None = the class numbers as words.
+        classes: class names if the file has no key `classes` (strings); None = the class numbers as strings.
 
     Raises:
-        DataError: not a readable archive, a missing key, arrays of the wrong form.
+        DataError: not a readable archive, a missing key, or malformed arrays.
     """
     arrays = _read_arrays(path)
     images = {key: to_images(arrays[key], f"{key} in {path}") for key in ("x_train", "x_test")}
     labels = {key: to_labels(arrays[key], f"{key} in {path}") for key in ("y_train", "y_test")}
     if "classes" in arrays:
-        classes = _class_names(arrays["classes"], path)
+        classes = _parse_class_names(arrays["classes"], path)
     elif classes is None:
         top = max((int(y.max()) for y in labels.values() if len(y)), default=0)
         if top >= max(len(labels["y_train"]), MAX_CLASSES):
@@ -64,7 +64,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one bare array")
+                raise ValueError("it holds a single array")
             _check_keys(path, archive.files)
             return {key: archive[key] for key in (*ARCHIVE_KEYS, "classes") if key in archive.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
@@ -83,16 +83,16 @@ def _check_keys(path: Path, present: list[str]) -> None:
         )
 
 
-def _class_names(array: np.ndarray, path: Path) -> tuple[str, ...]:
+def _parse_class_names(array: np.ndarray, path: Path) -> tuple[str, ...]:
     if array.ndim != 1 or array.dtype.kind != "U":
         raise DataError(
-            f"classes in {path} must be a list of words, one per class; got {array.dtype} of shape {array.shape}"
+            f"classes in {path} must be a 1-D array of strings, one per class; got {array.dtype} of shape {array.shape}"
         )
     return tuple(array.tolist())
 
 
 def write_npz(path: Path, dataset: Dataset) -> None:
-    """Write `dataset` so that `read_npz` returns it; the file appears whole or not at all."""
+    """Write `dataset` atomically, in the form that `read_npz` reads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -108,16 +108,16 @@ def write_npz(path: Path, dataset: Dataset) -> None:
 def cache_archive(
     name: str, root: str | os.PathLike[str] | None, fetch: Callable[[Path], Dataset], classes: tuple[str, ...]
 ) -> Dataset:
-    """The dataset in `<root>/<name>.npz`; where that is absent, `fetch(root)` is called once and its result written.
+    """Read the dataset in `<root>/<name>.npz`; if the file is missing, call `fetch(root)` and write its result first.
 
     Args:
-        name: of the dataset and its file.
+        name: name of the dataset and stem of its file.
         root: folder; None = the environment's GROKKIT_DATA, else `./data`.
         fetch: downloads into the folder and decodes.
-        classes: names for a file that brings none.
+        classes: class names if the file has none.
 
     Raises:
-        DataError: the fetch failed (the message says how to go on), or the file is malformed.
+        DataError: the download failed (the message names the remedies), or the file is malformed.
     """
     folder = Path(root or os.environ.get("GROKKIT_DATA") or "data")
     path = folder / f"{name}.npz"
@@ -128,25 +128,25 @@ def cache_archive(
             reason = " ".join(str(error).split())
             raise DataError(
                 f"{name} could not be downloaded into {folder}: {reason}. Try again with a network, or place an "
-                f"archive with {', '.join(ARCHIVE_KEYS)} at {path}, or name your own with --data FILE.npz"
+                f"archive with {', '.join(ARCHIVE_KEYS)} at {path}, or use your own file with --data FILE.npz"
             ) from error
         write_npz(path, dataset)
     return read_npz(path, name, classes)
 
 
 def read_folder(path: Path) -> Dataset:
-    """A dataset from image files `train/<class>/*` and `test/<class>/*`, decoded by Pillow.
+    """Read a dataset from image files `train/<class>/*` and `test/<class>/*`, decoded by Pillow.
 
-    Classes are the sorted folder names, the same in both splits. All images must share one size. They become
-    RGB (an alpha channel is dropped), or one channel where every file is greyscale. Names that begin with a dot are
-    passed over.
+    Classes are the sorted folder names, the same in both splits. All images must have the same size. They are
+    converted to RGB (an alpha channel is dropped), or to one channel if every file is greyscale. Names that begin with
+    a dot are ignored.
 
     Raises:
-        DataError: folders that differ, a file that is no 8-bit image, an image of another size.
+        DataError: class folders that differ, a file that is not an 8-bit image, or an image of another size.
     """
-    classes = _common_classes(path)
-    files = {split: _class_files(path / split, classes) for split in ("train", "test")}
-    mode = _common_mode([file for listed in files.values() for file, _ in listed])
+    classes = _find_common_classes(path)
+    files = {split: _list_class_files(path / split, classes) for split in ("train", "test")}
+    mode = _find_common_mode([file for listed in files.values() for file, _ in listed])
     parts: dict[str, np.ndarray] = {}
     for split, listed in files.items():
         pixels = np.stack([_decode(file, mode) for file, _ in listed])
@@ -159,7 +159,7 @@ def _list_visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _common_classes(path: Path) -> tuple[str, ...]:
+def _find_common_classes(path: Path) -> tuple[str, ...]:
     for split in ("train", "test"):
         if not (path / split).is_dir():
             raise DataError(f"{path} must hold train/<class>/* and test/<class>/*; there is no {split}/")
@@ -174,15 +174,15 @@ def _common_classes(path: Path) -> tuple[str, ...]:
     return tuple(sorted(train))
 
 
-def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    listed = [(file, label) for label, word in enumerate(classes) for file in _list_visible(folder / word)]
+def _list_class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    listed = [(file, label) for label, name in enumerate(classes) for file in _list_visible(folder / name)]
     if not listed:
         raise DataError(f"{folder} must hold at least one image in its class folders; they are empty")
     return listed
 
 
-def _common_mode(files: list[Path]) -> str:
-    """`L` or `RGB`, from the files' headers; refuses depths and sizes that would be changed silently."""
+def _find_common_mode(files: list[Path]) -> str:
+    """Return `L` or `RGB` from the files' headers; DataError for bit depths and sizes that would need conversion."""
     from PIL import Image
 
     modes: set[str] = set()
@@ -192,13 +192,15 @@ def _common_mode(files: list[Path]) -> str:
             with Image.open(file) as image:
                 mode, size = image.mode, image.size
         except OSError as error:
-            raise DataError(f"{file} cannot be read as an image: {error}. Remove it, or hide it with a dot") from error
+            raise DataError(
+                f"{file} cannot be read as an image: {error}. Remove it, or rename it to begin with a dot"
+            ) from error
         if mode.startswith(DEEP_MODES):
             raise DataError(f"images must have 8 bits per channel; {file} has Pillow mode {mode!r}. Convert it first")
         first = first or size
         if size != first:
             raise DataError(
-                f"all images must share one size; {files[0]} has {first[0]}x{first[1]}, {file} has "
+                f"all images must have the same size; {files[0]} has {first[0]}x{first[1]}, {file} has "
                 f"{size[0]}x{size[1]}. Resize them first"
             )
         modes.add(mode)

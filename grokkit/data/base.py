@@ -1,5 +1,7 @@
-"""What every loader returns: a training and a test split of uint8 images, checked, with stratified subsets and, on
-request, a validation split."""
+"""The dataset class that every loader returns: checked uint8 images in a training and a test split.
+
+Stratified subsets, an optional validation split, and conversion of arrays to this form.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,14 @@ class Dataset:
     """Images and labels of one classification problem.
 
     Args:
-        name: the word used in plots and as the source of probe sets.
+        name: used in plots and as the source of probe sets.
         x_train, x_test: (N, C, H, W) uint8, 0..255 standing for pixels in [0, 1].
         y_train, y_test: (N,) int64 class numbers in 0..len(classes)-1.
         classes: one name per class.
-        x_val, y_val: images held out of the training set, in the form of the others; None = none were.
+        x_val, y_val: images held out of the training set, in the same form; None = no validation split.
 
     Raises:
-        DataError: a wrong dtype or shape, an empty split, a label out of range.
+        DataError: wrong dtype or shape, an empty split, or a label out of range.
     """
 
     name: str
@@ -44,13 +46,13 @@ class Dataset:
     def __post_init__(self) -> None:
         splits = [("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)]
         if self.x_val is not None or self.y_val is not None:
-            splits.append(("val", self.x_val, self.y_val))  # type: ignore[arg-type]  # the checks below take anything
+            splits.append(("val", self.x_val, self.y_val))  # type: ignore[arg-type]  # the checks below accept anything
         for split, x, y in splits:
             _check_images(f"x_{split} of {self.name!r}", x)
             _check_labels(f"y_{split} of {self.name!r}", y, len(x), len(self.classes))
             if x.shape[1:] != self.x_train.shape[1:]:
                 raise DataError(
-                    f"training and {split} images of {self.name!r} must have one shape (C, H, W); got "
+                    f"training and {split} images of {self.name!r} must have the same shape (C, H, W); got "
                     f"{self.x_train.shape[1:]} and {x.shape[1:]}. Resize one of them"
                 )
 
@@ -82,7 +84,7 @@ class Dataset:
 
     @cached_property
     def _moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Means and standard deviations, from exact integer sums in blocks that keep memory small."""
+        """Means and standard deviations, from exact integer sums over blocks to limit memory."""
         total = np.zeros(self.x_train.shape[1], np.int64)
         squares = np.zeros_like(total)
         for start in range(0, len(self.x_train), 1024):
@@ -96,7 +98,7 @@ class Dataset:
 
     @cached_property
     def hash(self) -> str:
-        """First 16 hex digits of the sha256 over all images, labels and class names; the name does not count."""
+        """First 16 hex digits of the sha256 over all images, labels and class names (not the dataset's name)."""
         digest = hashlib.sha256(repr(self.classes).encode())
         held_out = [array for array in (self.x_val, self.y_val) if array is not None]
         for array in (self.x_train, self.y_train, self.x_test, self.y_test, *held_out):
@@ -105,12 +107,12 @@ class Dataset:
         return digest.hexdigest()[:16]
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
-        """The same dataset with at most `train` and `test` images, class shares kept.
+        """Return the dataset with at most `train` and `test` images, class shares preserved.
 
         Args:
-            train, test: images to keep, 1 or more; None keeps all in their order. More than there are: all,
+            train, test: images to keep, 1 or more; None keeps all in their order. If there are fewer, all are kept,
                 with a UserWarning.
-            seed: chooses which; the two splits draw from streams of their own.
+            seed: selects the images; the two splits use separate random streams.
 
         Raises:
             UsageError: a count below 1 or not an int.
@@ -121,22 +123,22 @@ class Dataset:
                 continue
             x, y = getattr(self, f"x_{split}"), getattr(self, f"y_{split}")
             validate_count(split, count, 1, "or None for all")
-            rng = np.random.default_rng(seeding.stream(seed, "subset", split))
-            chosen = sample_stratified(y, require_available(count, len(y), f"{self.name}/{split}"), rng)
+            rng = np.random.default_rng(seeding.derive_seed(seed, "subset", split))
+            chosen = sample_stratified(y, limit_to_available(count, len(y), f"{self.name}/{split}"), rng)
             parts |= {f"x_{split}": x[chosen], f"y_{split}": y[chosen]}
         return replace(self, **parts) if parts else self
 
     def with_validation(self, count: int, seed: int = 0) -> Dataset:
-        """The same dataset with `count` training images taken out of the training split, to be validated on.
+        """Return the dataset with `count` training images moved to a validation split.
 
         Args:
-            count: images to hold out, class shares kept; at least 1, and fewer than there are.
-            seed: chooses which, by the stream `validation`.
+            count: images to hold out, class shares preserved; at least 1, and fewer than the training images.
+            seed: selects the images, with the random stream `validation`.
 
         Returns: a dataset whose training images keep their order.
 
         Raises:
-            UsageError: no such count, or a validation split is there already.
+            UsageError: an invalid count, or a validation split already exists.
         """
         validate_count("validation", count, 1)
         images = len(self.y_train)
@@ -146,8 +148,10 @@ class Dataset:
                 f"got {count}"
             )
         if self.y_val is not None:
-            raise UsageError(f"{self.name!r} has a validation split of {len(self.y_val)} images already")
-        held_out = sample_stratified(self.y_train, count, np.random.default_rng(seeding.stream(seed, "validation")))
+            raise UsageError(f"{self.name!r} already has a validation split of {len(self.y_val)} images")
+        held_out = sample_stratified(
+            self.y_train, count, np.random.default_rng(seeding.derive_seed(seed, "validation"))
+        )
         rest = np.delete(np.arange(images), held_out)
         return replace(
             self,
@@ -158,28 +162,28 @@ class Dataset:
         )
 
     def with_shuffled_labels(self, seed: int = 0) -> Dataset:
-        """The same images with the training labels permuted among them: the negative control of a training set.
+        """Return the dataset with the training labels permuted among the training images, as a negative control.
 
         Every class keeps its count; about 1 in `classes` images keeps its label by chance. Test and validation labels
         stay true.
 
         Args:
-            seed: fixes the permutation, by the stream `labels`.
+            seed: fixes the permutation, with the random stream `labels`.
 
         Source: Zhang, Bengio, Hardt, Recht and Vinyals, arXiv 1611.03530.
         """
-        rng = np.random.default_rng(seeding.stream(seed, "labels"))
+        rng = np.random.default_rng(seeding.derive_seed(seed, "labels"))
         return replace(self, y_train=rng.permutation(self.y_train))
 
 
 def sample_stratified(labels: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random indices of `count` samples, without repeats, in random order, with the class shares of `labels`.
+    """Draw indices of `count` samples without replacement, in random order, with the class shares of `labels`.
 
     Args:
         labels: (N,) int.
-        count: 0..N; shares are rounded by largest remainder (the earlier class wins a tie), so that no class is
-            off by one or more from its exact share.
-        rng: what draws.
+        count: 0..N; shares are rounded by largest remainder (ties go to the earlier class), so that no class differs by
+            one or more from its exact share.
+        rng: random generator.
 
     Returns: (count,) int64 positions in `labels`.
     """
@@ -193,33 +197,33 @@ def sample_stratified(labels: np.ndarray, count: int, rng: np.random.Generator) 
     return rng.permutation(np.concatenate([np.empty(0, np.int64), *drawn]))
 
 
-def require_available(asked: int, there: int, source: str) -> int:
-    """The smaller of two counts of images; says so where fewer are there than were asked for."""
-    if asked > there:
+def limit_to_available(requested: int, available: int, source: str) -> int:
+    """Return the smaller of two counts of images; warn if fewer are available than requested."""
+    if requested > available:
         warnings.warn(
-            f"{asked} images of {source} were asked for, {there} are there; all {there} are used", stacklevel=3
+            f"{source} has only {available} images, {requested} were requested; using all {available}", stacklevel=3
         )
-    return min(asked, there)
+    return min(requested, available)
 
 
-def validate_count(option: str, count: Any, least: int, also: str = "") -> None:
-    """Refuse a count that is no int or is below `least`."""
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
-        extra = f" {also}" if also else ""
-        raise UsageError(f"`{option}` must be an int of {least} or more{extra}; got {count!r}")
+def validate_count(option: str, count: Any, minimum: int, hint: str = "") -> None:
+    """Raise UsageError if `count` is not an int or is below `minimum`; the message ends in `hint`."""
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < minimum:
+        extra = f" {hint}" if hint else ""
+        raise UsageError(f"`{option}` must be an int of {minimum} or more{extra}; got {count!r}")
 
 
-def to_images(array: Any, what: str = "images") -> np.ndarray:
-    """Images in the one form used here: (N, C, H, W) uint8, contiguous.
+def to_images(array: Any, description: str = "images") -> np.ndarray:
+    """Convert images to the form used here: (N, C, H, W) uint8, contiguous.
 
     Args:
         array: uint8, or floats in [0, 1], which become uint8 by rounding x * 255. Shape (N, H, W) is greyscale;
-            (N, H, W, C) and (N, C, H, W) are told apart by the axis of length 1 or 3. Where both axes have such a
-            length, the last axis is taken for the channels.
-        what: the words that errors use for the array.
+            (N, H, W, C) and (N, C, H, W) are distinguished by the axis of length 1 or 3. If both axes have such a
+            length, the last axis is the channel axis.
+        description: name of the array in error messages.
 
     Raises:
-        DataError: another dtype, shape or range.
+        DataError: unsupported dtype, shape or range.
     """
     array = np.asarray(array)
     if array.ndim == 3:
@@ -228,47 +232,50 @@ def to_images(array: Any, what: str = "images") -> np.ndarray:
         array = array.transpose(0, 3, 1, 2)
     elif array.ndim != 4 or array.shape[1] not in CHANNEL_COUNTS:
         raise DataError(
-            f"{what} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; got {array.shape}"
+            f"{description} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; got {array.shape}"
         )
-    return np.ascontiguousarray(_to_uint8(array, what))
+    return np.ascontiguousarray(_to_uint8(array, description))
 
 
-def _to_uint8(array: np.ndarray, what: str) -> np.ndarray:
+def _to_uint8(array: np.ndarray, description: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise DataError(f"{what} must be uint8, or floats in [0, 1]; got {array.dtype}. Convert them first")
+        raise DataError(f"{description} must be uint8, or floats in [0, 1]; got {array.dtype}. Convert them first")
     if array.size and not (array.min() >= 0 and array.max() <= 1):
         raise DataError(
-            f"{what} of a float dtype must be finite and lie in [0, 1]; got values from {array.min():g} to "
+            f"{description} of a float dtype must be finite and lie in [0, 1]; got values from {array.min():g} to "
             f"{array.max():g}. Divide by 255, or undo the normalisation"
         )
-    return np.rint(array * 255).astype(np.uint8)
+    levels: np.ndarray = np.rint(array * 255)
+    return levels.astype(np.uint8)
 
 
-def to_labels(array: Any, what: str = "labels") -> np.ndarray:
-    """Class numbers as (N,) int64, from any integer dtype and shape (N,) or (N, 1); DataError otherwise."""
+def to_labels(array: Any, description: str = "labels") -> np.ndarray:
+    """Convert class numbers of any integer dtype and shape (N,) or (N, 1) to (N,) int64; DataError otherwise."""
     array = np.asarray(array)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(
-            f"{what} must be integer class numbers of shape (N,) or (N, 1); got {array.dtype} of shape {array.shape}"
+            f"{description} must be integer class numbers of shape (N,) or (N, 1); got {array.dtype} of shape "
+            f"{array.shape}"
         )
-    return array.astype(np.int64)
+    labels: np.ndarray = array.astype(np.int64)
+    return labels
 
 
-def _check_images(what: str, x: np.ndarray) -> None:
+def _check_images(description: str, x: np.ndarray) -> None:
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4:
-        came = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
-        raise DataError(f"{what} must be a uint8 array (N, C, H, W); got {came}. `to_images` converts")
+        actual = f"{x.dtype} of shape {x.shape}" if isinstance(x, np.ndarray) else type(x).__name__
+        raise DataError(f"{description} must be a uint8 array (N, C, H, W); got {actual}. Convert it with `to_images`")
     if x.size == 0:
-        raise DataError(f"{what} must hold at least one image and one pixel; got shape {x.shape}")
+        raise DataError(f"{description} must hold at least one image and one pixel; got shape {x.shape}")
 
 
-def _check_labels(what: str, y: np.ndarray, images: int, classes: int) -> None:
+def _check_labels(description: str, y: np.ndarray, images: int, classes: int) -> None:
     if not isinstance(y, np.ndarray) or y.dtype != np.int64 or y.shape != (images,):
-        came = f"{y.dtype} of shape {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
-        raise DataError(f"{what} must be an int64 array ({images},), one label per image; got {came}")
+        actual = f"{y.dtype} of shape {y.shape}" if isinstance(y, np.ndarray) else type(y).__name__
+        raise DataError(f"{description} must be an int64 array ({images},), one label per image; got {actual}")
     if y.min() < 0 or y.max() >= classes:
-        raise DataError(f"{what} must be class numbers in 0..{classes - 1}; got {y.min()}..{y.max()}")
+        raise DataError(f"{description} must be class numbers in 0..{classes - 1}; got {y.min()}..{y.max()}")

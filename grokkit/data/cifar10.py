@@ -16,10 +16,10 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def cifar10(
     root: str | os.PathLike[str] | None = None, train: int | None = None, test: int | None = None, seed: int = 0
 ) -> Dataset:
-    """CIFAR-10 (Krizhevsky 2009), (3, 32, 32).
+    """Load CIFAR-10 (Krizhevsky 2009), images (3, 32, 32).
 
     Args:
-        root: folder of `cifar10.npz`; None = the environment's GROKKIT_DATA, else `./data`. Without that file
+        root: folder with `cifar10.npz`; None = the environment's GROKKIT_DATA, else `./data`. If the file is missing,
             torchvision downloads the official archive there (170 MB, checksummed), which is decoded once and
             cached as `cifar10.npz` (184 MB).
         train, test, seed: stratified subsets, see `Dataset.subset`.

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn brings along: no download, training takes seconds."""
+"""The 1,797 handwritten digits included in scikit-learn: no download, training takes seconds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ USUAL_TRAIN = 500
 
 @register("digits")
 def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int = 0, size: int = SIDE) -> Dataset:
-    """Handwritten digits, 10 classes (E. Alpaydin and C. Kaynak, UCI 1998; scikit-learn's `load_digits`).
+    """Load handwritten digits, 10 classes (E. Alpaydin and C. Kaynak, UCI 1998; scikit-learn's `load_digits`).
 
     Args:
-        train: training images, 1..1796; None = the usual 500. They are the first of one permutation.
+        train: training images, 1..1796; None = the default 500. They are the first of one permutation.
         test: stratified share of the remaining images; None = all the rest (1,297).
-        seed: fixes the permutation and the share.
+        seed: fixes the permutation and the test share.
         size: 8 = as scanned, (1, 8, 8); 32 = the size of CIFAR-10, (3, 32, 32), bilinear (half-pixel centres),
             the same in every channel. The 17 grey levels 0..16 are scaled to 0..255 and rounded.
     """
@@ -40,7 +40,7 @@ def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int =
         grow = resize_bilinear(SIDE, size)
         images = np.repeat(grow @ images @ grow.T, 3, axis=1)
     pixels = np.rint(images).astype(np.uint8)
-    order = np.random.default_rng(seeding.stream(seed, "digits")).permutation(COUNT)
+    order = np.random.default_rng(seeding.derive_seed(seed, "digits")).permutation(COUNT)
     first, rest = order[:train], order[train:]
     y = labels.astype(np.int64)
     whole = Dataset("digits", pixels[first], y[first], pixels[rest], y[rest], tuple("0123456789"))
@@ -48,6 +48,7 @@ def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int =
 
 
 def resize_bilinear(source: int, target: int) -> np.ndarray:
-    """(target, source) matrix of bilinear interpolation along one axis, half-pixel centres, edges repeated."""
-    places = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(source)))
+    """Return the (target, source) matrix of 1-D bilinear interpolation: half-pixel centres, edges repeated."""
+    positions = np.clip((np.arange(target) + 0.5) * source / target - 0.5, 0, source - 1)
+    weights: np.ndarray = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(source)))
+    return weights

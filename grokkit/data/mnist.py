@@ -16,10 +16,10 @@ CLASSES = tuple("0123456789")
 def mnist(
     root: str | os.PathLike[str] | None = None, train: int | None = None, test: int | None = None, seed: int = 0
 ) -> Dataset:
-    """MNIST (LeCun, Cortes and Burges 1998), (1, 28, 28).
+    """Load MNIST (LeCun, Cortes and Burges 1998), images (1, 28, 28).
 
     Args:
-        root: folder of `mnist.npz`; None = the environment's GROKKIT_DATA, else `./data`. Without that file
+        root: folder with `mnist.npz`; None = the environment's GROKKIT_DATA, else `./data`. If the file is missing,
             torchvision downloads the official files there (checksummed), which are decoded once and cached as
             `mnist.npz` (55 MB).
         train, test, seed: stratified subsets, see `Dataset.subset`.

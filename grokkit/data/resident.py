@@ -1,4 +1,4 @@
-"""Training batches from data that stays on the device; batch number `step` depends on the seed and the step alone."""
+"""Training batches from data resident on the device; batch number `step` is a function of the seed and the step."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from grokkit.errors import DataError, UsageError
 
 
 class Batches:
-    """Shuffled, augmented batches without a loader: uint8 images on the device, cut by index.
+    """Shuffled, augmented batches without a DataLoader: uint8 images on the device, selected by index.
 
-    Every epoch visits every image once in an order of its own; the ragged last batch of an epoch is used. Nothing
-    is kept between calls but the order of the current epoch, so that a resumed run needs no data state.
+    Every epoch visits every image once, in a new order; the smaller last batch of an epoch is used. The only state
+    between calls is the cached order of the current epoch, so that a resumed run needs no data state.
 
     Args:
         images: (N, C, H, W) uint8, array or tensor, N >= 1.
         labels: (N,) int64.
-        batch_size: 1 or more; above N every batch is the whole set.
-        seed: root of the streams `order` (per epoch, the same on every device), `augment` (per step, drawn on the
-            device) and `altflip` (once, the same on every device).
-        device: where images, labels and batches live.
-        augment: words such as `("crop4", "flip", "cutout8")`, see `augment.parse`; applied in this order.
+        batch_size: 1 or more; above N every batch is the whole dataset.
+        seed: root of the random streams `order` (per epoch, the same on every device), `augment` (per step, drawn on
+            the device) and `altflip` (once, the same on every device).
+        device: device of images, labels and batches.
+        augment: specs such as `("crop4", "flip", "cutout8")`, see `parse_augment`; applied in this order.
 
     Raises:
-        DataError: images or labels of the wrong form.
-        UsageError: a batch size below 1, an unknown augmentation or one that these images cannot take.
+        DataError: malformed images or labels.
+        UsageError: a batch size below 1, an unknown augmentation or one that does not fit these images.
     """
 
     def __init__(
@@ -52,86 +52,86 @@ class Batches:
         self.seed = seed
         self._augmentations = augmentation.parse_augment(augment)
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
-        self._heads = torch.rand(len(self.images), generator=seeding.generator(seed, "altflip")) < 0.5
-        self._heads = self._heads.to(self.images.device)
-        # An augmentation that does not fit is to fail here, not at step 1.
+        self._mirrored_on_even = torch.rand(len(self.images), generator=seeding.make_generator(seed, "altflip")) < 0.5
+        self._mirrored_on_even = self._mirrored_on_even.to(self.images.device)
+        # Fail here, not at step 1, if an augmentation does not fit.
         self._augment(torch.zeros(1, dtype=torch.int64, device=self.images.device), step=1)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches in an epoch, the ragged last one included."""
+        """Batches per epoch, including the smaller last one."""
         return -(-len(self.images) // self.batch_size)
 
     def epoch(self, step: int) -> int:
-        """The epoch, counted from 0, to which optimizer update number `step` (counted from 1) belongs."""
+        """Return the epoch (from 0) of optimizer update number `step` (from 1)."""
         return (step - 1) // self.steps_per_epoch
 
     def indices(self, step: int) -> Tensor:
-        """(B,) positions of the images in batch number `step`, on the device."""
+        """Return the (B,) positions of the images in batch number `step`, on the device."""
         if step < 1:
             raise UsageError(f"`step` must be 1 or more, the number of the optimizer update; got {step}")
         start = (step - 1) % self.steps_per_epoch * self.batch_size
-        return self._epoch_order(self.epoch(step))[start : start + self.batch_size]
+        return self._get_epoch_order(self.epoch(step))[start : start + self.batch_size]
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch for optimizer update number `step`, a pure function of (seed, step).
+        """Return the batch for optimizer update number `step`, a pure function of (seed, step).
 
         Args:
             step: 1 or more.
 
-        Returns: x (B, C, H, W) float32 in [0, 1] and y (B,) int64, on the device; B = batch_size, less in an
-            epoch's last batch.
+        Returns: x (B, C, H, W) float32 in [0, 1] and y (B,) int64, on the device; B = batch_size, or less in
+            the last batch of an epoch.
         """
         chosen = self.indices(step)
         return to_pixels(self._augment(chosen, step)), self.labels.index_select(0, chosen)
 
-    def _epoch_order(self, epoch: int) -> Tensor:
+    def _get_epoch_order(self, epoch: int) -> Tensor:
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.images), generator=seeding.generator(self.seed, "order", epoch))
-            on_gpu = self.images.is_cuda  # from pinned memory, so that the host does not wait for the copy
+            order = torch.randperm(len(self.images), generator=seeding.make_generator(self.seed, "order", epoch))
+            on_gpu = self.images.is_cuda  # Pinned memory lets the copy be asynchronous.
             self._order = (epoch, (order.pin_memory() if on_gpu else order).to(self.images.device, non_blocking=on_gpu))
         return self._order[1]
 
     def _augment(self, chosen: Tensor, step: int) -> Tensor:
-        # Copies whole images; an index in brackets goes pixel by pixel and takes ten times as long.
+        # index_select copies whole images; `images[chosen]` copies pixel by pixel and takes ten times as long.
         x = self.images.index_select(0, chosen)
         if self._augmentations:
-            generator = seeding.generator(self.seed, "augment", step, device=x.device)
+            generator = seeding.make_generator(self.seed, "augment", step, device=x.device)
             for change in self._augmentations:
                 if change is augmentation.altflip:
-                    x = change(x, mirrored=self._heads[chosen] ^ (self.epoch(step) % 2 == 1))
+                    x = change(x, mirrored=self._mirrored_on_even[chosen] ^ (self.epoch(step) % 2 == 1))
                 else:
                     x = change(x, generator=generator)
         return x
 
 
 def stack_batches(batches: Sequence[Batches], step: int) -> tuple[Tensor, Tensor]:
-    """What `at(step)` gives for each of several `Batches` over the same images, cut in one go.
+    """Return the stacked `at(step)` of several `Batches` over the same images, gathered in one call.
 
     Args:
-        batches: K of them, whose images and labels are the same tensors; seeds differ.
+        batches: K `Batches` with the same image and label tensors and different seeds.
         step: 1 or more.
 
     Returns: x (K, B, C, H, W) float32 in [0, 1] and y (K, B) int64.
     """
     first = batches[0]
-    chosen = torch.stack([each.indices(step) for each in batches])
+    chosen = torch.stack([member.indices(step) for member in batches])
     if first._augmentations:
-        images = torch.stack([each._augment(mine, step) for each, mine in zip(batches, chosen, strict=True)])
+        images = torch.stack([member._augment(rows, step) for member, rows in zip(batches, chosen, strict=True)])
     else:
-        images = first.images.index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
+        images = torch.unflatten(first.images.index_select(0, chosen.flatten()), 0, chosen.shape)
     return to_pixels(images), first.labels[chosen]
 
 
 def to_pixels(images: np.ndarray | Tensor, device: str | torch.device | None = None) -> Tensor:
-    """Images as float32: uint8 0..255 becomes [0, 1] by dividing by 255, float32 is taken as it is.
+    """Convert images to float32: uint8 0..255 is divided by 255 to [0, 1], float32 is returned unchanged.
 
     Args:
         images: (N, ...) uint8 or float32.
-        device: None = where they are.
+        device: None = their current device.
 
     Raises:
-        DataError: another dtype.
+        DataError: unsupported dtype.
     """
     tensor = torch.as_tensor(images, device=device)
     if tensor.dtype == torch.uint8:

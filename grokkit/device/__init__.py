@@ -1,1 +1,1 @@
-"""Where and how a model is computed: device, software checks, placement, precision, use without a trace."""
+"""Device selection and GPU checks, tensor placement, precision, and measuring a model with its state preserved."""

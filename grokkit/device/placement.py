@@ -1,4 +1,4 @@
-"""Whether everything that trains is on one device: a tensor left behind costs speed, or the run, without a word."""
+"""Check that model, optimizer and batch are on one device: a stray tensor costs speed or breaks the run, silently."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from torch.optim import Optimizer
 from grokkit.device.preserved_state import unwrap
 from grokkit.errors import PlacementError
 
-EVERY = 1000
-"""Steps between two checks, after those before and behind the first update."""
+CHECK_INTERVAL = 1000
+"""Steps between two checks, after the checks before and after the first update."""
 
-LEFT_BEHIND = "a module or parameter kept in a plain list, tuple or dict, which .to() does not see: use nn.ModuleList, \
+CAUSE_UNREGISTERED = (
+    "a module or parameter kept in a plain list, tuple or dict, which .to() does not move: use nn.ModuleList, \
 nn.ModuleDict or nn.ParameterList"
-MADE_ALONE = "a tensor made in forward without device=x.device, or a .cpu() there"
-MADE_EARLY = "the optimizer was made, or its state loaded, before the model was moved with .to(): make it afterwards"
-MOVED = "a .to() or .cpu() on a part of the model, after it was placed as a whole"
-NOT_MOVED = "the batch was not moved with .to(device)"
+)
+CAUSE_TENSOR_CREATED_ELSEWHERE = "a tensor created in forward without device=x.device, or a .cpu() there"
+CAUSE_OPTIMIZER_BEFORE_MOVE = (
+    "the optimizer was created, or its state loaded, before the model was moved with .to(): create it afterwards"
+)
+CAUSE_PART_MOVED = "a .to() or .cpu() on a part of the model, after the whole model was moved"
+CAUSE_BATCH_NOT_MOVED = "the batch was not moved with .to(device)"
 
 
 def check_placement(
@@ -28,70 +32,73 @@ def check_placement(
 ) -> None:
     """Check that every parameter, buffer, optimizer tensor and `batch` tensor is on `device`.
 
-    Modules and parameters that the model keeps in plain lists and dicts are looked at, too. Numbers that torch's
-    optimizers keep on the CPU on purpose, such as the `step` of Adam, are let pass.
+    Modules and parameters in plain lists, tuples and dicts of the model are checked, too. Scalars that torch's
+    optimizers keep on the CPU on purpose, such as the `step` of Adam, are accepted.
 
     Args:
-        device: where all is to be; `cuda` without a number stands for any one GPU.
-        model: parameters and buffers; wrappers are unwrapped.
-        optimizer: its parameters and its state.
+        device: the expected device; `cuda` without an index matches any GPU.
+        model: its parameters and buffers are checked; wrappers are unwrapped.
+        optimizer: its parameters and its state are checked.
         batch: tensors by name, such as `x`, `y`, `logits`.
 
     Raises:
-        PlacementError: names the tensor, both devices and the usual cause.
+        PlacementError: a tensor is on another device; names the tensor, both devices and the usual cause.
 
-    Cost: a look at every module and tensor; nothing waits for the device.
+    Cost: one pass over all modules and tensors; nothing waits for the device.
     """
     inner = unwrap(model)
-    _check(device, inner.named_parameters(), "parameter {} of the model", MOVED)
-    _check(device, inner.named_buffers(), "buffer {} of the model", MOVED)
-    _check(device, _unregistered(inner), "{} of the model", LEFT_BEHIND)
+    _check(device, inner.named_parameters(), "parameter {} of the model", CAUSE_PART_MOVED)
+    _check(device, inner.named_buffers(), "buffer {} of the model", CAUSE_PART_MOVED)
+    _check(device, _iter_unregistered(inner), "{} of the model", CAUSE_UNREGISTERED)
     if optimizer is not None:
         names = {id(parameter): name for name, parameter in inner.named_parameters()}
-        _check(device, _optimizer_tensors(optimizer, names), "the optimizer's {}", MADE_EARLY)
+        _check(device, _iter_optimizer_tensors(optimizer, names), "the optimizer's {}", CAUSE_OPTIMIZER_BEFORE_MOVE)
     for name, tensor in batch.items():
-        cause = NOT_MOVED if name in ("x", "y") else MADE_ALONE
+        cause = CAUSE_BATCH_NOT_MOVED if name in ("x", "y") else CAUSE_TENSOR_CREATED_ELSEWHERE
         _check(device, [(name, tensor)], "the batch's {}", cause)
 
 
-def _check(device: torch.device, tensors: Any, called: str, cause: str) -> None:
+def _check(device: torch.device, tensors: Any, template: str, cause: str) -> None:
     for name, tensor in tensors:
         if not _is_on(tensor.device, device):
             raise PlacementError(
-                f"{called.format(name)} is on {tensor.device}, and the run is on {device}. The usual cause: {cause}"
+                f"{template.format(name)} is on {tensor.device}, and the run is on {device}. The usual cause: {cause}"
             )
 
 
-def _is_on(found: torch.device, wanted: torch.device) -> bool:
-    return found.type == wanted.type and (wanted.index is None or found.index is None or found.index == wanted.index)
+def _is_on(device: torch.device, expected: torch.device) -> bool:
+    """Return whether two devices match; one without an index matches any index of its type."""
+    return device.type == expected.type and (
+        expected.index is None or device.index is None or device.index == expected.index
+    )
 
 
-def _unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and the tensors of modules, in plain lists, tuples and dicts of the model's modules."""
+def _iter_unregistered(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters, and the tensors of modules, in plain lists, tuples and dicts of the model's modules."""
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             if not name.startswith("_"):
-                yield from _tensors_in(f"{prefix}{'.' if prefix else ''}{name}", value)
+                yield from _iter_tensors(f"{prefix}{'.' if prefix else ''}{name}", value)
 
 
-def _tensors_in(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+def _iter_tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, nn.Parameter):
         yield name, value
     elif isinstance(value, nn.Module):
         for inner, tensor in (*value.named_parameters(), *value.named_buffers()):
             yield f"{name}.{inner}", tensor
     elif isinstance(value, list | tuple):
-        for place, each in enumerate(value):
-            yield from _tensors_in(f"{name}[{place}]", each)
+        for index, each in enumerate(value):
+            yield from _iter_tensors(f"{name}[{index}]", each)
     elif isinstance(value, Mapping):
         for key, each in value.items():
-            yield from _tensors_in(f"{name}[{key!r}]", each)
+            yield from _iter_tensors(f"{name}[{key!r}]", each)
 
 
-def _optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
+def _iter_optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> Iterator[tuple[str, Tensor]]:
     for number, group in enumerate(optimizer.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            name = names.get(id(parameter), f"group {number}, number {place}")
+        for index, parameter in enumerate(group["params"]):
+            name = names.get(id(parameter), f"group {number}, number {index}")
             yield f"parameter {name}", parameter
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor) and not (value.dim() == 0 and value.device.type == "cpu"):
@@ -99,7 +106,7 @@ def _optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> Iterat
 
 
 def explain_device_mismatch(update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The first update, whose own complaint about two devices is told with its usual cause.
+    """Run the first update; if torch finds tensors on two devices, raise an error with the usual cause.
 
     Raises:
         PlacementError: torch found tensors on two devices.
@@ -110,4 +117,6 @@ def explain_device_mismatch(update: Callable[[], tuple[Tensor, Tensor]]) -> tupl
         if "same device" not in str(error) and "expected device" not in str(error):
             raise
         first = str(error).strip().partition("\n")[0]
-        raise PlacementError(f"the first update mixes devices: {first}. The usual cause: {MADE_ALONE}") from error
+        raise PlacementError(
+            f"the first update mixes devices: {first}. The usual cause: {CAUSE_TENSOR_CREATED_ELSEWHERE}"
+        ) from error

@@ -1,1 +1,1 @@
-"""What is worth knowing before a run: a range test of the rate, throughput, loading, time and money."""
+"""Tools to run before training: learning-rate range test, throughput, data-loader baseline, time and cost estimate."""

@@ -1,4 +1,4 @@
-"""The plain way to training batches: a PIL image per sample, changed by torchvision, collated by a DataLoader."""
+"""The usual PyTorch input pipeline, as a baseline: one PIL image per sample, torchvision transforms, a DataLoader."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 
 WORKERS = 2
-"""Worker processes of a plain loader: what free notebooks have cores for."""
+"""Worker processes of a plain loader: free notebooks have cores for two."""
 ENDLESS = 1 << 40
-"""Samples of a loader that is never meant to end."""
+"""Number of samples of an endless loader."""
 
 
 class PerSample(Dataset[tuple[Tensor, int]]):
-    """Images as torchvision's own datasets hand them out: one PIL image at a time through `transform`.
+    """Dataset in the manner of torchvision: one PIL image at a time through `transform`.
 
     Args:
         images: (N, C, H, W) uint8 with C = 1 or 3.
@@ -42,7 +42,7 @@ class PerSample(Dataset[tuple[Tensor, int]]):
 def crop_and_flip(
     size: tuple[int, int], normalise: tuple[Sequence[float], Sequence[float]] | None = None, border: str = "reflect"
 ) -> transforms.Compose:
-    """What `augment=("crop4", "flip")` does, sample by sample: the same distribution.
+    """Return the transform with the same distribution as `augment=("crop4", "flip")`, applied sample by sample.
 
     Args:
         size: height and width of the images.
@@ -60,19 +60,19 @@ def crop_and_flip(
 def make_plain_loader(
     samples: PerSample, batch_size: int, *, workers: int = WORKERS, endless: bool = False
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """A shuffling DataLoader with `workers` processes, in pinned memory where there is a GPU.
+    """Return a shuffling DataLoader with `workers` processes, with pinned memory if there is a GPU.
 
     Args:
         samples: see `PerSample`.
-        batch_size: 1 or more; the ragged last batch of an epoch counts.
-        workers: 0 works in this process, and draws from its global generators.
-        endless: draw with replacement for ever, without the pause between epochs in which workers start anew.
+        batch_size: 1 or more; the last batch of an epoch may be smaller.
+        workers: 0 loads in this process and draws from its global generators.
+        endless: draw with replacement forever, without the pause between epochs in which workers restart.
     """
     generator = torch.Generator().manual_seed(0)
     sampler = RandomSampler(samples, replacement=endless, num_samples=ENDLESS if endless else None, generator=generator)
-    return DataLoader(  # torch collates labels to tensors, which its types do not know
-        samples,
-        batch_size,  # type: ignore[arg-type]
+    return DataLoader(
+        samples,  # type: ignore[arg-type]  # torch collates labels to tensors, which its type hints do not express
+        batch_size,
         sampler=sampler,
         num_workers=workers,
         generator=generator,

@@ -1,1 +1,1 @@
-"""Many seeds of one config at once: one stacked update, or processes beside each other."""
+"""Train many seeds of one config at once: vmapped in one process, or in parallel subprocesses."""

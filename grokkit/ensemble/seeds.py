@@ -1,4 +1,4 @@
-"""Many seeds of one config at once: small nets in a stack, others in processes of their own."""
+"""Train many seeds of one config at once: small models vmapped in one process, others in subprocesses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grokkit.callbacks.base import Callback, CallbackList, as_callback_list
 from grokkit.config.run_config import RunConfig
 from grokkit.device.select import select_device
 from grokkit.ensemble.subprocesses import train_in_subprocesses
-from grokkit.ensemble.vmapped import explain_no_stack, train_vmapped
+from grokkit.ensemble.vmapped import find_stack_obstacle, train_vmapped
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.recording.budget import Budget
 from grokkit.training.loop import train
@@ -29,49 +29,54 @@ def train_seeds(
     price: float | None = None,
     budget: float | None = None,
 ) -> list[Run]:
-    """Train one run for every seed, at once; each is a folder of its own, the one that `train` makes of that seed.
+    """Train one run per seed, all at the same time; each run has the folder that `train` would create for that seed.
 
-    Nets without convolutions are trained in a stack (`stack.Stack`): 32 small MLPs take 0.56 to 0.87 of the CPU time
-    of one after the other (`python -m bench seeds`). Their numbers agree with those of a run alone to rounding, which
-    training enlarges like any other small difference; environment.json says `stack`. Seeds whose learning rates come
-    to differ, because a policy listens to readings, are updated one by one from then on, and the gain is smaller.
+    Models without convolutions are trained with `torch.func.vmap` (`stack.Stack`): 32 small MLPs take 0.56 to 0.87 of
+    the CPU time of sequential runs (`python -m bench seeds`). Their numbers agree with those of a single run to
+    rounding, which training amplifies like any other small difference; environment.json records `stack`. Seeds whose
+    learning rates diverge, because a policy depends on readings, are updated one by one from then on, and the gain is
+    smaller.
 
-    Convolutional nets, and nets that `torch.func` does not follow (dropout), get a process for each seed, as many at a
-    time as there are cores, and 4 on a GPU: a stack of convolutional nets takes more CPU time than one after the other
-    (`python -m bench seeds-convnets`), while processes use all cores and every run is `train` itself. Streams of one
-    process on a GPU are not built: nobody has measured them here.
+    Convolutional models, and models that `torch.func` does not support (dropout), get one process per seed, as many at
+    a time as there are cores, and 4 on a GPU: stacked convolutional models take more CPU time than sequential ones
+    (`python -m bench seeds-convnets`), while processes use all cores and every run is `train` itself. CUDA streams
+    within one process are not implemented: their benefit was not measured.
 
     Args:
-        config: every choice but the seed.
-        seeds: 0 or more each, no two the same.
+        config: the configuration of all runs; its seed is replaced.
+        seeds: ints of 0 or more, no duplicates.
         runs: root of the folders.
         device: `cpu`, `cuda`, or None for the best usable one.
-        callback: company; it hears means over the seeds. Silent by default.
-        experiment: source text of the study, kept in the folders. A process learns from it what the study registers.
-        price: dollars an hour of the machine, by default GROKKIT_PRICE; runs at the same time share it alike.
-        budget: dollars for all seeds together, each its part of them; needs a price.
+        callback: receives means over the seeds; None for none.
+        experiment: source text of the experiment (not its name or path), stored in the folders. Worker processes import
+            it for what it registers.
+        price: dollars an hour of the machine, by default GROKKIT_PRICE; concurrent runs share it equally.
+        budget: dollars for all seeds together, split equally; needs a price.
 
     Returns:
         The finished runs, in the order of the seeds.
 
     Raises:
-        UsageError, DataError: a choice that does not exist or does not fit; nothing is written then.
-        TrajectoryError: one of the folders exists; nothing is written then.
+        UsageError, DataError: an option that does not exist or does not fit; nothing is written.
+        TrajectoryError: one of the folders exists; nothing is written.
         NumericsError: the loss of some seeds is not finite; those runs end as failed, all others are done.
-        Interrupted: Ctrl-C or SIGTERM; what has begun is saved, `resume` goes on with each run alone.
-        BudgetReached: the budget is spent; what has begun is saved.
+        Interrupted: Ctrl-C or SIGTERM; runs that have started are saved, `resume` continues each of them.
+        BudgetReached: the budget is spent; runs that have started are saved.
     """
-    cost_limit = Budget.of(price, budget)
-    cost_limit.needs_price()
+    cost_limit = Budget.create(price, budget)
+    cost_limit.require_price()
     configs = [config.replace(seed=seed) for seed in validate_seeds(seeds)]
     root = to_path(runs)
     paths = [root / each.run_name for each in configs]
     if len(configs) > 1 and not is_single_process():
-        raise UsageError("torchrun's processes train one run together: give one seed, or start many without torchrun")
+        raise UsageError(
+            f"torchrun's processes train one run together, got {len(configs)} seeds; pass one seed, or start without "
+            "torchrun"
+        )
     require_new_runs(paths, "other seeds or another folder for the runs")
     callbacks = as_callback_list(callback)
     if len(configs) == 1:
-        alone = train(
+        run = train(
             configs[0],
             runs=runs,
             device=device,
@@ -80,7 +85,7 @@ def train_seeds(
             price=cost_limit.price,
             budget=budget,
         )
-        return [alone]
+        return [run]
     with callbacks.report_outcome(config.steps):
         _train_all(configs, paths, root, device, callbacks, experiment, cost_limit)
     return [open_run(path) for path in paths]
@@ -95,33 +100,42 @@ def _train_all(
     experiment: str | None,
     cost_limit: Budget,
 ) -> None:
-    """In a stack where that can be, else in processes."""
+    """Train with vmap if the model supports it, else in subprocesses."""
     first = build_trainer(configs[0], select_device(device).torch_device)
-    because = explain_no_stack(first)
-    if because is None:
-        trainers = [first, *(build_trainer(each, first.device, beside=first) for each in configs[1:])]
+    reason = find_stack_obstacle(first)
+    if reason is None:
+        trainers = [first, *(build_trainer(each, first.device, data_from=first) for each in configs[1:])]
         train_vmapped(trainers, paths, callbacks, experiment, cost_limit)
     else:
         del first
-        train_in_subprocesses(configs, runs, device, callbacks, experiment, because, cost_limit)
+        train_in_subprocesses(configs, runs, device, callbacks, experiment, reason, cost_limit)
 
 
-def require_new_runs(paths: Iterable[Path], others: str) -> None:
-    """Raise TrajectoryError where one of the runs is there already, before any is begun; `others` says what to choose
-    instead. Of a team only the first process looks: the others come when it has begun."""
-    if is_rank_zero() and (there := [str(path) for path in paths if path.exists()]):
+def require_new_runs(paths: Iterable[Path], alternative: str) -> None:
+    """Raise TrajectoryError if one of the runs already exists, before any is started.
+
+    `alternative` is what the message suggests to change. Under torchrun only rank 0 checks: the other ranks may arrive
+    here after it has created the folder.
+    """
+    if is_rank_zero() and (existing := [str(path) for path in paths if path.exists()]):
         raise TrajectoryError(
-            f"a run is never overwritten, and there is {', '.join(there)} already. Resume or remove what is there, or "
-            f"choose {others}"
+            f"{', '.join(existing)} already exists, and a run is never overwritten. Resume or remove it, or choose "
+            f"{alternative}"
         )
 
 
 def validate_seeds(seeds: Iterable[int]) -> list[int]:
-    """The seeds as a list. Raises UsageError where there is none, or one that is twice there or no int >= 0."""
-    found = list(seeds)
-    wrong = [seed for seed in found if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0]
-    twice = sorted({seed for seed in found if found.count(seed) > 1}) if not wrong else []
-    if wrong or twice or not found:
-        came = f"{wrong[0]!r}" if wrong else f"{', '.join(map(str, twice))} more than once" if twice else "none"
-        raise UsageError(f"`seeds` must be ints of 0 or more, at least one and no two the same; got {came}")
-    return found
+    """Return the seeds as a list; raise UsageError if it is empty, or a seed is repeated or not an int >= 0."""
+    result = list(seeds)
+    invalid = [seed for seed in result if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0]
+    duplicates = sorted({seed for seed in result if result.count(seed) > 1}) if not invalid else []
+    if invalid or duplicates or not result:
+        got = (
+            f"{invalid[0]!r}"
+            if invalid
+            else f"{', '.join(map(str, duplicates))} more than once"
+            if duplicates
+            else "none"
+        )
+        raise UsageError(f"`seeds` must be ints of 0 or more, at least one and no two the same; got {got}")
+    return result

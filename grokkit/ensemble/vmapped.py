@@ -1,4 +1,4 @@
-"""Runs of many seeds in one loop: one stacked update a step, and for every run its own batches, policy and recorder."""
+"""Train many seeds in one loop: one stacked update per step; each run keeps its own batches, policy and recorder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from grokkit.data.resident import stack_batches
 from grokkit.device import placement
 from grokkit.device.placement import check_placement
 from grokkit.device.select import describe_device, fit_threads
-from grokkit.ensemble.stack import Loss, Stack, StackedUpdate
+from grokkit.ensemble.stack import Stack, StackedUpdate
 from grokkit.errors import BudgetReached, Interrupted, NumericsError
 from grokkit.interrupt import StopRequest, StopRequested
-from grokkit.measures.loss import get_loss
+from grokkit.measures.loss import LossFunction, get_loss
 from grokkit.recording.budget import Budget
 from grokkit.recording.timers import Timers, summarize_timers
 from grokkit.seeding import preserved_rng, seeded
@@ -34,8 +34,9 @@ class Member:
     """One seed's run within the stack.
 
     Args:
-        place: of its net in the stack.
-        told: how many of its policy's decisions are logged.
+        index: of its model in the stack.
+        trainer, recorder: of the run.
+        decisions: how many of its policy's decisions are logged.
     """
 
     index: int
@@ -44,21 +45,21 @@ class Member:
     decisions: int = 0
 
 
-def explain_no_stack(trainer: Trainer) -> str | None:
-    """Why nets like this job's are not trained in a stack, in words, or None where they are."""
+def find_stack_obstacle(trainer: Trainer) -> str | None:
+    """Return the reason why models like this trainer's are not trained in a stack, or None if they are."""
     if any(isinstance(module, nn.modules.conv._ConvNd) for module in trainer.model.modules()):
-        return "stacked convolutions are grouped ones, which take longer than one net after the other"
+        return "stacked convolutions become grouped ones, which are slower than one model after the other"
     if trainer.config.execution not in ("auto", "eager"):
-        return f'a stack is computed eagerly, and execution = "{trainer.config.execution}" is asked for'
+        return f'a stack is trained with eager steps, got execution = "{trainer.config.execution}"'
     if trainer.precision == "float16":
-        return "in float16 the loss scaler decides net by net whether to update"
+        return "in float16 the loss scaler decides per model whether to update"
     models = [copy.deepcopy(trainer.model).train() for _ in range(2)]
     x, y = stack_batches([trainer.batches] * 2, 1)
     try:
         with preserved_rng():
-            Stack(models, _loss(trainer), trainer.precision).backward(x, y)
-    except Exception as error:  # whatever a net does that torch.func cannot follow: dropout, decisions on values
-        return f"torch.func does not follow this net ({str(error).splitlines()[0][:160]})"
+            Stack(models, _make_loss(trainer), trainer.precision).backward(x, y)
+    except Exception as error:  # anything that torch.func does not support: dropout, control flow on values
+        return f"torch.func does not support this model ({str(error).splitlines()[0][:160]})"
     return None
 
 
@@ -69,44 +70,45 @@ def train_vmapped(
     experiment: str | None,
     cost_limit: Budget,
 ) -> None:
-    """Train every job into its folder, from the first step to the last.
+    """Train every trainer into its folder, from the first step to the last.
 
     Args:
-        jobs: of one config but for the seed, on the same data; `explain_no_stack` has nothing against them.
+        trainers: of one config except for the seed, on the same data; `find_stack_obstacle` returns None for them.
         paths: their folders, none of which exists.
-        callback: hears means over the seeds, and the events of the first one.
-        purse: of all of them together.
+        callback: receives means over the seeds, and the events of the first one.
+        experiment: as in `train`.
+        cost_limit: of all runs together.
 
     Raises:
-        NumericsError: losses that are not finite; the runs that had them ended as failed, the others are done.
-        Interrupted: every run is saved.
-        BudgetReached: so it is, and the budget is spent.
+        NumericsError: losses that are not finite; those runs end as failed, the others are done.
+        Interrupted: interrupted; every run is saved.
+        BudgetReached: the budget is spent; every run is saved.
     """
-    work = count_macs(trainers[0].model, trainers[0].dataset.input_shape) * trainers[0].batches.batch_size
-    # A stack keeps the threads of one net: with two of them beside another busy process a step took 10 times as long.
-    with fit_threads(work), StopRequest() as stop, ExitStack() as open_runs:
-        nets = Stack([trainer.model for trainer in trainers], _loss(trainers[0]), trainers[0].precision)
+    macs = count_macs(trainers[0].model, trainers[0].dataset.input_shape) * trainers[0].batches.batch_size
+    # A stack uses the threads of one model: with two, beside another busy process, a step took 10 times as long.
+    with fit_threads(macs), StopRequest() as stop, ExitStack() as open_runs:
+        nets = Stack([trainer.model for trainer in trainers], _make_loss(trainers[0]), trainers[0].precision)
         members = _open_members(trainers, paths, experiment, open_runs, cost_limit.price)
         _split_costs(members)
-        members[0].recorder.listener = callback.event
+        members[0].recorder.on_event = callback.event
         callbacks = _MeanReporter(callback)
-        seeds = f"{len(trainers)} seeds in a stack, below {paths[0].parent}"
-        callback.start(f"{seeds}  on {_machine(trainers[0], len(trainers))}", 0, trainers[0].config.steps)
+        title = f"{len(trainers)} seeds in a stack, below {paths[0].parent}"
+        callback.start(f"{title}  on {_describe_machine(trainers[0], len(trainers))}", 0, trainers[0].config.steps)
         try:
             failed = _loop(members, nets, callbacks, stop, cost_limit.budget)
         finally:
-            callback.close("a run's part: " + summarize_timers(members[0].recorder.costs.seconds()))
+            callback.close("per run: " + summarize_timers(members[0].recorder.timers.seconds()))
     if failed:
-        told = "; ".join(f"seed {seed}: {text}" for seed, text in failed.items())
+        messages = "; ".join(f"seed {seed}: {text}" for seed, text in failed.items())
         others = ", the others are done" if len(failed) < len(trainers) else ""
-        raise NumericsError(f"{len(failed)} of {len(trainers)} seeds failed{others}. {told}")
+        raise NumericsError(f"{len(failed)} of {len(trainers)} seeds failed{others}. {messages}")
 
 
-def _loss(trainer: Trainer) -> Loss:
+def _make_loss(trainer: Trainer) -> LossFunction:
     return partial(get_loss(trainer.config.loss), label_smoothing=trainer.config.label_smoothing)
 
 
-def _machine(trainer: Trainer, nets: int) -> str:
+def _describe_machine(trainer: Trainer, nets: int) -> str:
     return (
         f"{describe_device(trainer.device, precision=trainer.precision).description}, steps in a stack of {nets} nets"
     )
@@ -119,42 +121,45 @@ def _open_members(
     open_runs: ExitStack,
     price: float | None,
 ) -> list[Member]:
-    """A lane for every job, with step 0 recorded; where one of them fails or is stopped, none of the folders stays."""
-    facts = {"device": _machine(trainers[0], len(trainers)), "stack": [trainer.config.seed for trainer in trainers]}
+    """Open a run for every trainer and record step 0; on an error or a stop no folder is kept."""
+    facts = {
+        "device": _describe_machine(trainers[0], len(trainers)),
+        "stack": [trainer.config.seed for trainer in trainers],
+    }
     members: list[Member] = []
     try:
-        for place, (trainer, path) in enumerate(zip(trainers, paths, strict=True)):
+        for index, (trainer, path) in enumerate(zip(trainers, paths, strict=True)):
             with seeded(trainer.config.seed, "training"):
                 recorder = attach_recorder(trainer, path, experiment, facts=facts, price=price)
-                members.append(Member(place, trainer, recorder))
+                members.append(Member(index, trainer, recorder))
                 open_runs.enter_context(members[-1].recorder)
                 trainer.policy.observe(loop.log_evaluation(trainer, members[-1].recorder, 0))
-            trainer.policy.observe(members[-1].recorder.first_readings())
+            trainer.policy.observe(members[-1].recorder.pop_first_readings())
     except BaseException as error:
         for member in members:
-            member.recorder.withdraw()
+            member.recorder.discard()
         if isinstance(error, StopRequested):
-            raise Interrupted("stopped before the first update; nothing is kept, start again") from None
+            raise Interrupted("Interrupted before the first update; nothing was saved, start again") from None
         raise
     return members
 
 
 def _split_costs(members: Sequence[Member]) -> None:
-    """One account for all runs: a step belongs to them all, and each run's status says its part of what they cost."""
+    """Replace the members' timers by one shared timer: a step serves all runs, and each status reports its share."""
     spent: dict[str, float] = {}
     for member in members:
-        for name, seconds in member.recorder.costs.seconds().items():
+        for name, seconds in member.recorder.timers.seconds().items():
             if name != "training":
                 spent[name] = spent.get(name, 0.0) + seconds / len(members)
-    costs = Timers(members[0].trainer.device, spent, runs=len(members))
+    timers = Timers(members[0].trainer.device, spent, runs=len(members))
     for member in members:
-        member.recorder.costs = costs
+        member.recorder.timers = timers
 
 
 def _loop(
     members: Sequence[Member], nets: Stack, callbacks: _MeanReporter, stop: StopRequest, budget: float | None
 ) -> dict[int, str]:
-    """The loop of `loop._loop`, for all at once; returns what went wrong, by seed."""
+    """Run the training loop for all members at once, like `loop._loop`; return the error messages by failed seed."""
     share = None if budget is None else budget / len(members)
     config = members[0].trainer.config
     trainers = [member.trainer for member in members]
@@ -162,7 +167,7 @@ def _loop(
     update = StackedUpdate(nets, config.optimizer, [trainer.optimizer for trainer in trainers])
     meters = Meters([trainer.meter for trainer in trainers])
     running, failed = list(members), dict[int, str]()
-    saves = loop.SaveTimer()
+    save_timer = loop.SaveTimer()
     for trainer in trainers:
         trainer.model.train()
     for step in range(1, config.steps + 1):
@@ -170,7 +175,7 @@ def _loop(
         losses, logits = nets.backward(x, y)
         nets.clip(config.clip)
         update.step([trainer.policy.scale for trainer in trainers], [member.index for member in running])
-        if step == 1 or step % placement.EVERY == 0:
+        if step == 1 or step % placement.CHECK_INTERVAL == 0:
             for member in running:
                 check_placement(
                     member.trainer.device, member.trainer.model, member.trainer.optimizer, x=x, y=y, logits=logits
@@ -183,23 +188,23 @@ def _loop(
                 member.recorder.close("failed", f"NumericsError: {error}")
                 failed[member.trainer.config.seed] = str(error)
                 running.remove(member)
-        callbacks.tell()
-        followed = _after_step(running, step)
-        broke = loop.is_budget_spent(members[0].recorder, share)
-        due = stop.save_requested or saves.due(*(member.recorder for member in running))
-        if stop.stop_requested or broke or due or step == config.steps:
-            _save(running, step, followed)
+        callbacks.flush()
+        completed = _run_after_step(running, step)
+        budget_spent = loop.is_budget_spent(members[0].recorder, share)
+        due = stop.save_requested or save_timer.is_due(*(member.recorder for member in running))
+        if stop.stop_requested or budget_spent or due or step == config.steps:
+            _save_members(running, step, completed)
             stop.save_requested = False
-            saves.done()
+            save_timer.reset()
         if not running:
             break
-        if followed < len(running) or ((stop.stop_requested or broke) and step < config.steps):
-            _interrupt(running, step, failed, share if broke else None)
+        if completed < len(running) or ((stop.stop_requested or budget_spent) and step < config.steps):
+            _raise_interrupted(running, step, failed, share if budget_spent else None)
     return failed
 
 
-def _after_step(members: Sequence[Member], step: int) -> int:
-    """`loop.after_step` for every lane; how many came to its end before a stop."""
+def _run_after_step(members: Sequence[Member], step: int) -> int:
+    """Call `loop.after_step` for every member; return how many completed it before a stop."""
     for done, member in enumerate(members):
         try:
             member.decisions = loop.after_step(member.trainer, member.recorder, step, member.decisions)
@@ -208,44 +213,43 @@ def _after_step(members: Sequence[Member], step: int) -> int:
     return len(members)
 
 
-def _save(members: Sequence[Member], step: int, followed: int) -> None:
-    for place, member in enumerate(members):
-        with seeded(
-            member.trainer.config.seed, "training"
-        ):  # nets in a stack draw nothing; alone they find their own stream
-            loop.save_state(member.trainer, member.recorder, step, unfinished=place >= followed)
+def _save_members(members: Sequence[Member], step: int, completed: int) -> None:
+    for index, member in enumerate(members):
+        # Stacked models draw nothing; resumed alone, each run must find its own stream.
+        with seeded(member.trainer.config.seed, "training"):
+            loop.save_state(member.trainer, member.recorder, step, unfinished=index >= completed)
 
 
-def _interrupt(members: Sequence[Member], step: int, failed: Mapping[int, str], share: float | None) -> None:
-    """End all runs as interrupted; where `share` is given because each has spent these dollars."""
+def _raise_interrupted(members: Sequence[Member], step: int, failed: Mapping[int, str], share: float | None) -> None:
+    """Close all runs as interrupted and raise; `share` is the dollars that each has spent, if that is why."""
     config = members[0].trainer.config
 
-    def told(of: Sequence[Member]) -> str:
-        paths = [member.recorder.path for member in of]
+    def format_message(selected: Sequence[Member]) -> str:
+        paths = [member.recorder.path for member in selected]
         if share is None:
-            return loop.resume_hint(step, config, *paths)
-        spent = sum(member.recorder.spent or 0.0 for member in of)
-        return loop.budget_message(step, config, spent, len(of) * share, *paths)
+            return loop.format_resume_hint(step, config, *paths)
+        spent = sum(member.recorder.spent or 0.0 for member in selected)
+        return loop.format_budget_message(step, config, spent, len(selected) * share, *paths)
 
     for member in members:
-        member.recorder.close("interrupted", told([member]))
-    lost = "".join(f"; seed {seed} had failed: {text}" for seed, text in failed.items())
-    raise (Interrupted if share is None else BudgetReached)(told(members) + lost)
+        member.recorder.close("interrupted", format_message([member]))
+    failures = "".join(f"; seed {seed} had failed: {text}" for seed, text in failed.items())
+    raise (Interrupted if share is None else BudgetReached)(format_message(members) + failures)
 
 
 class _MeanReporter(BaseCallback):
-    """Tells one callback the means over the seeds."""
+    """Callback that collects the values of all seeds and reports their means."""
 
     def __init__(self, callback: CallbackList) -> None:
         self._callback = callback
-        self._heard: dict[int, list[Mapping[str, float]]] = {}
+        self._values: dict[int, list[Mapping[str, float]]] = {}
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        self._heard.setdefault(step, []).append(values)
+        self._values.setdefault(step, []).append(values)
 
-    def tell(self) -> None:
-        """Pass on what all seeds have reported."""
-        for step, all_values in self._heard.items():
+    def flush(self) -> None:
+        """Report the means of the values collected since the last call."""
+        for step, all_values in self._values.items():
             means = {name: sum(values[name] for values in all_values) / len(all_values) for name in all_values[0]}
             self._callback.report(step, means)
-        self._heard.clear()
+        self._values.clear()

@@ -1,7 +1,7 @@
-"""`python -m grokkit.ensemble.worker`: the process that trains one seed for `workers`.
+"""`python -m grokkit.ensemble.worker`: the process that trains one seed for `grokkit.ensemble.subprocesses`.
 
-Its input is one line of JSON, then an empty one whenever the run is to be saved; when it ends, because the parent is
-gone or closes it, the run is saved and stops. Its output is a line of JSON for every report, every event and an error.
+Stdin: one line of JSON with the settings, then an empty line for every requested save; end of file, because the parent
+closed it or is gone, saves the run and stops it. Stdout: one line of JSON per report, per event, and for an error.
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ from grokkit.training.loop import train
 
 
 class ReportToParent(BaseCallback):
-    """Company at the other end of a pipe, which hears reports and events."""
+    """Callback that sends reports and events through a pipe."""
 
     def __init__(self, pipe: TextIO) -> None:
         self._pipe = pipe
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
-        self._say(step=step, values=dict(values))
+        self._send(step=step, values=dict(values))
 
     def event(self, step: int, kind: str, text: str) -> None:
-        self._say(event=kind, step=step, text=text)
+        self._send(event=kind, step=step, text=text)
 
-    def _say(self, **told: object) -> None:
-        print(json.dumps(told), file=self._pipe, flush=True)
+    def _send(self, **message: object) -> None:
+        print(json.dumps(message), file=self._pipe, flush=True)
 
 
 def main() -> int:
-    """Read the order, train, return the exit code."""
-    pipe, sys.stdout = sys.stdout, sys.stderr  # what a model prints is not to be taken for a report
-    order = json.loads(sys.stdin.readline())
+    """Read the settings, train, return the exit code."""
+    pipe, sys.stdout = sys.stdout, sys.stderr  # what a model prints must not be read as a message
+    settings = json.loads(sys.stdin.readline())
     ignore_early_sigusr1()
     threading.Thread(target=_listen_to_parent, daemon=True).start()
-    torch.set_num_threads(order["threads"])
+    torch.set_num_threads(settings["threads"])
     try:
         with tempfile.TemporaryDirectory() as folder:
-            if order["experiment"] is not None:
+            if settings["experiment"] is not None:
                 study = Path(folder) / "experiment.py"
-                study.write_text(order["experiment"])
+                study.write_text(settings["experiment"])
                 import_study(study)
             train(
-                RunConfig.from_toml(order["config"]),
-                runs=order["runs"],
-                device=order["device"],
+                RunConfig.from_toml(settings["config"]),
+                runs=settings["runs"],
+                device=settings["device"],
                 callback=ReportToParent(pipe),
-                experiment=order["experiment"],
-                price=order["price"],
-                budget=order["budget"],
+                experiment=settings["experiment"],
+                price=settings["price"],
+                budget=settings["budget"],
             )
     except GrokkitError as error:
         print(json.dumps({"error": type(error).__name__, "text": str(error)}), file=pipe, flush=True)

@@ -1,8 +1,15 @@
-"""Paper figures: a `FigureData` in, a matplotlib figure out. Names to functions; reads tables, never a run."""
+"""Draw paper figures: functions from a `FigureData` to a matplotlib figure, by name; they read tables, never a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from grokkit.registry import Registry
 
-registry = Registry("figure", "grokkit.figures")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+registry: Registry[Figure] = Registry("figure", "grokkit.figures")
 register, names, create = registry.register, registry.names, registry.create
 
 from grokkit.figures.theme import save_figure  # noqa: E402

@@ -1,4 +1,4 @@
-"""Local complexity layer by layer along training."""
+"""Draw local complexity layer by layer along training."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius,
 from grokkit.figures.theme import COLUMN, FULL, themed
 from grokkit.names import FigureData
 
-NAMED = 12
-"""Up to this many layers the colour bar names each; beyond, it numbers some."""
+MAX_NAMED_LAYERS = 12
+"""Maximum number of layers named at the colour bar; of more, evenly spaced ones are."""
 
 
 @register("layers")
 @themed
 def layers(data: FigureData, radius: float | None = None, scale: Literal["linear", "log"] = "linear") -> Figure:
-    """One line per layer, coloured by depth; a panel per probe set and variant, all on the same axes.
+    """Draw one line per layer, coloured by depth; a panel per probe set and variant, all on the same axes.
 
     Counts are as measured, not normalised: a wider layer has more units to count. Seeds of a variant are drawn as
     their mean in a band from the lowest to the highest.
@@ -33,20 +33,20 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
     Args:
         data: needs the measure local_complexity with a row per layer, in order of depth.
         radius: None: the middle one of those measured.
-        scale: of the counts; `log` where layers differ by orders of magnitude (counts of 0 leave a gap).
+        scale: of the counts; `log` if layers differ by orders of magnitude (counts of 0 leave a gap).
 
     Returns:
-        A figure as wide as the page, one column wide where there is one probe set.
+        A figure as wide as the page, or one column wide if there is one probe set.
 
     Raises:
-        UsageError: the measure or its layers are missing, or `scale` is another word.
+        UsageError: the measure or its layers are missing, or `scale` is neither `linear` nor `log`.
     """
     if scale not in ("linear", "log"):
         raise UsageError(f"`scale` must be linear or log; got {scale!r}")
     rows, radius = select_radius(select(data, "local_complexity"), radius)
     rows = rows[~rows["layer"].isin(("total", ""))]
     if rows.empty:
-        raise UsageError("the table holds no layers of local_complexity; add them with `grokkit lc RUN`")
+        raise UsageError("the table has no layers of local_complexity; add them with `grokkit lc RUN`")
     names, sets = list(dict.fromkeys(rows["layer"])), list(dict.fromkeys(rows["probe_set"]))
     variants = list(dict.fromkeys(rows["variant"]))
     figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 0.7 + 1.4 * len(variants)), layout="constrained")
@@ -56,32 +56,32 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
     for row, variant in zip(panels, variants, strict=True):
         for axes, probe_set in zip(row, sets, strict=True):
             part = rows[(rows["variant"] == variant) & (rows["probe_set"] == probe_set)]
-            _panel(axes, part, names, colours)
+            _draw_panel(axes, part, names, colours)
         row[0].set_ylabel(f"local complexity\n({unit})" if len(variants) == 1 else f"{variant}\n({unit})")
     for axes, probe_set in zip(panels[0], sets, strict=True):
         axes.set_title(f"{probe_set} points")
-    # The axes are shared, so this holds for all panels; a floor set before the last line would freeze the top too.
+    # The axes are shared, so this sets all panels. After the last line: setting the bottom also stops autoscaling.
     panels[0, 0].set_yscale("log", nonpositive="mask") if scale == "log" else panels[0, 0].set_ylim(bottom=0)
     set_log_steps(panels[0, 0], rows["step"])
-    where = f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}"
-    figure.suptitle(f"local complexity of each layer, {where}", x=0.01, ha="left")
+    description = f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}"
+    figure.suptitle(f"local complexity of each layer, {description}", x=0.01, ha="left")
     figure.supxlabel(STEP_LABEL, fontsize=7.5)
-    _depth_bar(figure, panels, names, colours)
+    _add_depth_bar(figure, panels, names, colours)
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, names: list[str], colours: np.ndarray) -> None:
-    for name, own in rows.groupby("layer", sort=False):
+def _draw_panel(axes: Axes, rows: pd.DataFrame, names: list[str], colours: np.ndarray) -> None:
+    for name, group in rows.groupby("layer", sort=False):
         # The interval of each layer of a single run would hide its neighbours.
-        shown = own if own["run"].nunique() > 1 else own.assign(low=np.nan, high=np.nan)
-        draw_band(axes, shown, color=colours[names.index(str(name))], label=name)
+        curve = group if group["run"].nunique() > 1 else group.assign(low=np.nan, high=np.nan)
+        draw_band(axes, curve, color=colours[names.index(str(name))], label=name)
 
 
-def _depth_bar(figure: Figure, panels: np.ndarray, names: list[str], colours: np.ndarray) -> None:
-    """The colour of each layer, the input's side at the top as one reads."""
+def _add_depth_bar(figure: Figure, panels: np.ndarray, names: list[str], colours: np.ndarray) -> None:
+    """Add a bar with the colour of each layer, the input's side at the top."""
     norm = BoundaryNorm(np.arange(-0.5, len(names)), len(names))
-    every = 1 if len(names) <= NAMED else -(-len(names) // NAMED)
-    ticks = list(range(0, len(names), every))
+    stride = 1 if len(names) <= MAX_NAMED_LAYERS else -(-len(names) // MAX_NAMED_LAYERS)
+    ticks = list(range(0, len(names), stride))
     bar: Any = figure.colorbar(
         ScalarMappable(norm, ListedColormap(colours)), ax=panels, ticks=ticks, pad=0.02, aspect=35, drawedges=False
     )

@@ -1,4 +1,4 @@
-"""Loss against the learning rate of range tests, with what is read off them."""
+"""Draw the loss against the learning rate of range tests, with the rates derived from it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed
 from grokkit.names import FigureData
 
 PREFIX = "range_test_"
-WIDE = 20.0
-"""Highest over lowest smoothed loss from which on the losses have a logarithmic axis."""
+LOG_AXIS_RATIO = 20.0
+"""Ratio of highest to lowest smoothed loss above which the losses have a logarithmic axis."""
 CURVE_MARKS = {"steepest": ("o", "steepest"), "suggestion": ("v", "suggested")}
-"""Marks on a smoothed curve and their names in the legend; a divergence is a cross at the upper edge."""
+"""Markers on a smoothed curve and their names in the legend; a divergence is a cross at the upper edge."""
 
 
 @register("lr_range")
 @themed
 def lr_range(data: FigureData) -> Figure:
-    """Loss of each batch against the rate of its update, a panel per variant and a colour per seed.
+    """Draw the loss of each batch against the rate of its update, a panel per variant and a colour per seed.
 
     Thin: the losses. Thick: their moving average, over the equally averaged rate; it leaves the axis before the thin
-    lines do, for one huge loss lifts the whole average. The vertical line is the median of the seeds' suggestions. The
-    axis ends a little above the losses from before the minimum, so that what diverges
-    leaves it; losses that span more than a factor of 20 have a logarithmic one.
+    lines do, because one huge loss raises the whole average. The vertical line is the median of the seeds'
+    suggestions. The axis ends a little above the losses from before the minimum, so that a diverging curve leaves it;
+    losses that span more than a factor of 20 have a logarithmic axis.
 
     Args:
         data: the table that `grokkit lr-find` writes.
 
     Returns:
-        A figure as wide as a column for one variant, as the page for more.
+        A figure one column wide for one variant, as wide as the page for more.
 
     Raises:
-        UsageError: the table holds no range test.
+        UsageError: the table has no range test.
     """
     losses = require_rows(data, f"{PREFIX}loss")
     units = dict(zip(parse_variants(losses["run"]), losses["unit"], strict=True))
@@ -54,7 +54,7 @@ def lr_range(data: FigureData) -> Figure:
     figure = Figure(figsize=(COLUMN if columns == 1 else FULL, 0.8 + 1.9 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
     for place, (axes, name) in enumerate(zip(panels, variants, strict=False)):
-        _panel(axes, rows[rows["variant"] == name], colours)
+        _draw_panel(axes, rows[rows["variant"] == name], colours)
         axes.set_title(name)
         axes.tick_params(labelbottom=True)
         if place % columns == 0 or len(set(units.values())) > 1:
@@ -65,14 +65,14 @@ def lr_range(data: FigureData) -> Figure:
     panels[0].set_xlim(rates.min() / 1.5, max(1.5 * rates.max(), 100 * rates.min()))
     for axes in panels[len(variants) :]:
         axes.set_axis_off()
-    handles = _handles(colours)
+    handles = _build_handles(colours)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 if columns == 1 else 8))
     return figure
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, colours: dict[Any, str]) -> None:
-    """The sweeps of one variant, a run each."""
-    sweeps = [_sweep(own) for _, own in rows.groupby("run", sort=False)]
+def _draw_panel(axes: Axes, rows: pd.DataFrame, colours: dict[Any, str]) -> None:
+    """Draw the sweeps of one variant, one per run."""
+    sweeps = [_parse_sweep(run_rows) for _, run_rows in rows.groupby("run", sort=False)]
     for seed, series, marks in sweeps:
         colour = colours[seed]
         axes.plot(series["rate"], series["loss"], color=colour, lw=0.5, alpha=0.35)
@@ -84,43 +84,45 @@ def _panel(axes: Axes, rows: pd.DataFrame, colours: dict[Any, str]) -> None:
         if "diverged_at" in marks:
             axes.plot(marks["diverged_at"], 0.97, "x", color=colour, ms=3.5, transform=axes.get_xaxis_transform())
     axes.set_xscale("log")
-    _limits(axes, [series["smoothed"].to_numpy(float) for _, series, _ in sweeps])
-    found = [marks["suggestion"] for _, _, marks in sweeps if "suggestion" in marks]
-    if found:
-        median = float(np.exp(np.median(np.log(found))))
+    _set_limits(axes, [series["smoothed"].to_numpy(float) for _, series, _ in sweeps])
+    suggestions = [marks["suggestion"] for _, _, marks in sweeps if "suggestion" in marks]
+    if suggestions:
+        median = float(np.exp(np.median(np.log(suggestions))))
         axes.axvline(median, color="0.2", lw=0.7, ls=(0, (4, 2)), zorder=0)
         axes.annotate(f"{median:.2g} ", (median, 0.04), xycoords=axes.get_xaxis_transform(), ha="right", fontsize=7)
 
 
-def _sweep(rows: pd.DataFrame) -> tuple[int, pd.DataFrame, dict[str, float]]:
-    """Seed, the series by update, and the marks that the sweep has, of one run's rows."""
+def _parse_sweep(rows: pd.DataFrame) -> tuple[int, pd.DataFrame, dict[str, float]]:
+    """Return the seed, the series by update, and the marks of the sweep, from one run's rows."""
     named = rows.assign(measure=rows["measure"].str.removeprefix(PREFIX)).drop_duplicates(["measure", "step"])
     wide = named.pivot(index="step", columns="measure", values="value").sort_index()
     marks = {name: float(wide[name].dropna().iloc[0]) for name in (*CURVE_MARKS, "diverged_at") if name in wide}
     return int(rows["seed"].iloc[0]), wide[["rate", "loss", "centre", "smoothed"]], marks
 
 
-def _limits(axes: Axes, curves: list[np.ndarray]) -> None:
-    """From a little below the lowest smoothed loss to a little above the highest one before its minimum."""
+def _set_limits(axes: Axes, curves: list[np.ndarray]) -> None:
+    """Set limits from a little below the lowest smoothed loss to a little above the highest one before its minimum."""
     finite = [curve[np.isfinite(curve)] for curve in curves]
-    before = [curve[: curve.argmin() + 1] for curve in finite if len(curve)]
-    if not before:
+    descents = [curve[: curve.argmin() + 1] for curve in finite if len(curve)]
+    if not descents:
         return
-    low, high = min(curve.min() for curve in before), max(curve.max() for curve in before)
-    if low > 0 and high / low > WIDE:
+    low, high = min(curve.min() for curve in descents), max(curve.max() for curve in descents)
+    if low > 0 and high / low > LOG_AXIS_RATIO:
         axes.set_yscale("log")
         axes.set_ylim(low / 1.6, high * 2.5)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        room = max(high - low, 0.05 * abs(high), 1e-12)
-        axes.set_ylim(low - 0.15 * room, high + 0.3 * room)
+        span = max(high - low, 0.05 * abs(high), 1e-12)
+        axes.set_ylim(low - 0.15 * span, high + 0.3 * span)
 
 
-def _handles(colours: dict[Any, str]) -> list[Line2D]:
-    """Seeds, as far as they have colours of their own, then the marks."""
-    alone = len(colours) <= len(PALETTE)
-    handles = [Line2D([], [], color=colour, label=f"seed {seed}") for seed, colour in colours.items() if alone]
+def _build_handles(colours: dict[Any, str]) -> list[Line2D]:
+    """Return handles for the seeds, if each has its own colour, then for the marks."""
+    has_own_colours = len(colours) <= len(PALETTE)
+    handles = [
+        Line2D([], [], color=colour, label=f"seed {seed}") for seed, colour in colours.items() if has_own_colours
+    ]
     for marker, label in (*CURVE_MARKS.values(), ("x", "diverged")):
         handles.append(Line2D([], [], color="0.3", ls="", marker=marker, ms=4, label=label))
     return [*handles, Line2D([], [], color="0.2", lw=0.7, ls=(0, (4, 2)), label="median of seeds")]

@@ -1,4 +1,4 @@
-"""Where the boundaries are: local complexity at data against local complexity at noise, along training."""
+"""Draw local complexity at data relative to local complexity at noise, along training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grokkit.names import FigureData
 @register("migration")
 @themed
 def migration(data: FigureData, radius: float | None = None) -> Figure:
-    """LC(set) / LC(random) against updates; above 1 the net's boundaries are denser at these images than at noise.
+    """Draw LC(set) / LC(random) against updates; above 1 the net's boundaries are denser at these images than at noise.
 
     Colour is the probe set, line style the variant. A single run has the band of its readings' own interval
     (Fieller's), seeds of a variant their mean in a band from the lowest to the highest.
@@ -35,7 +35,7 @@ def migration(data: FigureData, radius: float | None = None) -> Figure:
     axes = figure.subplots()
     axes.axhline(1, color=get_probe_colour("random", sets), lw=0.8)
     draw_by_probe_set(axes, rows)
-    axes.set_ylabel("local complexity, data / noise\n(1: as at random points)")
+    axes.set_ylabel("local complexity, data / noise\n(1: same as at random points)")
     axes.set_xlabel(STEP_LABEL)
     axes.set_title(f"radius {radius:g}", fontsize=7, color="0.35")
     set_log_steps(axes, rows["step"])

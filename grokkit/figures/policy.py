@@ -1,4 +1,4 @@
-"""What a policy heard, what it did, and why."""
+"""Draw a policy's signal, its learning rate, and the reasons for its decisions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from grokkit.figures.theme import FULL, PALETTE, themed
 from grokkit.names import FigureData
 
 MAX_DECISIONS = 12
-"""Reasons written out below the panels; more stay in the runs' events."""
-_LINE = 0.118  # inches per line of small print
+"""Maximum number of reasons printed below the panels; the rest are in the runs' events."""
+_LINE = 0.118  # inches per line of notes
 
 
 @register("policy")
 @themed
 def policy(data: FigureData) -> Figure:
-    """Learning rate and signal against updates, each decision a numbered line with its reason written below.
+    """Draw learning rate and signal against updates, each decision a numbered line with its reason printed below.
 
     Every run is a line; a colour is a variant. A signal with a companion `<name>_se` has a band of one standard error
-    on each side, one with `<name>_low` and `<name>_high` a band between them; a slope has a line at 0. A policy that
-    listens to nothing has no panel of a signal.
+    on each side, one with `<name>_low` and `<name>_high` a band between them; a slope has a line at 0. There is no
+    signal panel for a policy without a signal.
 
     Args:
-        data: needs the measure learning_rate; takes rows with measure or probe_set `signal`,
-            and events of kind `policy`.
+        data: needs the measure learning_rate; uses rows with measure or probe_set `signal`, and events of kind
+            `policy`.
 
     Returns:
         A figure as wide as the page.
@@ -40,40 +40,42 @@ def policy(data: FigureData) -> Figure:
     Raises:
         UsageError: the learning rate is missing.
     """
-    rates, signals = select(data, "learning_rate"), _signals(data.table)
-    decisions = _decisions(data.events)
+    rates, signals = select(data, "learning_rate"), _select_signals(data.table)
+    decisions = _select_decisions(data.events)
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(rates["variant"]))}
-    lines = _reasons(decisions)
-    below = _LINE * (len(lines) + 1) if lines else 0.0
-    height = 0.9 + 1.25 * (1 + len(signals)) + below
-    rect = (0.0, below / height, 1.0, 1 - below / height)
+    lines = _format_reasons(decisions)
+    note_height = _LINE * (len(lines) + 1) if lines else 0.0
+    height = 0.9 + 1.25 * (1 + len(signals)) + note_height
+    rect = (0.0, note_height / height, 1.0, 1 - note_height / height)
     figure = Figure(figsize=(FULL, height), layout=ConstrainedLayoutEngine(rect=rect))
     panels = figure.subplots(1 + len(signals), 1, sharex=True, squeeze=False)[:, 0]
-    _lines(panels[0], rates, colours)
+    _draw_lines(panels[0], rates, colours)
     panels[0].set_ylabel("learning rate")
-    # Not an offset such as 1e-3 above the axis: the decisions' numbers stand there.
+    # No offset such as 1e-3 above the axis: the decisions' numbers are there.
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0].set_ylim(bottom=0)
     for axes, (name, rows) in zip(panels[1:], signals.items(), strict=True):
-        _lines(axes, rows, colours)
+        _draw_lines(axes, rows, colours)
         if name.endswith("_slope"):
             axes.axhline(0, color="0.5", lw=0.6)
-            _bound(axes, rows)
+            _limit_range(axes, rows)
         axes.set_ylabel(textwrap.fill(f"{name.replace('_', ' ')} ({rows['unit'].iloc[0] or 'no unit'})", 24))
     panels[-1].set_xlabel("step (optimizer updates)")
     panels[-1].set_xlim(0, max(1.0, float(rates["step"].max())))
-    _mark(panels, decisions, colours)
+    _mark_decisions(panels, decisions, colours)
     figure.align_ylabels(panels)
     if len(colours) > 1:
         handles = [panels[0].plot([], [], color=colour, label=name)[0] for name, colour in colours.items()]
         figure.legend(handles=handles, loc="outside upper left", ncols=3)
     if lines:
-        figure.text(0.01, below / height, "\n".join(lines), va="top", fontsize=6.5, parse_math=False, linespacing=1.25)
+        figure.text(
+            0.01, note_height / height, "\n".join(lines), va="top", fontsize=6.5, parse_math=False, linespacing=1.25
+        )
     return figure
 
 
-def _signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of each signal by name, with `low` and `high` from its standard error where that was logged too."""
+def _select_signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the rows of each signal by name, with `low` and `high` from its logged bounds."""
     rows = table[(table["measure"] == "signal") | (table["probe_set"] == "signal")].copy()
     rows["variant"] = parse_variants(rows["run"])
     parts = {str(name): part for name, part in rows.groupby("measure", sort=False)}
@@ -81,16 +83,16 @@ def _signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _is_bound_of(name: str, parts: dict[str, pd.DataFrame]) -> bool:
-    """Whether this is the error, or an end of the interval, of another signal that is there."""
-    return any(name.endswith(end) and name.removesuffix(end) in parts for end in ("_se", "_low", "_high"))
+    """Return whether this is the standard error, or a bound of the interval, of another signal in `parts`."""
+    return any(name.endswith(suffix) and name.removesuffix(suffix) in parts for suffix in ("_se", "_low", "_high"))
 
 
 def _add_bounds(name: str, part: pd.DataFrame, parts: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """`low` and `high` from what was logged beside the signal: the ends of an interval, or one standard error away."""
-    for end in ("_se", "_low", "_high"):
-        other = parts.get(f"{name}{end}")
-        if other is not None:
-            part = part.merge(other[["run", "step", "value"]], on=["run", "step"], how="left", suffixes=("", end))
+    """Set `low` and `high` from the logged interval of the signal, or one standard error away."""
+    for suffix in ("_se", "_low", "_high"):
+        bound = parts.get(f"{name}{suffix}")
+        if bound is not None:
+            part = part.merge(bound[["run", "step", "value"]], on=["run", "step"], how="left", suffixes=("", suffix))
     if "value_se" in part:
         part = part.assign(low=part["value"] - part["value_se"], high=part["value"] + part["value_se"])
     if "value_low" in part and "value_high" in part:
@@ -98,14 +100,14 @@ def _add_bounds(name: str, part: pd.DataFrame, parts: dict[str, pd.DataFrame]) -
     return part
 
 
-def _decisions(events: pd.DataFrame) -> pd.DataFrame:
-    """The policies' events, in order of their step."""
+def _select_decisions(events: pd.DataFrame) -> pd.DataFrame:
+    """Return the policies' events, in order of their step."""
     if "kind" not in events or not (events["kind"] == "policy").any():
         return pd.DataFrame({"run": [], "step": [], "text": []})
     return events[events["kind"] == "policy"].sort_values(["step", "run"], kind="stable", ignore_index=True)
 
 
-def _lines(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
+def _draw_lines(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
     for _, part in rows.groupby("run", sort=False):
         part = part.sort_values("step")
         colour = colours.get(str(part["variant"].iloc[0]), "0.4")
@@ -115,24 +117,24 @@ def _lines(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
             axes.fill_between(part["step"], low, high, color=colour, alpha=0.18, lw=0)
 
 
-def _bound(axes: Axes, rows: pd.DataFrame) -> None:
-    """Show the slopes and the middle of their bands; the first intervals, of two readings, are far wider."""
+def _limit_range(axes: Axes, rows: pd.DataFrame) -> None:
+    """Limit the y-axis to the slopes and the middle of their bands; the first intervals, of two readings, are wider."""
     values = rows["value"][np.isfinite(rows["value"])]
     if len(values):
-        reach = 3 * max(float(values.abs().quantile(0.9)), 1e-9)
-        axes.set_ylim(max(axes.get_ylim()[0], -reach), min(axes.get_ylim()[1], reach))
+        limit = 3 * max(float(values.abs().quantile(0.9)), 1e-9)
+        axes.set_ylim(max(axes.get_ylim()[0], -limit), min(axes.get_ylim()[1], limit))
 
 
-def _mark(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) -> None:
-    """A thin line through all panels per decision and its number above; near ones stand one above the other."""
-    room = 0.025 * panels[0].get_xlim()[1]
+def _mark_decisions(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) -> None:
+    """Draw a thin line through all panels per decision and its number above; numbers of near decisions are stacked."""
+    spacing = 0.025 * panels[0].get_xlim()[1]
     ends: list[float] = []
     for number, (step, run) in enumerate(
         zip(decisions["step"], parse_variants(decisions["run"]), strict=True), start=1
     ):
         for axes in panels:
             axes.axvline(step, color=colours.get(run, "0.4"), lw=0.6, linestyle=(0, (2, 1.5)), zorder=0)
-        level = next((i for i, end in enumerate(ends) if step - end >= room), len(ends))
+        level = next((i for i, end in enumerate(ends) if step - end >= spacing), len(ends))
         ends[level : level + 1] = [float(step)]
         panels[0].annotate(
             str(number),
@@ -147,13 +149,13 @@ def _mark(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[str, str]) 
         )
 
 
-def _reasons(decisions: pd.DataFrame) -> list[str]:
-    """Numbered and wrapped lines, one entry per decision."""
-    several = decisions["run"].nunique() > 1
+def _format_reasons(decisions: pd.DataFrame) -> list[str]:
+    """Return the numbered and wrapped lines, one entry per decision."""
+    has_several_runs = decisions["run"].nunique() > 1
     lines: list[str] = []
     for number, event in enumerate(decisions.head(MAX_DECISIONS).itertuples(), start=1):
-        who = f" of {str(event.run).rsplit('/', 1)[-1]}" if several else ""
-        lines += textwrap.wrap(f"{number}  step {event.step:,}{who}: {event.text}", 128, subsequent_indent="    ")
+        run = f" of {str(event.run).rsplit('/', 1)[-1]}" if has_several_runs else ""
+        lines += textwrap.wrap(f"{number}  step {event.step:,}{run}: {event.text}", 128, subsequent_indent="    ")
     if len(decisions) > MAX_DECISIONS:
-        lines.append(f"{len(decisions) - MAX_DECISIONS} more decisions stand in the runs' events")
+        lines.append(f"{len(decisions) - MAX_DECISIONS} more decisions are in the runs' events")
     return lines

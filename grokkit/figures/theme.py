@@ -1,4 +1,4 @@
-"""Paper style as a dictionary applied in a context, the colours that have a meaning, and how figures are saved."""
+"""Paper style, colours with a fixed meaning, and saving of figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMN, FULL = 3.25, 6.75
 """Widths in inches of one column and of the page."""
 
 PROBE_COLOURS = {"train": "#0072B2", "test": "#D55E00", "random": "#707070"}
-"""One colour per probe set, everywhere; from the colour-blind safe palette of Okabe and Ito, and grey."""
+"""Colour of each probe set in all figures; from the colour-blind safe palette of Okabe and Ito, and grey."""
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Colours in order, for runs and for probe sets with other names."""
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))
@@ -65,14 +65,15 @@ STYLE: Any = {
     "image.interpolation": "nearest",
     "svg.hashsalt": "grokkit",
 }
-"""What a figure looks like: fonts that ship with matplotlib, so that the same table gives the same bytes anywhere."""
+"""Matplotlib settings of all figures; the fonts ship with matplotlib, so the same table gives the same bytes anywhere.
+"""
 
 Parameters = ParamSpec("Parameters")
 
 
 @contextmanager
 def theme() -> Iterator[None]:
-    """Paper style inside the block, the caller's settings again after it."""
+    """Apply the paper style inside the block and restore the caller's settings after it."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
@@ -80,38 +81,40 @@ def theme() -> Iterator[None]:
 
 
 def themed(draw: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
-    """Decorator of a figure function: it runs, and is laid out, in `theme()`."""
+    """Decorate a figure function so that it runs, and is laid out, in `theme()`."""
 
     @functools.wraps(draw)
     def wrapped(*arguments: Parameters.args, **options: Parameters.kwargs) -> Figure:
         with theme():
             figure = draw(*arguments, **options)
             figure.draw_without_rendering()
-            # The layout is done; saving would do it again.
+            # The layout is final; saving would compute it again.
             figure.set_layout_engine("none")
-            _settle(figure)
+            _round_positions(figure)
         return figure
 
     return wrapped
 
 
-def _settle(figure: Figure) -> None:
-    """Round the places of axes and subfigures: the last digits of a solved layout follow addresses in memory, and a
-    pixel on the edge of a line with them."""
-    for part in figure.subfigs:
-        part.bbox_relative.set_points(part.bbox_relative.get_points().round(6))
+def _round_positions(figure: Figure) -> None:
+    """Round the positions of axes and subfigures, so that rendering is reproducible.
+
+    The last digits of a solved layout depend on memory addresses, and with them a pixel on the edge of a line.
+    """
+    for subfigure in figure.subfigs:
+        subfigure.bbox_relative.set_points(subfigure.bbox_relative.get_points().round(6))
     for axes in figure.axes:
         axes.set_position(Bbox(axes.get_position(original=True).get_points().round(6)))
 
 
 def get_probe_colour(name: str, names: list[str]) -> str:
-    """The colour of a probe set; sets with words of their own take theirs from the palette, in order."""
-    others = [each for each in names if each not in PROBE_COLOURS]
+    """Return the colour of a probe set; sets with other names use the palette, in order."""
+    others = [other for other in names if other not in PROBE_COLOURS]
     return PROBE_COLOURS[name] if name in PROBE_COLOURS else PALETTE[(2 + others.index(name)) % len(PALETTE)]
 
 
 def hide_ticks(axes: Axes) -> None:
-    """An image without axes."""
+    """Hide ticks and frame, for images."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 
@@ -121,7 +124,7 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
 
     Args:
         figure: any matplotlib figure.
-        stem: path without a suffix; its folder is made.
+        stem: path without a suffix; its folder is created.
 
     Returns:
         The two paths.
@@ -132,7 +135,7 @@ def save_figure(figure: Figure, stem: str | Path) -> list[Path]:
     paths = []
     with theme():
         for suffix, fields in metadata.items():
-            # Not with_suffix: a stem such as lc-r0.05 has a dot of its own.
+            # Not with_suffix: a stem such as lc-r0.05 contains a dot.
             paths.append(stem.parent / f"{stem.name}.{suffix}")
             figure.savefig(paths[-1], metadata=fields)
     return paths

@@ -1,1 +1,1 @@
-"""Runs watched while they go on: files followed by cursors, thinned on the server, drawn in a terminal or on a page."""
+"""Live view of runs in a terminal or a browser: reads run folders incrementally and decimates curves for drawing."""

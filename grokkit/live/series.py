@@ -1,4 +1,4 @@
-"""One curve in memory: rows by step, and a journal that says from which step on it has changed since when."""
+"""One curve in memory: rows sorted by step, and a journal of the steps from which it has changed at each tick."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ VALUE, LOW, HIGH, ATTEMPT = range(4)
 
 
 class Series:
-    """Rows of step, value, low, high, ascending in step; of a repeated step the newest attempt counts."""
+    """Rows of step, value, low and high, ascending in step; for a repeated step the newest attempt counts."""
 
     def __init__(self) -> None:
         self._steps = np.empty(64, dtype=np.int64)
@@ -28,77 +28,77 @@ class Series:
         return int(self._steps[self._count - 1]), float(self._rows[self._count - 1, VALUE])
 
     def extend(self, steps: Sequence[int], rows: np.ndarray, tick: int) -> None:
-        """Add rows and note at which tick.
+        """Add rows as a change at `tick`.
 
         Args:
             steps: (N,) integers, in the order in which they were written.
             rows: (N, 4) value, low, high (NaN: no bound), attempt.
-            tick: number of this change, which never falls.
+            tick: number of this change, never lower than before.
 
-        Cost: of the new rows alone, where they go on behind the last one; else a sort of all.
+        Cost: proportional to the new rows if they follow the last one; otherwise all rows are sorted.
         """
         new = np.asarray(steps, dtype=np.int64)
         if not len(new):
             return
-        grows = bool((np.diff(new) > 0).all()) and (not self._count or new[0] > self._steps[self._count - 1])
-        if grows:
+        is_appended = bool((np.diff(new) > 0).all()) and (not self._count or new[0] > self._steps[self._count - 1])
+        if is_appended:
             self._append(new, rows)
         else:
             self._merge(new, rows)
-        self._note(tick, int(new.min()))
+        self._record_change(tick, int(new.min()))
 
     def _append(self, steps: np.ndarray, rows: np.ndarray) -> None:
         end = self._count + len(steps)
         if end > len(self._steps):
-            room = max(end, 2 * len(self._steps)) - self._count
-            self._steps = np.concatenate([self._steps[: self._count], np.empty(room, dtype=np.int64)])
-            self._rows = np.concatenate([self._rows[: self._count], np.empty((room, 4))])
+            capacity = max(end, 2 * len(self._steps)) - self._count
+            self._steps = np.concatenate([self._steps[: self._count], np.empty(capacity, dtype=np.int64)])
+            self._rows = np.concatenate([self._rows[: self._count], np.empty((capacity, 4))])
         self._steps[self._count : end], self._rows[self._count : end] = steps, rows
         self._count = end
 
     def _merge(self, steps: np.ndarray, rows: np.ndarray) -> None:
-        every = np.concatenate([self._steps[: self._count], steps])
+        all_steps = np.concatenate([self._steps[: self._count], steps])
         values = np.concatenate([self._rows[: self._count], rows])
-        order = np.lexsort((np.arange(len(every)), values[:, ATTEMPT], every))
-        every, values = every[order], values[order]
-        newest = np.r_[every[1:] != every[:-1], True]
-        self._steps, self._rows = every[newest], values[newest]
+        order = np.lexsort((np.arange(len(all_steps)), values[:, ATTEMPT], all_steps))
+        all_steps, values = all_steps[order], values[order]
+        newest = np.r_[all_steps[1:] != all_steps[:-1], True]
+        self._steps, self._rows = all_steps[newest], values[newest]
         self._count = len(self._steps)
 
-    def _note(self, tick: int, step: int) -> None:
-        # Only entries that a later, lower one does not cover are kept: the first one after a tick says all.
+    def _record_change(self, tick: int, step: int) -> None:
+        # Drop entries that this lower step covers: then the first entry after a tick is the lowest changed step.
         while self._journal and self._journal[-1][1] >= step:
             self._journal.pop()
         self._journal.append((tick, step))
 
     def changed_since(self, tick: int) -> int | None:
-        """The lowest step that has changed after `tick`; None where nothing has."""
-        place = bisect.bisect_right(self._journal, (tick, np.inf))
-        return self._journal[place][1] if place < len(self._journal) else None
+        """Return the lowest step that has changed after `tick`; None if none has."""
+        index = bisect.bisect_right(self._journal, (tick, np.inf))
+        return self._journal[index][1] if index < len(self._journal) else None
 
-    def since(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Steps, values, lows and highs from `step` on; views that are good until the next `extend`."""
-        at = int(np.searchsorted(self._steps[: self._count], step))
-        part = self._rows[at : self._count]
-        return self._steps[at : self._count], part[:, VALUE], part[:, LOW], part[:, HIGH]
+    def rows_from(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return steps, values, lows and highs from `step` on, as views that are valid until the next `extend`."""
+        start = int(np.searchsorted(self._steps[: self._count], step))
+        rows = self._rows[start : self._count]
+        return self._steps[start : self._count], rows[:, VALUE], rows[:, LOW], rows[:, HIGH]
 
 
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def merge_seeds(members: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
-    """Several seeds as one curve.
+    """Merge the curves of several seeds into one.
 
     Args:
-        members: steps, values, lows and highs of each.
+        members: steps, values, lows and highs of each seed.
 
     Returns:
-        Steps, mean, minimum and maximum over the members that have a finite value at a step (a single member keeps its
-        own bounds), and how many these are.
+        Steps, mean, minimum and maximum over the members with a finite value at each step (a single member keeps its
+        bounds), and the number of these members.
     """
     if len(members) == 1:
         return members[0], np.isfinite(members[0][1]).astype(np.int64)
-    steps, values = (np.concatenate([member[part] for member in members]) for part in (0, 1))
+    steps, values = (np.concatenate([member[column] for member in members]) for column in (0, 1))
     order = np.argsort(steps, kind="stable")
     steps, values = steps[order], values[order]
     if not len(steps):

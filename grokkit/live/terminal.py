@@ -1,4 +1,4 @@
-"""A run in the terminal: state, bar, newest numbers with sparklines, last events."""
+"""Terminal view of a run: state, progress bar, newest values with sparklines, last events."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ from rich.table import Table
 from rich.text import Text
 
 from grokkit.escape import escape_controls
-from grokkit.live.follow import ENDED_STATES, Follower, is_error
+from grokkit.live.follow import ENDED_STATES, Follower, is_bound
 from grokkit.live.panels import PANELS, Trace
 from grokkit.trajectory import Run
 
-SPARK, WIDTH = "▁▂▃▄▅▆▇█", 32
-EVENTS, UNITS_FROM = 5, 110
-LOOK_SECONDS, LINE_SECONDS = 1.0, 10.0
-LOGGED = ("batch", "test_set", "validation", "rate")
+SPARK_CHARACTERS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 32
+MAX_EVENTS, MIN_WIDTH_WITH_UNITS = 5, 110
+REFRESH_SECONDS, LINE_SECONDS = 1.0, 10.0
+LOGGED_ROLES = ("batch", "test_set", "validation", "rate")
 COLOURS = {"running": "blue", "done": "green", "failed": "red", "killed": "red", "unreadable": "red"}
 
 
-def watch_run(run: Run, console: Console, look: float = LOOK_SECONDS, line: float = LINE_SECONDS) -> None:
-    """Show `run` until it ends: redrawn in place in a terminal, a plain line now and then anywhere else; a run that has
-    ended is shown once.
+def watch_run(
+    run: Run, console: Console, refresh_seconds: float = REFRESH_SECONDS, line_seconds: float = LINE_SECONDS
+) -> None:
+    """Show `run` until it ends: redrawn in place in a terminal, as plain lines elsewhere; a run that has ended is shown
+    once.
 
     Args:
-        run: what to follow.
-        console: where to.
-        look: seconds between two looks.
-        line: shortest time between two plain lines, in seconds.
+        run: run to follow.
+        console: output.
+        refresh_seconds: seconds between two refreshes.
+        line_seconds: minimum seconds between two plain lines.
     """
     follower = Follower(run, maps=False)
     follower.refresh(0)
     if follower.state not in ENDED_STATES:
-        _follow(follower, console, look, line)
+        _follow(follower, console, refresh_seconds, line_seconds)
     console.print(render(follower, console.width))
 
 
-def _follow(follower: Follower, console: Console, look: float, line: float) -> None:
-    tick, told = 0, -line
+def _follow(follower: Follower, console: Console, refresh_seconds: float, line_seconds: float) -> None:
+    tick, last_line = 0, -line_seconds
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while follower.state not in ENDED_STATES:
             if console.is_terminal:
                 live.update(render(follower, console.width), refresh=True)
-            elif time.monotonic() - told >= line:
-                told = time.monotonic()
+            elif time.monotonic() - last_line >= line_seconds:
+                last_line = time.monotonic()
                 console.print(format_line(follower), highlight=False, soft_wrap=True)
-            time.sleep(look)
+            time.sleep(refresh_seconds)
             tick += 1
             follower.refresh(tick)
 
 
 def render(follower: Follower, width: int) -> Group:
-    """Everything at a glance, in so many columns."""
+    """Return the complete view of a run, `width` columns wide."""
     name = escape_controls(follower.run.name)
     head = Text.assemble((name, "bold"), "  ", (follower.state, COLOURS.get(follower.state, "yellow")))
     device = Text(escape_controls(follower.environment.get("device", "")), style="dim")
@@ -80,74 +82,79 @@ def _render_bar(follower: Follower) -> Table:
 
 
 def format_progress(follower: Follower) -> str:
-    """`step 4,120 of 12,000  34 %  2 min 10 s left  ran 1 min 05 s  $0.02 spent`."""
-    words = [f"step {follower.step:,}" + (f" of {follower.total_steps:,}" if follower.total_steps else "")]
+    """Format as in `step 4,120 of 12,000  34 %  2 min 10 s left  ran 1 min 05 s  $0.02 spent`."""
+    parts = [f"step {follower.step:,}" + (f" of {follower.total_steps:,}" if follower.total_steps else "")]
     if follower.total_steps:
-        words.append(f"{100 * follower.step / follower.total_steps:.0f} %")
-    ends = follower.ends_at()
+        parts.append(f"{100 * follower.step / follower.total_steps:.0f} %")
+    ends = follower.estimate_end_time()
     if ends is not None:
-        words.append(f"{format_wall_time(ends - time.time())} left")
-    words.append(f"ran {format_wall_time(follower.seconds)}")
+        parts.append(f"{format_wall_time(ends - time.time())} left")
+    parts.append(f"ran {format_wall_time(follower.seconds)}")
     spent = follower.status.get("spent")
-    return "  ".join(words if spent is None else [*words, f"${spent:.2f} spent"])
+    return "  ".join(parts if spent is None else [*parts, f"${spent:.2f} spent"])
 
 
 def format_line(follower: Follower) -> str:
-    """Where the run is and its newest logged numbers, in one line."""
-    logged = (trace for trace in select_curves(follower) if trace.role in LOGGED)
-    newest = (f"{_name(trace)} {follower.series[trace].last[1]:.4g}" for trace in logged)
+    """Format progress and newest logged values in one line."""
+    logged = (trace for trace in select_curves(follower) if trace.role in LOGGED_ROLES)
+    newest = (f"{_format_name(trace)} {follower.series[trace].last[1]:.4g}" for trace in logged)
     return f"{format_progress(follower)}  {', '.join(newest)}"
 
 
 def select_curves(follower: Follower) -> list[Trace]:
-    """The curves that a terminal has room for: those of the page's first charts, at one radius, without layers."""
-    order = {panel.key: place for place, panel in enumerate((*PANELS, PANELS[0]._replace(key="signal")))}
-    traces = [t for t in follower.series if t.panel in order and t.panel != "layers" and not is_error(t)]
+    """Return the curves shown in a terminal: those of the page's fixed charts and of signals, at one radius, without
+    layers."""
+    order = {panel.key: index for index, panel in enumerate((*PANELS, PANELS[0]._replace(key="signal")))}
+    traces = [t for t in follower.series if t.panel in order and t.panel != "layers" and not is_bound(t)]
     choices = sorted({trace.choice for trace in traces if trace.choice})
     middle = choices[(len(choices) - 1) // 2] if choices else ""
-    kept = (trace for trace in traces if trace.choice in ("", middle))
-    return sorted(kept, key=lambda trace: (order[trace.panel], trace.order, trace.label))
+    shown = (trace for trace in traces if trace.choice in ("", middle))
+    return sorted(shown, key=lambda trace: (order[trace.panel], trace.order, trace.label))
 
 
 def _render_numbers(follower: Follower, width: int) -> Table:
-    """Name, newest value, course, and where there is room the unit."""
+    """Return a table of name, newest value, sparkline and, if the console is wide enough, unit."""
     table = Table.grid(padding=(0, 2))
     for trace in select_curves(follower):
-        _, values, _, _ = follower.series[trace].since(0)
-        unit = [Text(escape_controls(trace.unit), style="dim")] if width >= UNITS_FROM else []
-        table.add_row(Text(_name(trace)), Text(f"{values[-1]:.4g}", justify="right"), render_sparkline(values), *unit)
+        _, values, _, _ = follower.series[trace].rows_from(0)
+        unit = [Text(escape_controls(trace.unit), style="dim")] if width >= MIN_WIDTH_WITH_UNITS else []
+        table.add_row(
+            Text(_format_name(trace)), Text(f"{values[-1]:.4g}", justify="right"), render_sparkline(values), *unit
+        )
     if not table.row_count:
-        table.add_row("waiting for the first number")
+        table.add_row("waiting for the first value")
     return table
 
 
-def _name(trace: Trace) -> str:
+def _format_name(trace: Trace) -> str:
     titles = {"complexity": f"LC at {trace.choice.split(',')[0]}", "rate": "", "robust": "robust accuracy"}
-    return escape_controls(", ".join(word for word in (titles.get(trace.panel, trace.panel), trace.label) if word))
+    return escape_controls(", ".join(part for part in (titles.get(trace.panel, trace.panel), trace.label) if part))
 
 
-def render_sparkline(values: np.ndarray, width: int = WIDTH) -> str:
-    """Some numbers in at most `width` characters, each the mean of its part; a dot where nothing is finite."""
+def render_sparkline(values: np.ndarray, width: int = SPARK_WIDTH) -> str:
+    """Format values as at most `width` characters, each the mean of a part; a dot for a part without finite values."""
     parts = np.array_split(np.asarray(values, dtype=float), min(width, len(values)))
     finite = [part[np.isfinite(part)] for part in parts]
-    # Halves of halves: the sum or difference of two large numbers is not finite.
+    # Halved, because the sum or difference of two large values may overflow.
     means = np.array([(part / len(part)).sum() / 2 if len(part) else np.nan for part in finite])
     if np.isnan(means).all():
         return "·" * len(means)
     low, high = np.nanmin(means), np.nanmax(means)
-    places = np.nan_to_num((means - low) / (high - low if high > low else 1.0) * (len(SPARK) - 1))
-    return "".join("·" if np.isnan(mean) else SPARK[round(place)] for mean, place in zip(means, places, strict=True))
+    levels = np.nan_to_num((means - low) / (high - low if high > low else 1.0) * (len(SPARK_CHARACTERS) - 1))
+    return "".join(
+        "·" if np.isnan(mean) else SPARK_CHARACTERS[round(level)] for mean, level in zip(means, levels, strict=True)
+    )
 
 
 def _render_events(follower: Follower) -> Iterable[Text]:
     if follower.events:
         yield Text()
-    for event in follower.events[-EVENTS:]:
+    for event in follower.events[-MAX_EVENTS:]:
         yield Text.assemble((f"step {event['step']:>8,}  ", "dim"), escape_controls(event["text"], keep="\n"))
 
 
 def format_wall_time(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Format as in `42 s`, `3 min 05 s` or `2 h 10 min`."""
     whole = max(round(seconds), 0)
     if whole < 60:
         return f"{whole} s"

@@ -1,8 +1,10 @@
-"""Measures: frozen parameters plus `(context) -> Reading`, one small file each."""
+"""Measures: frozen dataclasses, one file each; calling one with a `Context` returns a `Reading`."""
+
+from __future__ import annotations
 
 from grokkit.registry import Registry
 
-registry = Registry("measure", "grokkit.measures")
+registry: Registry[Measure] = Registry("measure", "grokkit.measures")
 register, names, create = registry.register, registry.names, registry.create
 
 from grokkit.measures.base import Context, Measure  # noqa: E402

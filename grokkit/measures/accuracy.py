@@ -1,4 +1,4 @@
-"""Accuracy on the probe sets: correct / seen, all samples counted."""
+"""Measure accuracy on the probe sets: correct / total, over all samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Accuracy:
     """Share of images whose largest logit is at their label, with its 95 % Wilson interval.
 
     Args:
-        probe_sets: sets to measure; those that the run does not have are left out.
+        probe_sets: sets to measure; those that the run does not have are skipped.
 
     Cost: one forward pass per image.
     """
@@ -26,21 +26,21 @@ class Accuracy:
     probe_sets: tuple[str, ...] = ("train", "test")
 
     def __call__(self, context: Context) -> Reading:
-        """Dims (probe_set,); unit: share of images."""
+        """Measure the accuracy. Dims (probe_set,); unit: share of images."""
         probes = select_labelled(context, self.probe_sets)
         correct = np.zeros(len(probes))
-        for place, probe in enumerate(probes.values()):
-            answers = predict_logits(context.model, to_tensor(probe, context.model)).argmax(1).cpu()
-            correct[place] = int((answers == torch.from_numpy(probe.labels)).sum())
-        seen = np.array([len(probe) for probe in probes.values()])
-        low, high = wilson_interval(correct, seen)
+        for i, probe in enumerate(probes.values()):
+            predictions = predict_logits(context.model, to_tensor(probe, context.model)).argmax(1).cpu()
+            correct[i] = int((predictions == torch.from_numpy(probe.labels)).sum())
+        totals = np.array([len(probe) for probe in probes.values()])
+        low, high = wilson_interval(correct, totals)
         return Reading(
             "accuracy",
-            correct / seen,
+            correct / totals,
             ("probe_set",),
             {"probe_set": tuple(probes)},
             "share of images",
-            n=tuple(int(count) for count in seen),
+            n=tuple(int(count) for count in totals),
             low=low,
             high=high,
         )

@@ -1,4 +1,4 @@
-"""What a measure is given, what it is, and the few steps that several measures share."""
+"""Measure protocol, its context, and the steps that several measures share."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from grokkit.device.preserved_state import device_of, dtype_of, preserved_state, unwrap
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.interrupt import check_interrupt
+from grokkit.literals import LossName
 from grokkit.models.classifier import Classifier
 from grokkit.names import ProbeSet, Reading
 
 BATCH_SIZE = 512
-"""Images per forward pass; a matter of memory only, no reading depends on it."""
+"""Images per forward pass; affects memory only, no reading depends on it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Context:
-    """All that a measure may see.
+    """Inputs of a measure.
 
     Args:
-        model: the network, fed pixels in [0, 1] where it is a `Classifier`.
+        model: the network, fed pixels in [0, 1] if it is a `Classifier`.
         probes: the stored probe sets by name.
         loss: `cross_entropy` or `mse`, as trained.
         seed: root of the measures' random streams; the same at every step, so frames and starts are common.
@@ -33,55 +34,57 @@ class Context:
 
     model: nn.Module
     probes: Mapping[str, ProbeSet]
-    loss: str = "cross_entropy"
+    loss: LossName = "cross_entropy"
     seed: int = 0
 
 
 @runtime_checkable
 class Measure(Protocol):
-    """A frozen dataclass of parameters; calling it leaves the model and all random state as they were."""
+    """A frozen dataclass of parameters; calling it must not change the model or any random state."""
 
     def __call__(self, context: Context) -> Reading: ...
 
 
 def get_settings(measure: Measure) -> dict[str, Any]:
-    """The parameters as JSON values; they go into the identity of the measure's readings."""
+    """Return the measure's parameters as JSON values; they are part of the identity of its readings."""
     if not dataclasses.is_dataclass(measure) or isinstance(measure, type):
         raise UsageError(f"a measure must be an instance of a frozen dataclass; got {measure!r}")
     return dataclasses.asdict(measure)
 
 
 def select_probes(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
-    """The probe sets `names` that the run has, cut to their first `points` images.
+    """Return the probe sets `names` that the run has, cut to their first `points` images.
 
     Raises:
         UsageError: the run has none of them.
     """
     if points is not None and points < 1:
         raise UsageError(f"a measure needs at least 1 image of each probe set; got {points}")
-    found = {name: context.probes[name] for name in names if name in context.probes}
-    if not found:
+    selected = {name: context.probes[name] for name in names if name in context.probes}
+    if not selected:
         raise UsageError(
-            f"no probe set among {list(names)}; this run has {list(context.probes)}. Name others in `probe_sets`, or "
+            f"no probe set among {list(names)}; this run has {list(context.probes)}. Pass others in `probe_sets`, or "
             "choose other measures"
         )
     if points is None:
-        return found
+        return selected
     return {
         name: dataclasses.replace(p, images=p.images[:points], labels=p.labels[:points], indices=p.indices[:points])
-        for name, p in found.items()
+        for name, p in selected.items()
     }
 
 
 def to_tensor(probe: ProbeSet, model: nn.Module) -> Tensor:
-    """The images on the model's device and in its dtype; uint8 becomes pixels in [0, 1]."""
+    """Return the images on the model's device and in its dtype; uint8 becomes pixels in [0, 1]."""
     images = torch.from_numpy(np.ascontiguousarray(probe.images)).to(device_of(model), dtype_of(model))
     return images / 255 if probe.images.dtype == np.uint8 else images
 
 
 def unwrap_normalisation(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, str]:
-    """The net, its input for these images, and the name of that space: a `Classifier` is measured behind its
-    normalisation, any other module on exactly the tensor it is given."""
+    """Return the net, its input for these images, and the name of that input space.
+
+    A `Classifier` is measured after its normalisation, any other module on exactly the tensor it is given.
+    """
     model = unwrap(model)
     if isinstance(model, Classifier):
         with torch.no_grad():
@@ -90,7 +93,7 @@ def unwrap_normalisation(model: nn.Module, images: Tensor) -> tuple[nn.Module, T
 
 
 def select_labelled(context: Context, names: Sequence[str], points: int | None = None) -> dict[str, ProbeSet]:
-    """As `select_probes`, for measures that need labels; a set without them (`random`) is an UsageError."""
+    """Return probe sets as `select_probes` does; raise UsageError if one has no labels (`random`)."""
     probes = select_probes(context, names, points)
     for name, probe in probes.items():
         if (probe.labels < 0).any():
@@ -99,24 +102,27 @@ def select_labelled(context: Context, names: Sequence[str], points: int | None =
 
 
 def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Logits (N, classes) of all images, the ragged last batch included; eval mode, strict precision, no gradients."""
+    """Compute the logits (N, classes) of all images, the last partial batch included.
+
+    Runs in eval mode with strict precision and no gradients.
+    """
     logits = []
     with preserved_state(model) as inner, torch.no_grad():
-        for batch in images.split(BATCH_SIZE):
+        for batch in torch.split(images, BATCH_SIZE):
             check_interrupt()
             logits.append(inner(batch))
     if not all(isinstance(batch, Tensor) and batch.dim() == 2 for batch in logits):
         raise ModelContractError(
             f"the model must return logits of shape (images, classes); got {type(logits[0]).__name__} "
-            f"{tuple(getattr(logits[0], 'shape', ()))}. Wrap it in a module that returns them alone"
+            f"{tuple(getattr(logits[0], 'shape', ()))}. Wrap it in a module that returns only them"
         )
     return torch.cat(logits)
 
 
 def wilson_interval(correct: np.ndarray, seen: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
-    """95 % Wilson interval of a proportion (Wilson 1927), good also at 0 and 1."""
+    """Compute the 95 % Wilson interval of a proportion (Wilson 1927), valid also at 0 and 1."""
     z = 1.959963984540054
-    share, spread = correct / seen, z * z / seen
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * np.sqrt(share * (1 - share) / seen + spread / (4 * seen))
+    proportion, spread = correct / seen, z * z / seen
+    centre = (proportion + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(proportion * (1 - proportion) / seen + spread / (4 * seen))
     return centre - half, centre + half

@@ -1,4 +1,4 @@
-"""How large the logits are: the companion without which cross-entropy attacks cannot be read."""
+"""Measure how large the logits are, without which results of cross-entropy attacks cannot be interpreted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LogitScale:
     """Mean over images of the largest absolute logit.
 
     Args:
-        probe_sets: sets to measure; those that the run does not have are left out.
+        probe_sets: sets to measure; those that the run does not have are skipped.
 
     Cost: one forward pass per image.
     """
@@ -25,7 +25,7 @@ class LogitScale:
     probe_sets: tuple[str, ...] = ("train", "test")
 
     def __call__(self, context: Context) -> Reading:
-        """Dims (probe_set,); unit: logits."""
+        """Measure the logit scale. Dims (probe_set,); unit: logits."""
         probes = select_probes(context, self.probe_sets)
         values = []
         for probe in probes.values():

@@ -1,4 +1,4 @@
-"""How differently the gates of a net stand at different images: the Overfitting-Underfitting Indicator."""
+"""Measure how much the gates of a net differ between images: the Overfitting-Underfitting Indicator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class OUI:
     are above their kink at one image of the pair and below it at the other.
 
     Args:
-        probe_sets: sets to measure; those that the run does not have are left out.
+        probe_sets: sets to measure; those that the run does not have are skipped.
         points: images of each set, the first ones, 2 or more.
 
     Cost: one forward pass per image, and points^2 multiplications per unit.
@@ -40,12 +40,12 @@ class OUI:
             raise UsageError(f"`points` must be at least 2: OUI compares images; got {self.points}")
 
     def __call__(self, context: Context) -> Reading:
-        """Dims (probe_set,); unit: mean share of gates, doubled and cut at 1."""
+        """Measure OUI. Dims (probe_set,); unit: mean share of gates, doubled and capped at 1."""
         probes = select_probes(context, self.probe_sets, self.points)
         values = np.zeros(len(probes))
-        for place, probe in enumerate(probes.values()):
+        for i, probe in enumerate(probes.values()):
             net, inputs, _ = unwrap_normalisation(context.model, to_tensor(probe, context.model))
-            values[place] = gate_distances(net, inputs).mean()
+            values[i] = gate_distances(net, inputs).mean()
         counts = tuple(len(probe) for probe in probes.values())
         return Reading(
             "oui", values, ("probe_set",), {"probe_set": tuple(probes)}, "2 x share of gates, at most 1", n=counts
@@ -53,15 +53,16 @@ class OUI:
 
 
 def gate_distances(net: nn.Module, inputs: Tensor) -> np.ndarray:
-    """OUI as a mean over images, with the right spread.
+    """Compute one value per image whose mean is OUI and whose spread gives its standard error.
 
     Args:
         net: any module that local complexity can count.
         inputs: (N, ...) in the net's own input space, N >= 2.
 
-    Returns: float64 (N,). Its mean is OUI. OUI is a mean over pairs, in which every image counts twice, so an image's
-        own mean over its pairs is moved to twice its distance from OUI: the standard error of the mean of what is
-        returned is then that of OUI (Hoeffding 1948, first order).
+    Returns:
+        float64 (N,): image i gets OUI + 2 (m_i - OUI), m_i = its mean over pairs. Their mean is OUI. The factor 2 is
+        there because every image counts twice in a mean over pairs: the standard error of the mean of the returned
+        values is then that of OUI (Hoeffding 1948, first order).
 
     Raises:
         UsageError: fewer than 2 images.
@@ -71,23 +72,26 @@ def gate_distances(net: nn.Module, inputs: Tensor) -> np.ndarray:
         raise UsageError(f"OUI compares images and needs at least 2; got {len(inputs)}")
     shares: list[Tensor] = []
 
-    def see(call: Call) -> None:
+    def on_call(call: Call) -> None:
         shares.append(
             sum((_mean_pair_distance(call.z > kink) for kink in call.kinks), torch.zeros(())) / len(call.kinks)
         )
 
     with preserved_state(net) as inner, torch.no_grad():
-        forward_with_interception(inner, inputs.clone(), see)
+        forward_with_interception(inner, inputs.clone(), on_call)
     if not shares:
-        raise ModelContractError("the net has no units whose gates could be compared: it calls no counted activation")
-    own = torch.stack(shares).mean(0)
-    return (own.mean() + 2 * (own - own.mean())).numpy()
+        raise ModelContractError(
+            "the model calls no activation that grokkit counts (ReLU, GELU, ...; see `grokkit model`): move the "
+            "activation into the module's forward"
+        )
+    distances = torch.stack(shares).mean(0)
+    return (distances.mean() + 2 * (distances - distances.mean())).numpy()
 
 
 def _mean_pair_distance(gates: Tensor) -> Tensor:
-    """float64 (N,) on the CPU: mean over the other images of 2 min(d, 1/2), from bool (N, ...)."""
+    """Compute, from bool (N, ...), the mean over the other images of 2 min(d, 1/2): float64 (N,) on the CPU."""
     signs = gates.flatten(1).float() * 2 - 1
     count, units = signs.shape
-    # products of signs sum to units - 2 x differences: whole numbers, exact in float32 below 2^24 units
-    apart = (1 - (signs @ signs.T).double() / units) / 2
-    return ((2 * apart.clamp(max=0.5)).sum(1) / (count - 1)).cpu()
+    # products of signs sum to units - 2 x differences: integers, exact in float32 below 2^24 units
+    share = (1 - (signs @ signs.T).double() / units) / 2
+    return ((2 * share.clamp(max=0.5)).sum(1) / (count - 1)).cpu()

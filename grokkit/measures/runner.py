@@ -1,5 +1,7 @@
-"""Taking a measure or an attribution at one step and storing it; the recorder and the replay both come here,
-so a replayed number cannot differ from a live one by construction of the two."""
+"""Run an instrument at one step and store its result. Instrument: a measure or an attribution taken at a recorded step.
+
+Recorder and replay share this code, so that replayed and live results cannot differ.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ from grokkit.trajectory import checksummed, manifest, store
 from grokkit.trajectory.recover import quarantine
 
 
-def measure_id(measure: Measure, probes: Mapping[str, ProbeSet], seed: int) -> str:
-    """Identity of a measure's readings in one run: its name and a hash of parameters, seed and probe sets."""
+def make_measure_id(measure: Measure, probes: Mapping[str, ProbeSet], seed: int) -> str:
+    """Return the identity of a measure's readings in a run: its name and a hash of parameters, seed and probe sets."""
     settings = {**get_settings(measure), "seed": seed}
     return store.make_identity(registry.name_of(type(measure)), settings, probes.values())
 
@@ -32,32 +34,32 @@ def measure_and_store(run: Path, step: int, measure: Measure, context: Context) 
     """Call `measure`, check that its values are finite, store the reading in `run`.
 
     Raises:
-        GrokkitError: what the measure raised, with its name and the step in front.
+        GrokkitError: of the measure, prefixed with its identity and the step.
         NumericsError: a value is not finite.
     """
-    identity = measure_id(measure, context.probes, context.seed)
+    identity = make_measure_id(measure, context.probes, context.seed)
     try:
         reading = measure(context)
     except GrokkitError as error:
         raise type(error)(f"{identity} at step {step}: {error}") from error
     if not np.isfinite(reading.values).all():
         raise NumericsError(f"{identity} at step {step}: a value is not finite; the weights may have diverged")
-    note = {"parameters": get_settings(measure), "seed": context.seed, **reading.settings}
+    metadata = {"parameters": get_settings(measure), "seed": context.seed, **reading.settings}
     folder = run / "measures" / identity
-    digest = store.write_reading(folder, step, dataclasses.replace(reading, settings=note))
+    digest = store.write_reading(folder, step, dataclasses.replace(reading, settings=metadata))
     manifest.add_file(run, folder / store.step_file_name(step), "reading", step, digest)
     return reading
 
 
 @dataclass(frozen=True)
 class AttributionSpec:
-    """Which attribution to take along a trajectory.
+    """An attribution to compute along a trajectory.
 
     Args:
         method: a name from `grokkit.attributions.names()`.
         images: how many, the first ones of the probe set.
-        probe_set: whose images; targets are their labels, the same at every step.
-        parameters: the method's own.
+        probe_set: whose images are used; targets are their labels, the same at every step.
+        parameters: of the method.
     """
 
     method: str
@@ -66,31 +68,35 @@ class AttributionSpec:
     parameters: Mapping[str, Any] | None = None
 
     def identity(self, probes: Mapping[str, ProbeSet], seed: int) -> str:
-        """`<method>-<hash>`: the folder of its maps."""
-        own = dataclasses.asdict(attributions.create(self.method, **(self.parameters or {})))
-        settings = {"images": self.images, "seed": seed, "parameters": own}
+        """Return `<method>-<hash>`: the folder of its maps."""
+        parameters = dataclasses.asdict(attributions.create(self.method, **(self.parameters or {})))
+        settings = {"images": self.images, "seed": seed, "parameters": parameters}
         return store.make_identity(self.method, settings, [probes[self.probe_set]] if self.probe_set in probes else [])
 
 
-def attribute_and_store(run: Path, step: int, plan: AttributionSpec, context: Context) -> None:
-    """Attribute the plan's images, store the maps in `run`. Raises GrokkitError with method and step in front."""
-    identity = plan.identity(context.probes, context.seed)
-    (probe,) = select_labelled(context, (plan.probe_set,), plan.images).values()
+def attribute_and_store(run: Path, step: int, spec: AttributionSpec, context: Context) -> None:
+    """Attribute the images of `spec` and store the maps in `run`.
+
+    Raises:
+        GrokkitError: of the method, prefixed with its identity and the step.
+    """
+    identity = spec.identity(context.probes, context.seed)
+    (probe,) = select_labelled(context, (spec.probe_set,), spec.images).values()
     images, labels = to_tensor(probe, context.model), torch.from_numpy(probe.labels)
     try:
-        found = attributions.attribute(
-            context.model, images, labels, plan.method, seed=context.seed, **(plan.parameters or {})
+        attribution = attributions.attribute(
+            context.model, images, labels, spec.method, seed=context.seed, **(spec.parameters or {})
         )
     except GrokkitError as error:
         raise type(error)(f"{identity} at step {step}: {error}") from error
-    meta = {
-        "method": plan.method,
-        "probe_set": plan.probe_set,
-        "settings": _to_lists(found.settings),
-        "checks": _to_lists(found.checks),
+    metadata = {
+        "method": spec.method,
+        "probe_set": spec.probe_set,
+        "settings": _to_lists(attribution.settings),
+        "checks": _to_lists(attribution.checks),
     }
     folder = run / "attributions" / identity
-    digest = store.write_attribution(folder, step, found.values.numpy(), probe.labels, meta)
+    digest = store.write_attribution(folder, step, attribution.values.numpy(), probe.labels, metadata)
     manifest.add_file(run, folder / store.step_file_name(step), "attribution", step, digest)
 
 
@@ -98,41 +104,41 @@ def _to_lists(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
-def run_instrument(run: Path, step: int, subject: Measure | AttributionSpec, context: Context) -> None:
-    """Take whichever it is."""
-    if isinstance(subject, AttributionSpec):
-        attribute_and_store(run, step, subject, context)
+def run_instrument(run: Path, step: int, instrument: Measure | AttributionSpec, context: Context) -> None:
+    """Run an instrument and store its result."""
+    if isinstance(instrument, AttributionSpec):
+        attribute_and_store(run, step, instrument, context)
     else:
-        measure_and_store(run, step, subject, context)
+        measure_and_store(run, step, instrument, context)
 
 
 def is_stored(
     run: Path,
     step: int,
-    subject: Measure | AttributionSpec,
+    instrument: Measure | AttributionSpec,
     context: Context,
-    say: Callable[[str], object] = warnings.warn,
+    warn: Callable[[str], object] = warnings.warn,
 ) -> bool:
-    """Whether a whole result is stored; a damaged one is put aside first, and `say` hears of it."""
-    path = run / result_dir(subject, context) / store.step_file_name(step)
-    kind = "attribution" if isinstance(subject, AttributionSpec) else "reading"
+    """Return whether an intact result is stored; quarantine a damaged one first and pass a message to `warn`."""
+    path = run / result_dir(instrument, context) / store.step_file_name(step)
+    kind = "attribution" if isinstance(instrument, AttributionSpec) else "reading"
     try:
         checksummed.read(path, kind)
     except (DamagedError, MisplacedError) as error:
-        say(quarantine(run, path, error))
+        warn(quarantine(run, path, error))
     except TrajectoryError:
         if path.exists():
             raise
     return path.exists()
 
 
-def instrument_name(subject: Measure | AttributionSpec) -> str:
-    """The name it is registered under."""
-    return subject.method if isinstance(subject, AttributionSpec) else registry.name_of(type(subject))
+def instrument_name(instrument: Measure | AttributionSpec) -> str:
+    """Return the name the instrument is registered under."""
+    return instrument.method if isinstance(instrument, AttributionSpec) else registry.name_of(type(instrument))
 
 
-def result_dir(subject: Measure | AttributionSpec, context: Context) -> Path:
-    """Folder of its results, relative to the run."""
-    if isinstance(subject, AttributionSpec):
-        return Path("attributions") / subject.identity(context.probes, context.seed)
-    return Path("measures") / measure_id(subject, context.probes, context.seed)
+def result_dir(instrument: Measure | AttributionSpec, context: Context) -> Path:
+    """Return the folder of the instrument's results, relative to the run."""
+    if isinstance(instrument, AttributionSpec):
+        return Path("attributions") / instrument.identity(context.probes, context.seed)
+    return Path("measures") / make_measure_id(instrument, context.probes, context.seed)

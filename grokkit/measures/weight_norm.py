@@ -1,4 +1,4 @@
-"""L2 norm of the weights, per parameter tensor and in total."""
+"""Measure the L2 norm of the weights, per parameter tensor and in total."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WeightNorm:
     """
 
     def __call__(self, context: Context) -> Reading:
-        """Dims (layer,); unit: L2 norm."""
+        """Measure the norms. Dims (layer,); unit: L2 norm."""
         norms = {name: float(p.detach().double().norm()) for name, p in unwrap(context.model).named_parameters()}
         values = np.array([*norms.values(), float(np.linalg.norm(list(norms.values())))])
         return Reading("weight_norm", values, ("layer",), {"layer": (*norms, "total")}, "L2 norm")

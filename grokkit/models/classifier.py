@@ -1,4 +1,4 @@
-"""The whole that a run trains: a net behind its normalisation, and what is done to a net before training."""
+"""The trained model: input normalisation followed by a net; scaled initialisation; channels_last check."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from grokkit.errors import UsageError
 
 
 class Normalise(nn.Module):
-    """Take pixels to the space the net sees: (pixels - mean) / std, per channel; saved with the net, not trained.
+    """Normalise pixels to the net's input space: (pixels - mean) / std per channel; buffers, not trained.
 
     Args:
         mean: one number per channel, in pixels (0..1).
         std: one number per channel, in pixels, above 0.
 
     Raises:
-        UsageError: different lengths, none at all, or a `std` that is not above 0.
+        UsageError: different lengths, empty sequences, or a `std` that is not above 0.
     """
 
     mean: Tensor
@@ -37,21 +37,21 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) pixels in [0, 1] to (N, C, H, W) in the net's input space."""
-        # In place: the pages of a second new tensor cost a CPU as much as the arithmetic.
+        """Map (N, C, H, W) pixels in [0, 1] to (N, C, H, W) in the net's input space."""
+        # In place: on a CPU, allocating a second tensor costs as much as the arithmetic.
         return (pixels - self.mean).div_(self.std)
 
     def extra_repr(self) -> str:
-        """The numbers, for `print(model)`."""
+        """Return mean and std, for `print(model)`."""
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
 class Classifier(nn.Module):
-    """A net that is fed pixels in [0, 1]: attacks see the whole, local complexity is taken in the space of `net`.
+    """A net on pixels in [0, 1]: attacks act on the pixels, local complexity is measured in the input space of `net`.
 
     Args:
-        normalise: pixels to net input; any module.
-        net: net input (N, C, H, W) to logits (N, classes).
+        normalise: maps pixels to net input; any module.
+        net: maps net input (N, C, H, W) to logits (N, classes).
     """
 
     def __init__(self, normalise: nn.Module, net: nn.Module) -> None:
@@ -60,20 +60,21 @@ class Classifier(nn.Module):
         self.net = net
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) pixels in [0, 1] to (N, classes) logits."""
-        return self.net(self.normalise(pixels))
+        """Map (N, C, H, W) pixels in [0, 1] to (N, classes) logits."""
+        logits: Tensor = self.net(self.normalise(pixels))
+        return logits
 
 
 @torch.no_grad()
 def scale_init(module: nn.Module, factor: float) -> None:
-    """Multiply all parameters in place, biases too: the large initialisation of grokking runs.
+    """Multiply all parameters, including biases, in place: the large initialisation of grokking runs.
 
     Args:
-        module: freshly built; changed in place.
+        module: newly built; changed in place.
         factor: finite and above 0; 1 changes nothing.
 
     Raises:
-        UsageError: another factor.
+        UsageError: an invalid factor.
 
     Source: Liu et al. 2023, Omnigrok, arXiv:2210.01117.
     """
@@ -84,10 +85,10 @@ def scale_init(module: nn.Module, factor: float) -> None:
 
 
 def channels_last_is_safe(model: nn.Module) -> bool:
-    """Whether `model` may be trained in channels_last on a CPU.
+    """Return whether `model` can be trained in channels_last on a CPU.
 
-    False if any convolution is 1x1, strided and has fewer than 8 input channels: the backward pass of such a one
-    ends in a segmentation fault (seen with torch 2.15, AVX2), which no exception can catch.
+    False if any convolution is 1x1, strided and has fewer than 8 input channels: its backward
+    pass ends in a segmentation fault (seen with torch 2.15, AVX2), which cannot be caught as an exception.
     """
     return not any(
         isinstance(module, nn.Conv2d)

@@ -1,4 +1,4 @@
-"""A small convolutional net: large enough to show all phases, small enough for a CPU."""
+"""A small convolutional net: large enough to show all training phases, small enough for a CPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from grokkit.errors import UsageError
+from grokkit.literals import NormLayer
 from grokkit.models import register
 from grokkit.models.parts import InputShape, make_norm, validate_input, validate_positive
 
@@ -20,20 +21,20 @@ def cnn(
     channels: Sequence[int] = (16, 16, 32, 32, 64),
     strides: Sequence[int] = (2, 1, 2, 1, 2),
     hidden: int = 64,
-    norm: str = "none",
+    norm: NormLayer = "none",
 ) -> nn.Module:
-    """3x3 convolutions with ReLU, global average pool, a hidden and a last linear layer, in PyTorch's default init.
+    """Build 3x3 convolutions with ReLU, global average pool, hidden and output linear layer, in PyTorch's default init.
 
     Args:
         input_shape: channels, height, width; any size.
         classes: number of logits.
         channels: output channels of each convolution.
         strides: stride of each convolution, as many as `channels`.
-        hidden: units of the hidden linear layer; 0 leaves it out.
-        norm: `none` (convolutions have biases) or `batch` (BatchNorm in their place).
+        hidden: units of the hidden linear layer; 0 omits it.
+        norm: `none` (convolutions have biases) or `batch` (BatchNorm instead of biases).
 
     Raises:
-        UsageError: sizes that are not ints >= 1, lists of different lengths, another `norm`.
+        UsageError: sizes that are not ints >= 1, lists of different lengths, or an unknown `norm`.
     """
     depth, _, _ = validate_input("cnn", input_shape, classes)
     validate_positive("cnn", "channels", channels)

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: the net of the digits and MNIST grokking runs."""
+"""Multilayer perceptron, used in the digits and MNIST grokking runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from grokkit.models.parts import InputShape, validate_input, validate_positive
 def mlp(
     input_shape: InputShape, classes: int, *, widths: Sequence[int] = (128, 128, 128), bias: bool = True
 ) -> nn.Module:
-    """Flatten, then linear layers with ReLU between them, in PyTorch's default init.
+    """Build an MLP: flatten, then linear layers with ReLU between them, in PyTorch's default init.
 
     Args:
         input_shape: channels, height, width; any size.

@@ -1,4 +1,4 @@
-"""Network in Network, in its CIFAR-10 form."""
+"""Network in Network, CIFAR-10 version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grokkit.models import register
 from grokkit.models.parts import InputShape, he_init, validate_input
 
 
-def _mlpconv(inputs: int, kernel: int, widths: tuple[int, int, int]) -> list[nn.Module]:
+def _make_mlpconv(inputs: int, kernel: int, widths: tuple[int, int, int]) -> list[nn.Module]:
     first, second, third = widths
     return [
         nn.Conv2d(inputs, first, kernel, padding=kernel // 2),
@@ -23,15 +23,16 @@ def _mlpconv(inputs: int, kernel: int, widths: tuple[int, int, int]) -> list[nn.
 
 @register("nin")
 def nin(input_shape: InputShape, classes: int, *, dropout: float = 0.5) -> nn.Module:
-    """Three blocks of one spatial and two 1x1 convolutions; the last block's maps are averaged to the logits.
+    """Build three blocks of one spatial and two 1x1 convolutions; the last block's maps are averaged to logits.
 
-    The published net ends in a ReLU on these maps; here it is left out, since a class whose map is negative
-    everywhere would get no gradient. He init (fan-in), without which nine layers without BatchNorm fade.
+    The published net ends in a ReLU on these maps; it is omitted here, because a class whose map is negative
+    everywhere would get no gradient. He init (fan-in), without which activations vanish in nine layers without
+    BatchNorm.
 
     Args:
         input_shape: channels, height, width; any size.
         classes: number of logits.
-        dropout: probability, in 0..1 (excluding 1), of a dropped value between the blocks.
+        dropout: dropout probability between the blocks, in 0..1 (excluding 1).
 
     Raises:
         UsageError: a `dropout` outside that range.
@@ -43,13 +44,13 @@ def nin(input_shape: InputShape, classes: int, *, dropout: float = 0.5) -> nn.Mo
     if not 0 <= dropout < 1:
         raise UsageError(f"model 'nin': `dropout` must be at least 0 and below 1; got {dropout}")
     net = nn.Sequential(
-        *_mlpconv(channels, 5, (192, 160, 96)),
+        *_make_mlpconv(channels, 5, (192, 160, 96)),
         nn.MaxPool2d(3, stride=2, padding=1),
         nn.Dropout(dropout),
-        *_mlpconv(96, 5, (192, 192, 192)),
+        *_make_mlpconv(96, 5, (192, 192, 192)),
         nn.AvgPool2d(3, stride=2, padding=1),
         nn.Dropout(dropout),
-        *_mlpconv(192, 3, (192, 192, classes))[:-1],
+        *_make_mlpconv(192, 3, (192, 192, classes))[:-1],
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
     )

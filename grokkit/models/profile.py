@@ -1,4 +1,4 @@
-"""What a net costs and sees: parameters, multiply-adds, receptive field and counted units, layer by layer."""
+"""Profile a net: parameters, multiply-adds, receptive field and counted units, layer by layer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from grokkit.models.receptive_field import FieldTracker
 
 @dataclass(frozen=True)
 class LayerProfile:
-    """One call of one module.
+    """Profile of one call of one module.
 
     Args:
-        name: path of the module; `#2` marks its second call, whose parameters are not counted again.
+        name: path of the module; `#2` marks its second call, which does not count the parameters again.
         kind: name of its class.
-        output_shape: shape of what it returns for one image, without the batch axis; empty if that is no tensor.
-        parameters: its own ones, without those of its children.
+        output_shape: shape of its output for one image, without the batch axis; empty if the output is not a tensor.
+        parameters: number of its own parameters, without those of its children.
         macs: multiply-adds for one image, without those of its children.
     """
 
@@ -40,22 +40,21 @@ class LayerProfile:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` returns.
+    """Profile of a net, as returned by `profile`.
 
     Args:
         input_shape: shape of one image.
-        parameters: numbers in all parameters, shared ones once.
-        macs: multiply-adds of one forward pass of one image, in convolutions and matrix products; a bias, an
-            activation or a normalisation counts nothing.
-        receptive_field: side, in pixels, of the square that one position of the last convolution's output sees,
-            the largest where branches differ; it may be larger than the image. None without a 2-D convolution, or
-            where one is fed by what `FieldTracker` cannot follow. Global pooling and linear layers see the whole
-            image and are not part of it.
-        counted_units: activation layer -> kinks that a local complexity can count in it (one per ReLU unit, two
-            per ReLU6 unit); empty where `refused` says why.
+        parameters: total number of parameter values, shared ones once.
+        macs: multiply-adds of one forward pass of one image, in convolutions and matrix products; biases,
+            activations and normalisation are not counted.
+        receptive_field: side, in pixels, of the receptive field of the last convolution's output, the largest if
+            branches differ; it may exceed the image. None without a 2-D convolution, or if the input of one cannot be
+            followed by `FieldTracker`. Global pooling and linear layers see the whole image and are not included.
+        counted_units: activation layer -> kinks that local complexity can count in it (one per ReLU unit, two per
+            ReLU6 unit); empty if `refused` is set.
         layers: modules that compute something, in call order; one that the forward pass never calls (an auxiliary
-            head in eval mode) is not among them, but its parameters are in `parameters`.
-        refused: why the units were not counted; empty where they were.
+            head in eval mode) is not included, but its parameters are in `parameters`.
+        refused: reason why the units were not counted; empty if they were.
     """
 
     input_shape: tuple[int, ...]
@@ -68,11 +67,11 @@ class Profile:
 
     @property
     def flops(self) -> int:
-        """Two per multiply-add: one multiplication, one addition."""
+        """Floating-point operations: two per multiply-add."""
         return 2 * self.macs
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One dict per layer call with `layer`, `kind`, `output`, `parameters`, `macs`."""
+        """Return one dict per layer call with `layer`, `kind`, `output`, `parameters`, `macs`."""
         return [
             {
                 "layer": layer.name,
@@ -85,11 +84,11 @@ class Profile:
         ]
 
     def __str__(self) -> str:
-        return "\n".join([*_format_table(self.to_rows()), "", *self._summary()])
+        return "\n".join([*_format_table(self.to_rows()), "", *self._format_summary()])
 
-    def _summary(self) -> list[str]:
+    def _format_summary(self) -> list[str]:
         field = (
-            "none (no 2-D convolution, or not to be followed)"
+            "none (no 2-D convolution, or not traceable)"
             if self.receptive_field is None
             else f"{self.receptive_field} pixels"
         )
@@ -104,28 +103,28 @@ class Profile:
 
 
 def profile(model: nn.Module, input_shape: tuple[int, ...]) -> Profile:
-    """Run `model` on one empty image and report what it costs and sees; the model is left as it was.
+    """Run `model` on one all-zero image and return its profile; the model's state is preserved.
 
     Args:
-        model: any module, on any device; one on the meta device costs no arithmetic.
+        model: any module, on any device; the meta device needs no arithmetic.
         input_shape: shape of one image, (C, H, W) for a convolutional net.
 
     Returns:
-        A `Profile`; `str()` of it is a table.
+        A `Profile`; `str()` formats it as a table.
 
     Cost: two forward passes in eval mode with a batch of one.
     """
     with preserved_state(model) as inner, torch.no_grad():
         image = torch.zeros(1, *input_shape, dtype=dtype_of(inner), device=device_of(inner))
-        follow = FieldTracker(image)
-        with FlopCounterMode(display=False) as flops, _Layers(inner, flops).watched() as layers, follow:
+        tracker = FieldTracker(image)
+        with FlopCounterMode(display=False) as flops, _LayerRecorder(inner, flops).record() as layers, tracker:
             inner(image)
         counted, refused = _count_units(inner, torch.zeros_like(image))
         return Profile(
             input_shape=tuple(input_shape),
             parameters=sum(parameter.numel() for parameter in inner.parameters()),
             macs=flops.get_total_flops() // 2,
-            receptive_field=follow.largest,
+            receptive_field=tracker.largest,
             counted_units=counted,
             layers=tuple(layers),
             refused=refused,
@@ -146,8 +145,8 @@ def _count_units(model: nn.Module, image: Tensor) -> tuple[dict[str, int], str]:
     return counted, ""
 
 
-class _Layers:
-    """Notes each module call, with its multiply-adds as the difference that the counter makes."""
+class _LayerRecorder:
+    """Record each module call, with its multiply-adds as the difference of the FLOP counter."""
 
     def __init__(self, model: nn.Module, flops: FlopCounterMode) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
@@ -155,13 +154,13 @@ class _Layers:
         self._calls: Counter[str] = Counter()
         self._known_parameters: set[int] = set()
         self._stack: list[list[int]] = []  # per running module: FLOPs at its start, FLOPs of its children
-        self._noted: list[LayerProfile] = []
+        self._profiles: list[LayerProfile] = []
 
     @contextmanager
-    def watched(self) -> Iterator[list[LayerProfile]]:
+    def record(self) -> Iterator[list[LayerProfile]]:
         handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
         try:
-            yield self._noted
+            yield self._profiles
         finally:
             for handle in handles:
                 handle.remove()
@@ -173,22 +172,22 @@ class _Layers:
     def _leave(self, module: nn.Module, _: Any, output: Any) -> None:
         if id(module) not in self._names:
             return
-        start, of_children = self._stack.pop()
-        spent = self._flops.get_total_flops() - start
+        start, child_flops = self._stack.pop()
+        flops = self._flops.get_total_flops() - start
         if self._stack:
-            self._stack[-1][1] += spent
-        own = list(module.parameters(recurse=False))
+            self._stack[-1][1] += flops
+        parameters = list(module.parameters(recurse=False))
         is_leaf = next(module.children(), None) is None
-        if is_leaf or own or spent > of_children:
-            self._note(module, own, (spent - of_children) // 2, output)
+        if is_leaf or parameters or flops > child_flops:
+            self._add(module, parameters, (flops - child_flops) // 2, output)
 
-    def _note(self, module: nn.Module, own: list[nn.Parameter], macs: int, output: Any) -> None:
+    def _add(self, module: nn.Module, parameters: list[nn.Parameter], macs: int, output: Any) -> None:
         name = self._names[id(module)] or "(root)"
         self._calls[name] += 1
         shape = tuple(output.shape[1:]) if isinstance(output, Tensor) else ()
-        new = [parameter for parameter in own if id(parameter) not in self._known_parameters]
+        new = [parameter for parameter in parameters if id(parameter) not in self._known_parameters]
         self._known_parameters.update(map(id, new))
-        self._noted.append(
+        self._profiles.append(
             LayerProfile(
                 name=name if self._calls[name] == 1 else f"{name}#{self._calls[name]}",
                 kind=type(module).__name__,

@@ -1,6 +1,6 @@
 """ResNet 18, 34 and 50 with the CIFAR stem: a 3x3 convolution of stride 1 and no max-pool.
 
-Built contiguous. On a CPU, channels_last needs `width` >= 8 (see `classifier.channels_last_is_safe`).
+Built in contiguous format. On a CPU, channels_last needs `width` >= 8 (see `classifier.channels_last_is_safe`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from grokkit.models import register
 from grokkit.models.parts import InputShape, validate_input, validate_positive
 
 
-def projection(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """The shortcut of option B: the identity where shapes agree, else a strided 1x1 convolution with BatchNorm."""
+def make_projection(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Make the shortcut of option B: the identity if shapes agree, else a strided 1x1 convolution with BatchNorm."""
     if stride == 1 and inputs == outputs:
         return nn.Identity()
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
 
@@ -34,18 +34,19 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def make_shortcut(self, inputs: int, outputs: int, stride: int) -> nn.Module:
-        """What the input goes through beside the convolutions."""
-        return projection(inputs, outputs, stride)
+        """Return the module of the shortcut path."""
+        return make_projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, width, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, width, H / stride, W / stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return self.relu2(out + self.shortcut(x))
+        result: Tensor = self.relu2(out + self.shortcut(x))
+        return result
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions around a shortcut; the stride is on the 3x3 one."""
+    """1x1, 3x3 and 1x1 convolutions with a shortcut; the 3x3 one has the stride."""
 
     expansion = 4
 
@@ -59,15 +60,16 @@ class Bottleneck(nn.Module):
         self.relu2 = nn.ReLU()
         self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(4 * width)
-        self.shortcut = projection(inputs, 4 * width, stride)
+        self.shortcut = make_projection(inputs, 4 * width, stride)
         self.relu3 = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, 4 width, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, 4 width, H / stride, W / stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        return self.relu3(out + self.shortcut(x))
+        result: Tensor = self.relu3(out + self.shortcut(x))
+        return result
 
 
 class ResNet(nn.Module):
@@ -99,10 +101,11 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, classes)."""
+        """Map (N, C, H, W) to (N, classes)."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.stages(x)
-        return self.linear(self.pool(x).flatten(1))
+        logits: Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
 
 
 def _build(
@@ -120,27 +123,27 @@ def _build(
 
 @register("resnet18")
 def resnet18(input_shape: InputShape, classes: int, *, width: int = 64) -> nn.Module:
-    """ResNet-18 with the CIFAR stem, in PyTorch's default init.
+    """Build ResNet-18 with the CIFAR stem, in PyTorch's default init.
 
-    Not torchvision's net: that one costs a fifteenth of this at 32x32, and learns less.
+    This is not torchvision's net, which costs a fifteenth of this one at 32x32 and is less accurate.
 
     Args:
         input_shape: channels, height, width; any size.
         classes: number of logits.
-        width: channels of the first stage; each later stage doubles them.
+        width: channels of the first stage; doubled in each later stage.
 
     Raises:
         UsageError: a size that is not an int >= 1.
 
     Cost: 11.17 M parameters and 0.56 GMAC for 3x32x32.
-    Source: He et al. 2016, arXiv:1512.03385; the stem as in the usual CIFAR codes.
+    Source: He et al. 2016, arXiv:1512.03385; the stem as in common CIFAR implementations.
     """
     return _build("resnet18", BasicBlock, (2, 2, 2, 2), input_shape, classes, width)
 
 
 @register("resnet34")
 def resnet34(input_shape: InputShape, classes: int, *, width: int = 64) -> nn.Module:
-    """ResNet-34 with the CIFAR stem; arguments, errors and source as `resnet18`.
+    """Build ResNet-34 with the CIFAR stem; arguments, errors and source as in `resnet18`.
 
     Cost: 21.28 M parameters and 1.16 GMAC for 3x32x32.
     """
@@ -149,7 +152,7 @@ def resnet34(input_shape: InputShape, classes: int, *, width: int = 64) -> nn.Mo
 
 @register("resnet50")
 def resnet50(input_shape: InputShape, classes: int, *, width: int = 64) -> nn.Module:
-    """ResNet-50 with the CIFAR stem; arguments, errors and source as `resnet18`; block outputs have 4 x channels.
+    """Build ResNet-50 with the CIFAR stem; arguments, errors, source as in `resnet18`; block outputs have 4x channels.
 
     Cost: 23.52 M parameters and 1.30 GMAC for 3x32x32.
     """

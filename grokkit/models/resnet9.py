@@ -1,4 +1,4 @@
-"""ResNet-9: eight convolutions and a linear layer, made for the fewest minutes to 90 % on CIFAR-10."""
+"""ResNet-9: eight convolutions and a linear layer, designed to reach 90 % on CIFAR-10 in minutes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grokkit.models import register
 from grokkit.models.parts import InputShape, validate_input, validate_positive
 
 
-def _conv_block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
+def _make_conv_block(inputs: int, outputs: int, *, pool: bool = False) -> nn.Sequential:
     layers = [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
@@ -22,36 +22,36 @@ class ResNet9(nn.Module):
     def __init__(self, input_shape: InputShape, classes: int, width: int, head_scale: float) -> None:
         super().__init__()
         channels, height, breadth = input_shape
-        self.conv1 = _conv_block(channels, width)
-        self.conv2 = _conv_block(width, 2 * width, pool=True)
-        self.res1 = nn.Sequential(_conv_block(2 * width, 2 * width), _conv_block(2 * width, 2 * width))
-        self.conv3 = _conv_block(2 * width, 4 * width, pool=True)
-        self.conv4 = _conv_block(4 * width, 8 * width, pool=True)
-        self.res2 = nn.Sequential(_conv_block(8 * width, 8 * width), _conv_block(8 * width, 8 * width))
-        # All that three halvings leave: 4x4 at 32x32, as published.
+        self.conv1 = _make_conv_block(channels, width)
+        self.conv2 = _make_conv_block(width, 2 * width, pool=True)
+        self.res1 = nn.Sequential(_make_conv_block(2 * width, 2 * width), _make_conv_block(2 * width, 2 * width))
+        self.conv3 = _make_conv_block(2 * width, 4 * width, pool=True)
+        self.conv4 = _make_conv_block(4 * width, 8 * width, pool=True)
+        self.res2 = nn.Sequential(_make_conv_block(8 * width, 8 * width), _make_conv_block(8 * width, 8 * width))
+        # The whole map after three halvings: 4x4 at 32x32, as published.
         pool = nn.MaxPool2d((height // 8, breadth // 8))
         self.classifier = nn.Sequential(pool, nn.Flatten(), nn.Linear(8 * width, classes))
         self.head_scale = head_scale
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, classes)."""
+        """Map (N, C, H, W) to (N, classes)."""
         x = self.conv2(self.conv1(x))
         x = self.res1(x) + x
         x = self.conv4(self.conv3(x))
         x = self.res2(x) + x
-        logits = self.classifier(x)
+        logits: Tensor = self.classifier(x)
         return logits if self.head_scale == 1 else logits * self.head_scale
 
 
 @register("resnet9")
 def resnet9(input_shape: InputShape, classes: int, *, width: int = 64, head_scale: float = 1.0) -> nn.Module:
-    """The ResNet-9 of the public "90 % in 5 minutes" CIFAR-10 notebooks, in PyTorch's default init.
+    """Build the ResNet-9 of the public "90 % in 5 minutes" CIFAR-10 notebooks, in PyTorch's default init.
 
     Args:
         input_shape: channels, height, width; images of at least 8x8.
         classes: number of logits.
-        width: channels of the first block; 2, 4 and 8 times as many follow.
-        head_scale: fixed factor on the logits, above 0. Page takes 1/8, and his rates for SGD are made for it.
+        width: channels of the first block; the later ones have 2, 4 and 8 times as many.
+        head_scale: fixed factor on the logits, above 0. Page uses 1/8, and his SGD learning rates assume it.
 
     Raises:
         UsageError: images below 8x8, sizes that are not ints >= 1, or a factor that is not above 0.

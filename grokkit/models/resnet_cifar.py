@@ -1,4 +1,4 @@
-"""ResNet 20 and 56: the thin CIFAR nets of the ResNet paper, with shortcuts that have no parameters."""
+"""ResNet 20 and 56: the thin CIFAR nets of the ResNet paper, with parameter-free shortcuts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from grokkit.models.resnet import BasicBlock, ResNet
 
 
 class PaddedShortcut(nn.Module):
-    """The shortcut of option A: every `stride`-th pixel, missing channels filled with zeros, no parameters."""
+    """Shortcut of option A: every `stride`-th pixel, missing channels filled with zeros, no parameters."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class PaddedShortcut(nn.Module):
         self.missing = outputs - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
         if self.stride == 1 and self.missing == 0:
             return x
         before = self.missing // 2
@@ -27,10 +27,10 @@ class PaddedShortcut(nn.Module):
 
 
 class ThinBlock(BasicBlock):
-    """The basic block around a shortcut of option A."""
+    """Basic block with a shortcut of option A."""
 
     def make_shortcut(self, inputs: int, outputs: int, stride: int) -> nn.Module:
-        """Without parameters."""
+        """Return a shortcut without parameters."""
         return PaddedShortcut(inputs, outputs, stride)
 
 
@@ -44,12 +44,12 @@ def _build(name: str, blocks: int, input_shape: InputShape, classes: int, width:
 
 @register("resnet20")
 def resnet20(input_shape: InputShape, classes: int, *, width: int = 16) -> nn.Module:
-    """ResNet-20 of the CIFAR section of the paper, in He's fan-out init.
+    """Build ResNet-20 of the CIFAR section of the paper, in He's fan-out init.
 
     Args:
         input_shape: channels, height, width; any size.
         classes: number of logits.
-        width: channels of the first stage; each later stage doubles them.
+        width: channels of the first stage; doubled in each later stage.
 
     Raises:
         UsageError: a size that is not an int >= 1.
@@ -62,7 +62,7 @@ def resnet20(input_shape: InputShape, classes: int, *, width: int = 16) -> nn.Mo
 
 @register("resnet56")
 def resnet56(input_shape: InputShape, classes: int, *, width: int = 16) -> nn.Module:
-    """ResNet-56 of the CIFAR section of the paper; arguments, errors and source as `resnet20`.
+    """Build ResNet-56 of the CIFAR section of the paper; arguments, errors and source as in `resnet20`.
 
     Cost: 0.85 M parameters and 0.13 GMAC for 3x32x32.
     """

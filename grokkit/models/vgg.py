@@ -1,4 +1,4 @@
-"""VGG 11, 13, 16 and 19 in their 32x32 form: convolutions, five max-pools, one linear layer."""
+"""VGG 11, 13, 16 and 19 for 32x32 images: convolutions, five max-pools, one linear layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDTHS = (1, 2, 4, 8, 8)
 """Channels of each of the five stages, in units of `width`."""
 
 
-def _vgg(depth: int, batch_norm: bool, input_shape: InputShape, classes: int, width: int) -> nn.Module:
+def _build(depth: int, batch_norm: bool, input_shape: InputShape, classes: int, width: int) -> nn.Module:
     name = f"vgg{depth}_bn" if batch_norm else f"vgg{depth}"
     channels, *side = validate_input(name, input_shape, classes, smallest=16)
     validate_positive(name, "width", [width])
@@ -26,7 +26,7 @@ def _vgg(depth: int, batch_norm: bool, input_shape: InputShape, classes: int, wi
             layers += [nn.BatchNorm2d(factor * width), nn.ReLU()] if batch_norm else [nn.ReLU()]
             channels = factor * width
         last = stage == len(WIDTHS) - 1
-        # The last pool takes all that is left: 2x2 at 32x32, as published, and 1x1 at 28x28.
+        # The last pool covers the whole remaining map: 2x2 at 32x32, as published, and 1x1 at 28x28.
         layers.append(nn.MaxPool2d(tuple(side)) if last else nn.MaxPool2d(2))
         side = [size // 2 for size in side]
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, classes))
@@ -34,12 +34,12 @@ def _vgg(depth: int, batch_norm: bool, input_shape: InputShape, classes: int, wi
     return net
 
 
-def _register(depth: int, batch_norm: bool) -> Callable[..., nn.Module]:
+def _register_vgg(depth: int, batch_norm: bool) -> Callable[..., nn.Module]:
     @register(f"vgg{depth}_bn" if batch_norm else f"vgg{depth}")
     def vgg(input_shape: InputShape, classes: int, *, width: int = 64) -> nn.Module:
-        """A VGG with one linear layer behind the last pool, in He's fan-out init.
+        """Build a VGG with one linear layer after the last pool, in He's fan-out init.
 
-        Without BatchNorm the init decides: in PyTorch's default one the deeper nets stay at chance.
+        Without BatchNorm the init is decisive: with PyTorch's default the deeper nets stay at chance accuracy.
 
         Args:
             input_shape: channels, height, width; images of at least 16x16.
@@ -50,12 +50,12 @@ def _register(depth: int, batch_norm: bool) -> Callable[..., nn.Module]:
             UsageError: images below 16x16, or sizes that are not ints >= 1.
 
         Cost: 9.23, 9.41, 14.72, 20.04 M parameters and 0.15, 0.23, 0.31, 0.40 GMAC (11, 13, 16, 19) at 32x32.
-        Source: Simonyan and Zisserman 2015, arXiv:1409.1556; the small head as in the usual CIFAR codes.
+        Source: Simonyan and Zisserman 2015, arXiv:1409.1556; the small head as in common CIFAR implementations.
         """
-        return _vgg(depth, batch_norm, input_shape, classes, width)
+        return _build(depth, batch_norm, input_shape, classes, width)
 
     return vgg
 
 
-vgg11, vgg13, vgg16, vgg19 = (_register(depth, batch_norm=False) for depth in CONVOLUTION_COUNTS)
-vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (_register(depth, batch_norm=True) for depth in CONVOLUTION_COUNTS)
+vgg11, vgg13, vgg16, vgg19 = (_register_vgg(depth, batch_norm=False) for depth in CONVOLUTION_COUNTS)
+vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (_register_vgg(depth, batch_norm=True) for depth in CONVOLUTION_COUNTS)

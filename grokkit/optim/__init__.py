@@ -1,1 +1,1 @@
-"""Optimizers by name, weight decay that the rate does not change, and the scheduler that follows a policy."""
+"""Optimizers by name, weight decay independent of the learning rate, and `PolicyLR`, the policy scheduler."""

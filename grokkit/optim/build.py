@@ -1,4 +1,4 @@
-"""Optimizers by name."""
+"""Build optimizers by name."""
 
 from __future__ import annotations
 
@@ -18,36 +18,38 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": Ada
 
 
 def get_optimizer_class(name: str) -> type[Optimizer]:
-    """The optimizer called `name`; a UsageError with the nearest match otherwise."""
+    """Return the optimizer class for `name`. Raises UsageError for an unknown name, with the nearest match."""
     if name not in OPTIMIZERS:
         raise UsageError(
-            f"no optimizer is called {name!r}.{did_you_mean(name, list(OPTIMIZERS))} Known: {', '.join(OPTIMIZERS)}"
+            f"unknown optimizer {name!r}.{did_you_mean(name, list(OPTIMIZERS))} Known: {', '.join(OPTIMIZERS)}"
         )
     return OPTIMIZERS[name]
 
 
-def build_optimizer(chosen: Spec, parameters: Iterable[Tensor]) -> Optimizer:
-    """The optimizer; torch's own ones are `fused` unless the options say otherwise. The option `fixed_decay`, which all
-    of them take, goes into the parameter groups: `PolicyLR` then keeps lr * weight_decay as it is at the base rate.
+def build_optimizer(spec: Spec, parameters: Iterable[Tensor]) -> Optimizer:
+    """Build the optimizer of a spec.
+
+    torch's own optimizers are `fused` unless the options set it. The option `fixed_decay`, which all of them accept, is
+    stored in the parameter groups: `PolicyLR` then keeps lr * weight_decay at its value for the base rate.
 
     Raises:
-        UsageError: an unknown name or option, or a decay to keep where there is none.
+        UsageError: an unknown name or option, or `fixed_decay` without weight decay.
     """
-    kind = get_optimizer_class(chosen.name)
-    taken = [*list(inspect.signature(kind).parameters)[1:], decay.FIXED_DECAY]
-    for name in chosen.options:
-        if name not in taken:
+    cls = get_optimizer_class(spec.name)
+    known = [*list(inspect.signature(cls).parameters)[1:], decay.FIXED_DECAY]
+    for name in spec.options:
+        if name not in known:
             raise UsageError(
-                f"optimizer {chosen.name!r} has no option {name!r}.{did_you_mean(name, taken)} "
-                f"It takes: {', '.join(taken)}"
+                f"optimizer {spec.name!r} has no option {name!r}.{did_you_mean(name, known)} "
+                f"Its options: {', '.join(known)}"
             )
-    options = {**({} if chosen.name == "muon" else {"fused": True}), **chosen.options}
-    kept = options.pop(decay.FIXED_DECAY, False)
+    options = {**({} if spec.name == "muon" else {"fused": True}), **spec.options}
+    is_fixed = options.pop(decay.FIXED_DECAY, False)
     if "betas" in options:
         options["betas"] = tuple(options["betas"])
     try:
-        optimizer = kind(list(parameters), **options)
+        optimizer = cls(list(parameters), **options)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"optimizer {chosen.name!r} with {dict(chosen.options)}: {error}") from error
-    decay.mark_fixed_decay(optimizer, kept, said="weight_decay" in options)
+        raise UsageError(f"optimizer {spec.name!r} with {dict(spec.options)}: {error}") from error
+    decay.mark_fixed_decay(optimizer, is_fixed, has_decay_option="weight_decay" in options)
     return optimizer

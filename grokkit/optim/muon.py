@@ -1,4 +1,4 @@
-"""Muon for convolutions, plain SGD for everything else: the optimizer of the speed records on CIFAR-10."""
+"""Muon for convolutions, SGD for all other parameters: the optimizer of the speed records on CIFAR-10."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 ROUNDS = 3
-"""Newton-Schulz rounds; the source found three enough."""
+"""Newton-Schulz iterations; three are enough according to the source."""
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the odd quintic that each round applies to the singular values; steep at 0, so that few rounds are enough."""
+"""Coefficients of the odd quintic that each iteration applies to the singular values; steep at 0, so that few
+iterations are enough."""
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The matrix with its singular vectors kept and its singular values moved near 1.
+    """Return the matrix with the same singular vectors and singular values near 1.
 
-    Scaled to Frobenius norm 1, then `ROUNDS` times s -> a s + b s^3 + c s^5 for every singular value s. It does not
-    converge to 1: values of a fiftieth of the norm or more end within 0.68..1.21, smaller ones grow 41-fold at most.
+    It is scaled to Frobenius norm 1, then `ROUNDS` times s -> a s + b s^3 + c s^5 for every singular value s. This does
+    not converge to 1: values of a fiftieth of the norm or more end within 0.68..1.21, smaller ones grow at most
+    41-fold.
 
     Args:
         matrix: (M, N), any floating dtype.
@@ -28,41 +30,42 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     Returns: (M, N) in the same dtype.
 
     Cost: `ROUNDS` times 4 min(M, N)^2 max(M, N) + 2 min(M, N)^3 FLOP; nothing waits for the device. In bfloat16 on a
-        GPU that has it, as in the source, else in float32.
+        GPU that supports it, as in the source, else in float32.
     Source: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; airbench94_muon.py.
     """
     a, b, c = COEFFICIENTS
-    x = matrix.to(_precision(matrix.device))
+    x = matrix.to(_select_dtype(matrix.device))
     x = x / (x.norm() + 1e-7)
     wide = x if x.shape[0] <= x.shape[1] else x.mT
     for _ in range(ROUNDS):
         gram = wide @ wide.mT
         wide = a * wide + (b * gram + c * (gram @ gram)) @ wide
-    return (wide if x.shape[0] <= x.shape[1] else wide.mT).to(matrix.dtype)
+    result: Tensor = wide if x.shape[0] <= x.shape[1] else wide.mT
+    return result.to(matrix.dtype)
 
 
-def _precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where tensor cores take it (compute capability 8.0 and above); float32 elsewhere."""
+def _select_dtype(device: torch.device) -> torch.dtype:
+    """Return bfloat16 if tensor cores support it (compute capability 8.0 and above), else float32."""
     fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.bfloat16 if fast else torch.float32
 
 
 class Muon(Optimizer):
-    """Nesterov momentum whose update of every convolution is orthogonalised; SGD with Nesterov momentum for the rest.
+    """Nesterov momentum with orthogonalised updates for convolutions; SGD with Nesterov momentum for the rest.
 
     Before its update a convolution's weight is scaled to Frobenius norm sqrt(filters), so that only its direction is
-    learned: meant for nets in which a normalisation follows every trained convolution. The other parameters get
-    torch's SGD. Three parameter groups with rates of their own, `convolutions`, `vectors` and `matrices`; a scheduler
-    moves all of them by the same factor.
+    learned: meant for nets in which a normalisation follows every trained convolution. The other parameters are updated
+    as in torch's SGD. The three parameter groups `convolutions`, `vectors` and `matrices` have separate rates; a
+    scheduler scales all of them by the same factor.
 
     Args:
-        params: of the model; frozen ones are left out. Four dimensions: a convolution. One: a bias or a scale. Any
-            other: a matrix, such as the head's.
-        lr: of the convolutions; how far a weight of spectral norm about 1 turns per update.
-        momentum: of the convolutions.
+        params: parameters of the model; frozen ones are skipped. Four dimensions: a convolution. One: a bias or a
+            scale. Any other: a matrix, such as the head's.
+        lr: rate of the convolutions; how far a weight of spectral norm about 1 turns per update.
+        momentum: momentum of the convolutions.
         vector_lr, matrix_lr: SGD's rates, for the gradient of the mean loss.
-        sgd_momentum: of vectors and matrices.
-        weight_decay: share of a vector or matrix that an update takes away at full rate (torch's SGD: its
+        sgd_momentum: momentum of vectors and matrices.
+        weight_decay: share by which an update shrinks a vector or matrix at full rate (torch's SGD: its
             `weight_decay` times its rate). Convolutions need none: their norm is fixed.
 
     Raises:
@@ -95,21 +98,21 @@ class Muon(Optimizer):
         ]
         groups = [
             {
-                "params": found,
+                "params": parameters,
                 "kind": kind,
                 "lr": rate,
                 "momentum": share,
                 "capturable": True,
                 "weight_decay": weight_decay / rate if rate and kind != "convolutions" else 0.0,
             }
-            for kind, found, rate, share in kinds
-            if found
+            for kind, parameters, rate, share in kinds
+            if parameters
         ]
         super().__init__(groups, {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of all parameters that have a gradient; nothing waits for the device."""
+        """Update all parameters that have a gradient; nothing waits for the device."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,50 +1,57 @@
-"""Controllers of the learning rate: pure, with explicit state, blind to the model. Names to controllers.
+"""Learning-rate policies by name: pure functions with explicit state that receive readings only, never the model.
 
-A policy stands alone; a wrapper is made around a policy and is one itself.
+A policy is used directly; a wrapper takes a policy as its parameter and is a policy itself.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from grokkit.errors import UnknownNameError, UsageError
 from grokkit.registry import Registry, did_you_mean
 
-registry = Registry("policy", "grokkit.policies")
-wrapper_registry = Registry("wrapper", "grokkit.policies")
+registry: Registry[Policy] = Registry("policy", "grokkit.policies")
+wrapper_registry: Registry[Policy] = Registry("wrapper", "grokkit.policies")
 register, names = registry.register, registry.names
 register_wrapper, wrapper_names = wrapper_registry.register, wrapper_registry.names
 
 
-def create(name: str, **parameters: Any) -> Any:
-    """The policy or wrapper called `name`. Raises UnknownNameError with the nearest, UsageError for a parameter."""
-    return _registry_of(name).create(name, **parameters)
+def create(name: str, **parameters: Any) -> Policy:
+    """Create the policy or wrapper registered as `name`.
+
+    Raises:
+        UnknownNameError: no such name; the message suggests the nearest one.
+        UsageError: an unknown or invalid parameter.
+    """
+    return _find_registry(name).create(name, **parameters)
 
 
-def get_policy_class(name: str) -> Any:
-    """The class of the policy or wrapper called `name`. Raises UnknownNameError with the nearest."""
-    return _registry_of(name).get(name)
+def get_policy_class(name: str) -> Callable[..., Policy]:
+    """Return the class registered as `name`. Raises UnknownNameError, which suggests the nearest name."""
+    return _find_registry(name).get(name)
 
 
-def _registry_of(name: str) -> Registry:
-    for known in (registry, wrapper_registry):
-        if name in known.names():
-            return known
-    near = did_you_mean(name, [*names(), *wrapper_names()])
+def _find_registry(name: str) -> Registry[Policy]:
+    for candidate in (registry, wrapper_registry):
+        if name in candidate.names():
+            return candidate
+    hint = did_you_mean(name, [*names(), *wrapper_names()])
     raise UnknownNameError(
-        f"no policy is called {name!r}.{near} Known: {', '.join(names())}; to be put around one of these: "
+        f"unknown policy {name!r}.{hint} Policies: {', '.join(names())}. Wrappers (they take a policy): "
         f"{', '.join(wrapper_names())}"
     )
 
 
-def as_policy(wanted: Any) -> Any:
-    """A policy from its name, from a mapping with `name` and parameters as a config holds it, or itself."""
-    if isinstance(wanted, str):
-        return create(wanted)
-    if isinstance(wanted, Mapping) and "name" in wanted:
-        return create(wanted["name"], **{key: value for key, value in wanted.items() if key != "name"})
-    if isinstance(wanted, Policy) and not isinstance(wanted, type):
-        return wanted
-    raise UsageError(f"`policy` must be a policy or one of {', '.join([*names(), *wrapper_names()])}; got {wanted!r}")
+def as_policy(policy: Any) -> Policy:
+    """Return a policy, given as a name, as a config mapping with `name` and parameters, or as a policy (unchanged)."""
+    if isinstance(policy, str):
+        return create(policy)
+    if isinstance(policy, Mapping) and "name" in policy:
+        return create(policy["name"], **{key: value for key, value in policy.items() if key != "name"})
+    if isinstance(policy, Policy) and not isinstance(policy, type):
+        return policy
+    raise UsageError(f"`policy` must be a policy or one of {', '.join([*names(), *wrapper_names()])}; got {policy!r}")
 
 
 from grokkit.policies.base import Decision, Observation, Policy, as_count, get_followed_readings  # noqa: E402

@@ -1,22 +1,22 @@
-"""The open-loop baseline: one learning rate from the first update to the last."""
+"""Open-loop baseline: a constant learning rate."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from grokkit.policies import Decision, Observation, register
+from grokkit.policies.base import NoState
 
 
 @register("constant")
 @dataclass(frozen=True)
 class Constant:
-    """The base learning rate at every update; it has no parameters."""
+    """Keep the base learning rate at every update; no parameters."""
 
-    def init(self) -> dict[str, Any]:
-        """No state: an empty dict."""
+    def init(self) -> NoState:
+        """Return an empty state."""
         return {}
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """Scale 1."""
+    def update(self, observation: Observation, state: NoState) -> Decision:
+        """Return scale 1."""
         return Decision(1.0, state)

@@ -1,13 +1,13 @@
-"""Half a cosine from the base learning rate to a floor, after an optional warmup."""
+"""Cosine decay from the base learning rate to a final scale, after an optional warmup."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.wsd import require, require_floor, share_to_steps, warmup_scale
+from grokkit.policies.base import NoState
+from grokkit.policies.wsd import require, require_min_scale, share_to_steps, warmup_scale
 
 
 @register("cosine")
@@ -18,8 +18,8 @@ class Cosine:
     With `warmup=0` it gives the rates of `torch.optim.lr_scheduler.CosineAnnealingLR`.
 
     Args:
-        warmup: share of the updates in 0..1 that a linear rise takes first.
-        final_scale: scale > 0 reached after the last update, as a factor on the base learning rate.
+        warmup: share of the updates in 0..1 for the linear warmup.
+        final_scale: scale > 0 after the last update, as a factor on the base learning rate.
     """
 
     warmup: float = 0.0
@@ -27,14 +27,14 @@ class Cosine:
 
     def __post_init__(self) -> None:
         require("warmup", self.warmup, 0, 1, "share of the updates")
-        require_floor("final_scale", self.final_scale)
+        require_min_scale("final_scale", self.final_scale)
 
-    def init(self) -> dict[str, Any]:
-        """No state: an empty dict."""
+    def init(self) -> NoState:
+        """Return an empty state."""
         return {}
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The scale by the clock alone."""
+    def update(self, observation: Observation, state: NoState) -> Decision:
+        """Return the scale at this step; readings are ignored."""
         rise = share_to_steps(observation.total_steps, self.warmup)
         if observation.step < rise:
             return Decision(warmup_scale(observation.step, rise), state)

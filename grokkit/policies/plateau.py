@@ -1,13 +1,21 @@
-"""The closed-loop baseline: a smaller learning rate whenever a reading stops falling."""
+"""Closed-loop baseline: reduce the learning rate whenever a reading stops falling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from grokkit.policies import Decision, Observation, register
-from grokkit.policies.base import get_reading
-from grokkit.policies.wsd import require, require_floor, require_name
+from grokkit.policies.base import ReadingCounts, get_reading
+from grokkit.policies.wsd import require, require_min_scale, require_name
+
+
+class PlateauState(ReadingCounts):
+    """State of `Plateau`."""
+
+    scale: float
+    best: float | None  # the lowest reading, None before the first
+    bad: int  # readings since the best one or the last reduction
+    cooldown: int  # readings left that are not counted as bad
 
 
 @register("plateau")
@@ -16,15 +24,15 @@ class Plateau:
     """Multiply the scale by `factor` after more than `patience` readings without a new best (lowest) one.
 
     The decisions are those of `torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min", threshold_mode="rel", eps=0)`,
-    with one difference: a reading that is not finite is ignored and counted, where torch counts it as a bad one.
+    with one difference: a reading that is not finite is ignored and counted, whereas torch counts it as a bad one.
     Patience and cooldown count readings, not updates.
 
     Args:
         reading: name of the reading that should fall.
         factor: factor in 1e-6..0.999999 on the scale at each reduction.
-        patience: readings without improvement that are tolerated, 0..1000000.
+        patience: readings without improvement before a reduction, 0..1000000.
         threshold: share in 0..1 by which a reading must be below the best one to count as better.
-        cooldown: readings after a reduction during which none is counted as bad, 0..1000000.
+        cooldown: readings after a reduction that are not counted as bad, 0..1000000.
         min_scale: lowest scale > 0, as a factor on the base learning rate.
     """
 
@@ -41,15 +49,14 @@ class Plateau:
         require("patience", self.patience, 0, 1_000_000, "readings", whole=True)
         require("threshold", self.threshold, 0, 1, "relative improvement")
         require("cooldown", self.cooldown, 0, 1_000_000, "readings", whole=True)
-        require_floor("min_scale", self.min_scale)
+        require_min_scale("min_scale", self.min_scale)
 
-    def init(self) -> dict[str, Any]:
-        """Nothing seen: `best` is None, `bad` and `cooldown` count readings, `ignored` those that were not finite,
-        `missing` news of other things only."""
+    def init(self) -> PlateauState:
+        """Return the initial state."""
         return {"scale": 1.0, "best": None, "bad": 0, "cooldown": 0, "ignored": 0, "missing": 0}
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The scale kept in the state, reduced where this observation's reading asks for it."""
+    def update(self, observation: Observation, state: PlateauState) -> Decision:
+        """Return the scale of the state, reduced if this observation's reading requires it."""
         value, state = get_reading(observation, self.reading, state)
         if value is None:
             return Decision(state["scale"], state)
@@ -66,8 +73,8 @@ class Plateau:
         )
         return Decision(state["scale"], state, reason)
 
-    def _count(self, value: float, state: dict[str, Any]) -> dict[str, Any]:
-        """The state after one more finite reading, before any reduction."""
+    def _count(self, value: float, state: PlateauState) -> PlateauState:
+        """Return the state after one more finite reading, before any reduction."""
         best, bad, cooldown = state["best"], state["bad"] + 1, state["cooldown"]
         if best is None or value < best * (1 - self.threshold):
             best, bad = value, 0

@@ -1,11 +1,11 @@
-"""Readings that a signal gives a policy, with their units."""
+"""Names and units of the readings that signals produce for policies."""
 
 from __future__ import annotations
 
 QUANTITIES = {"density": "crossings / radius / live unit", "loss": "loss", "oui": "OUI"}
-"""What can be read at the points, with its unit: local complexity, and what its twins follow."""
+"""Quantities measured on the probe images, with units: local complexity, and those of the comparison signals."""
 
 UNITS = {f"log_{name}": f"log({unit})" for name, unit in QUANTITIES.items()} | {
     f"log_{name}_slope{end}": "per unit of log step" for name in QUANTITIES for end in ("", "_low", "_high")
 }
-"""Units of the readings by name."""
+"""Reading name -> unit."""

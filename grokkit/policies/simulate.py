@@ -1,4 +1,4 @@
-"""A policy run without a network: a signal in, learning rates and decisions out."""
+"""Simulate a policy without a network: signal in, learning rates and decisions out."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from grokkit.policies import Observation, Policy, as_count, as_policy, get_follo
 
 
 class Simulation(NamedTuple):
-    """What a policy would do.
+    """Learning rates and decisions of a simulated policy.
 
     Args:
-        rates: (total_steps,) float64 learning rates; entry i is that of the update after i updates.
+        rates: (total_steps,) float64 learning rates; entry i is the rate of the update that follows i updates.
         decisions: (step, reason) of every decision, in order.
     """
 
@@ -30,16 +30,16 @@ def simulate(
     every: int = 1,
     base_lr: float = 1.0,
 ) -> Simulation:
-    """Run `policy` for `total_steps` updates against a signal that is already known.
+    """Run `policy` for `total_steps` updates on a given signal.
 
     Args:
         policy: a policy, its name, or a mapping with its name and parameters.
-        signal: news in order: item i (from 0) is delivered after (i + 1) * `every` updates, as a training loop would.
-            A number stands for the reading that the policy follows, if it follows any; a mapping is handed over as it
-            is. It may be empty or end early; no news follows then.
+        signal: readings in order: item i (from 0) is delivered after (i + 1) * `every` updates, as in training. A
+            number is the value of the reading that the policy follows, if it follows any; a mapping is passed
+            unchanged. It may be empty or end early; the policy then gets no further readings.
         total_steps: updates, >= 1.
         every: updates between two items, >= 1.
-        base_lr: the rate that a scale of 1 stands for, > 0.
+        base_lr: the learning rate at a scale of 1, > 0.
 
     Returns:
         The `Simulation`.
@@ -51,25 +51,27 @@ def simulate(
     total_steps, every = as_count("total_steps", total_steps), as_count("every", every)
     if not base_lr > 0:
         raise UsageError(f"`base_lr` must be a number > 0; got {base_lr}")
-    asked: Policy = as_policy(policy)
-    state, rates, decisions = asked.init(), np.empty(total_steps), []
+    controller: Policy = as_policy(policy)
+    state, rates, decisions = controller.init(), np.empty(total_steps), []
     for step in range(total_steps):
         item, offset = divmod(step, every)
         fresh = offset == 0 and 0 < item <= len(signal)
-        readings = _readings(signal[item - 1], asked) if fresh else {}
-        scale, state, reason = asked.update(Observation(step, total_steps, base_lr, readings), state)
+        readings = _to_readings(signal[item - 1], controller) if fresh else {}
+        scale, state, reason = controller.update(Observation(step, total_steps, base_lr, readings), state)
         rates[step] = base_lr * scale
         if reason:
             decisions.append((step, reason))
     return Simulation(rates, decisions)
 
 
-def _readings(item: float | Mapping[str, float], policy: Policy) -> Mapping[str, float]:
-    """News as a mapping; a bare number is named after the reading that the policy follows."""
+def _to_readings(item: float | Mapping[str, float], policy: Policy) -> Mapping[str, float]:
+    """Return `item` as a mapping; a bare number gets the name of the reading that the policy follows."""
     if isinstance(item, Mapping):
         return item
     names = get_followed_readings(policy)
     name = getattr(policy, "reading", None) or (next(iter(names)) if len(names) == 1 else None)
     if name is None and names:
-        raise UsageError(f"the policy follows {', '.join(sorted(names))}: hand over mappings by name; got {item!r}")
+        raise UsageError(
+            f"the policy follows {', '.join(sorted(names))}: pass mappings from name to number; got {item!r}"
+        )
     return {name: float(item)} if name else {}

@@ -1,20 +1,27 @@
-"""Policies around a policy: they bound, soften or guard what it answers."""
+"""Policies that wrap a policy: they bound, smooth, guard or replace its scale."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypedDict
 
 from grokkit.policies import Decision, Observation, as_policy, get_followed_readings, register_wrapper
-from grokkit.policies.wsd import require, require_floor, require_name, share_to_steps, warmup_scale
+from grokkit.policies.wsd import require, require_min_scale, require_name, share_to_steps, warmup_scale
+
+
+class WrapperState(TypedDict):
+    """State of every wrapper; some add their own entries."""
+
+    inner: Mapping[str, Any]  # the wrapped policy's state
 
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What is around a policy. Its state holds the policy's own under `inner`.
+    """Base class of policies around a policy.
 
     Args:
         policy: a policy, its name, or a mapping with its name and parameters.
@@ -27,16 +34,16 @@ class Wrapper:
 
     @property
     def reading(self) -> str | None:
-        """The reading that the policy inside follows; None where it follows none."""
+        """The reading that the wrapped policy follows, or None."""
         return getattr(self.policy, "reading", None)
 
     @property
     def readings(self) -> frozenset[str]:
-        """All that is listened to, inside too."""
+        """All readings used, including those of the wrapped policy."""
         return get_followed_readings(self.policy)
 
-    def init(self) -> dict[str, Any]:
-        """The inner policy's state."""
+    def init(self) -> WrapperState:
+        """Return the wrapped policy's state."""
         return {"inner": self.policy.init()}
 
 
@@ -55,22 +62,22 @@ class Clip(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_floor("low", self.low)
+        require_min_scale("low", self.low)
         require("high", self.high, self.low, 1e6, "factor on the base learning rate")
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The inner scale, clipped."""
+    def update(self, observation: Observation, state: WrapperState) -> Decision:
+        """Return the inner scale, clipped."""
         scale, inner, reason = self.policy.update(observation, state["inner"])
-        return Decision(min(self.high, max(self.low, scale)), {"inner": inner}, reason)
+        return Decision(min(self.high, max(self.low, scale)), WrapperState(inner=inner), reason)
 
 
 @register_wrapper("warmup")
 @dataclass(frozen=True)
 class Warmup(Wrapper):
-    """A linear rise in front: the inner scale times 1/n, 2/n, ... 1 during the first n updates.
+    """Linear warmup: the inner scale times 1/n, 2/n, ... 1 during the first n updates.
 
     Args:
-        share: share of the updates in 0..1 that the rise takes.
+        share: share of the updates in 0..1 for the warmup.
     """
 
     share: float = 0.05
@@ -79,58 +86,73 @@ class Warmup(Wrapper):
         super().__post_init__()
         require("share", self.share, 0, 1, "share of the updates")
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The inner scale on the rise; the inner clock runs along."""
+    def update(self, observation: Observation, state: WrapperState) -> Decision:
+        """Return the inner scale times the warmup factor; the wrapped policy sees the same steps."""
         scale, inner, reason = self.policy.update(observation, state["inner"])
         rise = warmup_scale(observation.step, share_to_steps(observation.total_steps, self.share))
-        return Decision(scale * rise, {"inner": inner}, reason)
+        return Decision(scale * rise, WrapperState(inner=inner), reason)
+
+
+class RateLimitState(WrapperState):
+    """State of `RateLimit`."""
+
+    scale: float | None  # the last scale, None before the first
 
 
 @register_wrapper("rate_limit")
 @dataclass(frozen=True)
 class RateLimit(Wrapper):
-    """Let the scale change by no more than a factor from one update to the next; it follows at that speed.
+    """Limit the change of the scale from one update to the next to a factor.
 
     Args:
-        factor: largest ratio of two scales that follow each other, 1..1e6.
+        factor: largest ratio of two consecutive scales, 1..1e6.
     """
 
     factor: float = 1.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("factor", self.factor, 1, 1e6, "ratio of two scales")
+        require("factor", self.factor, 1, 1e6, "ratio of two consecutive scales")
 
-    def init(self) -> dict[str, Any]:
-        """The inner policy's state and the last scale, None before the first."""
+    def init(self) -> RateLimitState:
+        """Return the wrapped policy's state, without a last scale."""
         return {**super().init(), "scale": None}
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The inner scale, or the nearest that may follow the last one."""
+    def update(self, observation: Observation, state: RateLimitState) -> Decision:
+        """Return the inner scale, or the nearest one that the limit allows."""
         scale, inner, reason = self.policy.update(observation, state["inner"])
         if state["scale"] is not None:
             scale = min(state["scale"] * self.factor, max(state["scale"] / self.factor, scale))
-        return Decision(scale, {"inner": inner, "scale": scale}, reason)
+        return Decision(scale, RateLimitState(inner=inner, scale=scale), reason)
+
+
+class GuardState(WrapperState):
+    """State of `Guard`."""
+
+    level: float  # factor on the wrapped policy's scale
+    frozen: int  # remaining readings without a decision
+    recent: list[float]  # the last finite readings
 
 
 @register_wrapper("guard")
 @dataclass(frozen=True)
 class Guard(Wrapper):
-    """Lower the rate, and leave the policy in the dark for a while, where the loss is not finite or explodes.
+    """Lower the rate, and withhold readings from the policy for a while, if the loss is not finite or explodes.
 
-    The loss explodes where it is more than `factor` times the median of its last `window` finite readings, of which
-    there must be 3 at least; a median of 0 or less, as of a logarithm, says nothing. Then the scale is multiplied by
-    `shrink`, for good, and for the next `freeze` readings of the loss nothing is decided and the inner policy hears
-    nothing; its clock goes on. `grokkit.train` ends a run whose loss is not finite before a policy could hear of it.
+    The loss explodes if it is more than `factor` times the median of its last `window` finite readings, of which there
+    must be at least 3; a median of 0 or less (possible for a logarithm) is not used. The scale is then permanently
+    multiplied by `shrink`. For the next `freeze` readings of the loss the guard decides nothing and the wrapped policy
+    gets no readings; its steps continue. `grokkit.train` ends a run whose loss is not finite before a policy sees that
+    loss.
 
     Args:
-        loss: name of the reading that is watched; a loop of one's own delivers it,
+        loss: name of the reading to watch; your own training loop passes it with
             `policy.observe({"train_loss": loss.item()})`.
-        factor: of the median that is too much, 1..1e6.
-        window: readings of which the median is taken, 3..1000.
+        factor: multiple of the median that counts as an explosion, 1..1e6.
+        window: number of readings in the median, 3..1000.
         shrink: factor in 1e-6..0.999999 on the scale.
-        freeze: readings during which nothing is decided, 0..1000000.
-        min_scale: lowest factor > 0 that this guard puts on the policy's own scale.
+        freeze: readings without a decision, 0..1000000.
+        min_scale: lower bound > 0 of this guard's factor on the policy's scale.
     """
 
     loss: str = "train_loss"
@@ -143,33 +165,32 @@ class Guard(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_name("loss", self.loss)
-        require("factor", self.factor, 1, 1e6, "of the median")
+        require("factor", self.factor, 1, 1e6, "multiple of the median")
         require("window", self.window, 3, 1000, "readings", whole=True)
         require("shrink", self.shrink, 1e-6, 0.999999, "factor on the scale")
         require("freeze", self.freeze, 0, 1_000_000, "readings", whole=True)
-        require_floor("min_scale", self.min_scale)
+        require_min_scale("min_scale", self.min_scale)
 
     @property
     def readings(self) -> frozenset[str]:
-        """The loss, and what the policy inside listens to."""
+        """The loss, and the readings of the wrapped policy."""
         return super().readings | {self.loss}
 
-    def init(self) -> dict[str, Any]:
-        """The inner state, `level` = the factor on the inner scale, `frozen` = readings left, `recent` = the last
-        finite ones."""
+    def init(self) -> GuardState:
+        """Return the initial state."""
         return {**super().init(), "level": 1.0, "frozen": 0, "recent": []}
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The inner scale times the guard's level."""
+    def update(self, observation: Observation, state: GuardState) -> Decision:
+        """Return the inner scale times the guard's level."""
         was_frozen = state["frozen"] > 0
         state, alarm = self._watch(observation, state)
         if was_frozen or alarm:
             observation = dataclasses.replace(observation, readings={})
         scale, inner, reason = self.policy.update(observation, state["inner"])
-        told = "; ".join(each for each in (alarm, reason) if each) or None
-        return Decision(scale * state["level"], state | {"inner": inner}, told)
+        reasons = "; ".join(text for text in (alarm, reason) if text) or None
+        return Decision(scale * state["level"], state | {"inner": inner}, reasons)
 
-    def _watch(self, observation: Observation, state: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    def _watch(self, observation: Observation, state: GuardState) -> tuple[GuardState, str | None]:
         if self.loss not in observation.readings:
             return state, None
         value = float(observation.readings[self.loss])
@@ -181,12 +202,18 @@ class Guard(Wrapper):
         if math.isfinite(value) and (middle <= 0 or value <= self.factor * middle):
             return state, None
         level = max(self.min_scale, state["level"] * self.shrink)
-        found = f"more than {self.factor:g} times the median {middle:.4g}" if math.isfinite(value) else "not finite"
+        cause = f"more than {self.factor:g} times the median {middle:.4g}" if math.isfinite(value) else "not finite"
         return (
             state | {"level": level, "frozen": self.freeze},
-            f"{self.loss} is {value:.4g}, {found}: the rate is taken at {level:.3g} of the policy's, which hears "
-            f"nothing for {self.freeze} readings",
+            f"{self.loss} is {value:.4g}, {cause}: the policy's scale is multiplied by {level:.3g}, and it gets "
+            f"no readings during the next {self.freeze} of the loss",
         )
+
+
+class DryRunState(WrapperState):
+    """State of `DryRun`."""
+
+    instead: Mapping[str, Any]  # the state of the policy that sets the rate
 
 
 @register_wrapper("dry_run")
@@ -195,7 +222,7 @@ class DryRun(Wrapper):
     """Log what a policy would decide while another one sets the rate.
 
     Args:
-        instead: the policy that sets the rate, by default a constant one.
+        instead: the policy that sets the rate; constant by default.
     """
 
     instead: Any = "constant"
@@ -206,18 +233,18 @@ class DryRun(Wrapper):
 
     @property
     def readings(self) -> frozenset[str]:
-        """What the two listen to."""
+        """The readings of both policies."""
         return super().readings | get_followed_readings(self.instead)
 
-    def init(self) -> dict[str, Any]:
-        """The states of both."""
+    def init(self) -> DryRunState:
+        """Return the states of both policies."""
         return {**super().init(), "instead": self.instead.init()}
 
-    def update(self, observation: Observation, state: dict[str, Any]) -> Decision:
-        """The other policy's scale; the reasons of both, the inner one's with the scale it would have taken."""
-        would, inner, because = self.policy.update(observation, state["inner"])
+    def update(self, observation: Observation, state: DryRunState) -> Decision:
+        """Return the scale of `instead` and the reasons of both policies, with the scale that `policy` would set."""
+        dry_scale, inner, dry_reason = self.policy.update(observation, state["inner"])
         scale, other, reason = self.instead.update(observation, state["instead"])
-        told = [reason] if reason else []
-        if because:
-            told.append(f"dry run, it would take {would:.3g} of the base rate: {because}")
-        return Decision(scale, {"inner": inner, "instead": other}, "; ".join(told) or None)
+        reasons = [reason] if reason else []
+        if dry_reason:
+            reasons.append(f"dry run, it would take {dry_scale:.3g} of the base rate: {dry_reason}")
+        return Decision(scale, DryRunState(inner=inner, instead=other), "; ".join(reasons) or None)

@@ -1,4 +1,4 @@
-"""Experiments that ship with the package, and how an experiment is found by name or path."""
+"""Experiments included in grokkit, and lookup of experiments by name or path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from grokkit.registry import did_you_mean, import_study
 
 @dataclass(frozen=True)
 class Experiment:
-    """A study: its docstring, its source text, and its variants as functions that return a `RunConfig`."""
+    """An experiment: one Python file whose functions return a `RunConfig`, one function per variant.
+
+    Args:
+        name: name of the file, without `.py`.
+        text: docstring of the file.
+        source: text of the file.
+        variants: the functions, by name.
+    """
 
     name: str
     text: str
@@ -25,40 +32,40 @@ class Experiment:
     variants: dict[str, Callable[[], RunConfig]]
 
     def configs(self) -> list[RunConfig]:
-        """What the variants return, in order. Raises UsageError, naming the variant, where one fails."""
-        made = []
+        """Return the config of each variant, in order. Raises UsageError, naming the variant, if one fails."""
+        configs = []
         for name, make in self.variants.items():
             try:
                 config = make()
             except Exception as error:
                 raise UsageError(f"{self.name}:{name} failed: {type(error).__name__}: {error}") from error
             if not isinstance(config, RunConfig):
-                raise UsageError(f"{self.name}:{name} must return a RunConfig; it returned {config!r}")
-            made.append(config)
-        return made
+                raise UsageError(f"{self.name}:{name} must return a RunConfig; got {config!r}")
+            configs.append(config)
+        return configs
 
 
-def find_experiment(wanted: str) -> Experiment:
-    """The experiment called `wanted`: a `.py` file, a module in `./experiments`, or one of this package.
+def find_experiment(reference: str) -> Experiment:
+    """Find an experiment: a `.py` file, a module in `./experiments`, or a recipe, that is, one included in grokkit.
 
     Args:
-        wanted: `NAME`, `PATH.py`, either with `:VARIANT` behind it to choose one function.
+        reference: `NAME` or `PATH.py`, optionally followed by `:VARIANT` to select one function.
 
     Raises:
-        UnknownNameError: no such experiment or variant; names the nearest.
+        UnknownNameError: no such experiment or variant; the message suggests the nearest name.
         UsageError: a file without a function that returns a RunConfig.
     """
-    name, _, variant = wanted.partition(":")
-    module = _from_file(Path(name)) if name.endswith(".py") else _by_name(name)
-    return _experiment(module, variant)
+    name, _, variant = reference.partition(":")
+    module = _import_file(Path(name)) if name.endswith(".py") else _import_by_name(name)
+    return _make_experiment(module, variant)
 
 
 def load_shipped(name: str) -> Experiment:
-    """The experiment of this package called `name`, whatever lies in `./experiments`."""
-    return _experiment(importlib.import_module(f"grokkit.recipes.{name}"), "")
+    """Return the experiment `name` included in grokkit, ignoring `./experiments`."""
+    return _make_experiment(importlib.import_module(f"grokkit.recipes.{name}"), "")
 
 
-def _experiment(module: ModuleType, variant: str) -> Experiment:
+def _make_experiment(module: ModuleType, variant: str) -> Experiment:
     variants = {key: value for key, value in vars(module).items() if _returns_config(value)}
     source = Path(str(module.__file__)).read_text()
     short = Path(str(module.__file__)).stem
@@ -67,7 +74,7 @@ def _experiment(module: ModuleType, variant: str) -> Experiment:
     if variant:
         if variant not in variants:
             raise UnknownNameError(
-                f"experiment {short!r} has no variant {variant!r}.{did_you_mean(variant, list(variants))} "
+                f"unknown variant {variant!r} of experiment {short!r}.{did_you_mean(variant, list(variants))} "
                 f"It has: {', '.join(variants)}"
             )
         variants = {variant: variants[variant]}
@@ -75,27 +82,27 @@ def _experiment(module: ModuleType, variant: str) -> Experiment:
 
 
 def experiment_names() -> list[str]:
-    """Names of the experiments in `./experiments` and in this package."""
+    """Return the names of the experiments in `./experiments` and of those included in grokkit."""
     local = {path.stem for path in Path("experiments").glob("[!_]*.py")}
     return sorted(local | {module.name for module in pkgutil.iter_modules(__path__)})
 
 
-def _by_name(name: str) -> ModuleType:
+def _import_by_name(name: str) -> ModuleType:
     local = Path("experiments") / f"{name}.py"
     if local.is_file():
-        return _from_file(local)
+        return _import_file(local)
     if name not in experiment_names():
         raise UnknownNameError(
-            f"no experiment is called {name!r}.{did_you_mean(name, experiment_names())} Known: "
+            f"unknown experiment {name!r}.{did_you_mean(name, experiment_names())} Known: "
             f"{', '.join(experiment_names())}; "
             "or give the path of a .py file"
         )
     return importlib.import_module(f"grokkit.recipes.{name}")
 
 
-def _from_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise UnknownNameError(f"there is no experiment file {path}")
+        raise UnknownNameError(f"experiment file not found: {path}")
     return import_study(path)
 
 

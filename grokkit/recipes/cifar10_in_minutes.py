@@ -1,6 +1,6 @@
 """ResNet-9 on CIFAR-10 in 8 epochs: Adam, one-cycle, gradients clipped by value, about 90 % on a GPU in minutes.
 
-The recipe of the well-known "90 % in 5 minutes" notebooks. It runs anywhere; on a CPU an epoch takes a quarter of
+The recipe of the well-known "90 % in 5 minutes" notebooks. It also runs on a CPU, where an epoch takes a quarter of
 an hour.
 """
 
@@ -10,7 +10,7 @@ from grokkit.config.run_config import RunConfig, spec
 
 
 def resnet9() -> RunConfig:
-    """Eight epochs of 125 batches of 400."""
+    """Train eight epochs of 125 batches of 400."""
     return RunConfig(
         experiment="cifar10_in_minutes",
         variant="resnet9",

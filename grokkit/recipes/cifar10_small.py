@@ -1,9 +1,9 @@
-"""How a small convolutional net carves up its input space, with and without BatchNorm, on 1,024 CIFAR-10 images.
+"""How a small convolutional net partitions its input space, with and without BatchNorm, on 1,024 CIFAR-10 images.
 
-Seen with three seeds: without BatchNorm local complexity falls within some tens of steps and stays low (a rise while
-the net fits is within the spread of the seeds); with BatchNorm it nearly doubles. Both nets lose robustness as they
-fit: at this size there is no delayed robustness. Sized for a CPU: about three minutes a run.
-Run it on images you have: `grokkit train cifar10_small --data cifar10.npz`.
+Observed with three seeds: without BatchNorm local complexity falls within some tens of steps and stays low (a rise
+while the net fits is within the spread of the seeds); with BatchNorm it nearly doubles. Both nets lose robustness as
+they fit: at this size there is no delayed robustness. Sized for a CPU: about three minutes a run.
+Run it on your own images: `grokkit train cifar10_small --data cifar10.npz`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from grokkit.config.run_config import RunConfig, spec
 
 
 def no_batchnorm() -> RunConfig:
-    """Five convolutions with biases, nothing else between them than ReLU."""
+    """Train five convolutions with biases, and only ReLU between them."""
     return RunConfig(
         experiment="cifar10_small",
         variant="no_batchnorm",
@@ -37,5 +37,5 @@ def no_batchnorm() -> RunConfig:
 
 
 def batchnorm() -> RunConfig:
-    """The same net with BatchNorm before every ReLU of its convolutions."""
+    """Train the same net with BatchNorm before every convolutional ReLU."""
     return no_batchnorm().replace(variant="batchnorm", model=spec("cnn", norm="batch"))

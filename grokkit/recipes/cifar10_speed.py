@@ -1,15 +1,15 @@
 """The fewest seconds to 94 % on CIFAR-10: the net and the recipe of airbench94_muon inside grokkit's loop.
 
 Source: KellerJordan/cifar10-airbench, airbench94_muon.py (94.01 % over 200 seeds, 2.59 s on an A100; with six views per
-test image at evaluation). What differs here:
+test image at evaluation). Differences:
 
 - Test-time augmentation is the mean over the image and its mirror, not over six views; the source's own ablation puts
-  that at about an epoch of ten. The plain accuracy stands beside it; the source reports about 0.8 points less without
-  any views.
-- Weights stay in float32 and autocast lowers what it may; the source trains float16 weights.
-- The bias of the whitening layer is trained to the end; the source freezes it after three epochs, which saves time and
-  changes no accuracy in its ablation.
-- The rates stand for the mean loss; the source writes them for the sum over its batch of 2,000.
+  that at about an epoch of ten. The plain accuracy is recorded as well; the source reports about 0.8 points less
+  without any views.
+- Weights stay in float32 and autocast lowers the precision of eligible operations; the source trains float16 weights.
+- The bias of the whitening layer is trained until the end; the source freezes it after three epochs, which saves time
+  and does not change the accuracy in its ablation.
+- The learning rates are for the mean loss; the source states them for the sum over its batch of 2,000.
 
 Target: 94.0 % with TTA, mean of seeds, last step. Not yet verified on the official pixels.
 """
@@ -22,7 +22,7 @@ BATCH = 2000
 
 
 def speednet() -> RunConfig:
-    """Eight epochs of 25 batches; label smoothing 0.2, alternating flip, crops by 2 pixels, linear decay."""
+    """Train eight epochs of 25 batches; label smoothing 0.2, alternating flip, crops by 2 pixels, linear decay."""
     return RunConfig(
         experiment="cifar10_speed",
         variant="speednet",

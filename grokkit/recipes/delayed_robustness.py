@@ -1,15 +1,15 @@
-"""Delayed robustness at full size: PreActResNet-18 of width 16 on all of CIFAR-10, far beyond interpolation.
+"""Delayed robustness at full scale: PreActResNet-18 of width 16 on all of CIFAR-10, far beyond interpolation.
 
 The published setting (Humayun, Balestriero and Baraniuk, arXiv 2402.15555): no augmentation, no schedule, no weight
 decay, AdamW at 1e-3, batches of 256, 500,000 updates; local complexity at three radii and robust accuracy at
 log-spaced steps. The claim is that accuracy under attack rises long after the training images are fitted. The only
-public run of it was attacked by cross-entropy alone, whose gradient vanishes when logits are large; here every attack
-is made with two losses, and the margin one is what counts. Epsilons are in pixels; the published run's 50/255 is in its
-normalised space, and 10/255 in these.
+public run of it was attacked with cross-entropy only, whose gradient vanishes if logits are large; here every attack
+uses two losses, and the result with the margin loss counts. Epsilons are in pixels; the published run's 50/255 is in
+its normalised space, and equals 10/255 in pixels.
 
-Hours on a fast GPU. It can be stopped and resumed at any moment; `python -m bench.gpu --stages e` of the project runs
-it in pieces. Weights, activations and gradients are float32; within a convolution torch rounds the factors to TF32 on
-GPUs that have it, as it did in the published run. What is measured is not rounded.
+Hours on a fast GPU. It can be interrupted and resumed at any time; `python -m bench.gpu --stages e` in the repository
+runs it in parts. Weights, activations and gradients are float32; within a convolution torch rounds the factors to TF32
+on GPUs that support it, as in the published run. Measures are computed without this rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from grokkit.config.run_config import RunConfig, spec
 
 
 def no_batchnorm() -> RunConfig:
-    """The published net, without any normalisation."""
+    """Train the published net, without any normalisation."""
     return RunConfig(
         experiment="delayed_robustness",
         variant="no_batchnorm",
@@ -42,5 +42,5 @@ def no_batchnorm() -> RunConfig:
 
 
 def batchnorm() -> RunConfig:
-    """The same with BatchNorm: the control in which local complexity is said not to fall."""
+    """Train the same with BatchNorm: the control in which local complexity reportedly does not fall."""
     return no_batchnorm().replace(variant="batchnorm", model=spec("preact_resnet18", width=16, norm="batch"))

@@ -1,21 +1,21 @@
-"""Does local complexity tell a net that learns from one that memorises? The same net on true and on shuffled labels.
+"""Does local complexity distinguish learning from memorising? The same net on true and on shuffled labels.
 
 Both arms share images, initial weights and batch order; in `shuffled_labels` the training labels are permuted among
-the 1,000 training images (probe set `train` holds the labels trained on, test labels stay true), so that it can only
-be fitted by heart. Five seeds; a pair is two runs of one seed. Two minutes a run on one CPU core.
+the 1,000 training images (probe set `train` holds the labels trained on, test labels stay true), so that they can
+only be memorised. Five seeds; a pair is two runs of one seed. Two minutes a run on one CPU core.
 
-Stated before the runs were looked at (the setting was chosen by training accuracy of another seed alone):
+Specified before the runs were analysed (the setting was chosen by the training accuracy of another seed only):
 
 - Statistic: d(t) = log LC(true) - log LC(shuffled) at recorded step t, per seed; LC is the layer `total` at radius
   0.05, the mean over 1,000 points. d(0) must be exactly 0: same weights, same images.
-- Primary: probe set `train`, last step. The arms are told apart if the 95 % t interval of the mean of d over seeds
+- Primary: probe set `train`, last step. The arms differ if the 95 % t interval of the mean of d over seeds
   excludes 0 (a paired t test, two-sided, at 5 %). "From step t" is the first recorded step from which on all such
   intervals exclude 0.
 - Secondary, with Holm's correction over the three sets: the same at `test` and `random` points.
 - Secondary: LC at equal fit, that is, at the first recorded step at which 99 % of the labels trained on are fitted; a
-  difference at equal steps alone may only say that the arms fit at different speeds.
+  difference at equal steps alone may only mean that the arms fit at different speeds.
 
-What was seen stands in artifacts/negative_control of the project.
+The results are in artifacts/negative_control of the repository.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from grokkit.config.run_config import RunConfig, spec
 
 
 def true_labels() -> RunConfig:
-    """An MLP whose large initial weights delay generalisation, on 1,000 digits with their own labels."""
+    """Train an MLP whose large initial weights delay generalisation, on 1,000 digits with true labels."""
     return RunConfig(
         experiment="negative_control",
         variant="true_labels",
@@ -50,5 +50,5 @@ def true_labels() -> RunConfig:
 
 
 def shuffled_labels() -> RunConfig:
-    """The same with the training labels permuted."""
+    """Train the same with the training labels permuted."""
     return true_labels().replace(variant="shuffled_labels", data=spec("mnist", train=1000, shuffle_labels=True))

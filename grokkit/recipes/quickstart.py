@@ -2,8 +2,8 @@
 
 An MLP with large initial weights learns 500 digits by mean squared error with strong weight decay. It fits them
 within some hundred steps; robust accuracy comes an order of magnitude later, while local complexity at training
-points is at its height and then falls. `constant` keeps the learning rate; `decay_at_peak` lets a policy listen to
-local complexity and lower the rate once it has peaked: the two arms are the same run, bit for bit, up to that step.
+points peaks and then falls. `constant` keeps the learning rate; `decay_at_peak` uses a policy that follows local
+complexity and lowers the rate after its peak: the two arms are the same run, bit for bit, up to that step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from grokkit.config.run_config import RunConfig, spec
 
 
 def constant() -> RunConfig:
-    """The learning rate never changes."""
+    """Train with a constant learning rate."""
     return RunConfig(
         experiment="quickstart",
         variant="constant",
@@ -40,5 +40,5 @@ def constant() -> RunConfig:
 
 
 def decay_at_peak() -> RunConfig:
-    """The rate decays after the local-complexity signal has peaked, or at its deadline."""
+    """Train with a rate that decays after the local-complexity signal has peaked, or at its deadline."""
     return constant().replace(variant="decay_at_peak", policy=spec("lc_wsd", warmup=0.0))

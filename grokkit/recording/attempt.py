@@ -1,4 +1,5 @@
-"""What a new attempt at a run looks at before it writes: is all as it was left, and what goes on with it."""
+"""Prepare a run folder for a new attempt at writing it: refuse a run that was modified since it began, quarantine
+damaged files, and release the lock on failure."""
 
 from __future__ import annotations
 
@@ -17,19 +18,19 @@ from grokkit.trajectory import manifest, modifications
 from grokkit.trajectory.documents import read_config, read_environment
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
-from grokkit.trajectory.recover import move_aside, recover
+from grokkit.trajectory.recover import recover, rename_existing_run
 
 
 def clear_path(path: Path, overwrite: bool) -> None:
-    """Move a run that is at `path` aside where that is asked for, and warn where to."""
-    kept = move_aside(path) if overwrite else None
-    if kept is not None:
-        warnings.warn(f"the run that was at {path} lies at {kept} now", stacklevel=3)
+    """Move an existing run at `path` out of the way if `overwrite`, and warn about its new path."""
+    new_path = rename_existing_run(path) if overwrite else None
+    if new_path is not None:
+        warnings.warn(f"the existing run at {path} was moved to {new_path}", stacklevel=3)
 
 
 @contextmanager
-def released_on_failure(lock: RunLock, *, fresh: bool) -> Iterator[None]:
-    """Give a run's lock back where the block fails; where it is `fresh`, with the folder, in which nothing is yet."""
+def release_on_failure(lock: RunLock, *, fresh: bool) -> Iterator[None]:
+    """Release the run's lock if the block fails; if the run is `fresh`, remove its folder too, which is still empty."""
     try:
         yield
     except BaseException:
@@ -38,70 +39,76 @@ def released_on_failure(lock: RunLock, *, fresh: bool) -> Iterator[None]:
 
 
 def check_and_recover(path: Path, status: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """Hold a run against its manifest, and make it fit to be gone on with; the caller holds its lock.
+    """Compare a run with its manifest and prepare it for resuming; the caller holds its lock.
 
     Args:
-        path: of the run.
-        status: its status.
+        path: the run folder.
+        status: the content of its status.json.
 
     Returns:
-        What is not as a writer left it, and what was put aside, in sentences.
+        Messages about files that changed since a writer left them, and messages about quarantined files.
 
     Raises:
-        TrajectoryError: choices, environment or probe images are others than at the start, so that another run would
-            come of it; or a file is in use or cannot be read.
+        TrajectoryError: config, environment or probe images differ from the run's start, so that resuming would give
+            another run; or a file is in use or cannot be read.
     """
-    durable = status.get("manifest") or 0
-    told = manifest.repair(path, durable)
-    known = manifest.read_manifest(path)
-    require_unchanged(path, known)
-    _require_own_states(path, known)
-    told += manifest.add_cut(path, known, durable) + modifications.find_remarks(path, known)
-    for name in modifications.find_missing(path, known):
-        if known.files[name]["kind"] == "resume":  # the next state may well get another name
-            manifest.add_gone(path, name)
-    if status.get("manifest") is None:  # a version without manifests has written since: its files have no lines
-        known.ended = {}
-    return told, recover(path, known)
+    synced_bytes = status.get("manifest") or 0
+    changes = manifest.prepare_for_resume(path, synced_bytes)
+    manifest_lines = manifest.read_manifest(path)
+    require_unchanged(path, manifest_lines)
+    _require_matching_states(path, manifest_lines)
+    changes += manifest.add_lost_lines(path, manifest_lines, synced_bytes) + modifications.find_other_changes(
+        path, manifest_lines
+    )
+    for name in modifications.find_missing(path, manifest_lines):
+        if manifest_lines.files[name]["kind"] == "resume":  # the next resume state may get another name
+            manifest.add_missing(path, name)
+    if status.get("manifest") is None:  # a version without manifests wrote since: its files are not listed
+        manifest_lines.ended = {}
+    return changes, recover(path, manifest_lines)
 
 
-def _require_own_states(path: Path, known: Manifest) -> None:
-    """Raise TrajectoryError where all resume states are of one run and the manifest is of another: one of the two was
-    copied here, and nobody knows which."""
+def _require_matching_states(path: Path, manifest_lines: Manifest) -> None:
+    """Raise TrajectoryError if there are resume states and none of them belongs to the manifest's run."""
+    # One of the two was copied here, and it cannot be known which.
     ids = manifest.read_state_ids(path)
-    if ids and known.began["run"] not in ids:
+    if ids and manifest_lines.began["run"] not in ids:
         raise TrajectoryError(
-            f"{path / manifest.MANIFEST_FILE} and the states in {path / 'resume'} are of two runs: put back what "
-            "belongs here"
+            f"{path / manifest.MANIFEST_FILE} and the resume states in {path / 'resume'} belong to two different runs: "
+            "restore the files of this run"
         )
 
 
-def require_unchanged(path: Path, known: Manifest | None = None) -> None:
-    """Raise TrajectoryError where choices, environment or probe images are others than the run began with, or cannot
-    be read, or where its manifest no longer says which they were."""
-    known = known or manifest.read_manifest(path)
-    if not known.began and (path / manifest.MANIFEST_FILE).exists():
+def require_unchanged(path: Path, manifest_lines: Manifest | None = None) -> None:
+    """Raise TrajectoryError if config, environment or probe images differ from the run's start or cannot be read, or if
+    the manifest no longer records them."""
+    manifest_lines = manifest_lines or manifest.read_manifest(path)
+    if not manifest_lines.began and (path / manifest.MANIFEST_FILE).exists():
         raise TrajectoryError(
-            f"{path / manifest.MANIFEST_FILE} does not say how the run began: put it back, or remove it to take "
-            "all as it is"
+            f"{path / manifest.MANIFEST_FILE} does not record how the run began: restore it, or remove it to accept "
+            "all files in their present state"
         )
-    if known.began.get("config") is not None:
+    if manifest_lines.began.get("config") is not None:
         read_config(path / "config.toml")
-    if known.began.get("environment") is not None:
+    if manifest_lines.began.get("environment") is not None:
         read_environment(path / "environment.json")
-    if found := modifications.find_modifications(path, known):
-        raise TrajectoryError("; ".join([*found, "that would be another run: put it back, or begin a new one"]))
+    if changes := modifications.find_modifications(path, manifest_lines):
+        raise TrajectoryError(
+            "; ".join([*changes, "resuming would give another run: undo the change, or start a new run"])
+        )
 
 
 @contextmanager
-def report_modifications(path: Path) -> Iterator[None]:
-    """Add to an error about choices or data what was changed of them since the run began, which may well be its reason.
-    Where choices are of another form than any that a run begins with, the changes are the error."""
+def append_modifications_to_error(path: Path) -> Iterator[None]:
+    """Append the changes to config and data since the run began to an error about them, as its likely cause.
+
+    If the config cannot be parsed at all (an exception that is no GrokkitError), the changes are raised as the error.
+    """
     try:
         yield
     except (UsageError, DataError) as error:
-        if found := modifications.find_modifications(path):
-            raise type(error)("; ".join([str(error), *found])) from error
+        if changes := modifications.find_modifications(path):
+            raise type(error)("; ".join([str(error), *changes])) from error
         raise
     except GrokkitError:
         raise
@@ -110,7 +117,7 @@ def report_modifications(path: Path) -> Iterator[None]:
         raise
 
 
-def begin_attempt(model: nn.Module) -> dict[str, Any]:
-    """Versions and device of this attempt, for the event that begins it."""
-    now = describe_environment(describe_device(device_of(model)))
-    return {name: now[name] for name in ("versions", "device", "python")}
+def describe_attempt(model: nn.Module) -> dict[str, Any]:
+    """Return versions and device of this attempt, for its first event."""
+    environment = describe_environment(describe_device(device_of(model)))
+    return {name: environment[name] for name in ("versions", "device", "python")}

@@ -1,4 +1,4 @@
-"""Measures and attributions as people name them: a word, a part with options, or the thing itself."""
+"""Conversion of names, specs and objects to measures and attribution specs."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from grokkit.recording.signal import Signal
 T = TypeVar("T")
 
 
-def as_measure(wanted: str | Spec | Measure) -> Measure:
-    """A measure from its name, a part with options, or itself."""
-    if isinstance(wanted, str):
-        return measures.create(wanted)
-    if isinstance(wanted, Spec):
-        return measures.create(wanted.name, **wanted.options)
-    return wanted
+def as_measure(value: str | Spec | Measure) -> Measure:
+    """Return the measure for a name or a spec; a measure is returned unchanged."""
+    if isinstance(value, str):
+        return measures.create(value)
+    if isinstance(value, Spec):
+        return measures.create(value.name, **value.options)
+    return value
 
 
-def as_attribution_spec(wanted: str | Spec | AttributionSpec) -> AttributionSpec:
-    """A plan from a method's name, a part with options, or itself."""
-    if isinstance(wanted, AttributionSpec):
-        return wanted
-    name, options = (wanted, {}) if isinstance(wanted, str) else (wanted.name, dict(wanted.options))
+def as_attribution_spec(value: str | Spec | AttributionSpec) -> AttributionSpec:
+    """Return the attribution spec for a method's name or a spec; an AttributionSpec is returned unchanged."""
+    if isinstance(value, AttributionSpec):
+        return value
+    name, options = (value, {}) if isinstance(value, str) else (value.name, dict(value.options))
     attributions.registry.get(name)
-    own = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
-    return AttributionSpec(name, **own, parameters=options)
+    fields = {key: options.pop(key) for key in ("images", "probe_set") if key in options}
+    return AttributionSpec(name, **fields, parameters=options)
 
 
-def as_list(wanted: str | Iterable[T]) -> list[str | T]:
-    """What is asked for as a list; a single name stands for itself."""
-    return [wanted] if isinstance(wanted, str) else list(wanted)
+def as_list(value: str | Iterable[T]) -> list[str | T]:
+    """Return a list; a single name becomes a list of one."""
+    return [value] if isinstance(value, str) else list(value)
 
 
-def as_measures(wanted: str | Iterable[str | Spec | Measure]) -> list[Measure]:
-    """`as_measure` of each; a single name stands for itself."""
-    return [as_measure(each) for each in as_list(wanted)]
+def as_measures(value: str | Iterable[str | Spec | Measure]) -> list[Measure]:
+    """Apply `as_measure` to each item; a single name is a list of one."""
+    return [as_measure(each) for each in as_list(value)]
 
 
-def as_attribution_specs(wanted: str | Iterable[str | Spec | AttributionSpec]) -> list[AttributionSpec]:
-    """`as_attribution_spec` of each; a single name stands for itself."""
-    return [as_attribution_spec(each) for each in as_list(wanted)]
+def as_attribution_specs(value: str | Iterable[str | Spec | AttributionSpec]) -> list[AttributionSpec]:
+    """Apply `as_attribution_spec` to each item; a single name is a list of one."""
+    return [as_attribution_spec(each) for each in as_list(value)]
 
 
 def requested_config(
-    taken: list[Measure],
-    plans: list[AttributionSpec],
+    measures: list[Measure],
+    attribution_specs: list[AttributionSpec],
     schedule: tuple[int, ...],
     signal: Signal | None,
     rest: dict[str, Any],
 ) -> dict[str, Any]:
-    """What `record` was asked for, as TOML values."""
-    listed = [{"name": instrument_name(each), **get_settings(each)} for each in taken]
-    maps = [{"name": plan.method, "images": plan.images, **(plan.parameters or {})} for plan in plans]
-    told = {**rest, "schedule": list(schedule), "measures": listed, "attributions": maps}
-    return told | ({"signal": dataclasses.asdict(signal)} if signal else {})
+    """Return the arguments of `record` as TOML values."""
+    measure_tables = [{"name": instrument_name(each), **get_settings(each)} for each in measures]
+    maps = [{"name": each.method, "images": each.images, **(each.parameters or {})} for each in attribution_specs]
+    config = {**rest, "schedule": list(schedule), "measures": measure_tables, "attributions": maps}
+    return config | ({"signal": dataclasses.asdict(signal)} if signal else {})

@@ -1,4 +1,4 @@
-"""How far a classifier's answers survive small, worst-case changes of the pixels."""
+"""Attack classifiers: worst-case accuracy under small changes of the pixels."""
 
 from grokkit.robustness.attacks import AttackResult, pgd
 

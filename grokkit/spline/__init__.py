@@ -1,4 +1,4 @@
-"""The partition of input space that a network makes, and how finely it is cut around given points."""
+"""Measure the spline partition of a network's input space: local complexity, exact partitions of segments."""
 
 from grokkit.spline.complexity import complexity_spectrum, local_complexity
 from grokkit.spline.frames import draw_orthonormal_frame

@@ -1,8 +1,8 @@
-"""A tensor that carries its derivatives along P directions through any unmodified module.
+"""A tensor that propagates its derivatives along P directions through any unmodified module.
 
 `torch.func.jvp` under `vmap` gives the same numbers several times slower: it recomputes every slope for every
-direction, adds biases that no derivative has, and loses the memory format. Here the operations of image nets have
-rules; what has no rule goes through forward-mode AD, one direction at a time, which is slower and as exact.
+direction, adds biases to derivatives that have none, and loses the memory format. Here the operations of image
+networks have rules; an operation without a rule uses forward-mode AD, one direction at a time: slower, equally exact.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch.autograd import forward_ad as ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.rule_table import leaves, map_leaves
+from grokkit.spline.rule_table import tree_leaves, tree_map
 
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
 
 
 @contextmanager
 def store_tangents_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Within the block every tangent is stored in `dtype`; None: in the dtype of its value."""
+    """Store every tangent in `dtype` within the block; None: in the dtype of its value."""
     token = _tangent_dtype.set(dtype)
     try:
         yield
@@ -36,18 +36,18 @@ def store_tangents_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 
 class Dual(Tensor):
-    """A value and its P directional derivatives, in step through views and in-place operations.
+    """A value and its P directional derivatives, consistent through views and in-place operations.
 
     Args:
         primal: the value, shape (batch, ...).
-        tangent: the derivatives, shape (P, batch, ...); kept with the strides of `primal`, so that whatever is a
-            view of the one is a view of the other, and in the dtype that `store_tangents_in` says.
+        tangent: the derivatives, shape (P, batch, ...); stored with the strides of `primal`, so that a view of one
+            corresponds to a view of the other, and in the dtype set by `store_tangents_in`.
     """
 
     primal: Tensor
     tangent: Tensor
     rules: ClassVar[dict[Any, Callable[..., Any]]] = {}
-    """What is called in place of an operation, with the operation in front; filled by `rules.py`."""
+    """Replacement for each operation, called with the operation as first argument; filled by `rules.py`."""
 
     @staticmethod
     def __new__(cls, primal: Tensor, tangent: Tensor) -> Dual:
@@ -66,12 +66,12 @@ class Dual(Tensor):
 
 
 def _match_strides(primal: Tensor, tangent: Tensor) -> Tensor:
-    sizes, ours, theirs = primal.shape, primal.stride(), tangent.stride()[1:]
-    if all(a == b or size == 1 for size, a, b in zip(sizes, ours, theirs, strict=True)):
+    sizes, value_strides, tangent_strides = primal.shape, primal.stride(), tangent.stride()[1:]
+    if all(a == b or size == 1 for size, a, b in zip(sizes, value_strides, tangent_strides, strict=True)):
         return tangent
-    # torch lays a dense tensor's copy out as the tensor itself; one with gaps is a view, and then so is its tangent
+    # empty_like keeps the strides of a dense tensor; other strides mean that primal, and so its tangent, is a view
     dense = torch.empty_like(primal).stride()
-    if dense != ours:
+    if dense != value_strides:
         return tangent
     return torch.empty_strided(
         tangent.shape, (primal.numel(), *dense), dtype=tangent.dtype, device=tangent.device
@@ -79,76 +79,78 @@ def _match_strides(primal: Tensor, tangent: Tensor) -> Tensor:
 
 
 def has_dual(*trees: Any) -> bool:
-    return any(isinstance(leaf, Dual) for leaf in leaves(trees))
+    """Return whether any leaf of the trees is a `Dual`."""
+    return any(isinstance(leaf, Dual) for leaf in tree_leaves(trees))
 
 
 def round_like_tangent(x: Dual, tree: Any) -> Any:
-    """Whatever plain floating tensors an operation takes, rounded as the tangents are that they meet."""
+    """Convert the floating tensors in `tree` to the dtype of the tangent of `x`."""
     dtype = x.tangent.dtype
     if dtype == x.primal.dtype:
         return tree
-    return map_leaves(
+    return tree_map(
         lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree
     )
 
 
 def scale_tangent(tangent: Tensor, factor: Tensor) -> Tensor:
-    """The product in memory of its own (a residual branch may hold the same tangents), rounded once."""
+    """Return tangent * factor, in new memory (a residual branch may share the tangents) and rounded once."""
     if tangent.dtype == factor.dtype:
         return tangent * factor
     return torch.mul(tangent, factor, out=torch.empty_like(tangent))
 
 
-def refuse_hidden_write(func: Any) -> ModelContractError:
+def make_hidden_write_error(func: Any) -> ModelContractError:
+    """Return the error for an operation that writes an image-dependent value into a tensor without tangents."""
     return ModelContractError(
-        f"`{_name(func)}` writes a value that depends on the image into a plain tensor of the model's own, where its "
-        'derivative cannot follow; use method="vertex", or write the model without this in-place step'
+        f"`{_function_name(func)}` writes a value that depends on the image into a plain tensor of the model, which "
+        'cannot hold its derivative; use method="vertex", or rewrite the model without this in-place operation'
     )
 
 
-def _name(func: Any) -> str:
+def _function_name(func: Any) -> str:
     return getattr(func, "__name__", str(func))
 
 
 def apply_linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """An operation that is linear in its first argument alone: the tangents go through the operation itself."""
+    """Apply an operation that is linear in its first argument alone, by applying it to the tangents too."""
     if not isinstance(x, Dual) or has_dual(args, kwargs):
         return apply_forward_ad(func, x, *args, **kwargs)
     primal = func(x.primal, *args, **kwargs)
     args, kwargs = round_like_tangent(x, (args, kwargs))
-    return _pair(x, primal, torch.vmap(lambda tangent: func(tangent, *args, **kwargs))(x.tangent))
+    return _wrap(x, primal, torch.vmap(lambda tangent: func(tangent, *args, **kwargs))(x.tangent))
 
 
-def _pair(x: Dual, primal: Any, tangent: Any) -> Any:
-    """`x` itself after an in-place operation, else the new dual (or tuple of duals)."""
+def _wrap(x: Dual, primal: Any, tangent: Any) -> Any:
+    """Return `x` itself after an in-place operation, else the new dual (or tuple of duals)."""
     if isinstance(primal, tuple | list):
-        return type(primal)(_pair(x, value, slope) for value, slope in zip(primal, tangent, strict=True))
+        return type(primal)(_wrap(x, value, derivative) for value, derivative in zip(primal, tangent, strict=True))
     return x if primal is x.primal else Dual(primal, tangent)
 
 
 def apply_forward_ad(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Any operation, exactly: forward-mode AD, one direction after the other.
+    """Apply any operation exactly by forward-mode AD, one direction after another.
 
     Raises:
-        ModelContractError: the operation has no forward-mode derivative, or writes where none can follow.
+        ModelContractError: the operation has no forward-mode derivative, or writes into a tensor that cannot hold one.
     """
-    directions = next(len(leaf.tangent) for leaf in leaves((args, kwargs)) if isinstance(leaf, Dual))
-    results: list[_Result] = []
-    with _level():
+    directions = next(len(leaf.tangent) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Dual))
+    results: list[_UnpackedCall] = []
+    with _enter_dual_level():
         for direction in range(directions):
-            one = _Direction(func, args, kwargs, direction)
-            if one.is_view():
+            call = _DirectionalCall(func, args, kwargs, direction)
+            if call.is_view():
                 return apply_linear(func, *args, **kwargs)
-            results.append(_Result(one))
+            results.append(_UnpackedCall(call))
             if not results[0].depends:
                 break
     return _merge(results)
 
 
 @contextmanager
-def _level() -> Iterator[None]:
+def _enter_dual_level() -> Iterator[None]:
     with warnings.catch_warnings(), ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-        # torch's own decompositions, loaded at the first use, are still scripts
+        # torch's decompositions, loaded at the first use, still use torch.jit.script
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         yield
 
@@ -157,21 +159,22 @@ def _is_plain(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and not isinstance(leaf, Dual)
 
 
-class _Direction:
-    """One operation with its inputs copied and dual along one direction, as torch's forward-mode AD wants them."""
+class _DirectionalCall:
+    """One operation run on copies of its inputs that are dual along one direction, as forward-mode AD requires."""
 
     def __init__(self, func: Any, args: Any, kwargs: Any, direction: int) -> None:
         self.copies: list[tuple[Dual, Tensor, int]] = []
-        arguments = map_leaves(partial(self._copy, direction), (args, kwargs))
-        plain = [(leaf, leaf._version) for leaf in leaves((args, kwargs)) if _is_plain(leaf)]
+        arguments = tree_map(partial(self._copy, direction), (args, kwargs))
+        plain = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if _is_plain(leaf)]
         try:
             self.out = func(*arguments[0], **arguments[1])
         except NotImplementedError as error:
             raise ModelContractError(
-                f'`{_name(func)}` has no forward-mode derivative ({str(error).splitlines()[0]}); use method="vertex"'
+                f"`{_function_name(func)}` has no forward-mode derivative ({str(error).splitlines()[0]}); "
+                'use method="vertex"'
             ) from error
         if any(leaf._version != version for leaf, version in plain):
-            raise refuse_hidden_write(func)
+            raise make_hidden_write_error(func)
 
     def _copy(self, direction: int, leaf: Any) -> Any:
         if not isinstance(leaf, Dual):
@@ -183,32 +186,32 @@ class _Direction:
         self.copies.append((leaf, copy, copy._version))
         return copy
 
-    def source(self, leaf: Any) -> Dual | None:
+    def find_source(self, leaf: Any) -> Dual | None:
         return next((source for source, copy, _ in self.copies if copy is leaf), None)
 
-    def written(self) -> list[tuple[Dual, Tensor]]:
+    def list_written(self) -> list[tuple[Dual, Tensor]]:
         return [(source, copy) for source, copy, version in self.copies if copy._version != version]
 
     def is_view(self) -> bool:
-        """Whether the result is a view of the one dual argument; then its tangents have to be views too."""
-        if len(self.copies) != 1 or self.written():
+        """Return whether the result is a view of the only dual argument; its tangents must then be views too."""
+        if len(self.copies) != 1 or self.list_written():
             return False
         ((_, copy, _),) = self.copies
         memory = copy.untyped_storage().data_ptr()
-        results = [leaf for leaf in leaves(self.out) if isinstance(leaf, Tensor) and leaf is not copy]
+        results = [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor) and leaf is not copy]
         return any(leaf.untyped_storage().data_ptr() == memory for leaf in results)
 
 
-class _Result:
-    """What one direction left behind, taken out of the AD level: plain values and tangents."""
+class _UnpackedCall:
+    """The results of one directional call as plain values and tangents, valid outside the dual level."""
 
-    def __init__(self, one: _Direction) -> None:
-        self.tree = one.out
-        self.leaves = leaves(one.out)
-        self.sources = [one.source(leaf) for leaf in self.leaves]
-        self.parts = [self._unpack(leaf) for leaf in self.leaves]
-        self.written = [(source, *self._unpack(copy)) for source, copy in one.written()]
-        self.depends = bool(self.written) or any(tangent is not None for _, tangent in self.parts)
+    def __init__(self, call: _DirectionalCall) -> None:
+        self.tree = call.out
+        self.leaves = tree_leaves(call.out)
+        self.sources = [call.find_source(leaf) for leaf in self.leaves]
+        self.values = [self._unpack(leaf) for leaf in self.leaves]
+        self.written = [(source, *self._unpack(copy)) for source, copy in call.list_written()]
+        self.depends = bool(self.written) or any(tangent is not None for _, tangent in self.values)
 
     @staticmethod
     def _unpack(leaf: Any) -> tuple[Any, Tensor | None]:
@@ -218,22 +221,22 @@ class _Result:
         return primal, tangent
 
 
-def _stack(primal: Tensor, tangents: list[Tensor | None]) -> Tensor:
+def _stack_tangents(primal: Tensor, tangents: list[Tensor | None]) -> Tensor:
     return torch.stack([torch.zeros_like(primal) if tangent is None else tangent for tangent in tangents])
 
 
-def _merge(results: list[_Result]) -> Any:
+def _merge(results: list[_UnpackedCall]) -> Any:
     first = results[0]
     for index, (source, primal, _) in enumerate(first.written):
         source.primal.copy_(primal)
-        source.tangent.copy_(_stack(primal, [one.written[index][2] for one in results]))
+        source.tangent.copy_(_stack_tangents(primal, [result.written[index][2] for result in results]))
     merged: list[Any] = []
-    for index, (primal, tangent) in enumerate(first.parts):
+    for index, (primal, tangent) in enumerate(first.values):
         if first.sources[index] is not None:
             merged.append(first.sources[index])
         elif tangent is None:
             merged.append(primal)
         else:
-            merged.append(Dual(primal, _stack(primal, [one.parts[index][1] for one in results])))
+            merged.append(Dual(primal, _stack_tangents(primal, [result.values[index][1] for result in results])))
     leaves = iter(merged)
-    return map_leaves(lambda _: next(leaves), first.tree)
+    return tree_map(lambda _: next(leaves), first.tree)

@@ -1,4 +1,4 @@
-"""Max-pooling along segments: where the winner of a window changes."""
+"""Find the places along segments at which the winner of a max-pool window changes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grokkit.spline.affine import AffinePiece, apply_nonlinearity
-from grokkit.spline.knots import Crossings, zero_tolerance
+from grokkit.spline.affine import ProgramStep, apply_nonlinearity
+from grokkit.spline.knots import Crossings, compute_zero_tolerance
 from grokkit.spline.windows import Windows
 from grokkit.units import MAX_POOLS, normalise_pool_arguments
 
 
-def index_windows(step: AffinePiece, z: Tensor) -> tuple[Tensor, torch.Size]:
-    """int64 (window, entry): flat indices into the pooled dimensions of z, whose size stands for padding; and the
-    dimensions of the pooled result."""
+def index_windows(step: ProgramStep, z: Tensor) -> tuple[Tensor, torch.Size]:
+    """Return the entries of every max-pool window and the shape of the pooled dimensions.
+
+    Returns:
+        int64 (window, entry): flat indices into the pooled dimensions of z; their total size marks padding.
+        Size of the pooled dimensions of the result.
+    """
     pool = MAX_POOLS[step.node.func]
     rest = {name: value for name, value in step.node.kwargs.items() if name != "input"}
     arguments = (
@@ -22,62 +26,65 @@ def index_windows(step: AffinePiece, z: Tensor) -> tuple[Tensor, torch.Size]:
     )
     pooled = apply_nonlinearity(step.node, lambda _: z[:1], 1)
     sizes = z.shape[-pool.spatial :]
-    places = torch.arange(sizes.numel(), device=z.device).view(1, *sizes)
-    entries = Windows(pool, z, pooled, arguments).entries(places, sizes.numel())
+    positions = torch.arange(sizes.numel(), device=z.device).view(1, *sizes)
+    entries = Windows(pool, z, pooled, arguments).iter_entries(positions, sizes.numel())
     return torch.stack([entry.flatten() for entry in entries], dim=1), pooled.shape[-pool.spatial :]
 
 
-def find_switches(z: Tensor, index: Tensor, joined: Tensor) -> Crossings:
-    """Places where another entry takes over the maximum of a window of z (knot, channel, entry)."""
+def find_switches(z: Tensor, index: Tensor, is_piece: Tensor) -> Crossings:
+    """Find the positions at which the maximum of a window of z (knot, channel, entry) moves to another entry."""
     entries = F.pad(z, (0, 1), value=-torch.inf)
-    winner = _winners(entries, index)
-    moved = (winner[1:] != winner[:-1]) & joined.view(-1, 1, 1)
-    piece, channel, window = moved.nonzero(as_tuple=True)
+    winner = _find_winners(entries, index)
+    has_changed = (winner[1:] != winner[:-1]) & is_piece.view(-1, 1, 1)
+    piece, channel, window = has_changed.nonzero(as_tuple=True)
     start = entries[piece.unsqueeze(1), channel.unsqueeze(1), index[window]]
     end = entries[piece.unsqueeze(1) + 1, channel.unsqueeze(1), index[window]]
-    zero = zero_tolerance(z)
-    kept = ~(_wins(start, zero) & _wins(end, zero)).any(dim=1)
-    return _envelope(piece[kept], start[kept], end[kept])
+    zero = compute_zero_tolerance(z)
+    is_switch = ~(_is_winner(start, zero) & _is_winner(end, zero)).any(dim=1)
+    return _trace_envelope(piece[is_switch], start[is_switch], end[is_switch])
 
 
-def _winners(entries: Tensor, index: Tensor) -> Tensor:
-    """Position of the largest entry of every window: int64 (knot, channel, window)."""
+def _find_winners(entries: Tensor, index: Tensor) -> Tensor:
+    """Return the position of the largest entry of every window: int64 (knot, channel, window)."""
     best = entries[..., index[:, 0]]
     winner = torch.zeros_like(best, dtype=torch.int64)
     for position in range(1, index.shape[1]):
         challenger = entries[..., index[:, position]]
-        ahead = challenger > best
-        best = torch.where(ahead, challenger, best)
-        winner.masked_fill_(ahead, position)
+        is_larger = challenger > best
+        best = torch.where(is_larger, challenger, best)
+        winner.masked_fill_(is_larger, position)
     return winner
 
 
-def _wins(values: Tensor, zero: Tensor) -> Tensor:
+def _is_winner(values: Tensor, zero: Tensor) -> Tensor:
     return values >= values.amax(dim=1, keepdim=True) - zero
 
 
-def _envelope(piece: Tensor, start: Tensor, end: Tensor) -> Crossings:
-    """Bends of the maximum of the lines from `start` to `end` (window, entry), all windows one step at a time."""
-    pads = start.isinf()
-    slope = (end - start).masked_fill(pads, -torch.inf)
-    found: list[tuple[Tensor, Tensor]] = []
-    # of those that are ahead at the start, the steepest is ahead behind it
-    ahead = start >= start.amax(dim=1, keepdim=True)
-    current = slope.masked_fill(~ahead, -torch.inf).argmax(dim=1, keepdim=True)
+def _trace_envelope(piece: Tensor, start: Tensor, end: Tensor) -> Crossings:
+    """Find the breakpoints of the upper envelope of the lines from `start` to `end`, both (window, entry).
+
+    All windows advance together, one breakpoint per iteration.
+    """
+    is_padding = start.isinf()
+    slope = (end - start).masked_fill(is_padding, -torch.inf)
+    crossings: list[tuple[Tensor, Tensor]] = []
+    # of the lines that are largest at the start, the steepest is largest right after it
+    is_larger = start >= start.amax(dim=1, keepdim=True)
+    current = slope.masked_fill(~is_larger, -torch.inf).argmax(dim=1, keepdim=True)
     active = torch.arange(len(piece), device=piece.device)
     while len(active):
-        rows, lines = start[active], slope[active]
+        values, lines = start[active], slope[active]
         gain = lines - lines.gather(1, current[active])
-        gap = rows.gather(1, current[active]) - rows
-        place = torch.where(gain > 0, gap / gain, torch.inf)
-        soonest = place.amin(dim=1, keepdim=True)
-        # at a common crossing the steepest goes on
-        successor = lines.masked_fill(place > soonest, -torch.inf).argmax(dim=1, keepdim=True)
-        inside = (soonest < 1).squeeze(1)
-        active, soonest, successor = active[inside], soonest[inside], successor[inside]
-        current[active] = successor
-        found.append((piece[active], soonest.squeeze(1)))
-    if not found:
+        gap = values.gather(1, current[active]) - values
+        position = torch.where(gain > 0, gap / gain, torch.inf)
+        nearest = position.amin(dim=1, keepdim=True)
+        # of the lines that meet at one crossing, the steepest is largest after it
+        next_line = lines.masked_fill(position > nearest, -torch.inf).argmax(dim=1, keepdim=True)
+        inside = (nearest < 1).squeeze(1)
+        active, nearest, next_line = active[inside], nearest[inside], next_line[inside]
+        current[active] = next_line
+        crossings.append((piece[active], nearest.squeeze(1)))
+    if not crossings:
         return Crossings(piece, start.new_zeros(0), piece)
-    pieces, places = (torch.cat(column) for column in zip(*found, strict=True))
-    return Crossings(pieces, places, torch.full_like(pieces, -1))
+    pieces, positions = (torch.cat(column) for column in zip(*crossings, strict=True))
+    return Crossings(pieces, positions, torch.full_like(pieces, -1))

@@ -1,4 +1,4 @@
-"""Orthonormal directions in input space: the same numbers at every step of a run and on every machine."""
+"""Draw orthonormal directions in input space, identical at every step of a run and on every machine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
-from grokkit.seeding import generator
+from grokkit.literals import FrameChoice
+from grokkit.seeding import make_generator
 
 ORTHONORMAL_TOLERANCE = 1e-4
-"""Largest |V V^T - I| that a caller's own frame may have."""
+"""Largest |V V^T - I| accepted for a frame passed by the caller."""
 
 
 def draw_orthonormal_frame(
     directions: int, size: int, seed: int | torch.Generator = 0, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Uniformly distributed orthonormal directions (Haar measure), by QR of a Gaussian matrix.
+    """Draw uniformly distributed orthonormal directions (Haar measure), by QR of a Gaussian matrix.
 
-    Drawn and factored in float64 on the CPU and only then cast, so that every device measures along the same ones.
+    They are drawn and factored in float64 on the CPU and only then cast, so that every device uses the same ones.
 
     Args:
         directions: number of rows P, 1..size.
@@ -35,11 +36,12 @@ def draw_orthonormal_frame(
     """
     if isinstance(directions, bool) or not isinstance(directions, int) or not 1 <= directions <= size:
         raise UsageError(f"`directions` must be an int in 1..{size} (the input's size); got {directions!r}")
-    source = seed if isinstance(seed, torch.Generator) else generator(seed, "frame")
-    gaussian = torch.randn(size, directions, generator=source, dtype=torch.float64)
+    rng = seed if isinstance(seed, torch.Generator) else make_generator(seed, "frame")
+    gaussian = torch.randn(size, directions, generator=rng, dtype=torch.float64)
     q, r = torch.linalg.qr(gaussian)
-    # LAPACK is free in the sign of each column; R's diagonal made positive makes the factor unique
-    return (q * r.diagonal().sign()).T.contiguous().to(dtype)
+    # LAPACK may choose the sign of each column; making R's diagonal positive makes the factor unique
+    frame: Tensor = (q * r.diagonal().sign()).T
+    return frame.contiguous().to(dtype)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Frames:
         shape: shape of one image.
         directions: P.
         seed: root seed of the frames of single points.
-        like: a tensor whose device and dtype the directions take.
-        common: the (P, D) frame that all points share; None: each point has its own.
+        like: a tensor with the device and dtype of the directions.
+        common: the (P, D) frame shared by all points; None: each point has a separate frame.
     """
 
     shape: torch.Size
@@ -61,21 +63,26 @@ class Frames:
     common: Tensor | None
 
     def at(self, points: range) -> Tensor:
-        """Directions of these points: (P, len(points) or 1, *shape)."""
+        """Return the directions of these points: (P, len(points) or 1, *shape)."""
         if self.common is not None:
             return self._cast(self.common.unsqueeze(1))
         frames = [
-            draw_orthonormal_frame(self.directions, self.shape.numel(), generator(self.seed, "frame", point))
+            draw_orthonormal_frame(self.directions, self.shape.numel(), make_generator(self.seed, "frame", point))
             for point in points
         ]
         return self._cast(torch.stack(frames, dim=1))
 
     def _cast(self, frame: Tensor) -> Tensor:
-        return frame.to(self.like.device, self.like.dtype).unflatten(-1, self.shape)
+        return torch.unflatten(frame.to(self.like.device, self.like.dtype), -1, self.shape)
 
 
-def make_frames(images: Tensor, directions: int, frames: str, seed: int, frame: Tensor | None) -> Frames:
-    """The frames asked for in a public call; a caller's own `frame` is checked and goes first."""
+def make_frames(images: Tensor, directions: int, frames: FrameChoice, seed: int, frame: Tensor | None) -> Frames:
+    """Create the frames for the arguments of a public call; a `frame` passed by the caller takes precedence.
+
+    Raises:
+        UsageError: unknown `frames`, or a `frame` that is not orthonormal, has another shape, or is combined with
+            frames="per_point".
+    """
     if frames not in ("shared", "per_point"):
         raise UsageError(f"`frames` must be 'shared' or 'per_point'; got {frames!r}")
     shape = images.shape[1:]
@@ -99,7 +106,6 @@ def _validate_frame(frame: Tensor, size: int) -> Tensor:
     if not error < ORTHONORMAL_TOLERANCE:
         raise UsageError(
             f"`frame` must have orthonormal rows: max |V V^T - I| must be below {ORTHONORMAL_TOLERANCE:g}; got "
-            f"{error:.3g}. "
-            "Orthonormalise it, for example with torch.linalg.qr"
+            f"{error:.3g}. Orthonormalise it, for example with torch.linalg.qr"
         )
     return rows

@@ -1,4 +1,4 @@
-"""A model lent for a measurement of its partition: borrowed without a trace, run as written, and fit to be counted."""
+"""Put a model into a state in which its partition can be measured, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ from grokkit.errors import ModelContractError, UsageError
 
 @contextmanager
 def measurement_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The unwrapped model in eval mode, strict precision and without gradients.
+    """Yield the unwrapped model in eval mode, strict precision, uncompiled and without gradients; restore it on exit.
 
     Raises:
-        ModelContractError: half precision, a script module, or normalisation by the batch's own statistics.
+        ModelContractError: half precision, a script module, or BatchNorm without running statistics.
     """
     with preserved_state(model) as inner, _disable_compile(inner), torch.no_grad():
-        _check_model(inner)
+        _validate_model(inner)
         yield inner
 
 
 @contextmanager
 def _disable_compile(model: nn.Module) -> Iterator[None]:
-    """Compiled parts of the model run as written, because a compiled graph hides its activations."""
-    if not any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules()):
+    """Run compiled submodules in eager mode within the block, because a compiled graph hides its activations."""
+    if not any(hasattr(module, "_orig_mod") or module._compiled_call_impl is not None for module in model.modules()):
         yield
         return
     with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
-        # the interception's global hooks see a compiled part twice, which changes no name
+        # the global hooks of the interception run twice for a compiled module, which does not change layer names
         warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
         yield
 
 
-def _check_model(model: nn.Module) -> None:
+def _validate_model(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype not in (torch.float32, torch.float64):
             raise ModelContractError(
-                "local complexity and exact partitions need float32 or float64, because rounding counts as crossings; "
+                "local complexity and exact partitions need float32 or float64, because half precision's "
+                "rounding counts as crossings; "
                 f"{name!r} is {tensor.dtype}. Measure a copy: copy.deepcopy(model).float()"
             )
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ModelContractError(
-                f"{name or 'the model'!r} is a script module, which hides its activations; pass the original"
+                f"{name or 'the model'!r} is a script module, which hides its activations; pass the original module"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             raise ModelContractError(
-                f"{name!r} normalises by the batch's own statistics also in eval mode, so the count would depend on "
+                f"{name!r} normalises by the statistics of the batch even in eval mode, so the count would depend on "
                 "the batch; use track_running_stats=True, or GroupNorm"
             )
 

@@ -1,4 +1,4 @@
-"""What both ways of counting share: forward passes in blocks, and what one layer says about one block of points."""
+"""Shared parts of the counting methods: forward passes in blocks, and the counts of one block of points."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _PASS_ELEMENTS = {"cpu": 2**18}
 _PASS_ELEMENTS_ELSEWHERE = 2**22
 _PASS_ROWS = 4096
 
-OTHER_LAYERS = (
-    "the model calls other activations for other images; only a model whose layers do not depend on the data can be "
-    "measured"
+DATA_DEPENDENT_LAYERS = (
+    "the model calls different activations for different images; only a model whose layers do not depend on the data "
+    "can be measured"
 )
 
 
 class LayerCount(NamedTuple):
-    """One layer over one block of points.
+    """Counts of one layer over one block of points.
 
     Args:
-        layer: its name.
-        exact: False for a smooth activation, where the sign is a proxy.
-        zones: int64 (radius, point), units that reach the curved zone of a smooth activation; None for another.
+        layer: layer name.
+        exact: False for a smooth activation, whose sign is only a proxy.
         counts: int64 (radius, point), crossed pairs of unit and kink.
         live: bool (kink, ...), pairs whose unit is above the kink at some point of the block.
-        finite: bool (), whether all the numbers were.
+        finite: bool (), whether all values were finite.
+        zones: int64 (radius, point), units that reach the convex zone of a smooth activation; None for others.
     """
 
     layer: str
@@ -43,14 +43,14 @@ class LayerCount(NamedTuple):
 
 
 class PoolCount(NamedTuple):
-    """One max-pool over one block of points.
+    """Counts of one max-pool over one block of points.
 
     Args:
-        layer: its name.
-        windows: how many an image has.
-        switches: int64 (radius, point), windows without an entry that wins everywhere.
+        layer: layer name.
+        windows: number of windows per image.
+        switches: int64 (radius, point), windows in which no single entry is the maximum everywhere.
         signs: int64 (radius, point), windows whose maximum changes sign.
-        finite: bool (), whether all the numbers were.
+        finite: bool (), whether all values were finite.
     """
 
     layer: str
@@ -61,30 +61,29 @@ class PoolCount(NamedTuple):
 
 
 class BlockCount(NamedTuple):
-    """Everything that was counted over one block of points."""
+    """All counts over one block of points."""
 
     layers: list[LayerCount]
     pools: list[PoolCount]
 
 
 class Block(NamedTuple):
-    """Points measured together, and the slices of directions that go through the net one after the other."""
+    """Points measured together, and the slices of directions measured one after another."""
 
     points: range
     directions: list[slice]
 
 
 def split_blocks(points: int, directions: int, images: Tensor, rows_per_direction: int) -> Iterator[Block]:
-    """Cut the work so that one pass stays in cache (CPU) or in modest memory, whatever the number of points or
-    directions."""
+    """Split points and directions into blocks so that one pass stays in cache (CPU) or in bounded memory."""
     elements = _PASS_ELEMENTS.get(images.device.type, _PASS_ELEMENTS_ELSEWHERE)
     rows = max(1, min(_PASS_ROWS, elements // images.shape[1:].numel()) // rows_per_direction)
-    width = min(directions, rows)
-    height = max(1, rows // width)
-    slices = [slice(first, first + width) for first in range(0, directions, width)]
-    for first in range(0, points, height):
+    directions_per_pass = min(directions, rows)
+    points_per_block = max(1, rows // directions_per_pass)
+    slices = [slice(first, first + directions_per_pass) for first in range(0, directions, directions_per_pass)]
+    for first in range(0, points, points_per_block):
         check_interrupt()
-        yield Block(range(first, min(first + height, points)), slices)
+        yield Block(range(first, min(first + points_per_block, points)), slices)
 
 
 def forward_with_interception(
@@ -93,24 +92,25 @@ def forward_with_interception(
     on_call: Callable[[Call], None],
     on_pool: Callable[[PoolCall], None] | None = None,
 ) -> Tensor:
-    """One forward pass in which every activation and max-pool call is seen; they and the output have the batch in
-    front."""
+    """Run one forward pass and report every activation and max-pool call.
+
+    Raises:
+        ModelContractError: a reported call or the output does not have the batch as its first dimension.
+    """
     size = inputs.shape[0]
     with intercept(model, on_call, on_pool, batch=size):
         output = model(inputs)
     if not isinstance(output, Tensor) or output.dim() == 0 or output.shape[0] != size:
-        came = (
-            f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        )
+        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
         raise ModelContractError(
-            f"the model must return one tensor with the batch ({size}) as its first dimension; it returned {came}. "
-            "Wrap it in a module whose forward returns the logits alone"
+            f"the model must return one tensor with the batch ({size}) as its first dimension; it returned {got}. "
+            "Wrap it in a module whose forward returns only the logits"
         )
     return output
 
 
 def choose_memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:
-    """channels_last where it pays (float32 convolutions on a CPU) and where the model's own `view`s allow it."""
+    """Return channels_last if it is faster (float32 convolutions on a CPU) and the model's `view` calls allow it."""
     if images.device.type != "cpu" or images.dtype != torch.float32 or images.dim() != 4:
         return torch.contiguous_format
     pair = images[:1].repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
@@ -124,14 +124,14 @@ def choose_memory_format(model: nn.Module, images: Tensor) -> torch.memory_forma
 
 
 def is_above(z: Tensor, kinks: tuple[float, ...]) -> Tensor:
-    """bool (kink, ...): which units are above each kink at one point of the block at least."""
+    """Return bool (kink, ...): which units are above each kink at one point of the block or more."""
     return torch.stack([(z > kink).any(dim=0) for kink in kinks])
 
 
 def find_live_units(model: nn.Module, centre: Tensor) -> list[Call]:
-    """The activation calls at the points themselves, with `is_above` in place of the pre-activations."""
+    """Return the activation calls at the points themselves, with `is_above` in place of the pre-activations."""
     calls: list[Call] = []
-    # a copy, because a model may begin with an in-place call; its values may be overwritten by the activation
+    # a copy, because a model may begin with an in-place call; `is_above` now, because the activation may overwrite z
     forward_with_interception(
         model, centre.clone(), lambda call: calls.append(call._replace(z=is_above(call.z, call.kinks)))
     )
@@ -139,24 +139,24 @@ def find_live_units(model: nn.Module, centre: Tensor) -> list[Call]:
 
 
 def count_per_point(crossed: Tensor) -> Tensor:
-    """int64 (point,): how many units of a (point, ...) mask are set."""
+    """Return int64 (point,): how many units of a (point, ...) mask are set."""
     return crossed.permute(0, *_memory_order(crossed)).flatten(1).count_nonzero(dim=1)
 
 
 def _memory_order(rows: Tensor) -> list[int]:
-    """The dimensions behind the first, from the slowest in memory to the fastest."""
+    """Return all dimensions but the first, from the slowest in memory to the fastest."""
     return sorted(range(1, rows.dim()), key=rows.stride, reverse=True)
 
 
-def extremes(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Elementwise minimum and maximum over the first dimension."""
+def reduce_min_max(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the elementwise minimum and maximum over the first dimension."""
     return reduce_in_memory_order(rows, lambda flat: flat.amin(0)), reduce_in_memory_order(
         rows, lambda flat: flat.amax(0)
     )
 
 
 def reduce_in_memory_order(rows: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """Reduce over the first dimension; on a channels_last tensor that is 40 times as fast as the plain call."""
+    """Reduce over the first dimension; on a channels_last tensor this is 40 times as fast as the plain call."""
     order = _memory_order(rows)
     flat = rows.permute(0, *order)
     back = [order.index(dim) for dim in range(1, rows.dim())]

@@ -1,4 +1,4 @@
-"""Integrated Gradients without a quadrature: the gradient is constant on every piece of the exact partition."""
+"""Compute Integrated Gradients without quadrature: the gradient is constant on each piece of the exact partition."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExactIntegratedGradients:
 
     Args:
         values: float64 (N, ...) on the CPU: relevance of every input value.
-        pieces: int64 (N,): activation regions on the way from the baseline.
+        pieces: int64 (N,): activation regions between the baseline and the image.
         gap: float64 (N,): |sum of values - (F(image) - F(baseline))|, 0 but for rounding.
         change: float64 (N,): F(image) - F(baseline).
     """
@@ -34,25 +34,26 @@ class ExactIntegratedGradients:
 
 
 class _Integral:
-    """Adds, piece by piece, the gradient at the midpoint times the length of the piece."""
+    """A sink that sums, over the pieces, the gradient at the midpoint times the length of the piece."""
 
-    def __init__(self, net: Program, ends: Tensor, target: Tensor) -> None:
-        self._net, self._ends, self._target = net, ends, target
+    def __init__(self, program: Program, ends: Tensor, target: Tensor) -> None:
+        self._program, self._ends, self._target = program, ends, target
         self.total = torch.zeros_like(ends[:, 0])
         self.pieces = torch.zeros(len(ends), dtype=torch.int64, device=ends.device)
 
-    def take(self, grid: KnotGrid, outputs: Tensor) -> None:
+    def consume(self, grid: KnotGrid, outputs: Tensor) -> None:
+        """Add the pieces between these knots; the outputs are not used."""
         piece = grid.bounds_piece.nonzero().squeeze(1)
-        for part in piece.split(_BATCH):
-            self._add(grid.segment[part], grid.t[part], grid.t[part + 1])
+        for rows in torch.split(piece, _BATCH):
+            self._add(grid.segment[rows], grid.t[rows], grid.t[rows + 1])
 
     def _add(self, segment: Tensor, start: Tensor, end: Tensor) -> None:
         shape = (-1, *(1,) * (self._ends.dim() - 2))
         a, b = self._ends[segment].unbind(1)
         with torch.enable_grad():
             middle = torch.lerp(a, b, ((start + end) / 2).view(shape)).requires_grad_()
-            chosen = self._net.forward(middle).gather(1, self._target[segment].unsqueeze(1)).squeeze(1)
-            (gradient,) = torch.autograd.grad((chosen * (end - start)).sum(), middle)
+            logits = self._program.forward(middle).gather(1, self._target[segment].unsqueeze(1)).squeeze(1)
+            (gradient,) = torch.autograd.grad((logits * (end - start)).sum(), middle)
         self.total.index_add_(0, segment, gradient)
         self.pieces.index_add_(0, segment, torch.ones_like(segment))
 
@@ -60,7 +61,7 @@ class _Integral:
 def exact_integrated_gradients(
     model: nn.Module, images: Tensor, target: Tensor | int, baseline: Tensor | None = None
 ) -> ExactIntegratedGradients:
-    """Integrated Gradients (x - x0) * integral of dF_target/dx along the line from x0 to x, exactly.
+    """Compute Integrated Gradients (x - x0) * integral of dF_target/dx along the line from x0 to x, exactly.
 
     On each piece of the segment's exact partition the gradient is constant, so the integral is a sum over pieces of
     gradient times length, without a step size. Float64, also for a float32 model.
@@ -75,7 +76,7 @@ def exact_integrated_gradients(
         `ExactIntegratedGradients`; completeness holds to about 1e-12 of the change in the logit.
 
     Raises:
-        UsageError: images, baseline or target of a wrong form.
+        UsageError: images, baseline or target have the wrong type or shape.
         ModelContractError: the model is not piecewise affine.
 
     Cost: about one float64 forward pass per breakpoint for the partition, and a forward and a backward pass per piece.
@@ -85,38 +86,40 @@ def exact_integrated_gradients(
     """
     validate_images(images)
     start = _to_baselines(images, baseline)
-    with prepare_segments(model, start, images, batched=True) as (net, ends, _):
-        outputs = torch.stack([net.forward(pair) for pair in ends])
+    with prepare_segments(model, start, images, batched=True) as (program, ends, _):
+        outputs = torch.stack([program.forward(pair) for pair in ends])
         classes = _to_classes(target, outputs)
         first, last = outputs.gather(2, classes.view(-1, 1, 1).expand(-1, 2, 1)).squeeze(2).unbind(1)
         change = last - first
-        integral = _Integral(net, ends, classes)
-        sweep_segments(net, ends, integral)
+        integral = _Integral(program, ends, classes)
+        sweep_segments(program, ends, integral)
         values = integral.total * (ends[:, 1] - ends[:, 0])
     gap = (values.flatten(1).sum(1) - change).abs()
     return ExactIntegratedGradients(values.cpu(), integral.pieces.cpu(), gap.cpu(), change.cpu())
 
 
 def _to_baselines(images: Tensor, baseline: Tensor | None) -> Tensor:
-    """A baseline for every image."""
+    """Return a baseline for every image."""
     if baseline is None:
         return torch.zeros_like(images)
     if not isinstance(baseline, Tensor) or baseline.shape not in (images.shape, images.shape[1:]):
         got = tuple(baseline.shape) if isinstance(baseline, Tensor) else type(baseline).__name__
         raise UsageError(
-            f"`baseline` must be a tensor {tuple(images.shape[1:])}, or {tuple(images.shape)} for one each; got {got}"
+            f"`baseline` must be a tensor {tuple(images.shape[1:])}, or {tuple(images.shape)} for one per image; "
+            f"got {got}"
         )
     return baseline.to(images).expand_as(images)
 
 
 def _to_classes(target: Tensor | int, outputs: Tensor) -> Tensor:
-    """int64 (image,): the class that is explained, for outputs (image, 2, class)."""
+    """Return int64 (image,): the class to explain, for outputs (image, 2, class)."""
     if outputs.dim() != 3:
         raise UsageError(f"the model must return logits (N, classes); got (N, *{tuple(outputs.shape[2:])})")
-    classes, known = torch.as_tensor(target, device=outputs.device), outputs.shape[-1]
-    fitting = classes.dtype == torch.int64 and classes.shape in ((), outputs.shape[:1])
-    if not fitting or not ((classes >= 0) & (classes < known)).all():
+    classes, num_classes = torch.as_tensor(target, device=outputs.device), outputs.shape[-1]
+    is_valid = classes.dtype == torch.int64 and classes.shape in ((), outputs.shape[:1])
+    if not is_valid or not ((classes >= 0) & (classes < num_classes)).all():
         raise UsageError(
-            f"`target` must be a class in 0..{known - 1}, or int64 ({len(outputs)},) of them, one each; got {target!r}"
+            f"`target` must be a class in 0..{num_classes - 1}, or int64 ({len(outputs)},) of them, one per image; "
+            f"got {target!r}"
         )
     return classes.expand(len(outputs))

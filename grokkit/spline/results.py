@@ -1,4 +1,4 @@
-"""What a measurement of local complexity returns."""
+"""Results of local complexity measurements."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
+from grokkit.literals import CountingMethod
 from grokkit.spline.max_projection import expected_max_projection
 from grokkit.stats.intervals import Interval, t_interval
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class _Counted:
-    """Fields that both results have."""
+class _ComplexityFields:
+    """Fields shared by both results."""
 
     counts: Tensor
     layers: tuple[str, ...]
     units: dict[str, int]
     live_units: dict[str, int]
     directions: int
-    method: str
+    method: CountingMethod
     proxy_layers: tuple[str, ...]
     frames: str
     tangents: str | None
@@ -36,26 +37,26 @@ class _Counted:
 
     @property
     def total(self) -> Tensor:
-        """int64 counts summed over the layers."""
+        """int64 (..., point): counts summed over the layers."""
         return self.counts.sum(dim=-1)
 
     @property
     def exact(self) -> bool:
-        """Whether every counted crossing is one of a real kink, where the slope jumps.
+        """Whether every counted crossing is of a real kink, at which the slope jumps.
 
-        That is so for every activation but the smooth ones. Between its kinks a net with hardswish is still curved,
-        as is one with attention or with norms of single images.
+        False only with smooth activations. A network with hardswish, attention or norms of single images can be exact
+        and still be nonlinear between its kinks.
         """
         return not self.proxy_layers
 
     @property
     def dead_share(self) -> dict[str, float]:
-        """Layer -> share of its pairs of unit and kink that are not live; `total` over all layers (NaN for none)."""
+        """Layer -> share of its pairs of unit and kink that are not live; "total" is over all layers (NaN for none)."""
         share = {layer: 1 - self.live_units[layer] / self.units[layer] for layer in self.layers}
         units = sum(self.units.values())
         return share | {"total": 1 - sum(self.live_units.values()) / units if units else float("nan")}
 
-    def _summary(self) -> str:
+    def _format_summary(self) -> str:
         proxies = "" if self.exact else f", proxy_layers={len(self.proxy_layers)}"
         rounded = "" if self.tangents in (None, "exact") else f", tangents={self.tangents!r}"
         pools = f", pools={len(self.pools)}" if self.pools else ""
@@ -68,35 +69,35 @@ class _Counted:
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class LocalComplexity(_Counted):
-    """Local complexity of a set of points at one radius.
+class LocalComplexity(_ComplexityFields):
+    """Local complexity of a set of points at one radius: the fields below, and what the properties derive from them.
 
     Args:
         counts: int64 (point, layer) on the CPU: pairs of unit and kink that are crossed.
         layers: names of the activation calls, in call order.
-        units: pairs of unit and kink in each layer: one a unit for ReLU, abs and the maximum of two tensors, two for
+        units: layer -> its pairs of unit and kink: one a unit for ReLU, abs and the maximum of two tensors, two for
             ReLU6, hardtanh and hardswish.
-        live_units: how many of these pairs are live: z > kink at one of the measured points (their centres) at
-            least. Dead units lower the count without any region having moved.
-        directions: P.
+        live_units: layer -> those of its pairs that are live: z > kink at one or more of the measured points. Dead
+            units lower the count although no region boundary moved.
+        directions: number P of directions.
         method: "vertex", "tangent", "ray" or "bound".
-        proxy_layers: layers whose activation is smooth (GELU, SiLU), where a sign change is only a proxy.
-        frames: "shared", "per_point", or "own" for the caller's `frame`.
-        tangents: "exact" or "bfloat16", as the tangents were carried; None for the vertex method.
-        zones: int64 (point, proxy layer): units whose pre-activation comes into the zone [-a, a] where the activation
-            is curved upwards; a is 1.414 for GELU and 2.399 for SiLU, where the second derivative changes sign.
-        pools: names of the max-pool calls, in call order; they are no part of `layers`, `counts` or `total`. Empty for
-            the methods "ray" and "bound", which count units alone.
-        windows: windows of each max-pool in one image.
-        switches: int64 (point, pool): windows that no single entry wins all over the neighbourhood, where entries at
-            or below 0 are taken as 0. Windows that are 0 throughout are silent, ties are wins.
+        proxy_layers: layers whose activation is smooth (GELU, SiLU), so that a sign change is only a proxy.
+        frames: "shared", "per_point", or "own" for a `frame` passed by the caller.
+        tangents: precision of the tangents, "exact" or "bfloat16"; None for the other methods.
+        zones: int64 (point, proxy layer): units whose pre-activation enters the zone [-a, a] in which the activation
+            is convex; a is 1.414 for GELU and 2.399 for SiLU, at which the second derivative changes sign.
+        pools: names of the max-pool calls, in call order; they are not included in `layers`, `counts` or `total`.
+            Empty for the methods "ray" and "bound", which count only units.
+        windows: max-pool -> its windows in one image.
+        switches: int64 (point, pool): windows in which no single entry is the maximum all over the neighbourhood;
+            entries at or below 0 are treated as 0. Windows that are 0 everywhere are not counted; a tie is a win.
         pool_signs: int64 (point, pool): windows whose largest pre-activation changes between > 0 and <= 0. With a
-            ReLU before or behind the pool, these and the switches are all that the pair of them bends at.
+            ReLU before or after the pool, these and the switches are all the breakpoints of the pair.
         uncounted: module paths of nonlinear calls that are not counted: attention, norms of single images, products of
             two tensors that depend on the image.
         radius: in the units of the images.
-        tangent_error: share of the crossings that rounded tangents get wrong, on the first points; None where
-            nothing was rounded, NaN where nothing was crossed.
+        tangent_error: share of the crossings that rounded tangents get wrong, on the first points; None if nothing
+            was rounded, NaN if nothing was crossed.
     """
 
     radius: float
@@ -104,14 +105,14 @@ class LocalComplexity(_Counted):
 
     @property
     def density(self) -> Tensor:
-        """float64 (point,): total / radius; while the radius is small the count is proportional to it."""
+        """float64 (point,): total / radius; for small radii the count is proportional to the radius."""
         return self.total.double() / self.radius
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Mean total over the points with Student's t interval: (mean, low, high); NaN bounds for one point.
+        """Compute the mean total over the points with Student's t interval (mean, low, high); NaN bounds for one point.
 
-        With frames="per_point" it speaks for other points and other frames. With one shared frame it speaks for other
-        points alone, measured along the same directions; see `complexity_interval` for both.
+        With frames="per_point" the interval covers other points and other frames. With one shared frame it covers only
+        other points measured along the same directions; see `complexity_interval` for both.
 
         Raises:
             UsageError: `level` is not in (0, 1).
@@ -120,16 +121,16 @@ class LocalComplexity(_Counted):
         return Interval(float(mean), float(low), float(high))
 
     def to_frame(self, series: str = "units") -> pd.DataFrame:
-        """Tidy table: point, layer, count, density, units, and for the activations live_units.
+        """Return a tidy table: point, layer, count, density, units, and for the activations live_units.
 
         Args:
-            series: "units", the counts of the activations; or "zones", "switches" or "pool_signs", where `layer`
-                is the proxy layer or the pool and `units` its units or windows.
+            series: "units", the counts of the activations; or "zones", "switches" or "pool_signs", for which `layer`
+                is the proxy layer or the pool and `units` its number of units or windows.
 
         Raises:
-            UsageError: another series.
+            UsageError: unknown series.
         """
-        layers, counts, units = self._series(series)
+        layers, counts, units = self._select_series(series)
         points = len(counts)
         table = pd.DataFrame(
             {
@@ -146,45 +147,45 @@ class LocalComplexity(_Counted):
             )
         return table
 
-    def _series(self, name: str) -> tuple[tuple[str, ...], Tensor, dict[str, int]]:
-        found = {
+    def _select_series(self, name: str) -> tuple[tuple[str, ...], Tensor, dict[str, int]]:
+        series_by_name = {
             "units": (self.layers, self.counts, self.units),
             "zones": (self.proxy_layers, self.zones, self.units),
             "switches": (self.pools, self.switches, self.windows),
             "pool_signs": (self.pools, self.pool_signs, self.windows),
         }
-        if name not in found:
-            raise UsageError(f"`series` must be one of {', '.join(found)}; got {name!r}")
-        return found[name]
+        if name not in series_by_name:
+            raise UsageError(f"`series` must be one of {', '.join(series_by_name)}; got {name!r}")
+        return series_by_name[name]
 
     def __repr__(self) -> str:
         total = self.total.double().mean().item()
         return (
-            f"LocalComplexity({self._summary()}, radius={self.radius:g}, mean total={total:.4g}, "
+            f"LocalComplexity({self._format_summary()}, radius={self.radius:g}, mean total={total:.4g}, "
             f"mean density={total / self.radius:.4g})"
         )
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class ComplexitySpectrum(_Counted):
+class ComplexitySpectrum(_ComplexityFields):
     """Local complexity of a set of points at several radii.
 
     Args:
         counts: int64 (radius, point, layer) on the CPU.
-        radii: in the units of the images, in the order asked for.
+        radii: in the units of the images, in the order passed.
         layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows, uncounted: as in
             `LocalComplexity`.
-        tangent_error: as there, one a radius, or None.
+        tangent_error: as in `LocalComplexity`, one per radius, or None.
         quantiles: the levels of `critical_radius`.
-        critical_radius: float64 (quantile, point). A unit's critical radius |z - kink| / max_p |J v_p| is the one from
-            which it is counted, infinite where no direction moves it (a dead path). Of all units of all layers, a
-            share of `quantiles[i]` has one of at most `critical_radius[i]`; exact, an order statistic. The same
-            distribution pooled over the points is the spectrum itself: mean total / units at each radius.
+        critical_radius: float64 (quantile, point). The critical radius of a unit is |z - kink| / max_p |J v_p|, the
+            radius above which it is counted; infinite if no direction changes it (a dead path). Of all units of all
+            layers, a share of `quantiles[i]` has one of at most `critical_radius[i]`; exact, an order statistic. The
+            same distribution pooled over the points is the spectrum itself: mean total / units at each radius.
         jacobian_norm: float64 (point,), Frobenius norm of the Jacobian J of the model's output by its input, from
-            |J|^2 ~ (D / P) sum_p |J v_p|^2: unbiased for uniform frames, exact for P = D; NaN where the output has no
-            derivative (Novak et al. 2018, arXiv:1802.08760, take it as a measure of sensitivity).
-        input_size: D.
-        zones, switches, pool_signs: int64 (radius, point, ...), else as there.
+            |J|^2 ~ (D / P) sum_p |J v_p|^2: unbiased for uniform frames, exact for P = D; NaN if the output has no
+            derivative (used as a measure of sensitivity by Novak et al. 2018, arXiv:1802.08760).
+        input_size: size D of one image.
+        zones, switches, pool_signs: int64 (radius, point, ...), else as in `LocalComplexity`.
     """
 
     radii: tuple[float, ...]
@@ -203,16 +204,16 @@ class ComplexitySpectrum(_Counted):
     def boundary_density(self) -> Tensor:
         """float64 (radius, point): (D - 1)-volume of region boundaries per unit of volume around the point.
 
-        Formula: total / (2 r kappa), `expected_max_projection` = E max_p |<n, v_p>|. A unit is counted where
-        |z| < r |grad z| max_p |<n, v_p>| with n = grad z / |grad z|. While the density p of z at its kink is flat over
-        that window, this happens with probability 2 r kappa p E |grad z|; the sum of p E |grad z| over the units is
-        the boundary density of Hanin and Rolnick (2019, arXiv:1901.09021), whose mean over the data Patel and
-        Montufar (2025, arXiv:2412.18283) call local complexity. They randomise the biases; a trained net has only
-        one set of them, so the points of a neighbourhood stand in: take the mean over points, and a radius at which
-        it does not depend on the radius. Smoothing by Gaussian biases instead would need a width in every unit's own
-        scale, and change when a unit is rescaled though the function does not; this does not change.
+        Formula: total / (2 r kappa), kappa = E max_p |<n, v_p>| (`expected_max_projection`). A unit is counted if
+        |z| < r |grad z| max_p |<n, v_p>| with n = grad z / |grad z|. If the density p of z at its kink is constant over
+        that window, this has probability 2 r kappa p E |grad z|; the sum of p E |grad z| over the units is the boundary
+        density of Hanin and Rolnick (2019, arXiv:1901.09021), whose mean over the data Patel and Montufar (2025,
+        arXiv:2412.18283) call local complexity. They randomise the biases; a trained network has only one set of
+        biases, so average over the points instead, at a radius for which the mean does not depend on the radius.
+        Smoothing by Gaussian biases would need a width in the scale of each unit, and would change if a unit is
+        rescaled although the function does not; this estimate does not change.
 
-        NaN where the caller's own `frame` was used, because kappa is that of uniform frames. Cost: none.
+        NaN if the caller passed a `frame`, because kappa holds for uniform frames. Cost: none.
         """
         if self.frames == "own":
             return torch.full_like(self.density, torch.nan)
@@ -222,14 +223,14 @@ class ComplexitySpectrum(_Counted):
     def line_density(self) -> Tensor:
         """float64 (radius, point): expected boundary crossings per unit of length of a random line near the point.
 
-        A line in a uniform direction v meets a boundary with normal n at the rate |<n, v>|, so this is
+        A line in a uniform direction v crosses a boundary with normal n at the rate |<n, v>|, so this is
         `boundary_density` times E |<n, v>| = Gamma(D / 2) / (sqrt(pi) Gamma((D + 1) / 2)) (Cauchy and Crofton).
-        Counting the crossings along every v_p by itself estimates the same with more variance, at P times the price.
+        Counting the crossings along each v_p separately estimates the same with more variance, at P times the cost.
         """
         return self.boundary_density * expected_max_projection(1, self.input_size)
 
     def at(self, index: int) -> LocalComplexity:
-        """The measurement at `radii[index]`."""
+        """Return the measurement at `radii[index]`."""
         return LocalComplexity(
             counts=self.counts[index],
             layers=self.layers,
@@ -251,7 +252,7 @@ class ComplexitySpectrum(_Counted):
         )
 
     def to_frame(self, series: str = "units") -> pd.DataFrame:
-        """Tidy table: the radius, and the columns of `LocalComplexity.to_frame`."""
+        """Return a tidy table: the radius, and the columns of `LocalComplexity.to_frame`."""
         tables = []
         for index, radius in enumerate(self.radii):
             table = self.at(index).to_frame(series)
@@ -260,7 +261,7 @@ class ComplexitySpectrum(_Counted):
         return pd.concat(tables, ignore_index=True)
 
     def points_frame(self) -> pd.DataFrame:
-        """Tidy table of what belongs to a point: point, quantity, at, value.
+        """Return a tidy table of the quantities per point: point, quantity, at, value.
 
         `quantity` is boundary_density or line_density (`at` the radius), critical_radius (`at` the quantile's level) or
         jacobian_norm (`at` NaN).
@@ -288,10 +289,10 @@ class ComplexitySpectrum(_Counted):
 
     def __repr__(self) -> str:
         means = self.total.double().mean(dim=1).tolist()
-        shown = ", ".join(f"{radius:g}: {mean:.4g}" for radius, mean in zip(self.radii, means, strict=True))
+        listed = ", ".join(f"{radius:g}: {mean:.4g}" for radius, mean in zip(self.radii, means, strict=True))
         norm = self.jacobian_norm.mean().item()
         return (
-            f"ComplexitySpectrum({self._summary()}, mean total at radius {{{shown}}}, "
+            f"ComplexitySpectrum({self._format_summary()}, mean total at radius {{{listed}}}, "
             f"{self._format_radii()}mean jacobian_norm={norm:.4g})"
         )
 
@@ -299,5 +300,5 @@ class ComplexitySpectrum(_Counted):
         if not self.quantiles:
             return ""
         medians = self.critical_radius.median(dim=1).values.tolist()
-        shown = ", ".join(f"{level:g}: {radius:.4g}" for level, radius in zip(self.quantiles, medians, strict=True))
-        return f"median critical radius at quantile {{{shown}}}, "
+        listed = ", ".join(f"{level:g}: {radius:.4g}" for level, radius in zip(self.quantiles, medians, strict=True))
+        return f"median critical radius at quantile {{{listed}}}, "

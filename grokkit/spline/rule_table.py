@@ -1,4 +1,4 @@
-"""What all that looks at calls of torch shares: arguments as trees, and tables from functions to their rules."""
+"""Helpers for intercepted torch calls: arguments as trees, and tables from functions to rules."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 Rule = TypeVar("Rule")
 
 ANYWHERE = (torch, Tensor, F)
-"""Where one operation goes by one name."""
+"""Namespaces that hold the same operation under the same name."""
 
 
-def rule_table(rule: Rule, owners: tuple[Any, ...], names: str) -> dict[Callable[..., Any], Rule]:
-    """One rule for each function that an owner has by one of the names (separated by spaces)."""
-    found = (getattr(owner, name, None) for owner in owners for name in names.split())
-    return {func: rule for func in found if func is not None}
+def build_rule_table(rule: Rule, owners: tuple[Any, ...], names: str) -> dict[Callable[..., Any], Rule]:
+    """Map every function that an owner has under one of the names (separated by spaces) to the rule."""
+    candidates = (getattr(owner, name, None) for owner in owners for name in names.split())
+    return {func: rule for func in candidates if func is not None}
 
 
-def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
-    """Apply to every leaf of nested lists, tuples and dicts."""
+def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    """Apply a function to every leaf of nested lists, tuples and dicts, and return a tree of the results."""
     if isinstance(tree, dict):
-        return {key: map_leaves(function, value) for key, value in tree.items()}
+        return {key: tree_map(function, value) for key, value in tree.items()}
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_leaves(function, value) for value in tree))
+        return type(tree)(*(tree_map(function, value) for value in tree))
     if isinstance(tree, list | tuple) and not isinstance(tree, torch.Size):
-        return type(tree)(map_leaves(function, value) for value in tree)
+        return type(tree)(tree_map(function, value) for value in tree)
     return function(tree)
 
 
-def leaves(tree: Any) -> list[Any]:
-    """The leaves, in order."""
-    found: list[Any] = []
-    map_leaves(found.append, tree)
-    return found
+def tree_leaves(tree: Any) -> list[Any]:
+    """Return the leaves, in order."""
+    leaves: list[Any] = []
+    tree_map(leaves.append, tree)
+    return leaves

@@ -1,4 +1,4 @@
-"""The exact partition that a network makes of a segment: every breakpoint, in float64."""
+"""Compute the exact partition of a segment by a network: every breakpoint, in float64."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from grokkit.spline.knots import KnotGrid
 from grokkit.spline.measurement_mode import measurement_mode
 from grokkit.spline.segment_sweep import StopSweep, Sweep
 
-_TOGETHER = 32
-_STRAIGHT = 1e-12
-"""Outputs this close to the chord, relative to the largest output of the part, do not bend."""
+_SEGMENTS_PER_SWEEP = 32
+_BEND_TOLERANCE = 1e-12
+"""Outputs closer to the chord than this, relative to the largest output, count as straight."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -29,15 +29,15 @@ class Segments:
     """The exact partition of one segment from a to b, or of several.
 
     Args:
-        knots: float64 arrays, one per segment: 0, the breakpoints, and 1 (or where a partial result ends).
+        knots: float64 arrays, one per segment: 0, the breakpoints, and 1 (or the end of a partial result).
         outputs: float64 arrays (knot, output), the network at those knots; between them it is affine.
         made_by: int64 arrays (knot,): index into `layers` of the layer that makes each breakpoint; -1 at the ends.
-        bends: bool arrays (knot,): whether the network's slope changes there. Breakpoints that do not bend separate
+        bends: bool arrays (knot,): whether the network's slope changes at the knot. Breakpoints without a bend separate
             activation regions that share one affine map (or maps whose difference is below float64's resolution).
         layers: names of the activations and max-pools, in call order.
-        complete: False where `max_pieces` stopped the sweep: then the last of `knots` says how far it is exact, and
-            segments behind it are missing.
-        single: whether a and b were single points, so that the properties speak of one segment.
+        complete: False if `max_pieces` stopped the sweep; the result is then exact up to the last of `knots`, and later
+            segments are missing.
+        single: whether a and b were single points, so that the properties return values for one segment.
     """
 
     knots: list[np.ndarray]
@@ -50,38 +50,40 @@ class Segments:
 
     @property
     def breakpoints(self) -> Any:
-        """float64 in (0, 1), sorted: where a unit crosses its kink or a max-pool changes its winner; a list of arrays
-        for several segments."""
-        return self._each([t[made >= 0] for t, made in zip(self.knots, self.made_by, strict=True)])
+        """Sorted float64 positions in (0, 1) at which a unit crosses its kink or a max-pool changes its winner.
+
+        A list of arrays for several segments.
+        """
+        return self._unwrap_single([t[layer >= 0] for t, layer in zip(self.knots, self.made_by, strict=True)])
 
     @property
     def affine_breakpoints(self) -> Any:
-        """The breakpoints at which the network's own slope changes."""
-        return self._each([t[bends] for t, bends in zip(self.knots, self.bends, strict=True)])
+        """The breakpoints at which the slope of the network's output changes."""
+        return self._unwrap_single([t[bends] for t, bends in zip(self.knots, self.bends, strict=True)])
 
     @property
     def count(self) -> Any:
-        """int: activation regions met, breakpoints + 1; a list for several segments."""
-        return self._each([int((made >= 0).sum()) + 1 for made in self.made_by])
+        """int: number of activation regions along the segment, breakpoints + 1; a list for several segments."""
+        return self._unwrap_single([int((layer >= 0).sum()) + 1 for layer in self.made_by])
 
     @property
     def affine_count(self) -> Any:
-        """int: affine regions met, after neighbours with the same slope are merged; a list for several segments."""
-        return self._each([int(bends.sum()) + 1 for bends in self.bends])
+        """int: number of affine regions, neighbours with the same slope merged; a list for several segments."""
+        return self._unwrap_single([int(bends.sum()) + 1 for bends in self.bends])
 
     @property
     def by_layer(self) -> dict[str, int]:
-        """Breakpoints that each layer makes, over all segments; where several layers bend at once, the first has it."""
-        made = Counter(int(layer) for one in self.made_by for layer in one if layer >= 0)
-        return {name: made[index] for index, name in enumerate(self.layers)}
+        """Layer -> number of breakpoints over all segments; if several layers share one, it counts for the first."""
+        counts = Counter(int(layer) for layers in self.made_by for layer in layers if layer >= 0)
+        return {name: counts[index] for index, name in enumerate(self.layers)}
 
-    def _each(self, values: list[Any]) -> Any:
+    def _unwrap_single(self, values: list[Any]) -> Any:
         return values[0] if self.single else values
 
     def __repr__(self) -> str:
         regions, affine = (
             len(self.knots) + sum(int(cuts.sum()) for cuts in group)
-            for group in ([made >= 0 for made in self.made_by], self.bends)
+            for group in ([layer >= 0 for layer in self.made_by], self.bends)
         )
         partial = "" if self.complete else ", complete=False"
         return f"Segments(segments={len(self.knots)}, regions={regions}, affine_regions={affine}{partial})"
@@ -90,28 +92,28 @@ class Segments:
 def partition_segment(
     model: nn.Module, a: Tensor, b: Tensor, *, max_pieces: int = 100_000, progress: bool = False
 ) -> Segments:
-    """Every breakpoint of a network on the straight line from a to b, exactly.
+    """Find every breakpoint of a network on the straight line from a to b, exactly.
 
-    Layer by layer: between two neighbouring knots everything up to a layer is affine, so its crossings are found from
-    the values at the knots alone, inserted, and the next layer is run on the refined knots. Float64 throughout, also
-    for a float32 model, whose weights are read as they are. A crossing counts where |z| > 1e-12 of the largest
-    pre-activation at both ends; crossings closer than 1e-12 in t are one breakpoint; dead units and dead max-pool
-    windows make none.
+    Layer by layer: between two neighbouring knots everything up to a layer is affine, so its crossings are computed
+    from the values at the knots alone and inserted, and the next layer is run on the refined knots. Float64 throughout,
+    also for a float32 model, whose weights are converted without change. A crossing counts if |z| > 1e-12 of the
+    largest pre-activation at both ends; crossings closer than 1e-12 in t are one breakpoint; dead units and dead
+    max-pool windows make none.
 
     Args:
         model: any module of affine layers, ReLU-like activations (relu, leaky_relu, prelu, relu6, hardtanh, clamp,
             abs), max- and average pools, BatchNorm in eval mode and residual adds; measured in eval mode, unmodified.
-        a, b: the ends, floating tensors of one image's shape (...) or of several (S, ...), in the model's input
-            space. One more dimension than the network takes in an image means several segments: pass (S, ...) for S.
-        max_pieces: stop behind this many pieces, all segments together; the result says that it is partial.
-        progress: show a bar on standard error.
+        a, b: the ends, floating tensors with the shape of one image (...) or of several (S, ...), in the model's input
+            space. With one dimension more than an image of the network, they are the ends of S segments.
+        max_pieces: stop after this many pieces, summed over all segments; the result then has complete=False.
+        progress: show a progress bar on standard error.
 
     Returns:
         `Segments`: breakpoints, counts of activation and affine regions, and the network's output at every knot.
 
     Raises:
-        UsageError: ends of other shapes, not finite or not floating, or `max_pieces` below 1.
-        ModelContractError: an operation that is not piecewise affine (it is named), or layers that depend on the data.
+        UsageError: the ends differ in shape, are not finite or not floating, or `max_pieces` is below 1.
+        ModelContractError: an operation is not piecewise affine (it is named), or the layers depend on the data.
         NumericsError: the model's output is not finite.
 
     Cost: about one float64 forward pass per knot; memory does not grow with the number of pieces.
@@ -121,18 +123,18 @@ def partition_segment(
     """
     if isinstance(max_pieces, bool) or not isinstance(max_pieces, int) or max_pieces < 1:
         raise UsageError(f"`max_pieces` must be an int >= 1; got {max_pieces!r}")
-    with prepare_segments(model, a, b) as (net, ends, single), _progress_bar(progress) as advance:
-        gathered = _Collector(len(ends), max_pieces, advance)
-        complete = sweep_segments(net, ends, gathered)
-    return gathered.result(tuple(net.layers), complete, single)
+    with prepare_segments(model, a, b) as (program, ends, single), _progress_bar(progress) as advance:
+        collector = _Collector(len(ends), max_pieces, advance)
+        complete = sweep_segments(program, ends, collector)
+    return collector.result(tuple(program.layers), complete, single)
 
 
-def sweep_segments(net: Program, ends: Tensor, sink: Any) -> bool:
-    """Sweep all segments in order; False where the sink had enough."""
-    sweep = Sweep(net, sink)
+def sweep_segments(program: Program, ends: Tensor, sink: Any) -> bool:
+    """Sweep all segments in order; return False if the sink stopped the sweep."""
+    sweep = Sweep(program, sink)
     try:
-        for first in range(0, len(ends), _TOGETHER):
-            sweep.run(ends[first : first + _TOGETHER], first)
+        for first in range(0, len(ends), _SEGMENTS_PER_SWEEP):
+            sweep.run(ends[first : first + _SEGMENTS_PER_SWEEP], first)
     except StopSweep:
         return False
     return True
@@ -142,12 +144,12 @@ def sweep_segments(net: Program, ends: Tensor, sink: Any) -> bool:
 def prepare_segments(
     model: nn.Module, a: Tensor, b: Tensor, batched: bool | None = None
 ) -> Iterator[tuple[Program, Tensor, bool]]:
-    """The model's float64 program and the ends (S, 2, ...) of the segments.
+    """Yield the model's float64 program, the ends (S, 2, ...) of the segments, and whether it is a single segment.
 
     Args:
-        model: any module.
-        a, b: the ends; they hold several segments where `batched`.
-        batched: None: where the model takes their first dimension for the batch.
+        model: any module; in `measurement_mode` within the block.
+        a, b: the ends.
+        batched: whether the first dimension of the ends is the batch; None: detect it by running the model.
     """
     _check_ends(a, b)
     with measurement_mode(model) as inner:
@@ -158,7 +160,7 @@ def prepare_segments(
 
 
 def _is_batch(model: nn.Module, images: Tensor) -> bool:
-    """Whether the model takes the first dimension for the batch: it answers one row for one row."""
+    """Return whether the model takes the first dimension as the batch: it returns one row for one row."""
     try:
         out = model(images[:1].to(dtype_of(model)))
     except Exception:  # whatever a model raises for an image without its batch dimension
@@ -179,7 +181,7 @@ def _check_ends(a: Tensor, b: Tensor) -> None:
 
 @contextmanager
 def _progress_bar(progress: bool) -> Iterator[Callable[[int, float], None]]:
-    """A bar of the share of the segments that is done; nothing where it is not wanted."""
+    """Show a progress bar of the share of the segments that is done, if `progress`; yield its update function."""
     if not progress:
         yield lambda pieces, share: None
         return
@@ -193,32 +195,34 @@ def _progress_bar(progress: bool) -> Iterator[Callable[[int, float], None]]:
 
 
 class _Collector:
-    """Takes the parts of a sweep, tells where the output bends, and stops at the cap."""
+    """A sink that collects the parts of a sweep, finds the bends of the output, and stops after `max_pieces`."""
 
-    def __init__(self, segments: int, cap: int, advance: Callable[[int, float], None]) -> None:
-        self._segments, self._cap, self._advance = segments, cap, advance
+    def __init__(self, segments: int, max_pieces: int, advance: Callable[[int, float], None]) -> None:
+        self._segments, self._max_pieces, self._advance = segments, max_pieces, advance
         self._grids: list[KnotGrid] = []
         self._outputs: list[Tensor] = []
         self._pieces = 0
 
-    def take(self, grid: KnotGrid, outputs: Tensor) -> None:
-        repeated = bool(self._grids) and _same_knot(self._grids[-1], grid)
+    def consume(self, grid: KnotGrid, outputs: Tensor) -> None:
+        """Append one part; raise `StopSweep` after `max_pieces`."""
+        repeated = bool(self._grids) and _is_same_knot(self._grids[-1], grid)
         rows = slice(1 if repeated else 0, None)
         self._grids.append(KnotGrid(grid.segment[rows], grid.t[rows], grid.layer[rows]))
         self._outputs.append(outputs.flatten(1)[rows])
         self._pieces += int(grid.bounds_piece.sum())
         self._advance(self._pieces, (float(grid.segment[-1]) + float(grid.t[-1])) / self._segments)
-        if self._pieces >= self._cap and (int(grid.segment[-1]), float(grid.t[-1])) != (self._segments - 1, 1.0):
+        if self._pieces >= self._max_pieces and (int(grid.segment[-1]), float(grid.t[-1])) != (self._segments - 1, 1.0):
             raise StopSweep
 
     def result(self, layers: tuple[str, ...], complete: bool, single: bool) -> Segments:
-        segment, t, made = (
+        """Return the collected parts as `Segments`."""
+        segment, t, layer = (
             torch.cat([getattr(grid, name) for grid in self._grids]) for name in ("segment", "t", "layer")
         )
         outputs = torch.cat(self._outputs)
-        bends = _find_bends(segment, t, outputs) & (made >= 0)
+        bends = _find_bends(segment, t, outputs) & (layer >= 0)
         sizes = torch.bincount(segment).tolist()
-        each = [[rows.cpu().numpy() for rows in column.split(sizes)] for column in (t, outputs, made, bends)]
+        each = [[rows.cpu().numpy() for rows in torch.split(column, sizes)] for column in (t, outputs, layer, bends)]
         return Segments(
             knots=each[0],
             outputs=each[1],
@@ -230,17 +234,17 @@ class _Collector:
         )
 
 
-def _same_knot(before: KnotGrid, after: KnotGrid) -> bool:
+def _is_same_knot(before: KnotGrid, after: KnotGrid) -> bool:
     return bool(before.segment[-1] == after.segment[0]) and bool(before.t[-1] == after.t[0])
 
 
 def _find_bends(segment: Tensor, t: Tensor, outputs: Tensor) -> Tensor:
-    """bool (knot,): whether the outputs at a knot leave the chord between its neighbours."""
+    """Return bool (knot,): whether the outputs at a knot deviate from the chord between its neighbours."""
     bends = torch.zeros_like(t, dtype=torch.bool)
     if len(t) < 3:
         return bends
     share = ((t[1:-1] - t[:-2]) / (t[2:] - t[:-2])).unsqueeze(1)
     chord = torch.lerp(outputs[:-2], outputs[2:], share)
-    size = _STRAIGHT * outputs.abs().amax().clamp_min(torch.finfo(outputs.dtype).tiny)
+    size = _BEND_TOLERANCE * outputs.abs().amax().clamp_min(torch.finfo(outputs.dtype).tiny)
     bends[1:-1] = ((outputs[1:-1] - chord).abs() > size).any(dim=1) & (segment[2:] == segment[:-2])
     return bends

@@ -1,4 +1,4 @@
-"""What the tangents of one pass give besides counts: critical radii, the Jacobian's norm, and the error of rounding."""
+"""Statistics from the tangents of one pass besides counts: critical radii, Jacobian norm and rounding error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from grokkit.errors import ModelContractError, UsageError
 from grokkit.spline.frames import Frames
 from grokkit.spline.tangent import TangentReach, iter_reaches
 
-SAMPLED = 4
-"""Points on which rounded tangents are held against exact ones."""
+SAMPLED_POINTS = 4
+"""Number of points on which rounded tangents are compared with exact ones."""
 
 
 def validate_quantiles(levels: Iterable[float]) -> tuple[float, ...]:
+    """Return the levels as floats; raise UsageError unless all are in (0, 1]."""
     try:
         values = tuple(float(level) for level in levels)
     except (TypeError, ValueError) as error:
@@ -28,22 +29,22 @@ def validate_quantiles(levels: Iterable[float]) -> tuple[float, ...]:
 
 
 def choose_tangent_dtype(tangents: str | None, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
-    """In which dtype the tangents of a model in `dtype` are stored; None: exactly, as the model's own numbers.
+    """Return the dtype in which to store the tangents of a model in `dtype`; None: exact, in the model's dtype.
 
     Raises:
-        UsageError: an unknown word.
-        ModelContractError: bfloat16 for a float64 model.
+        UsageError: unknown `tangents`.
+        ModelContractError: bfloat16 is requested for a float64 model.
     """
     if tangents not in (None, "exact", "bfloat16"):
         raise UsageError(f"`tangents` must be 'exact', 'bfloat16' or None (the faster one here); got {tangents!r}")
     if tangents == "bfloat16" and dtype != torch.float32:
         raise ModelContractError(f"bfloat16 tangents need a float32 model; this one is {dtype}. Use tangents='exact'")
-    quick = tangents is None and dtype == torch.float32 and device.type == "cuda"
-    return torch.bfloat16 if tangents == "bfloat16" or quick else None
+    use_bfloat16 = tangents is None and dtype == torch.float32 and device.type == "cuda"
+    return torch.bfloat16 if tangents == "bfloat16" or use_bfloat16 else None
 
 
 class PointStatistics:
-    """Gathers, block by block, what the pass says of each point; memory grows with the number of points alone."""
+    """Accumulator of per-point statistics over blocks of points; memory grows only with the number of points."""
 
     def __init__(self, levels: Sequence[float], directions: int, size: int) -> None:
         self.levels = levels
@@ -51,10 +52,11 @@ class PointStatistics:
         self._radii: list[Tensor] = []
         self._squares: list[Tensor] = []
 
-    def on_call(self, reach: TangentReach) -> None:
+    def add(self, reach: TangentReach) -> None:
+        """Add one block of points."""
         self._squares.append(reach.jacobian_squares.cpu())
         if self.levels:
-            self._radii.append(_quantiles(_critical_radii(reach), self.levels).cpu())
+            self._radii.append(_compute_quantiles(_compute_critical_radii(reach), self.levels).cpu())
 
     @property
     def critical_radius(self) -> Tensor:
@@ -69,43 +71,47 @@ class PointStatistics:
         return (self._share * torch.cat(self._squares)).sqrt()
 
 
-def _critical_radii(reach: TangentReach) -> Tensor:
-    """(point, unit-kink pair): |z - kink| / max_p |J v_p|; infinite where no direction moves the unit."""
-    parts = [torch.where(moves > 0, distance / moves, math.inf) for distance, moves in reach.distances()]
+def _compute_critical_radii(reach: TangentReach) -> Tensor:
+    """Compute |z - kink| / max_p |J v_p|, (point, unit-kink pair); infinite if no direction changes the unit."""
+    parts = [torch.where(change > 0, distance / change, math.inf) for distance, change in reach.iter_distances()]
     return torch.cat(parts, dim=1) if parts else reach.jacobian_squares.new_empty(len(reach.jacobian_squares), 0)
 
 
-def _quantiles(rows: Tensor, levels: Sequence[float]) -> Tensor:
-    """float64 (quantile, row), exact: the smallest value that a share of at least `level` does not exceed."""
+def _compute_quantiles(rows: Tensor, levels: Sequence[float]) -> Tensor:
+    """Compute exact quantiles, float64 (quantile, row): the smallest value that a share >= level does not exceed."""
     pairs = rows.shape[1]
     if pairs == 0:
         return torch.full((len(levels), len(rows)), math.nan, dtype=torch.float64)
-    places = [max(math.ceil(level * pairs - 1e-9), 1) - 1 for level in levels]
-    return _sort_rows(rows)[:, places].T.double()
+    indices = [max(math.ceil(level * pairs - 1e-9), 1) - 1 for level in levels]
+    return _sort_rows(rows)[:, indices].T.double()
 
 
 def _sort_rows(rows: Tensor) -> Tensor:
     if rows.device.type != "cpu":
         return rows.sort(dim=1).values
-    # many times as fast as torch's on a CPU
+    # numpy's sort is many times as fast as torch's on a CPU
     return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
 def estimate_tangent_error(
     model: nn.Module, images: Tensor, frames: Frames, radii: Sequence[float], rounded: torch.dtype
 ) -> tuple[float, ...]:
-    """For each radius the share of crossings that rounded tangents get wrong, on the first points (NaN without any).
+    """Estimate, for each radius, the share of crossings that rounded tangents get wrong, on the first points.
 
-    Wrong is a unit that is crossed by the one tangents and not by the other; the share is of those crossed by exact
-    tangents. Cost: two passes of 1 + P images for each of the `SAMPLED` points.
+    An error is a unit that is crossed with rounded tangents but not with exact ones, or the reverse; the share is
+    relative to the crossings with exact tangents, NaN if there are none.
+
+    Cost: two passes of 1 + P images for each of the `SAMPLED_POINTS` points.
     """
-    few = images[:SAMPLED]
-    wrong, all_crossed = torch.zeros(2, len(radii), dtype=torch.int64, device=images.device)
-    pairs = zip(iter_reaches(model, few, frames, None), iter_reaches(model, few, frames, rounded), strict=True)
+    sample = images[:SAMPLED_POINTS]
+    errors, crossed = torch.zeros(2, len(radii), dtype=torch.int64, device=images.device)
+    pairs = zip(iter_reaches(model, sample, frames, None), iter_reaches(model, sample, frames, rounded), strict=True)
     for exact, approximate in pairs:
-        for (distance, reach), (_, other) in zip(exact.distances(), approximate.distances(), strict=True):
+        for (distance, reach), (_, approximate_reach) in zip(
+            exact.iter_distances(), approximate.iter_distances(), strict=True
+        ):
             for row, radius in enumerate(radii):
                 is_crossed = distance < radius * reach
-                wrong[row] += (is_crossed != (distance < radius * other)).sum()
-                all_crossed[row] += is_crossed.sum()
-    return tuple((wrong / all_crossed).tolist())
+                errors[row] += (is_crossed != (distance < radius * approximate_reach)).sum()
+                crossed[row] += is_crossed.sum()
+    return tuple((errors / crossed).tolist())

@@ -1,4 +1,4 @@
-"""How sure a mean local complexity is: an interval over points, and one over points and frames at once."""
+"""Compute a confidence interval of mean local complexity over points and frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from grokkit.errors import UsageError
-from grokkit.seeding import generator
+from grokkit.literals import CountingMethod
+from grokkit.seeding import make_generator
 from grokkit.spline.complexity import local_complexity
 from grokkit.spline.frames import draw_orthonormal_frame
 from grokkit.stats.intervals import check_level
@@ -22,14 +23,14 @@ class ComplexityInterval:
     """Mean local complexity with an interval that covers other points and other frames.
 
     Args:
-        mean: of `totals`.
-        low, high: the interval.
-        level: its confidence level.
+        mean: mean of `totals`.
+        low, high: bounds of the interval.
+        level: confidence level.
         error: standard error of the mean.
         freedom: degrees of freedom of the t quantile.
-        shares: of the variance of one total, what goes to `points`, `frames` and `residual`; NaN if none varies.
+        shares: shares of the variance of one total due to `points`, `frames` and `residual`; NaN if it is zero.
         totals: int64 (frame, point), local complexity summed over the layers.
-        radius, directions, method: as measured.
+        radius, directions, method: settings of the measurement.
     """
 
     mean: float
@@ -42,7 +43,7 @@ class ComplexityInterval:
     totals: Tensor
     radius: float
     directions: int
-    method: str
+    method: CountingMethod
 
     def __repr__(self) -> str:
         frames, points = self.totals.shape
@@ -59,24 +60,24 @@ def complexity_interval(
     images: Tensor,
     radius: float = 0.005,
     directions: int = 20,
-    method: str = "tangent",
+    method: CountingMethod = "tangent",
     frames: int = 8,
     level: float = 0.95,
     seed: int = 0,
 ) -> ComplexityInterval:
-    """Mean local complexity over points and frames, with an interval that speaks for both.
+    """Measure mean local complexity over points and frames, with an interval that covers both.
 
-    Every point is measured with every one of F frames that all points share. An interval over points alone, with the
-    one frame of `local_complexity`, says nothing of what another frame would have given; this one does.
+    Every point is measured with each of F shared frames. An interval over points alone, with the single shared frame
+    of `local_complexity`, does not include the variance between frames; this one does.
 
     Args:
         model, images, radius, directions, method: as for `local_complexity`; at least 2 images.
         frames: number F of frames, at least 2; the f-th depends on `seed` and f alone.
         level: confidence level in (0, 1).
-        seed: of the frames.
+        seed: seed of the frames.
 
     Returns:
-        mean, low and high, and how the variance splits into points, frames and residual (see `fit_two_way`).
+        Mean, low and high, and the shares of the variance due to points, frames and residual (see `fit_two_way`).
 
     Raises:
         UsageError: fewer than 2 images or frames, a level outside (0, 1); else as `local_complexity`.
@@ -85,26 +86,30 @@ def complexity_interval(
     """
     check_level(level)
     if not isinstance(frames, int) or isinstance(frames, bool) or frames < 2:
-        raise UsageError(f"`frames` must be an int of at least 2, to tell frames from points; got {frames!r}")
+        raise UsageError(
+            f"`frames` must be an int of at least 2, to separate the variance of frames and points; got {frames!r}"
+        )
     if not isinstance(images, Tensor) or images.dim() < 2 or len(images) < 2:
-        came = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise UsageError(f"`images` must be a tensor (N, ...) with N >= 2, to tell points from frames; got {came}")
+        got = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UsageError(
+            f"`images` must be a tensor (N, ...) with N >= 2, to separate the variance of points and frames; got {got}"
+        )
     totals = []
     for index in range(frames):
-        frame = draw_orthonormal_frame(directions, images[0].numel(), generator(seed, "interval frame", index))
+        frame = draw_orthonormal_frame(directions, images[0].numel(), make_generator(seed, "interval frame", index))
         totals.append(local_complexity(model, images, radius, method=method, frame=frame).total)
     table = torch.stack(totals)
-    found = fit_two_way(table.double().numpy())
-    half = float(stdtrit(found.freedom, (1 + level) / 2)) * found.error
-    whole = found.points + found.frames + found.residual
+    fit = fit_two_way(table.double().numpy())
+    half = float(stdtrit(fit.freedom, (1 + level) / 2)) * fit.error
+    total = fit.points + fit.frames + fit.residual
     return ComplexityInterval(
-        mean=found.mean,
-        low=found.mean - half,
-        high=found.mean + half,
+        mean=fit.mean,
+        low=fit.mean - half,
+        high=fit.mean + half,
         level=level,
-        error=found.error,
-        freedom=found.freedom,
-        shares={name: getattr(found, name) / whole if whole else math.nan for name in ("points", "frames", "residual")},
+        error=fit.error,
+        freedom=fit.freedom,
+        shares={name: getattr(fit, name) / total if total else math.nan for name in ("points", "frames", "residual")},
         totals=table,
         radius=radius,
         directions=directions,

@@ -1,7 +1,7 @@
-"""What a network does between its counted activations: nonlinear calls that are not counted, and those that cannot be.
+"""Find nonlinear calls that local complexity does not count, and raise for those that would make it wrong.
 
-The interception of activations sees only what it knows. A network that switches between values by a comparison, or
-mixes them by attention, bends its input space elsewhere too; the first is refused, the second named.
+Only known activations are intercepted. A network that selects values by a comparison, or mixes them by attention, is
+nonlinear elsewhere too: the first raises an error, the second is listed in `uncounted`.
 """
 
 from __future__ import annotations
@@ -11,80 +11,84 @@ from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine import RULES
-from grokkit.spline.rule_table import ANYWHERE, rule_table
+from grokkit.spline.rule_table import ANYWHERE, build_rule_table
 from grokkit.spline.tape import Node, record_once
 from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS, REFUSED
 
-_SELECTIONS = rule_table(
+_SELECTIONS = build_rule_table(
     "selection",
     ANYWHERE,
     "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample cumsum diff tril triu "
     "repeat repeat_interleave unfold fold type_as rot90",
 )
-"""Linear in all that depends on the image, as long as no mask does."""
-_BILINEAR = rule_table("bilinear", ANYWHERE, "einsum bmm baddbmm addmm outer lerp")
-"""Linear as long as one argument depends on the image."""
-_BY_OTHER_NAMES = {*REFUSED.values(), *(activation.name for activation in ACTIVATIONS.values()), "glu"}
-"""Activations, also where they are called by a name that the interception does not know (`torch.ops.aten.relu`)."""
-_MIXED = {torch.float32: 1e-3, torch.float64: 1e-9}
-"""How far an output may move when another image joins: far above rounding."""
+"""Linear in every image-dependent argument, unless a mask depends on the image."""
+_BILINEAR = build_rule_table("bilinear", ANYWHERE, "einsum bmm baddbmm addmm outer lerp")
+"""Linear if only one argument depends on the image."""
+_ACTIVATION_NAMES = {*REFUSED.values(), *(activation.name for activation in ACTIVATIONS.values()), "glu"}
+"""Names of activations, to find calls that are not intercepted (`torch.ops.aten.relu`)."""
+_BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+"""Largest relative change of an output when another image is added to the batch; far above rounding errors."""
 
 
 def find_uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Module paths of nonlinear calls that local complexity does not count: attention, softmax, norms of single images,
-    products of two tensors that depend on the image.
+    """Return the module paths of nonlinear calls that local complexity does not count.
+
+    These are attention, softmax, norms of single images, and products of two tensors that depend on the image.
 
     Args:
-        model: borrowed.
-        images: (N, ...), the first of which are run: forward passes of two and of three images.
+        model: in `measurement_mode`.
+        images: (N, ...); the first two are run.
 
     Raises:
-        ModelContractError: an activation by a name that is not intercepted, or an output that depends on other images.
-        ModelContractError: a value is chosen by a comparison (`where`, a mask times a value): a kink without a rule.
+        ModelContractError: an activation is called by a name that is not intercepted, an output depends on other
+            images, or a value is selected by a comparison (`where`, a mask times a value): a kink without a rule.
+
+    Cost: forward passes of two and of three images.
     """
     pair = images[torch.arange(2, device=images.device) % len(images)]
     tape = record_once(model, pair.clone())
-    bending = tuple(dict.fromkeys(node.layer for node in tape.nodes if _is_nonlinear(node)))
-    _check_apart(model, pair, tape.result)
-    return bending
+    layers = tuple(dict.fromkeys(node.layer for node in tape.nodes if _is_nonlinear(node)))
+    _check_images_independent(model, pair, tape.result)
+    return layers
 
 
-def _check_apart(model: nn.Module, pair: Tensor, alone: Tensor) -> None:
-    in_company = model(torch.cat([pair, 0.75 * pair[:1]]))[: len(pair)]
-    error, size = (alone - in_company).abs().max(), alone.abs().max()
-    if error > _MIXED[pair.dtype] * size and size.isfinite():
+def _check_images_independent(model: nn.Module, pair: Tensor, expected: Tensor) -> None:
+    joint = model(torch.cat([pair, 0.75 * pair[:1]]))[: len(pair)]
+    error, size = (expected - joint).abs().max(), expected.abs().max()
+    if error > _BATCH_TOLERANCE[pair.dtype] * size and size.isfinite():
         raise ModelContractError(
-            f"the model's output for an image changes by {error / size:.2g} of its size when another image joins the "
-            "batch: it mixes the images of a batch, or is random; measure a model that treats each image by itself"
+            f"the model's output for an image changes by {error / size:.2g} of its size when another image is added to "
+            "the batch: it mixes the images of a batch, or is random; measure a model that processes each image "
+            "independently"
         )
 
 
 def _is_nonlinear(node: Node) -> bool:
     name = node.name.strip("_")
-    if name in _BY_OTHER_NAMES and node.func not in ACTIVATIONS:
+    if name in _ACTIVATION_NAMES and node.func not in ACTIVATIONS:
         raise ModelContractError(
             f"the model calls the activation `{name}` in {node.layer!r} in a way that is not counted; call it through "
-            "torch.nn.functional, if it is one of relu, leaky_relu, relu6, hardtanh, hardswish, gelu, silu, or use one"
+            "torch.nn.functional if it is one of relu, leaky_relu, relu6, hardtanh, hardswish, gelu, silu, else use "
+            "one of these"
         )
     inputs = node.inputs()
-    decides = any(not var.floating for var in inputs)
-    if decides and any(var.floating for var in node.outputs()):
+    has_mask = any(not var.floating for var in inputs)
+    if has_mask and any(var.floating for var in node.outputs()):
         raise ModelContractError(
-            f"the model chooses values by a mask or an index that depends on the image, in `{node.name}` of "
+            f"the model selects values by a mask or an index that depends on the image, in `{node.name}` of "
             f"{node.layer!r}, which has no counting rule. Write it with relu, leaky_relu, clamp, abs or maximum"
         )
-    if decides or node.func in ACTIVATIONS or node.func in PAIRS or node.func in MAX_POOLS:
+    if has_mask or node.func in ACTIVATIONS or node.func in PAIRS or node.func in MAX_POOLS:
         return False
     if not any(var.floating for var in node.outputs()):
-        return False  # a comparison bends nothing until it is used
+        return False  # a comparison adds no kink until its result is used
     if node.func in RULES:
         return not _is_affine(node)
     return node.func not in _SELECTIONS and not (node.func in _BILINEAR and len(inputs) == 1)
 
 
 def _is_affine(node: Node) -> bool:
-    """Whether the rule of its operation takes the call for an affine map: a product of a constant and an image is one,
-    a product of two images is none."""
+    """Return whether its rule accepts the call as affine: a constant times an image is, image times image is not."""
     try:
         RULES[node.func](node, "value")
     except ModelContractError:

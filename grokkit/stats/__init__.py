@@ -1,1 +1,1 @@
-"""Intervals, paired tests and trends: NumPy and SciPy only, one place to review."""
+"""Intervals, paired tests and trends, in NumPy and SciPy only."""

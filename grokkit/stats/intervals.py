@@ -1,4 +1,4 @@
-"""Intervals of a mean: Student's and the bootstrap's."""
+"""Compute intervals of a mean: Student's t and the bootstrap."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from scipy.special import stdtrit
 from grokkit.errors import UsageError
 
 TIE_TOLERANCE = 1e-9
-"""Of the largest difference: 0.3 - 0.2 and 0.2 - 0.1 are one number of images."""
+"""Relative to the largest difference, below which two differences tie: 0.3 - 0.2 and 0.2 - 0.1 mean the same number of
+images.
+"""
 
 RESAMPLES = 10_000
-"""Bootstrap samples."""
+"""Default number of bootstrap samples."""
 
 
 class Interval(NamedTuple):
@@ -26,13 +28,13 @@ class Interval(NamedTuple):
 
 
 def check_level(level: float) -> None:
-    """Raises UsageError: `level` is not in (0, 1)."""
+    """Raise UsageError if `level` is not in (0, 1)."""
     if not 0 < level < 1:
         raise UsageError(f"`level` must be a confidence level in (0, 1), for example 0.95; got {level!r}")
 
 
 def t_interval(values: np.ndarray, level: float = 0.95, axis: int = 0) -> Interval:
-    """Student's interval of the mean along `axis`; both bounds are NaN where there is but one value."""
+    """Compute Student's interval of the mean along `axis`; both bounds are NaN if there is only one value."""
     check_level(level)
     count = values.shape[axis]
     mean = values.mean(axis)
@@ -43,21 +45,23 @@ def t_interval(values: np.ndarray, level: float = 0.95, axis: int = 0) -> Interv
 
 
 def bca_interval(values: np.ndarray, level: float, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """Bias-corrected and accelerated bootstrap interval of the mean of (n,) values; NaN for n < 2, a point where all
-    are equal (there the method has no answer)."""
+    """Compute the bias-corrected and accelerated bootstrap interval of the mean of (n,) values.
+
+    NaN for n < 2; a single point if all values are equal (the method is undefined there).
+    """
     from scipy import stats
 
     if _has_no_spread(values):
         return _degenerate_interval(values)
     generator = np.random.default_rng(seed)
-    found = stats.bootstrap(
+    interval = stats.bootstrap(
         (values,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=generator
     ).confidence_interval
-    return float(found.low), float(found.high)
+    return float(interval.low), float(interval.high)
 
 
 def t_bounds(values: np.ndarray, level: float) -> tuple[float, float]:
-    """Student's interval of the mean of (n,) values; NaN for n < 2, a point where all are equal."""
+    """Compute Student's interval of the mean of (n,) values; NaN for n < 2, a single point if all are equal."""
     from scipy import stats
 
     if _has_no_spread(values):
@@ -67,7 +71,7 @@ def t_bounds(values: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def _has_no_spread(values: np.ndarray) -> bool:
-    """Whether the values give an interval no width: fewer than 2, or all equal."""
+    """Return whether the interval would have no width: fewer than 2 values, or all equal."""
     return len(values) < 2 or float(np.ptp(values)) <= TIE_TOLERANCE * float(np.abs(values).max())
 
 

@@ -1,4 +1,4 @@
-"""Two samples, or one of paired differences: tests, effect sizes, and the correction for many tests."""
+"""Test two samples, or one of paired differences: p-values, effect sizes, and the correction for many tests."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from grokkit.stats.intervals import TIE_TOLERANCE
 
 
 def signed_rank_p(differences: np.ndarray) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test of (n,) differences, exact with ties; zeros are left out (Wilcoxon
-    1945) and 1 is returned where nothing else is there.
+    """Compute the two-sided p of Wilcoxon's signed-rank test of (n,) differences, exact with ties.
 
-    Shares of a few hundred images tie often, and `scipy.stats.wilcoxon` is exact without ties or by going through all
-    2^n signs; here the sums of ranks are counted instead. Cost: n^3 additions.
+    Zeros are left out (Wilcoxon 1945); 1 is returned if nothing else remains.
+
+    Shares of a few hundred images tie often, and `scipy.stats.wilcoxon` is exact only without ties or by enumerating
+    all 2^n signs; here the sums of ranks are counted instead. Cost: n^3 additions.
     """
     from scipy import stats
 
-    gaps = round_ties(differences)
-    gaps = gaps[gaps != 0]
-    doubled = np.round(2 * stats.rankdata(np.abs(gaps))).astype(int)  # a tie's mean rank may end in a half
-    chance = np.zeros(doubled.sum() + 1)
-    chance[0] = 1.0
+    nonzero = round_ties(differences)
+    nonzero = nonzero[nonzero != 0]
+    doubled = np.round(2 * stats.rankdata(np.abs(nonzero))).astype(int)  # the mean rank of a tie may be a half-integer
+    distribution = np.zeros(doubled.sum() + 1)
+    distribution[0] = 1.0
     for rank in doubled:
-        chance[rank:] = (chance[rank:] + chance[:-rank]) / 2
-        chance[:rank] /= 2
-    positive = int(doubled[gaps > 0].sum())
+        distribution[rank:] = (distribution[rank:] + distribution[:-rank]) / 2
+        distribution[:rank] /= 2
+    positive = int(doubled[nonzero > 0].sum())
     tail = min(positive, int(doubled.sum()) - positive)
-    return min(1.0, 2 * float(chance[: tail + 1].sum()))
+    return min(1.0, 2 * float(distribution[: tail + 1].sum()))
 
 
 def cliffs_delta(over: np.ndarray, under: np.ndarray) -> float:
-    """P(over > under) - P(over < under) of (n,) against (m,) values (Cliff 1993), -1..1; NaN where one has none."""
+    """Compute P(over > under) - P(over < under) of (n,) and (m,) values (Cliff 1993), -1..1; NaN if one is empty."""
     return float(np.sign(over[:, None] - under[None, :]).mean()) if len(over) and len(under) else math.nan
 
 
 def adjust_holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Holm's step-down p-values of one family, (m,), in the order given; a NaN stays NaN and is not of the family.
+    """Adjust the p-values of one family, (m,), by Holm's step-down method, in the order given.
 
-    The i-th smallest of m is multiplied by m - i + 1, no one is below its predecessor, none over 1 (Holm 1979).
+    NaN stays NaN and is not counted. The i-th smallest of m is multiplied by m - i + 1; none is below its
+    predecessor, none above 1 (Holm 1979).
     """
     p = np.asarray(p, dtype=float)
     adjusted = np.full(p.shape, np.nan)
@@ -52,6 +54,6 @@ def adjust_holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def round_ties(differences: np.ndarray) -> np.ndarray:
-    """Differences that are equal but for rounding made equal, so that they tie, and 0 where they are nothing."""
+    """Round differences so that those equal up to rounding error tie, and those that are only rounding error are 0."""
     largest = np.abs(differences).max(initial=0.0)
     return np.round(differences / largest / TIE_TOLERANCE) if largest > 0 else differences

@@ -1,4 +1,4 @@
-"""Variance components of a two-way table."""
+"""Estimate the variance components of a two-way table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class TwoWay(NamedTuple):
-    """Variance components of a table (frame, point) without repeats, and what they say of its mean.
+    """Variance components of a table (frame, point) without repeats, and the standard error of its mean.
 
     Args:
         mean, error: of the table, and the mean's standard error.
@@ -26,12 +26,12 @@ class TwoWay(NamedTuple):
 
 
 def fit_two_way(table: np.ndarray) -> TwoWay:
-    """Two-way random effects: value = mean + frame + point + residual, for a table (F, N) with F, N >= 2.
+    """Fit two-way random effects: value = mean + frame + point + residual, for a table (F, N) with F, N >= 2.
 
-    E MS_points = residual + F points, E MS_frames = residual + N frames and E MS_residual = residual, so
-    Var(mean) = (MS_points + MS_frames - MS_residual) / (N F), with Satterthwaite's degrees of freedom
-    (Satterthwaite 1946; Searle, Casella and McCulloch, "Variance Components", 1992). A variance component that comes
-    out negative is taken as 0: the error is then never below that of any single mean square.
+    E MS_points = residual + F points, E MS_frames = residual + N frames and E MS_residual = residual, so Var(mean) =
+    (MS_points + MS_frames - MS_residual) / (N F), with Satterthwaite's degrees of freedom (Satterthwaite 1946;
+    Searle, Casella and McCulloch, "Variance Components", 1992). A negative estimate of a variance component is set to
+    0: the error is then never below that of any single mean square.
     """
     frames, points = table.shape
     mean = table.mean()

@@ -1,1 +1,1 @@
-"""Many runs overnight: a file that names them, a queue on this machine or on a Ray cluster, a report in the morning."""
+"""Sweeps: train many runs from one TOML file, on this machine or on a Ray cluster, and report their results."""

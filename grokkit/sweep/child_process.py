@@ -1,4 +1,4 @@
-"""One attempt at a run: its log, locked for as long as a process writes it, and its end with the process above it."""
+"""Child processes of a sweep: a lock on the log while a process writes to it, and an end with the parent process."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 PARENT_VARIABLE = "GROKKIT_PARENT"
-"""Environment variable: number of the process that this one is to end with."""
+"""Environment variable: id of the parent process; this process is killed when the parent is gone."""
 
 LOCK_SECONDS = 0.5
-"""Seconds that a log is waited for: whoever looks whether it is written holds it for a moment."""
+"""Seconds to wait for the lock of a log: `is_log_locked` in another process holds it for a moment."""
 
 _PR_SET_PDEATHSIG = 1
 _POLL_SECONDS = 0.5
@@ -26,10 +26,10 @@ _POLL_SECONDS = 0.5
 
 @contextmanager
 def lock_log(log: Path) -> Iterator[BinaryIO | None]:
-    """Open `log` to append to it, locked; None where another process has it.
+    """Open `log` for appending and lock it; yield None if another process holds the lock.
 
-    The lock belongs to the open file: a process that inherits it as its output holds it to its end, whatever becomes of
-    the one that started it. Where a file system keeps no locks, there is none.
+    The lock belongs to the open file: a child process that inherits the file as its output holds the lock until it
+    ends, even if its parent ends earlier. On a file system without locks, the file is opened unlocked.
     """
     with open(log, "ab") as file:
         end = time.monotonic() + LOCK_SECONDS
@@ -49,7 +49,7 @@ def lock_log(log: Path) -> Iterator[BinaryIO | None]:
 
 
 def is_log_locked(log: Path) -> bool:
-    """Whether a process that appends to `log` goes on, also one that has no run folder yet."""
+    """Return whether a live process appends to `log`, including a process that has no run folder yet."""
     try:
         with open(log, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -61,23 +61,23 @@ def is_log_locked(log: Path) -> bool:
 
 
 def end_with_parent() -> None:
-    """End this process by SIGKILL as soon as the one that GROKKIT_PARENT names, which has started it, is gone.
+    """Kill this process (SIGKILL) as soon as its parent, whose id is in GROKKIT_PARENT, is gone.
 
-    A Ray worker that is killed takes its run with it: Ray gives the run's share of the GPU to the next one at once.
+    A run must end with its Ray worker, because Ray assigns the worker's share of the GPU to the next run at once.
     """
-    told = os.environ.pop(PARENT_VARIABLE, "")
-    if not told.isdecimal():
+    value = os.environ.pop(PARENT_VARIABLE, "")
+    if not value.isdecimal():
         return
-    parent = int(told)
+    parent = int(value)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # it was gone before
+        threading.Thread(target=_watch_parent, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # the parent ended before the signal was set up
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _watch(parent: int) -> None:
+def _watch_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""The queue: starts what may start, goes on with what was preempted, past what failed, and stops when asked.
+"""The queue of a sweep: starts runs, resumes preempted ones, skips past failed ones, and stops on a signal.
 
-How a run stands is read from its folder, so the same command after a crash, a reboot or Ctrl-C goes on.
+The status of a run is read from its folder, so the same command resumes the sweep after a crash, a reboot or Ctrl-C.
 """
 
 from __future__ import annotations
@@ -27,79 +27,79 @@ from grokkit.sweep.run_status import (
 from grokkit.trajectory.lock import RunLock
 
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 3
-"""Attempts in a row that end preempted or killed without one more step on the disk, after which a run is given up."""
+"""Attempts in a row that end preempted or killed without saving a further step, after which a run counts as failed."""
 
 POLL_SECONDS = 0.5
 REPORT_SECONDS = 300.0
-"""Between two lines that say where the running ones are."""
+"""Seconds between two progress lines about the running runs."""
 
 
 class Attempt(Protocol):
-    """A process of one run, on this machine or on another."""
+    """Process of one run, on this machine or on another."""
 
-    where: str
+    location: str
 
-    def code(self) -> int | None:
-        """The exit code, negative for a signal; None while it goes on."""
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal; None while the process runs."""
 
     def stop(self) -> None:
-        """Ask it to save and stop."""
+        """Request that the run saves and stops."""
 
 
 class Launcher(Protocol):
-    """Where the processes of runs are started."""
+    """Backend that starts the processes of runs."""
 
-    def start(self, words: Sequence[str], log: Path) -> Attempt | None:
-        """Start `grokkit WORDS...` with its output appended to `log`; None where there is no room now."""
+    def start(self, argv: Sequence[str], log: Path) -> Attempt | None:
+        """Start `grokkit ARGV...` with its output appended to `log`; return None if no slot is free now."""
 
 
 class Queue:
-    """Brings every run of a plan to its end.
+    """Queue that trains every run of a plan.
 
     Args:
-        plan: what to run.
-        place: where.
-        launcher: on what.
-        retry_failed: go on with runs that failed in an earlier call, too.
-        say: gets a line for everything that happens.
+        plan: runs to train.
+        sweep_folder: folder of the sweep.
+        launcher: backend that starts the processes.
+        retry_failed: also resume runs that failed in an earlier call.
+        on_message: called with one line of text per event.
     """
 
     def __init__(
         self,
         plan: Plan,
-        place: SweepFolder,
+        sweep_folder: SweepFolder,
         launcher: Launcher,
         *,
         retry_failed: bool = False,
-        say: Callable[[str], None] = print,
+        on_message: Callable[[str], None] = print,
     ) -> None:
-        self._plan, self._place, self._launcher, self._say = plan, place, launcher, say
-        self._statuses = {run: place.status_of(run) for run in plan.runs}
+        self._plan, self._folder, self._launcher, self._on_message = plan, sweep_folder, launcher, on_message
+        self._statuses = {run: sweep_folder.read_status(run) for run in plan.runs}
         if retry_failed:
-            again = {
+            retried = {
                 run: replace(each, state="waiting") for run, each in self._statuses.items() if each.state == "failed"
             }
-            self._statuses |= again
+            self._statuses |= retried
         self._running: dict[PlannedRun, Attempt] = {}
         self._attempts_without_progress: Counter[PlannedRun] = Counter()
-        self._told = time.monotonic()
+        self._last_report = time.monotonic()
 
     def work(self) -> dict[PlannedRun, RunStatus]:
-        """Run until nothing is left that may run; returns how every run stands then.
+        """Train until no run is left that may start; return the final status of every run.
 
         Raises:
-            Interrupted: SIGINT, SIGTERM or SIGHUP; what was running is saved, the same command goes on.
-            TrajectoryError: another process works on this sweep.
+            Interrupted: SIGINT, SIGTERM or SIGHUP; the running runs are saved, the same command resumes the sweep.
+            TrajectoryError: the sweep is in use by another process.
         """
-        self._place.folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(self._place.folder), StopRequest() as signals:
-            self._place.write(self._plan)
-            self._say(f"{len(self._plan.runs)} runs: {self._counts()}")
+        self._folder.folder.mkdir(parents=True, exist_ok=True)
+        with RunLock(self._folder.folder), StopRequest() as signals:
+            self._folder.write_inputs(self._plan)
+            self._on_message(f"{len(self._plan.runs)} runs: {self._format_counts()}")
             while not signals.stop_requested:
                 self._collect_finished()
-                elsewhere = self._is_held_elsewhere()
+                external = self._has_external_processes()
                 started = self._start_all()
-                if not self._running and not started and not elsewhere:
+                if not self._running and not started and not external:
                     break
                 self._report_progress()
                 time.sleep(POLL_SECONDS)
@@ -111,111 +111,118 @@ class Queue:
         return apply_skips(run, self._plan, self._statuses)
 
     def _collect_finished(self) -> None:
-        """Take note of every process that has ended."""
-        ended = {run: code for run, attempt in self._running.items() if (code := attempt.code()) is not None}
+        """Update the status of every run whose process has ended."""
+        ended = {run: code for run, attempt in self._running.items() if (code := attempt.poll()) is not None}
         for run, code in ended.items():
             del self._running[run]
-            _note(self._place.log(run), f"ended with exit code {code}")
-            self._statuses[run] = self._after(run, code)
+            _write_log_line(self._folder.log_path(run), f"ended with exit code {code}")
+            self._statuses[run] = self._handle_exit(run, code)
 
-    def _after(self, run: PlannedRun, code: int) -> RunStatus:
-        """How the run stands after a process that ended with `code`; status.json has the last word."""
-        before, now = self._statuses[run], self._place.status_of(run)
+    def _handle_exit(self, run: PlannedRun, code: int) -> RunStatus:
+        """Return the status of a run whose process exited with `code`; status.json takes precedence over the code."""
+        before, now = self._statuses[run], self._folder.read_status(run)
         if now.state == "done":
-            self._say(f"done       {_describe_end(run, now)}")
+            self._on_message(f"done       {_describe_progress(run, now)}")
             return now
         if is_preempted(code):
             self._attempts_without_progress[run] = (
                 0 if now.step > before.step else self._attempts_without_progress[run] + 1
             )
-        if now.state == "running":  # another process brings it on, such as one that outlived its queue
-            self._say(f"elsewhere  {_describe_end(run, now)}")
+        if now.state == "running":  # another process trains it, such as one that outlived its queue
+            self._on_message(f"running in another process  {_describe_progress(run, now)}")
             return now
-        told = now.reason if now.attempts > before.attempts else ""  # an attempt that did not begin has told nothing
-        reason = told or read_last_line(self._place.log(run)) or now.reason or f"exit code {code}"
+        # If the attempt did not get as far as the run folder, `reason` in status.json is that of an earlier attempt.
+        new_reason = now.reason if now.attempts > before.attempts else ""
+        reason = new_reason or read_last_line(self._folder.log_path(run)) or now.reason or f"exit code {code}"
         if not is_preempted(code) or now.state == "failed":
-            self._say(f"failed     {_describe_end(run, now)}  {reason}")
+            self._on_message(f"failed     {_describe_progress(run, now)}  {reason}")
             return replace(now, state="failed", reason=reason)
         if self._attempts_without_progress[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
             return self._give_up(run, now, reason)
-        self._say(f"preempted  {_describe_end(run, now)}  {reason}")
+        self._on_message(f"preempted  {_describe_progress(run, now)}  {reason}")
         return now
 
     def _give_up(self, run: PlannedRun, now: RunStatus, reason: str) -> RunStatus:
-        reason = f"given up after {MAX_ATTEMPTS_WITHOUT_PROGRESS} attempts without one more step saved: {reason}"
-        self._say(f"failed     {_describe_end(run, now)}  {reason}")
+        reason = (
+            f"given up after {MAX_ATTEMPTS_WITHOUT_PROGRESS} attempts in a row that saved no further step: {reason}"
+        )
+        self._on_message(f"failed     {_describe_progress(run, now)}  {reason}")
         return replace(now, state="failed", reason=reason)
 
     def _start_all(self) -> bool:
-        """Start everything that may start and has room; whether anything was."""
+        """Start every run that may start while slots are free; return whether one was started or waits for a slot."""
         started = False
         for run in self._plan.runs:
             if run in self._running or not self._may_start(run):
                 continue
-            attempt = self._launcher.start(self._build_arguments(run), self._place.log(run))
+            attempt = self._launcher.start(self._build_arguments(run), self._folder.log_path(run))
             if attempt is None:
-                return True  # there is something to do, and no room for it now
+                return True  # a run is waiting for a free slot
             self._running[run], started = attempt, True
-            verb = "started  " if self._statuses[run].step < 0 else "resumed  "
-            _note(self._place.log(run), f"{verb.strip()} on {attempt.where}")
-            self._say(f"{verb}  {_describe_end(run, self._statuses[run])}  on {attempt.where}")
+            action = "started  " if self._statuses[run].step < 0 else "resumed  "
+            _write_log_line(self._folder.log_path(run), f"{action.strip()} on {attempt.location}")
+            self._on_message(f"{action}  {_describe_progress(run, self._statuses[run])}  on {attempt.location}")
         return started
 
     def _may_start(self, run: PlannedRun) -> bool:
-        stands = self._update_status(run)
-        if stands.state not in UNFINISHED:
+        status = self._update_status(run)
+        if status.state not in UNFINISHED:
             return False
-        return all(self._statuses[other].state == "done" for group in run.after for other in self._plan.of_group(group))
+        return all(
+            self._statuses[other].state == "done" for group in run.after for other in self._plan.runs_in_group(group)
+        )
 
-    def _is_held_elsewhere(self) -> bool:
-        """Whether a run is trained by a process that this queue did not start; looks again how it stands."""
-        held = [run for run, stands in self._statuses.items() if stands.state == "running"]
-        for run in held:
-            before, now = self._statuses[run], self._place.status_of(run)
+    def _has_external_processes(self) -> bool:
+        """Return whether processes that this queue did not start train some runs; update the status of those runs."""
+        external = [run for run, status in self._statuses.items() if status.state == "running"]
+        for run in external:
+            before, now = self._statuses[run], self._folder.read_status(run)
             if now.step > before.step:
                 self._attempts_without_progress[run] = 0
             if now.state in UNFINISHED and self._attempts_without_progress[run] >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
-                now = self._give_up(run, now, read_last_line(self._place.log(run)) or "its process was killed")
+                now = self._give_up(run, now, read_last_line(self._folder.log_path(run)) or "the process was killed")
             self._statuses[run] = now
-        return bool(held)
+        return bool(external)
 
     def _build_arguments(self, run: PlannedRun) -> list[str]:
         device = ["--device", self._plan.device] if self._plan.device else []
-        path = self._place.run(run)
+        path = self._folder.run_path(run)
         if path.exists():
             return ["resume", str(path), *device]
-        study, config = self._place.study(run), self._place.config(run)
-        return ["train", str(study), "--config", str(config), "--runs", str(self._place.runs), *device]
+        study, config = self._folder.study_path(run), self._folder.config_path(run)
+        return ["train", str(study), "--config", str(config), "--runs", str(self._folder.runs), *device]
 
     def _stop(self) -> None:
-        """Ask every process to save, wait for all of them, and say so."""
-        self._say(f"stopping: {len(self._running)} runs are saved first; once more leaves at once")
+        """Stop every process, wait until all have saved, and raise Interrupted."""
+        self._on_message(f"stopping: saving {len(self._running)} runs first; press Ctrl-C again to exit immediately")
         for attempt in self._running.values():
             attempt.stop()
         while self._running:
             self._collect_finished()
             time.sleep(0.1)
-        raise Interrupted(f"stopped with {self._counts()}; the same command goes on")
+        raise Interrupted(f"Interrupted with {self._format_counts()}. Run the same command again to resume")
 
     def _report_progress(self) -> None:
-        if time.monotonic() - self._told < REPORT_SECONDS:
+        if time.monotonic() - self._last_report < REPORT_SECONDS:
             return
-        self._told = time.monotonic()
-        now = "; ".join(_describe_end(run, self._place.status_of(run)) for run in self._running)
-        self._say(f"{self._counts()}: {now or 'there is no room; other processes use what this sweep may use'}")
+        self._last_report = time.monotonic()
+        runs = "; ".join(_describe_progress(run, self._folder.read_status(run)) for run in self._running)
+        self._on_message(
+            f"{self._format_counts()}: {runs or 'no free slot; other processes use the resources of this sweep'}"
+        )
 
-    def _counts(self) -> str:
-        """`3 done, 2 running, 7 waiting`."""
+    def _format_counts(self) -> str:
+        """Return the number of runs by state, as in `3 done, 2 running, 7 waiting`."""
         states = Counter(
             "running" if run in self._running else self._update_status(run).state for run in self._plan.runs
         )
         return ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
 
 
-def _describe_end(run: PlannedRun, stands: RunStatus) -> str:
-    return f"{run.config.run_name}  step {max(stands.step, 0)}/{run.config.steps}"
+def _describe_progress(run: PlannedRun, status: RunStatus) -> str:
+    return f"{run.config.run_name}  step {max(status.step, 0)}/{run.config.steps}"
 
 
-def _note(log: Path, text: str) -> None:
+def _write_log_line(log: Path, text: str) -> None:
     with open(log, "a") as file:
         file.write(f"{LOG_MARK}{text}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -1,1 +1,3 @@
-"""Config, device, recorder and the loop. Nothing is imported here, so that a config can be read without torch."""
+"""Training: building a trainer from a config, the step, the loop, data-parallel ranks."""
+
+# Nothing is imported here, so that importing a submodule stays cheap.

@@ -1,9 +1,9 @@
-"""One run in several processes: each takes its part of every batch, the first one records, measures and decides.
+"""Data-parallel training: every rank trains on its shard of each batch; rank 0 records, measures and decides.
 
-`torchrun --nproc-per-node N -m grokkit train ...` starts them, Fabric connects them. The batch of a step is the one
-that a run alone has: every process makes it from the same random streams and keeps its rows. The loss is the mean over
-the whole batch and gradients are averaged, so the weights are those of a run alone to rounding. BatchNorm's statistics
-are those of each process's rows, as everywhere in data-parallel training; the first one's are recorded.
+`torchrun --nproc-per-node N -m grokkit train ...` starts the ranks, Lightning Fabric connects them. The batch of a step
+is that of a single-process run: every rank makes it from the same random streams and keeps its rows. The loss is the
+mean over the whole batch and gradients are averaged, so the weights are those of a single-process run to rounding.
+BatchNorm statistics are those of each rank's rows, as usual in data-parallel training; those of rank 0 are recorded.
 """
 
 from __future__ import annotations
@@ -23,100 +23,106 @@ from torch.optim import Optimizer
 from grokkit.device.preserved_state import device_of
 from grokkit.errors import UsageError
 from grokkit.interrupt import StopRequested
+from grokkit.literals import ExecutionChoice, FinalState
+from grokkit.measures.loss import LossFunction
 from grokkit.recording.signal import Signal
 from grokkit.recording.state import Stateful, get_random_state, load_state, set_random_state
 from grokkit.recording.timers import Timers
-from grokkit.seeding import stream
+from grokkit.seeding import derive_seed
 from grokkit.training.meter import Meter
 from grokkit.trajectory.resume import ResumeStore
 
 T = TypeVar("T")
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 SYNC_EVERY = 10
-"""Steps between two questions of the processes to each other whether one of them was asked to stop or to save."""
+"""Steps between two exchanges of the ranks on whether one of them was asked to stop or to save."""
 
 
 class Ranks:
-    """A run in one process, which does everything itself."""
+    """The single-process case, and the interface of `DDPRanks`."""
 
     rank, size = 0, 1
 
     def device(self, device: torch.device) -> torch.device:
-        """Where this process computes."""
+        """Return the device of this rank."""
         return device
 
-    def validate(self, images: int, batch_size: int, execution: str) -> str:
-        """How a step is computed; raises UsageError where the batches or a chosen execution do not fit the team."""
+    def validate(self, images: int, batch_size: int, execution: ExecutionChoice) -> ExecutionChoice:
+        """Return how steps are executed; raise UsageError if the batch size or `execution` does not fit the ranks."""
         return execution
 
     def seed_rank(self, seed: int) -> None:
-        """Called when the model is built, before anything else is drawn."""
+        """Seed this rank's global generator. Call it when the model is built, before anything else is drawn."""
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """What a training step calls: `model`, whose gradients are averaged over the team."""
+        """Return the module for the training step: `model` with gradients averaged over the ranks."""
         return model
 
-    def loss(self, loss: Loss) -> Loss:
-        """`loss` of this process's rows, so weighted that its average over the team is that of the whole batch."""
+    def loss(self, loss: LossFunction) -> LossFunction:
+        """Return `loss` weighted by this rank's rows, so that its average over the ranks is that of the whole batch."""
         return loss
 
     def meter(self, device: torch.device) -> Meter:
-        """Sums over the whole batches."""
+        """Return a meter that sums over the whole batches."""
         return Meter(device)
 
     def shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """This process's rows of a batch."""
+        """Return this rank's rows of a batch."""
         return x, y
 
-    def on_rank_zero(self, what: Callable[[], T], due: bool = True) -> T | None:
-        """What the first process finds; the others hear of it where it is `due`, and a stop of its is one of all."""
-        return what()
+    def on_rank_zero(self, fn: Callable[[], T], broadcast: bool = True) -> T | None:
+        """Run `fn` on rank 0 and broadcast its result if `broadcast`; an interrupt on rank 0 interrupts all ranks."""
+        return fn()
 
     def any_rank(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Whether one of the processes wants to stop, and whether one wants to save."""
+        """Return whether any rank requests a stop, and whether any requests a save."""
         return stop, save
 
     def barrier(self) -> None:
-        """Wait for the others."""
+        """Wait for all ranks."""
 
     def resume_parts(self) -> dict[str, Stateful]:
-        """What a resume slot holds of the team."""
+        """Return the objects that are saved with the resume state on behalf of the ranks."""
         return {}
 
 
 def current_ranks(device: torch.device) -> Ranks:
-    """The team that torchrun has started this process in, connected; otherwise a process alone."""
+    """Return the ranks of this process: connected if torchrun started it, else a single process."""
     return Ranks() if is_single_process() else DDPRanks(device)
 
 
 def is_single_process() -> bool:
-    """Whether this process is no member of a team."""
+    """Return whether this process trains alone."""
     return not torch.distributed.is_torchelastic_launched() or os.environ["WORLD_SIZE"] == "1"
 
 
 def is_rank_zero() -> bool:
-    """Whether this process speaks for its team, or is alone."""
+    """Return whether this process is rank 0, or trains alone."""
     return is_single_process() or os.environ["RANK"] == "0"
 
 
 class DDPRanks(Ranks):
+    """Ranks of a torchrun launch, connected by Lightning Fabric's DDP strategy."""
+
     def __init__(self, device: torch.device) -> None:
         from lightning_fabric import Fabric
         from lightning_fabric.strategies import DDPStrategy
 
-        size, here = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-        # the others wait while the first one measures, which may take long
+        size, local_size = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        # The other ranks wait while rank 0 measures, which may take long.
         strategy = DDPStrategy(timeout=timedelta(days=7))
-        self._fabric = Fabric(accelerator=device.type, devices=here, num_nodes=size // here, strategy=strategy)
+        self._fabric = Fabric(
+            accelerator=device.type, devices=local_size, num_nodes=size // local_size, strategy=strategy
+        )
         self._fabric.launch()
         self.rank, self.size = self._fabric.global_rank, self._fabric.world_size
         self.rows, self._weight = 0.0, 1.0
 
     def device(self, device: torch.device) -> torch.device:
-        return self._fabric.device
+        rank_device: torch.device = self._fabric.device
+        return rank_device
 
-    def validate(self, images: int, batch_size: int, execution: str) -> str:
+    def validate(self, images: int, batch_size: int, execution: ExecutionChoice) -> ExecutionChoice:
         smallest = images % batch_size or batch_size
         if smallest < self.size:
             raise UsageError(
@@ -124,50 +130,53 @@ class DDPRanks(Ranks):
                 f"another `batch_size` than {batch_size} for {images} images, or fewer processes"
             )
         if execution not in ("auto", "eager"):
-            raise UsageError(f'several processes compute eagerly, and execution = "{execution}" is asked for')
+            raise UsageError(
+                f'several processes train with eager steps; expected execution = "auto" or "eager", got "{execution}"'
+            )
         return "eager"
 
     def seed_rank(self, seed: int) -> None:
-        if self.rank:  # dropout is to differ between the rows of a batch
-            torch.manual_seed(stream(seed, "training", self.rank))
+        if self.rank:  # dropout must differ between the rows of a batch
+            torch.manual_seed(derive_seed(seed, "training", self.rank))
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        return self._fabric.setup_module(model, move_to_device=False)
+        wrapped: nn.Module = self._fabric.setup_module(model, move_to_device=False)
+        return wrapped
 
-    def loss(self, loss: Loss) -> Loss:
+    def loss(self, loss: LossFunction) -> LossFunction:
         return lambda logits, y: loss(logits, y) * self._weight
 
     def meter(self, device: torch.device) -> Meter:
         return _DDPMeter(device, self)
 
     def shard(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        mine = y.tensor_split(self.size)[self.rank]
+        y_shard = y.tensor_split(self.size)[self.rank]
         self.rows = len(y) / self.size
-        self._weight = len(mine) / self.rows
-        return x.tensor_split(self.size)[self.rank], mine
+        self._weight = len(y_shard) / self.rows
+        return x.tensor_split(self.size)[self.rank], y_shard
 
-    def on_rank_zero(self, what: Callable[[], T], due: bool = True) -> T | None:
-        found, stopped = None, False
+    def on_rank_zero(self, fn: Callable[[], T], broadcast: bool = True) -> T | None:
+        result, stopped = None, False
         if self.rank == 0:
             try:
-                found = what()
+                result = fn()
             except StopRequested:
                 stopped = True
-        if due:
-            found, stopped = self._fabric.broadcast((found, stopped))
+        if broadcast:
+            result, stopped = self._fabric.broadcast((result, stopped))
         if stopped:
             raise StopRequested
-        return found
+        return result
 
     def any_rank(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
         if step % SYNC_EVERY:
             return False, False
-        wanted = self.sum(torch.tensor([float(stop), float(save)], device=self._fabric.device))
-        stop, save = (wanted > 0).tolist()
+        requests = self.sum(torch.tensor([float(stop), float(save)], device=self._fabric.device))
+        stop, save = (requests > 0).tolist()
         return stop, save
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of the processes' tensors; the argument stays."""
+        """Return the sum of the ranks' tensors; `values` is unchanged."""
         summed = self._fabric.all_reduce(values.clone(), reduce_op="sum")
         assert isinstance(summed, Tensor)
         return summed
@@ -180,15 +189,15 @@ class DDPRanks(Ranks):
 
 
 class _DDPMeter(Meter):
-    """Each process sums its rows; they are added up when the sums are taken or saved."""
+    """Meter of one rank's rows; the sums are added over the ranks when they are enqueued or saved."""
 
-    def __init__(self, device: torch.device, team: DDPRanks) -> None:
+    def __init__(self, device: torch.device, ranks: DDPRanks) -> None:
         super().__init__(device)
-        self._ranks = team
+        self._ranks = ranks
 
     def add(self, loss: Tensor, logits: Tensor, y: Tensor) -> None:
         with torch.no_grad():
-            self._sums[0] += loss.detach() * self._ranks.rows  # the weighted loss: times these, the sum over the rows
+            self._sums[0] += loss.detach() * self._ranks.rows  # the loss is weighted: times `rows` it is the rows' sum
             self._sums[1] += (logits.argmax(1) == y).sum()
         self._seen += len(y)
 
@@ -212,7 +221,7 @@ class _DDPMeter(Meter):
 
 
 class _RandomStates:
-    """The random states of all processes."""
+    """The random states of all ranks, as one part of the resume state."""
 
     def __init__(self, device: torch.device, rank: int, size: int) -> None:
         self._device, self._rank, self._size = device, rank, size
@@ -225,7 +234,8 @@ class _RandomStates:
     def check_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["random"]) != self._size:
             raise UsageError(
-                f"the run was saved by {len(state['random'])} processes and these are {self._size}; take as many"
+                f"the resume state was saved by {len(state['random'])} processes, this launch has {self._size}: "
+                f"use --nproc-per-node {len(state['random'])}"
             )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -234,18 +244,18 @@ class _RandomStates:
 
 
 class NullRecorder:
-    """What the other processes have in the place of the recorder: nothing is measured or written.
+    """Stand-in for the recorder on all ranks but 0: nothing is measured or written.
 
     Args:
-        path: of the run that the first process writes.
-        model, optimizer: restored from its slots.
-        schedule, signal: as of the recorder.
+        path: of the run that rank 0 writes.
+        model, optimizer: restored from its resume state.
+        schedule, signal: as in the recorder.
     """
 
     unfinished = False
     save_seconds = 0.0
     spent: float | None = None
-    listener: Callable[[int, str, str], None] | None = None
+    on_event: Callable[[int, str, str], None] | None = None
 
     def __init__(
         self, path: Path, model: nn.Module, optimizer: Optimizer, schedule: tuple[int, ...], signal: Signal | None
@@ -253,40 +263,40 @@ class NullRecorder:
         self.path, self.schedule = path, schedule
         self._model, self._optimizer, self._signal = model, optimizer, signal
         self._due = frozenset(schedule)
-        self.costs = Timers(device_of(model))
+        self.timers = Timers(device_of(model))
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         return step in self._due
 
-    def signal_due(self, step: int) -> bool:
-        return self._signal is not None and self._signal.due(step)
+    def is_signal_due(self, step: int) -> bool:
+        return self._signal is not None and self._signal.is_due(step)
 
     def step(self, step: int) -> None: ...
 
-    def first_readings(self) -> None: ...
+    def pop_first_readings(self) -> None: ...
 
     def log(self, step: int, split: str, **values: float) -> None: ...
 
     def event(self, step: int, kind: str, text: str, **fields: Any) -> None: ...
 
     def save(self, step: int, *, unfinished: bool = False, **parts: Stateful) -> None:
-        """Give the first process what it needs of this one."""
+        """Take part in the collective calls of the parts' `state_dict`; rank 0 saves the result."""
         for part in parts.values():
             part.state_dict()
 
     def restore(self, **parts: Stateful) -> int:
-        """Load what the first process has loaded."""
-        found = ResumeStore(self.path / "resume").load()
-        if found is None:
+        """Load the resume state that rank 0 has loaded; return its step, 0 if there is none."""
+        result = ResumeStore(self.path / "resume").load()
+        if result is None:
             return 0
-        step, state = found
+        step, state = result
         load_state(state, self._model, self._optimizer, parts)
         self.unfinished = state.get("unfinished", False)
         return step
 
-    def close(self, state: str = "done", reason: str = "") -> None: ...
+    def close(self, state: FinalState = "done", reason: str = "") -> None: ...
 
-    def withdraw(self) -> None: ...
+    def discard(self) -> None: ...
 
     def __enter__(self) -> NullRecorder:
         return self

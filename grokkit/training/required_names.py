@@ -1,4 +1,5 @@
-"""The names that a config or a call asks for, and how each is looked up; `stored_code.import_unknown` takes them."""
+"""List the registered names that a config uses, so that a run's own experiment.py is imported only if one of them is
+unknown."""
 
 from __future__ import annotations
 
@@ -14,42 +15,47 @@ from grokkit.optim.build import get_optimizer_class
 from grokkit.stored_code import NameRequest
 
 
-def training_names(config: RunConfig) -> list[NameRequest]:
-    """The names that training by this config looks up. Augmentations and clips are not among them: a study cannot
-    register one."""
+def list_training_names(config: RunConfig) -> list[NameRequest]:
+    """List the names that training with `config` requires.
+
+    Augmentations and clips are left out: a study cannot register any.
+    """
     return [
-        *replay_names(config),
+        *list_replay_names(config),
         NameRequest(config.data.name, data.find_dataset),
         NameRequest(config.optimizer.name, get_optimizer_class),
-        *_policies(config.policy.name, config.policy.options),
-        *instrument_names(config.measures, config.attributions),
+        *_list_policies(config.policy.name, config.policy.options),
+        *list_instrument_names(config.measures, config.attributions),
     ]
 
 
-def replay_names(config: RunConfig) -> list[NameRequest]:
-    """The names that a stored run's model and loss are built from."""
+def list_replay_names(config: RunConfig) -> list[NameRequest]:
+    """List the names required to rebuild a stored run's model and loss."""
     return [NameRequest(config.model.name, models.registry.get), NameRequest(config.loss, get_loss)]
 
 
-def instrument_names(
-    wanted: Iterable[str | Spec | Measure], plans: Iterable[str | Spec | AttributionSpec] = ()
+def list_instrument_names(
+    measure_specs: Iterable[str | Spec | Measure],
+    attribution_specs: Iterable[str | Spec | AttributionSpec] = (),
 ) -> list[NameRequest]:
-    """The names among these measures and attributions; a measure that is an object needs none."""
-    taken = [NameRequest(_name(each), measures.registry.get) for each in wanted if isinstance(each, str | Spec)]
-    methods = [each.method if isinstance(each, AttributionSpec) else _name(each) for each in plans]
-    return [*taken, *(NameRequest(name, attributions.registry.get) for name in methods)]
+    """List the names that these measures and attributions require; a measure object requires none."""
+    measure_names = [
+        NameRequest(_get_name(each), measures.registry.get) for each in measure_specs if isinstance(each, str | Spec)
+    ]
+    methods = [each.method if isinstance(each, AttributionSpec) else _get_name(each) for each in attribution_specs]
+    return [*measure_names, *(NameRequest(name, attributions.registry.get) for name in methods)]
 
 
-def _name(wanted: str | Spec) -> str:
-    return wanted if isinstance(wanted, str) else wanted.name
+def _get_name(spec: str | Spec) -> str:
+    return spec if isinstance(spec, str) else spec.name
 
 
-def _policies(name: str, options: Mapping[str, Any]) -> list[NameRequest]:
-    """A policy, and those inside it where it is a wrapper."""
-    found = [NameRequest(name, policies.get_policy_class)]
+def _list_policies(name: str, options: Mapping[str, Any]) -> list[NameRequest]:
+    """List a policy's name and, if it is a wrapper, those of the policies inside it."""
+    requests = [NameRequest(name, policies.get_policy_class)]
     inner = options.get("policy")
     if isinstance(inner, str):
-        found.append(NameRequest(inner, policies.get_policy_class))
+        requests.append(NameRequest(inner, policies.get_policy_class))
     elif isinstance(inner, Mapping) and "name" in inner:
-        found += _policies(inner["name"], inner)
-    return found
+        requests += _list_policies(inner["name"], inner)
+    return requests

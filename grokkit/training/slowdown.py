@@ -1,51 +1,51 @@
-"""Whether training has become slow: the speed of now against that of the beginning, instruments not counted."""
+"""Detect that training has become slow: its current speed against the initial one, time in instruments excluded."""
 
 from __future__ import annotations
 
 import statistics
 
-STEPS, SECONDS = 100, 5.0
-"""A stretch of training that is timed lasts at least so many steps and so long: less is noise."""
+MIN_STEPS, MIN_SECONDS = 100, 5.0
+"""A timed window of training has at least this many steps and seconds; shorter ones are noise."""
 
-STRETCHES = 3
-"""Of which the median counts, at the beginning and now."""
+MEDIAN_OF = 3
+"""Number of windows whose median speed is compared."""
 
-SLOW = 0.5
-"""Share of the first speed below which a run is slow."""
+SLOW_RATIO = 0.5
+"""A run is slow below this share of its initial speed."""
 
 
 class SlowdownDetector:
-    """Speeds of consecutive stretches of training; the first call only starts the clock, behind a run's first steps."""
+    """Speeds of consecutive windows of training; the first call only starts the clock, after a run's first steps."""
 
     def __init__(self) -> None:
-        self._from: tuple[int, float] | None = None
-        self._first: list[float] = []
-        self._last: list[float] = []
-        self._told = False
+        self._window_start: tuple[int, float] | None = None
+        self._first_speeds: list[float] = []
+        self._recent_speeds: list[float] = []
+        self._reported = False
 
     def check(self, step: int, seconds: float) -> str | None:
-        """The sentence to be told once where training goes at less than half of its first speed, else None.
+        """Return a message, once per run, if training runs at less than half of its initial speed, else None.
 
         Args:
-            step: updates done; to be called where the host has just waited for the device.
-            seconds: of training up to here, without instruments.
+            step: updates done; call this when the host has just synchronised with the device.
+            seconds: of training so far, without instruments.
         """
-        if self._from is None:
-            self._from = step, seconds
-        steps, taken = step - self._from[0], seconds - self._from[1]
-        if steps < STEPS or taken < SECONDS:
+        if self._window_start is None:
+            self._window_start = step, seconds
+        steps, elapsed = step - self._window_start[0], seconds - self._window_start[1]
+        if steps < MIN_STEPS or elapsed < MIN_SECONDS:
             return None
-        self._from = step, seconds
-        speeds = self._first if len(self._first) < STRETCHES else self._last
-        speeds.append(steps / taken)
-        del self._last[:-STRETCHES]
-        if self._told or len(self._last) < STRETCHES:
+        self._window_start = step, seconds
+        speeds = self._first_speeds if len(self._first_speeds) < MEDIAN_OF else self._recent_speeds
+        speeds.append(steps / elapsed)
+        del self._recent_speeds[:-MEDIAN_OF]
+        if self._reported or len(self._recent_speeds) < MEDIAN_OF:
             return None
-        then, now = statistics.median(self._first), statistics.median(self._last)
-        if now >= SLOW * then:
+        initial, current = statistics.median(self._first_speeds), statistics.median(self._recent_speeds)
+        if current >= SLOW_RATIO * initial:
             return None
-        self._told = True
+        self._reported = True
         return (
-            f"training goes at {now:.3g} steps/s, at the beginning it was {then:.3g}. Usual causes: another process on "
-            "the same device, a device that throttles for heat or power, memory that is swapped"
+            f"Training slowed from {initial:.3g} to {current:.3g} steps/s. Usual causes: another process on the same "
+            "device, thermal or power throttling, swapped memory"
         )

@@ -1,4 +1,4 @@
-"""A run as the loop works with it: all that a config names, built on a device, and the recorder that it asks for."""
+"""The trainer: data, model, optimizer, policy and batches built from a config on a device, and its recorder."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from grokkit.data.probes import probe_sets
 from grokkit.data.resident import Batches
 from grokkit.device.precision import resolve_precision
 from grokkit.device.select import describe_device
+from grokkit.literals import Precision
 from grokkit.measures.loss import get_loss
 from grokkit.models.classifier import Classifier
 from grokkit.optim.build import build_optimizer
 from grokkit.optim.policy_lr import PolicyLR
 from grokkit.recording.record import record
 from grokkit.recording.recorder import Recorder
-from grokkit.recording.signal import Signal, check_listener
+from grokkit.recording.signal import Signal, check_policy_readings
 from grokkit.training.build import (
     build_data,
     build_model,
@@ -43,12 +44,12 @@ from grokkit.training.step import TrainStep
 from grokkit.trust import add_trusted
 
 RecorderLike = Recorder | NullRecorder
-"""What a loop has: the recorder, or in all but the first process of a team what stands in its place."""
+"""The recorder of the loop: a `Recorder` on rank 0, a `NullRecorder` on the other ranks."""
 
 
 @dataclass
 class Trainer:
-    """All that the loop works with, built from the config alone."""
+    """State of one training run, built from its config alone."""
 
     config: RunConfig
     dataset: Dataset
@@ -61,7 +62,7 @@ class Trainer:
     test_set: Split
     validation: Split | None
     device: torch.device
-    precision: str
+    precision: Precision
     ranks: Ranks
     slowdown: SlowdownDetector = field(default_factory=SlowdownDetector)
 
@@ -69,38 +70,49 @@ class Trainer:
 def build_trainer(
     config: RunConfig,
     device: torch.device,
-    beside: Trainer | None = None,
-    team: Ranks | None = None,
-    recorded: str | None = None,
+    data_from: Trainer | None = None,
+    ranks: Ranks | None = None,
+    recorded_path: str | None = None,
 ) -> Trainer:
-    """Data, model, optimizer, policy and batches for `config` on `device`; `beside`: a job on the same data, which are
-    shared with it; `ranks`: of the processes that train it together; `recorded`: as of `build_data`."""
-    team = team or Ranks()
+    """Build data, model, optimizer, policy and batches for `config` on `device`.
+
+    Args:
+        config: the run's configuration.
+        device: of the model and the batches.
+        data_from: a trainer on the same data, which are then shared instead of loaded again.
+        ranks: the processes that train the run together; by default this one alone.
+        recorded_path: as in `build_data`.
+    """
+    ranks = ranks or Ranks()
     validate_clip(config.clip)
-    dataset = build_data(config, recorded) if beside is None else beside.dataset
+    dataset = build_data(config, recorded_path) if data_from is None else data_from.dataset
     model = to_device(build_model(config, dataset_metadata(dataset), dataset), device)
     optimizer = build_optimizer(config.optimizer, model.parameters())
-    chosen = policies.create(config.policy.name, **config.policy.options)
-    # The team tells all ranks the same; where it is of one, other ranks of a process group train nets of their own.
-    policy = PolicyLR(optimizer, chosen, config.steps, broadcast=False)
-    optimizer.step()  # without gradients: says that updates come first, also where float16 skips the first one
-    images = dataset.x_train if beside is None else beside.batches.images
-    labels = dataset.y_train if beside is None else beside.batches.labels
+    inner_policy = policies.create(config.policy.name, **config.policy.options)
+    # `on_rank_zero` broadcasts readings; with single-process `Ranks`, other ranks of a process group train other runs.
+    policy = PolicyLR(optimizer, inner_policy, config.steps, broadcast=False)
+    # Changes nothing (there are no gradients yet); stops PyTorch's warning that scheduler.step() came before
+    # optimizer.step(), also if float16 skips the first update.
+    optimizer.step()
+    images = dataset.x_train if data_from is None else data_from.batches.images
+    labels = dataset.y_train if data_from is None else data_from.batches.labels
     batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
     precision = resolve_precision(config.precision, device)
-    execution = team.validate(len(images), batches.batch_size, config.execution)
-    team.seed_rank(config.seed)
+    execution = ranks.validate(len(images), batches.batch_size, config.execution)
+    ranks.seed_rank(config.seed)
     loss = partial(get_loss(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
-        team.wrap(model),
+        ranks.wrap(model),
         optimizer,
-        team.loss(loss),
+        ranks.loss(loss),
         batch_size=batches.batch_size,
         clip=partial(clip_gradients, config.clip, model),
         precision=precision,
         execution=execution,
     )
-    test_set, validation = _held_out(dataset, device) if beside is None else (beside.test_set, beside.validation)
+    test_set, validation = (
+        _load_held_out(dataset, device) if data_from is None else (data_from.test_set, data_from.validation)
+    )
     return Trainer(
         config,
         dataset,
@@ -109,24 +121,24 @@ def build_trainer(
         policy,
         batches,
         update,
-        team.meter(device),
+        ranks.meter(device),
         test_set,
         validation,
         device,
         precision,
-        team,
+        ranks,
     )
 
 
-def _held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
-    """Test and validation split on the device."""
+def _load_held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
+    """Move the test and the validation split to the device."""
     validation = None
     if dataset.x_val is not None and dataset.y_val is not None:
-        validation = _on(device, dataset.x_val, dataset.y_val)
-    return _on(device, dataset.x_test, dataset.y_test), validation
+        validation = _to_split(device, dataset.x_val, dataset.y_val)
+    return _to_split(device, dataset.x_test, dataset.y_test), validation
 
 
-def _on(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
+def _to_split(device: torch.device, images: np.ndarray, labels: np.ndarray) -> Split:
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
@@ -139,14 +151,16 @@ def attach_recorder(
     price: float | None = None,
     overwrite: bool = False,
 ) -> RecorderLike:
-    """The recorder that `trainer`'s config asks for; `facts` go into environment.json above those of every run. In a
-    team the first process has it."""
+    """Create the recorder that `trainer`'s config specifies; a `NullRecorder` on all ranks but 0.
+
+    `facts` are added to environment.json and override those of every run.
+    """
     config = trainer.config
-    schedule, signal = config.schedule, Signal.of(config.signal)
-    check_listener(trainer.policy.policy, signal, trainer.validation is not None)
+    schedule, signal = config.schedule, Signal.from_fields(config.signal)
+    check_policy_readings(trainer.policy.policy, signal, trainer.validation is not None)
     if trainer.ranks.rank:
         if experiment is not None and not resumed:
-            add_trusted(experiment)  # this process may be on a machine whose user has a list of its own
+            add_trusted(experiment)  # this process may run on another machine, whose user has a separate list
         trainer.ranks.barrier()
         return NullRecorder(path, trainer.model, trainer.optimizer, schedule, signal)
     recorder = record(
@@ -163,7 +177,7 @@ def attach_recorder(
         total_steps=config.steps,
         config=config,
         experiment=experiment,
-        facts={**_facts(trainer), **(facts or {})},
+        facts={**_collect_facts(trainer), **(facts or {})},
         resume=resumed,
         price=price,
         overwrite=overwrite,
@@ -172,15 +186,15 @@ def attach_recorder(
     return recorder
 
 
-def _facts(trainer: Trainer) -> dict[str, Any]:
-    """What environment.json says of this run's data and arithmetic."""
+def _collect_facts(trainer: Trainer) -> dict[str, Any]:
+    """Collect data, device and precision of the run for environment.json."""
     precision = describe_device(trainer.device, precision=trainer.precision).precision
     data = dataset_metadata(trainer.dataset) | locate_data(trainer.config)
     return {"data": data, "device": describe_hardware(trainer), "precision": precision}
 
 
 def describe_hardware(trainer: Trainer) -> str:
-    """Device, precision and execution in words."""
+    """Describe device, precision and execution in one line."""
     processes = f", {trainer.ranks.size} processes" if trainer.ranks.size > 1 else ""
     device = describe_device(trainer.device, precision=trainer.precision).description
     return f"{device}, {trainer.update.execution} steps{processes}"

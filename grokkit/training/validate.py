@@ -1,4 +1,4 @@
-"""What a config names is looked up before anything is built: a night's runs are to fail before the night."""
+"""Check every name and option of a config before anything is built, so that a sweep fails before it starts."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from grokkit.training.build import validate_clip
 
 
 def validate_options(config: RunConfig) -> None:
-    """Look up every name and every option of `config`; nothing is built, no data are read.
+    """Check every name and option of `config`; no model is built, no data are read.
 
     Raises:
-        UsageError: a name or an option that does not exist, with the nearest that does.
+        UsageError: an unknown name or option, with the nearest existing one.
         DataError: the data's path does not exist.
     """
     data.check_dataset_options(config.data.name, **config.data.options)
@@ -30,4 +30,4 @@ def validate_options(config: RunConfig) -> None:
     augment.parse_augment(config.augment)
     as_measures(config.measures)
     as_attribution_specs(config.attributions)
-    Signal.of(config.signal)
+    Signal.from_fields(config.signal)

@@ -1,4 +1,4 @@
-"""The run folder: snapshots, resume slots, logs, readings, probes; written once, read from anywhere."""
+"""Write and read run folders: snapshots, resume states, logs, readings and probe sets, each file written once."""
 
 from grokkit.trajectory.run import Run, find_runs, open_run, to_path
 

@@ -1,13 +1,13 @@
-"""One kind of HDF5 file for everything that is written once: named arrays, a JSON note, a digest over both.
+"""The HDF5 format of every file that is written once: named arrays, JSON metadata, and a digest over both.
 
-    attributes  format = "grokkit", version, kind; others of the kind
+    attributes  format = "grokkit", version, kind; others that depend on the kind
     /meta       JSON as uint8, padded with spaces
     /digest     sha256 over kind, meta and every array, 64 hex digits
     /data/...   contiguous, uncompressed arrays
 
-HDF5 builds what lies around the arrays in memory, once for every combination of shapes; this module writes the bytes
-(temporary file, fsync, rename, directory fsync), so that a full disk or a killed process leaves either the whole file
-or none, and no HDF5 call touches the disk.
+HDF5 builds the bytes around the arrays in memory, once per combination of shapes. This module then writes the file
+(temporary file, fsync, rename, directory fsync): after a full disk or a killed process the file is either complete or
+missing, and no HDF5 call touches the disk.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from grokkit.trajectory.hdf5 import UntrustedFile
 
 FORMAT, VERSION = "grokkit", 2
 
-ALIGNED = 64
-"""Bytes; arrays of at least this size begin at a multiple of it, so that a file can be mapped into memory."""
+ALIGNMENT = 64
+"""Bytes. Arrays of at least this size start at a multiple of it, so that a file can be mapped into memory."""
 
-RESERVE = 1 << 20
-"""Bytes that a write leaves free on the disk: the logs and status.json are to be written yet."""
+RESERVE_BYTES = 1 << 20
+"""Bytes that a write leaves free on the disk, for the logs and status.json that are still to be written."""
 
-_AT_ONCE = 1000
-"""Buffers in one `pwritev`; Linux takes 1024."""
+_MAX_BUFFERS = 1000
+"""Buffers per `pwritev` call; Linux accepts at most 1024."""
 
-_OF_STEP = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})\.h5")
+_STEP_FILE_NAME = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})\.h5")
 
-_proven: set[tuple[Any, ...]] = set()
+_verified_forms: set[tuple[Any, ...]] = set()
 """Forms of which one file was read back before it was published."""
 
 FileForm = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""Name, dtype and shape of every array, in the order in which they lie in the file."""
+"""Name, dtype and shape of every array, in file order."""
 
 
 def canonical_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no spaces; NumPy numbers become plain ones."""
+    """Encode `value` as canonical JSON: sorted keys, no spaces; NumPy scalars become plain numbers."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_to_plain).encode()
 
 
@@ -64,13 +64,14 @@ def _to_plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
 
 
-def pad_metadata(note: bytes) -> bytes:
-    """The note with spaces behind, so that files of one form differ in no offset although their notes do in length."""
-    return note + b" " * (-len(note) % (64 if len(note) < 1024 else 4096))
+def pad_metadata(metadata: bytes) -> bytes:
+    """Pad the metadata with spaces, so that files of one form share all offsets although their metadata differs in
+    length."""
+    return metadata + b" " * (-len(metadata) % (64 if len(metadata) < 1024 else 4096))
 
 
 def compute_digest(kind: str, meta: bytes, arrays: Mapping[str, np.ndarray]) -> str:
-    """sha256 over everything that a file says, in a fixed order."""
+    """Compute the sha256 over the whole content of a file, in a fixed order."""
     digest = hashlib.sha256(kind.encode() + meta)
     for name in sorted(arrays):
         digest.update(f"{name}{arrays[name].dtype.str}{arrays[name].shape}".encode())
@@ -84,43 +85,52 @@ def _raw_bytes(array: np.ndarray) -> memoryview:
 
 @lru_cache(maxsize=64)
 def _build_skeleton(
-    kind: str, attributes: tuple[tuple[str, str], ...], note: int, form: FileForm
+    kind: str, attributes: tuple[tuple[str, str], ...], metadata_length: int, form: FileForm
 ) -> tuple[bytes | str, ...]:
-    """A file of this form, laid out by HDF5 in memory, from its first byte on: the bytes that are always the same, and
-    the names (`meta`, `digest`, `data/<name>`) of what comes in between. `note`: length of the note."""
-    buffer, places = io.BytesIO(), dict[str, tuple[int, int]]()
-    aligned = {"alignment_threshold": ALIGNED, "alignment_interval": ALIGNED}
+    """Build the constant bytes of a file of this form, as HDF5 lays it out in memory.
+
+    Args:
+        kind, attributes: as in `write`.
+        metadata_length: in bytes.
+        form: the arrays.
+
+    Returns:
+        From the first byte of the file on: constant bytes, and the names (`meta`, `digest`, `data/<name>`) of the
+        datasets between them.
+    """
+    buffer, extents = io.BytesIO(), dict[str, tuple[int, int]]()
+    aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
     with h5py.File(buffer, "w", libver=("v110", "v110"), **aligned) as file:
-        # Fixed length: text of variable length lies in a heap without checksum, and HDF5 hangs on a damaged heap.
+        # Fixed length: text of variable length is stored in a heap without checksum, and HDF5 hangs on a damaged heap.
         for name, value in (("format", FORMAT), ("kind", kind), *attributes):
             file.attrs[name] = np.bytes_(value)
         file.attrs["version"] = VERSION
-        first: FileForm = (("meta", "|u1", (note,)), ("digest", "|u1", (64,)))
+        first: FileForm = (("meta", "|u1", (metadata_length,)), ("digest", "|u1", (64,)))
         for name, dtype, shape in (*first, *((f"data/{name}", dtype, shape) for name, dtype, shape in form)):
-            offset, length = _reserve(file, name, np.dtype(dtype), shape)
+            offset, length = _allocate_dataset(file, name, np.dtype(dtype), shape)
             if length:
-                places[name] = offset, length
+                extents[name] = offset, length
         file.flush()
         size = file.id.get_filesize()
     image = buffer.getvalue().ljust(size, b"\0")
     pieces, at = list[bytes | str](), 0
-    for name, (offset, length) in sorted(places.items(), key=lambda item: item[1]):
+    for name, (offset, length) in sorted(extents.items(), key=lambda item: item[1]):
         pieces += [image[at:offset], name]
         at = offset + length
     return (*pieces, image[at:size])
 
 
-def _reserve(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Offset and length of a new contiguous dataset that has its place and no content yet."""
-    how, groups = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5p.create(h5py.h5p.LINK_CREATE)
-    how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    how.set_obj_track_times(False)
-    groups.set_create_intermediate_group(True)
+def _allocate_dataset(file: h5py.File, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Create a contiguous dataset that has space but no content yet, and return its offset and length in bytes."""
+    creation, links = h5py.h5p.create(h5py.h5p.DATASET_CREATE), h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    creation.set_obj_track_times(False)
+    links.set_create_intermediate_group(True)
     space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
-    kind = h5py.h5t.py_create(dtype, logical=True)
-    made = h5py.h5d.create(file.id, name.encode(), kind, space, how, groups)
-    return made.get_offset(), dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+    h5_type = h5py.h5t.py_create(dtype, logical=True)
+    dataset = h5py.h5d.create(file.id, name.encode(), h5_type, space, creation, links)
+    return dataset.get_offset(), dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
 def write(
@@ -134,18 +144,18 @@ def write(
     replace: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> str:
-    """Write one file so that it is either there and whole, or not there.
+    """Write one file atomically: afterwards it is either complete or missing.
 
     Args:
-        path: where it goes; its folder is made.
-        kind: what it is: `snapshot`, `resume`, `reading`, `attribution` or `probes`.
+        path: of the file; missing folders are created.
+        kind: `snapshot`, `resume`, `reading`, `attribution` or `probes`.
         arrays: name -> array.
-        meta: JSON-able note.
+        meta: JSON-serialisable metadata.
         attributes: further text attributes of the file; the digest does not cover them.
-        digest: that of the content, where it is known already.
-        replace: overwrite an existing file (resume slots); otherwise an existing file with the same digest is left
-            alone and another one is an error.
-        check: called when all is written and before anything can be seen; what it raises leaves nothing behind.
+        digest: of the content, if already known.
+        replace: overwrite an existing file (resume states). Otherwise an existing file with the same digest is kept,
+            and one with another digest is an error.
+        check: called after everything is written and before the file becomes visible; if it raises, no file is left.
 
     Returns:
         The digest.
@@ -153,46 +163,60 @@ def write(
     Raises:
         TrajectoryError: `path` exists with other content, or the disk is full.
     """
-    note = pad_metadata(canonical_json(meta))
-    digest = digest or compute_digest(kind, note, arrays)
+    metadata = pad_metadata(canonical_json(meta))
+    digest = digest or compute_digest(kind, metadata, arrays)
     if not replace and path.exists():
-        if _claims_another(path, digest):
-            raise TrajectoryError(f"{path} exists with other content; written files are never changed")
+        if _has_other_digest(path, digest):
+            raise TrajectoryError(f"{path} already exists with other content; written files are never changed")
         if matches_digest(path, kind):
             return digest
-        replace = True  # the same content, damaged since: made good
-    # The largest array last, so that all of HDF5's own metadata lies in front of it.
+        replace = True  # the same content, damaged since: repair it
+    # Largest array last, so that all of HDF5's own metadata precedes it.
     order = sorted(arrays, key=lambda name: (arrays[name].nbytes, name))
     form = tuple((name, arrays[name].dtype.str, arrays[name].shape) for name in order)
-    key = kind, tuple((attributes or {}).items()), len(note), form
+    key = kind, tuple((attributes or {}).items()), len(metadata), form
     content: dict[str, bytes | memoryview]
-    content = {"meta": note, "digest": digest.encode(), **{f"data/{name}": _raw_bytes(arrays[name]) for name in arrays}}
-    pieces = [each if isinstance(each, bytes) else content[each] for each in _build_skeleton(*key)]
+    content = {
+        "meta": metadata,
+        "digest": digest.encode(),
+        **{f"data/{name}": _raw_bytes(arrays[name]) for name in arrays},
+    }
+    pieces = [piece if isinstance(piece, bytes) else content[piece] for piece in _build_skeleton(*key)]
 
-    def verified(temporary: Path) -> None:
-        if key not in _proven:  # HDF5's own word on the first file of each form
+    def verify_temporary(temporary: Path) -> None:
+        if key not in _verified_forms:  # let HDF5 itself read the first file of each form
             if not matches_digest(temporary, kind):
-                raise OSError(errno.EIO, "what was written does not read back")
-            _proven.add(key)
+                raise OSError(errno.EIO, "the file does not read back as it was written")
+            _verified_forms.add(key)
         check()
 
-    _write_atomic(path, pieces, replace, verified)
+    _write_atomic(path, pieces, replace, verify_temporary)
     return digest
 
 
-def _claims_another(path: Path, digest: str) -> bool:
-    """Whether a file that is there has another digest or, damaged, none. Raises TrajectoryError where it cannot be read
-    just now."""
+def _has_other_digest(path: Path, digest: str) -> bool:
+    """Return whether an existing file has another digest, or is damaged. Raises TrajectoryError if it cannot be read
+    now."""
     try:
         return read_claimed_digest(path) != digest
     except DamagedError:
         return True
 
 
-def write_atomic(path: Path, content: bytes | memoryview, *, replace: bool = True, make: bool = True) -> None:
-    """Put `content` at `path`: temporary file, fsync, rename (or link, which never replaces), fsync of the folder;
-    `make`: the folder, where it is missing."""
-    _write_atomic(path, [content], replace, lambda temporary: None, reserve=0, make=make)
+def write_atomic(path: Path, content: bytes | memoryview, *, replace: bool = True, make_parents: bool = True) -> None:
+    """Write `content` to `path` atomically: temporary file, fsync, rename (or link, which never replaces), directory
+    fsync.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        replace: overwrite an existing file.
+        make_parents: create missing folders.
+
+    Raises:
+        TrajectoryError: the file could not be written, or exists without `replace`.
+    """
+    _write_atomic(path, [content], replace, lambda temporary: None, reserve=0, make_parents=make_parents)
 
 
 def _write_atomic(
@@ -201,21 +225,21 @@ def _write_atomic(
     replace: bool,
     check: Callable[[Path], None],
     reserve: int | None = None,
-    make: bool = True,
+    make_parents: bool = True,
 ) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        if make:
+        if make_parents:
             mkdir_durable(path.parent)
-        _write_durably(temporary, pieces, RESERVE if reserve is None else reserve)
+        _write_durably(temporary, pieces, RESERVE_BYTES if reserve is None else reserve)
         check(temporary)
         if replace:
             os.replace(temporary, path)
         else:
             _link(temporary, path)
     except OSError as error:
-        why = _NO_LINKS if error.errno in _UNLINKABLE and not replace else error.strerror or error
-        raise TrajectoryError(f"could not write {path}: {why}; nothing was changed") from error
+        reason = _NO_LINKS_MESSAGE if error.errno in _NO_LINK_ERRNOS and not replace else error.strerror or error
+        raise TrajectoryError(f"could not write {path}: {reason}; nothing was changed") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -223,8 +247,11 @@ def _write_atomic(
 
 
 def _link(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, which nobody must have. A network disk may have done it and answer that the name
-    is there, because its first answer was lost: then both names are of one file."""
+    """Hard-link a finished file to `path`, which must not exist.
+
+    A network disk may have created the link and still answer that the name exists, because its first reply was lost;
+    then both names belong to one file, and this is no error.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -232,33 +259,35 @@ def _link(temporary: Path, path: Path) -> None:
             raise
 
 
-_UNLINKABLE = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-_NO_LINKS = "the file system knows no hard links; write runs to a local disk and copy finished ones here"
+_NO_LINK_ERRNOS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+_NO_LINKS_MESSAGE = (
+    "the file system does not support hard links; write runs to a local disk and copy finished ones here"
+)
 
 
 def _write_durably(path: Path, pieces: Sequence[bytes | memoryview], reserve: int) -> None:
-    """All pieces, one behind the other, in a new file; it is on the disk when this returns."""
-    waiting = [memoryview(piece) for piece in pieces if len(piece)]
+    """Write all pieces, one after the other, to a new file and fsync it."""
+    pending = [memoryview(piece) for piece in pieces if len(piece)]
     disk = os.statvfs(path.parent)
-    if sum(map(len, waiting)) + reserve > disk.f_bavail * disk.f_frsize:
+    if sum(map(len, pending)) + reserve > disk.f_bavail * disk.f_frsize:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         at = 0
-        while waiting:
-            written = os.pwritev(handle, waiting[:_AT_ONCE], at)
+        while pending:
+            written = os.pwritev(handle, pending[:_MAX_BUFFERS], at)
             at += written
-            while waiting and written >= len(waiting[0]):
-                written -= len(waiting.pop(0))
-            if waiting:
-                waiting[0] = waiting[0][written:]
+            while pending and written >= len(pending[0]):
+                written -= len(pending.pop(0))
+            if pending:
+                pending[0] = pending[0][written:]
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
 def mkdir_durable(folder: Path) -> None:
-    """Make a folder and those above it that are missing, durably: a file is not safe in a folder whose name is not."""
+    """Create a folder and its missing parents durably: a file is only safe if the name of its folder is on the disk."""
     if not folder.is_dir():
         mkdir_durable(folder.parent)
         folder.mkdir(exist_ok=True)
@@ -266,22 +295,24 @@ def mkdir_durable(folder: Path) -> None:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Make the names in `folder` durable. Raises TrajectoryError if the disk does not confirm it."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        why = error.strerror or error
+        reason = error.strerror or error
         if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP):
-            why = "the file system cannot make folders durable; write runs to a local disk and copy finished ones here"
-        raise TrajectoryError(f"the disk did not confirm a new name in {folder}: {why}") from error
+            reason = (
+                "the file system cannot make folders durable; write runs to a local disk and copy finished ones here"
+            )
+        raise TrajectoryError(f"the disk did not confirm a new name in {folder}: {reason}") from error
     finally:
         os.close(handle)
 
 
 @contextmanager
 def open_h5(path: Path, kind: str) -> Iterator[UntrustedFile]:
-    """A sealed file of this kind, open for reading; whatever is wrong with it becomes one sentence.
+    """Open a checksummed file of this kind for reading.
 
     Raises:
         DamagedError: its bytes are not those that were written.
@@ -289,9 +320,11 @@ def open_h5(path: Path, kind: str) -> Iterator[UntrustedFile]:
         TrajectoryError: missing, in use, unreadable or of a newer version.
     """
     with hdf5.open_untrusted(path) as file:
-        found = file.attributes.get("format"), file.attributes.get("kind")
-        if found != (FORMAT, kind):
-            raise MisplacedError(f"{path} is not a grokkit {kind} file (it says {found})")
+        header = file.attributes.get("format"), file.attributes.get("kind")
+        if header != (FORMAT, kind):
+            raise MisplacedError(
+                f"{path} is not a grokkit {kind} file: expected format and kind {(FORMAT, kind)}, got {header}"
+            )
         version = file.attributes.get("version")
         if not isinstance(version, int):
             raise DamagedError(f"{path} is damaged: it has no format version")
@@ -301,73 +334,74 @@ def open_h5(path: Path, kind: str) -> Iterator[UntrustedFile]:
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and the note of a file, after its digest was checked, and its note against its name.
+    """Read the arrays and the metadata of a file; verify the digest, and check the metadata against the file name.
 
     Raises:
-        TrajectoryError: as `opened` and `check_metadata`.
+        TrajectoryError: as `open_h5` and `check_metadata`.
     """
-    return read_whole(path, kind)[:2]
+    return read_with_digest(path, kind)[:2]
 
 
-def read_whole(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """As `read`, with the digest."""
-    arrays, note, digest = _read_content(path, kind)
-    check_metadata(path, kind, note)
-    return arrays, note, digest
+def read_with_digest(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
+    """Read as `read`, and return the digest too."""
+    arrays, metadata, digest = _read_content(path, kind)
+    check_metadata(path, kind, metadata)
+    return arrays, metadata, digest
 
 
 def _read_content(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any], str]:
-    """Arrays, note and digest, under whatever name."""
+    """Read arrays, metadata and digest, whatever the name of the file."""
     with open_h5(path, kind) as file:
-        note, digest = file.metadata(), file.claimed_digest()
-        arrays = {name[5:]: file.read_array(name) for name in file.places if name.startswith("data/")}
-        if compute_digest(kind, note, arrays) != digest:
+        metadata, digest = file.read_metadata(), file.read_claimed_digest()
+        arrays = {name[5:]: file.read_array(name) for name in file.locations if name.startswith("data/")}
+        if compute_digest(kind, metadata, arrays) != digest:
             raise DamagedError(f"{path} is damaged: its content does not match its digest")
-        return arrays, hdf5.parse_metadata(note), digest
+        return arrays, hdf5.parse_metadata(metadata), digest
 
 
-def check_metadata(path: Path, kind: str, note: Mapping[str, Any]) -> None:
-    """Hold what a file says of itself against its name.
+def check_metadata(path: Path, kind: str, metadata: Mapping[str, Any]) -> None:
+    """Check the metadata of a file against its name.
 
     Raises:
-        DamagedError: its step is no number.
-        MisplacedError: the file is another one's, copied or renamed.
+        DamagedError: its step or save count is not a whole number.
+        MisplacedError: it belongs to another name: the file was copied or renamed.
     """
     for key in ("step", "save"):
-        if key in note and not is_count(note[key]):
-            raise DamagedError(f"{path} is damaged: its {key} is {note[key]!r:.80}, and must be a whole number")
-    for key, told in _expected_of_name(path, kind).items():
-        if note.get(key, told) != told:
+        if key in metadata and not is_count(metadata[key]):
+            raise DamagedError(f"{path} is damaged: `{key}` must be a whole number, got {metadata[key]!r:.80}")
+    for key, value in _expected_from_name(path, kind).items():
+        if metadata.get(key, value) != value:
             raise MisplacedError(
-                f"{path} holds {key} {note[key]!r}, and its name says {told!r}: another file was copied to its name"
+                f"{path} holds {key} {metadata[key]!r}, but its name requires {value!r}: another file was copied to "
+                "its name"
             )
 
 
-def _expected_of_name(path: Path, kind: str) -> dict[str, Any]:
-    """What the note of a file must say by the file's name; a name that grokkit does not give says nothing."""
-    told: dict[str, Any] = {}
+def _expected_from_name(path: Path, kind: str) -> dict[str, Any]:
+    """Return the metadata fields that the name of a file implies; empty for a name that grokkit does not give."""
+    expected: dict[str, Any] = {}
     step = parse_step(path.name)
     if kind in ("snapshot", "reading", "attribution") and step is not None:
-        told["step"] = step
+        expected["step"] = step
     if kind in ("reading", "attribution"):
-        told["identity"] = path.parent.name
-    if kind == "attribution":  # older files say no more than this
-        told["method"] = path.parent.name.rpartition("-")[0] or path.parent.name
+        expected["identity"] = path.parent.name
+    if kind == "attribution":  # older files store nothing else
+        expected["method"] = path.parent.name.rpartition("-")[0] or path.parent.name
     if kind == "probes":
-        told["name"] = path.stem
-    return told
+        expected["name"] = path.stem
+    return expected
 
 
 def parse_step(name: str) -> int | None:
-    """The step whose file has this name, `000000012000.h5`; None for a name that no writer gives."""
-    return int(name[:-3]) if _OF_STEP.fullmatch(name) else None
+    """Return the step of a file with this name, such as `000000012000.h5`; None if no writer gives such a name."""
+    return int(name[:-3]) if _STEP_FILE_NAME.fullmatch(name) else None
 
 
 def matches_digest(path: Path, kind: str) -> bool:
-    """Whether the file is there and matches its digest, under whatever name.
+    """Return whether the file exists and matches its digest, whatever its name.
 
     Raises:
-        TrajectoryError: it cannot be read, which says nothing of its content, or is of a newer version.
+        TrajectoryError: it cannot be read, so its content is unknown, or it is of a newer version.
     """
     if not path.exists():
         return False
@@ -379,13 +413,13 @@ def matches_digest(path: Path, kind: str) -> bool:
 
 
 def read_claimed_digest(path: Path) -> str:
-    """The digest that a file claims, of which nothing is checked. Raises TrajectoryError as `hdf5.open_untrusted`."""
+    """Read the digest stored in a file without verifying it. Raises TrajectoryError as `hdf5.open_untrusted`."""
     with hdf5.open_untrusted(path) as file:
-        return file.claimed_digest()
+        return file.read_claimed_digest()
 
 
-def read_digest(path: Path) -> str | None:
-    """As `read_claimed_digest`; None where it cannot be read."""
+def try_read_digest(path: Path) -> str | None:
+    """Read the digest like `read_claimed_digest`; return None if the file cannot be read."""
     try:
         return read_claimed_digest(path)
     except TrajectoryError:

@@ -1,7 +1,7 @@
-"""The documents of a run folder: status, environment, config and lines of logs, each checked before anyone uses it.
+"""Read and check the documents of a run folder: status, environment, config and lines of logs.
 
-Whatever lies in the place of a document (a pipe, a folder, half a file, numbers where text belongs), reading it returns
-a checked document or raises a TrajectoryError that names the file and the field; it never hangs.
+Whatever is found under the name of a document (a pipe, a folder, half a file, numbers in place of text), reading it
+returns a checked document or raises a TrajectoryError that names the file and the field; it never blocks.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any, BinaryIO
 from grokkit.errors import TrajectoryError
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
-"""The largest document that is read."""
+"""Bytes of the largest document that is read."""
 MAX_DEPTH = 64
-"""Tables and lists within one another that a document may have."""
+"""Maximum nesting of tables and lists in a document."""
 MAX_COUNT = 2**63 - 1
-"""The largest step, attempt and seed: what an int64 column holds."""
+"""The largest step, attempt and seed: the maximum of an int64 column."""
 MAX_AMOUNT = 1e15
 """The largest number of seconds and of dollars."""
-LAST_SECOND = 253402300800.0
+MAX_UNIX_TIME = 253402300800.0
 """Unix time at which the year 9999 ends."""
 STATES = ("starting", "running", "interrupted", "done", "failed")
-"""What a status may say; `killed` and `unreadable` are what a reader makes of it."""
+"""States that a run writes to its status; readers add `killed` and `unreadable`."""
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-"""The flag beside a null `value` in a log, and what it stands for."""
-_KINDS = {
+"""The flag beside a null `value` in a log, and the number it represents."""
+_FILE_TYPES = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -41,52 +41,52 @@ _KINDS = {
 }
 
 Check = Callable[[Any], dict[str, Any] | None]
-"""Turns the JSON value of a log line into a record; None if it is none."""
+"""Converts the JSON value of a log line to a record; None if it is not one."""
 
 
 class _FieldError(ValueError):
-    """A field that is not what it has to be."""
+    """A field with an invalid value."""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading, without ever waiting for it.
+    """Open a regular file for reading, without ever blocking.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        TrajectoryError: there is something else than a regular file, or it cannot be opened.
+        FileNotFoundError: `path` does not exist.
+        TrajectoryError: it is not a regular file, or cannot be opened.
     """
     try:
-        _refuse_irregular(path, os.stat(path).st_mode)  # before it is opened: to open some devices does something
+        _require_regular_mode(path, os.stat(path).st_mode)  # before opening it: opening some devices has side effects
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise TrajectoryError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        _refuse_irregular(path, os.fstat(handle).st_mode)
+        _require_regular_mode(path, os.fstat(handle).st_mode)
         return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
 
 
-def refuse_irregular(path: Path) -> None:
-    """Raise TrajectoryError if there is something at `path` that is not a regular file."""
+def require_regular_file(path: Path) -> None:
+    """Raise TrajectoryError if `path` exists and is not a regular file."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         return
     except OSError as error:
         raise TrajectoryError(f"{path} cannot be read: {error.strerror or error}") from error
-    _refuse_irregular(path, mode)
+    _require_regular_mode(path, mode)
 
 
-def _refuse_irregular(path: Path, mode: int) -> None:
+def _require_regular_mode(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        kind = _FILE_TYPES.get(stat.S_IFMT(mode), "of an unknown type")
         raise TrajectoryError(f"{path} cannot be read: it is {kind}; expected a regular file")
 
 
@@ -94,8 +94,8 @@ def read_bytes(path: Path, limit: int = MAX_DOCUMENT_BYTES, offset: int = 0) -> 
     """Read a regular file from byte `offset` on.
 
     Raises:
-        FileNotFoundError: there is nothing at `path`.
-        TrajectoryError: it is no regular file, larger than `limit`, or its disk fails.
+        FileNotFoundError: `path` does not exist.
+        TrajectoryError: it is not a regular file, is larger than `limit`, or its disk fails.
     """
     with open_regular(path) as file:
         try:
@@ -103,13 +103,13 @@ def read_bytes(path: Path, limit: int = MAX_DOCUMENT_BYTES, offset: int = 0) -> 
             if size > limit:
                 raise TrajectoryError(f"{path} cannot be read: it has {size} bytes; expected at most {limit}")
             file.seek(offset)
-            return file.read(max(0, size))  # Python takes the memory for as much as it is asked for
+            return file.read(max(0, size))  # Python allocates as many bytes as are requested
         except OSError as error:
             raise TrajectoryError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def read_text(path: Path) -> str:
-    """Read a regular file as UTF-8, with what is none replaced; empty if there is nothing at `path`. Raises
+    """Read a regular file as UTF-8 with invalid bytes replaced; return an empty text if `path` does not exist. Raises
     TrajectoryError as `read_bytes`."""
     try:
         return read_bytes(path).decode("utf-8", errors="replace")
@@ -124,12 +124,12 @@ def read_status(path: Path) -> dict[str, Any]:
     """Read and check status.json.
 
     Returns:
-        `state`, one of `STATES`; and as far as the run's version wrote them `step` and `attempt`, counts;
+        `state`, one of `STATES`; and if the run's version wrote them, `step` and `attempt`, counts;
         `total_steps` and `manifest`, counts or None; `reason`, text or None; `costs`, name -> seconds, or None;
-        `seconds`, `price`, `spent`, `updated`, finite numbers from 0 on, or None; anything else as it stands there.
+        `seconds`, `price`, `spent`, `updated`, finite numbers from 0 on, or None; other fields unchecked.
 
     Raises:
-        TrajectoryError: it cannot be read, or a field is something else; the message names it.
+        TrajectoryError: it cannot be read, or a field is invalid; the message names the field.
     """
     return _read(path, json.loads, _check_status)
 
@@ -138,9 +138,9 @@ def read_environment(path: Path) -> dict[str, Any]:
     """Read and check environment.json.
 
     Returns:
-        A table; where they are there, `device` is text and `data` a table with `classes`, a list of text,
-        `input_shape`, a list of counts, `mean` and `std`, lists of finite numbers, `train` and `validation`, counts,
-        `name` and `hash`, text.
+        A table. If present, `device` is text, and `data` is a table with `classes`, a list of text, `input_shape`, a
+        list of counts, `mean` and `std`, lists of finite numbers, `train` and `validation`, counts, `name` and `hash`,
+        text.
 
     Raises:
         TrajectoryError: as for `read_status`.
@@ -152,7 +152,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read and check config.toml.
 
     Returns:
-        A table; where they are there, `seed` is an integer of 64 bits, `experiment` and `variant` are text.
+        A table. If present, `seed` is an integer of 64 bits, `experiment` and `variant` are text.
 
     Raises:
         TrajectoryError: as for `read_status`.
@@ -165,7 +165,7 @@ def _read(path: Path, parse: Callable[[str], Any], check: Callable[[dict[str, An
         document = _parse(read_bytes(path), parse)
         check(document)
     except FileNotFoundError as error:
-        raise TrajectoryError(f"{path} cannot be read: there is no such file") from error
+        raise TrajectoryError(f"{path} cannot be read: file not found") from error
     except _FieldError as error:
         raise TrajectoryError(f"{path} cannot be read: {error}") from error
     return document
@@ -176,9 +176,9 @@ def _parse(content: bytes, parse: Callable[[str], Any]) -> dict[str, Any]:
         document = parse(content.decode("utf-8"))
     except RecursionError as error:
         raise _FieldError(f"it is nested deeper than {MAX_DEPTH} levels") from error
-    except ValueError as error:  # no JSON or TOML, no UTF-8, or an integer of thousands of digits
+    except ValueError as error:  # not JSON or TOML, not UTF-8, or an integer of thousands of digits
         raise _FieldError(str(error)) from error
-    except Exception as error:  # a parser of anyone's bytes: tomllib has raised more than it promises
+    except Exception as error:  # untrusted bytes: tomllib has raised undocumented errors
         raise _FieldError(f"{type(error).__name__}: {error}") from error
     if not isinstance(document, dict):
         raise _FieldError(f"it holds {reprlib.repr(document)}; expected a table of named fields")
@@ -188,31 +188,30 @@ def _parse(content: bytes, parse: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether lists and tables stand within one another more than `MAX_DEPTH` times: other code walks them by calling
-    itself."""
+    """Return whether lists and tables are nested more than `MAX_DEPTH` deep: other code walks them recursively."""
     level, depth = [value], 0
-    while level := [each for each in level if isinstance(each, dict | list)]:
+    while level := [item for item in level if isinstance(item, dict | list)]:
         depth += 1
         if depth > MAX_DEPTH:
             return True
-        level = [child for each in level for child in (each.values() if isinstance(each, dict) else each)]
+        level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
     return False
 
 
 def _check_status(status: Mapping[str, Any]) -> None:
     if status.get("state") not in STATES:
-        _refuse("state", status.get("state"), f"one of {', '.join(STATES)}")
+        _raise_field_error("state", status.get("state"), f"one of {', '.join(STATES)}")
     _check(status, "a whole number from 0 to 2**63 - 1", is_count, "step", "attempt")
-    _check(status, "a whole number from 0 to 2**63 - 1, or null", _or_none(is_count), "total_steps", "manifest")
-    _check(status, "text", _or_none(_is_text), "reason")
+    _check(status, "a whole number from 0 to 2**63 - 1, or null", _optional(is_count), "total_steps", "manifest")
+    _check(status, "text", _optional(_is_text), "reason")
     _check(
-        status, f"a finite number from 0 to {MAX_AMOUNT:g}, or null", _or_none(is_amount), "seconds", "price", "spent"
+        status, f"a finite number from 0 to {MAX_AMOUNT:g}, or null", _optional(is_amount), "seconds", "price", "spent"
     )
-    _check(status, "seconds since 1970, up to the year 9999", _or_none(_is_time), "updated")
-    _check(status, "a table of seconds by name", _or_none(_is_table), "costs")
+    _check(status, "seconds since 1970, up to the year 9999", _optional(_is_time), "updated")
+    _check(status, "a table of seconds by name", _optional(_is_table), "costs")
     for name, seconds in (status.get("costs") or {}).items():
         if not is_amount(seconds):
-            _refuse(f"costs.{name}", seconds, f"a finite number from 0 to {MAX_AMOUNT:g}")
+            _raise_field_error(f"costs.{name}", seconds, f"a finite number from 0 to {MAX_AMOUNT:g}")
 
 
 def _check_environment(environment: Mapping[str, Any]) -> None:
@@ -236,10 +235,10 @@ def _check(
 ) -> None:
     for name in names:
         if name in table and not holds(table[name]):
-            _refuse(f"{prefix}{name}", table[name], expected)
+            _raise_field_error(f"{prefix}{name}", table[name], expected)
 
 
-def _refuse(field: str, value: Any, expected: str) -> None:
+def _raise_field_error(field: str, value: Any, expected: str) -> None:
     raise _FieldError(f"`{field}` must be {expected}; got {reprlib.repr(value)}")
 
 
@@ -247,7 +246,7 @@ def _refuse(field: str, value: Any, expected: str) -> None:
 
 
 def parse_record(parsed: Any) -> dict[str, Any] | None:
-    """A log line's JSON as a record, with a `value` that JSON cannot write put back; None if it is no record."""
+    """Convert the JSON of a log line to a record, with a non-finite `value` restored; None if it is not a record."""
     if not isinstance(parsed, dict):
         return None
     if any(isinstance(value, dict | list) for value in parsed.values()) and is_too_deep(parsed):
@@ -260,10 +259,13 @@ def parse_record(parsed: Any) -> dict[str, Any] | None:
 
 
 def parse_metric(parsed: Any) -> dict[str, Any] | None:
-    """A line of metrics.jsonl: `step` and `attempt` counts, `split` and `metric` text, `value` a float, perhaps not
-    finite; None if it is no such record."""
+    """Convert a line of metrics.jsonl to a record; None if it is not one.
+
+    Returns:
+        `step` and `attempt`, counts; `split` and `metric`, text; `value`, a float that may be non-finite.
+    """
     record = parse_record(parsed)
-    if record is None or not _is_logged(record, "split", "metric"):
+    if record is None or not _has_log_fields(record, "split", "metric"):
         return None
     record["split"], record["metric"] = escape_surrogates(record["split"]), escape_surrogates(record["metric"])
     value: Any = record.get("value")
@@ -275,18 +277,21 @@ def parse_metric(parsed: Any) -> dict[str, Any] | None:
 
 
 def parse_event(parsed: Any) -> dict[str, Any] | None:
-    """A line of events.jsonl: `step` and `attempt` counts, `kind` and `text` text, and the event's own fields; None if
-    it is no such record."""
+    """Convert a line of events.jsonl to a record; None if it is not one.
+
+    Returns:
+        `step` and `attempt`, counts; `kind` and `text`, text; and the fields of that kind of event.
+    """
     record = parse_record(parsed)
-    if record is None or not _is_logged(record, "kind", "text"):
+    if record is None or not _has_log_fields(record, "kind", "text"):
         return None
     return {
-        escape_surrogates(name): escape_surrogates(told) if isinstance(told, str) else told
-        for name, told in record.items()
+        escape_surrogates(name): escape_surrogates(value) if isinstance(value, str) else value
+        for name, value in record.items()
     }
 
 
-def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
+def _has_log_fields(record: Mapping[str, Any], *texts: str) -> bool:
     counts = is_count(record.get("step")) and is_count(record.get("attempt"))
     return counts and all(isinstance(record.get(name), str) for name in texts)
 
@@ -295,12 +300,12 @@ def _is_logged(record: Mapping[str, Any], *texts: str) -> bool:
 
 
 def escape_surrogates(text: str) -> str:
-    """The text with halves of surrogate pairs, which names of files and JSON may hold, written as escapes."""
+    """Escape lone surrogates in a text; names of files and JSON may contain them."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def drop_non_finite(value: Any) -> Any:
-    """The same JSON value with None in the place of numbers that JSON does not know."""
+    """Replace numbers that JSON cannot represent by None in a JSON value."""
     if isinstance(value, list):
         return [drop_non_finite(each) for each in value]
     if isinstance(value, dict):
@@ -309,17 +314,17 @@ def drop_non_finite(value: Any) -> Any:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is an integer from 0 to `MAX_COUNT`; a bool is none."""
+    """Return whether a value is an integer from 0 to `MAX_COUNT`; a bool is not."""
     return type(value) is int and 0 <= value <= MAX_COUNT
 
 
 def is_finite(value: Any) -> bool:
-    """Whether a value is a number that a float holds, and finite."""
+    """Return whether a value is a finite number that a float can hold."""
     return _is_number(value) and math.isfinite(value)
 
 
 def is_amount(value: Any) -> bool:
-    """Whether a value is a number from 0 to `MAX_AMOUNT`."""
+    """Return whether a value is a number from 0 to `MAX_AMOUNT`."""
     return type(value) in (int, float) and 0 <= value <= MAX_AMOUNT
 
 
@@ -334,7 +339,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < LAST_SECOND
+    return type(value) in (int, float) and 0 <= value < MAX_UNIX_TIME
 
 
 def _is_seed(value: Any) -> bool:
@@ -349,7 +354,7 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _or_none(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _optional(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: value is None or holds(value)
 
 

@@ -1,4 +1,4 @@
-"""What belongs to a run: its choices as they were at its start, and every file that was published since, line by line.
+"""The manifest of a run: its configuration at the start, and one line for every file that was completed since.
 
     {"kind": "began", "run": id, "config": {...}, "environment": {...}, "sha256": {file: ...}, "probes": {name: digest}}
     {"kind": "snapshot", "name": "snapshots/000000000012.h5", "step": 12, "digest": ...}
@@ -9,8 +9,20 @@
     {"kind": "resumed", "attempt": 2}
     {"kind": "lost", "bytes": 0, "had": 4096}
 
-A line follows its file, so that a listed file that is not there was removed. What was published in the last moment
-before a kill has no line until the run is gone on with; runs of older versions have no manifest until then.
+The kinds mean:
+
+* began: the first line, what the run began with. `"adopted": true` in it: files existed before the manifest, as in a
+  run of an older version or after the manifest was lost.
+* snapshot, resume, reading, attribution: this file was written completely and moved to its name. `save` counts the
+  resume states.
+* aside: the file was moved to quarantine.
+* gone: a listed file is missing, which was reported.
+* ended: an attempt ended in this state, with logs of this length and hash.
+* resumed: a further attempt began.
+* lost: the manifest was truncated: it has `bytes` bytes and had `had`.
+
+A line is written after its file, so a listed file that is missing was removed. A file completed just before a kill has
+no line until the run is resumed; runs of older versions have no manifest until then.
 """
 
 from __future__ import annotations
@@ -40,32 +52,32 @@ from grokkit.trajectory.documents import (
 
 MANIFEST_FILE = "MANIFEST"
 LOGS = ("metrics.jsonl", "events.jsonl")
-CHOICES = ("config.toml", "environment.json", "experiment.py")
-"""What was chosen at the start; a change of the first two makes another run of it."""
-PUBLISHED = ("snapshot", "resume", "reading", "attribution")
-"""Kinds of lines that speak of a file that is there."""
-ORDERLY_ENDS = ("done", "interrupted")
-"""Ends at which every snapshot had its line."""
+START_FILES = ("config.toml", "environment.json", "experiment.py")
+"""Files that are fixed at the start of a run; a change of the first two makes it another run."""
+FILE_KINDS = ("snapshot", "resume", "reading", "attribution")
+"""Kinds of lines that list a file."""
+CLEAN_END_STATES = ("done", "interrupted")
+"""States of a run that ended with a line for every snapshot."""
 
-_BLOCK = 1 << 20
-_LONGEST_NAME = 300
+_BLOCK_BYTES = 1 << 20
+_MAX_NAME_LENGTH = 300
 
 Record = dict[str, Any]
 
 
 @dataclass
 class Manifest:
-    """What is known of the files of a run.
+    """The content of a manifest.
 
     Args:
-        began: the first line; empty where the run was made by an older version and was not gone on with.
+        began: the first line; empty if the run was made by an older version and never resumed.
         files: the newest line of every file, by its path below the run.
-        digests: of all files that were ever published.
-        ended: the newest line about an end; empty while the run goes on.
-        logs: bytes and hash of what the logs said at the newest end, by name; nothing of it is ever taken back.
-        lost: lines about lines that were gone when the run was gone on with.
-        damaged: how many lines are none; what they spoke of is there all the same.
-        foreign: whether another run's beginning is among the lines; what follows it counts for nothing.
+        digests: of all files that were ever listed.
+        ended: the newest line about an end; empty while the run is being written.
+        logs: bytes and hash of each log at the newest end, by name; entries are never removed.
+        lost: lines that record that other lines were missing when the run was resumed.
+        damaged: number of invalid lines; the files that they listed may exist.
+        has_foreign_lines: whether the first line of another run is among the lines; lines after it are ignored.
     """
 
     began: Record = field(default_factory=dict)
@@ -75,26 +87,32 @@ class Manifest:
     logs: dict[str, Record] = field(default_factory=dict)
     lost: list[Record] = field(default_factory=list)
     damaged: int = 0
-    foreign: bool = False
+    has_foreign_lines: bool = False
 
     @property
-    def adopted(self) -> bool:
-        """Whether files were there before the first line was."""
+    def has_preexisting_files(self) -> bool:
+        """Whether files existed before the first line was written."""
         return bool(self.began.get("adopted"))
 
     @property
     def is_complete(self) -> bool:
-        """Whether a snapshot without a line is none of the run's: it began with its manifest, all of which can
-        be read, and ended in order."""
-        return not self.adopted and not self.damaged and not self.foreign and self.ended.get("state") in ORDERLY_ENDS
+        """Whether a snapshot without a line cannot belong to the run: the manifest was written from the start, is fully
+        readable, and the run ended cleanly."""
+        return (
+            not self.has_preexisting_files
+            and not self.damaged
+            and not self.has_foreign_lines
+            and self.ended.get("state") in CLEAN_END_STATES
+        )
 
     def find(self, name: str) -> Record | None:
-        """The newest line of a file that is to be there; None where no line speaks of it, or one of its end."""
+        """Return the newest line of a file that should exist; None if no line lists it, or the newest one records its
+        removal."""
         record = self.files.get(name)
-        return record if record and record["kind"] in PUBLISHED else None
+        return record if record and record["kind"] in FILE_KINDS else None
 
     def add(self, record: Record) -> None:
-        """Learn from the next line."""
+        """Apply the next line."""
         kind = record["kind"]
         if kind == "began":
             self.began = record
@@ -111,7 +129,7 @@ class Manifest:
 
 
 def parse_entry(parsed: Any) -> Record | None:
-    """A line's JSON as a record, each field of which is what it has to be; None where it is none."""
+    """Convert the JSON of a line to a record with valid fields; None if it is not one."""
     record = parse_record(parsed)
     if record is None:
         return None
@@ -119,7 +137,7 @@ def parse_entry(parsed: Any) -> Record | None:
     if kind == "began":
         return record if _is_beginning(record) else None
     if kind == "ended":
-        return record if record.get("state") in STATES and _are_lengths(record.get("logs")) else None
+        return record if record.get("state") in STATES and _is_log_table(record.get("logs")) else None
     if kind == "resumed":
         return record if is_count(record.get("attempt")) else None
     if kind == "lost":
@@ -130,29 +148,32 @@ def parse_entry(parsed: Any) -> Record | None:
         return record if _is_path(record.get("to")) else None
     if kind == "gone":
         return record
-    is_file = kind in PUBLISHED and is_count(record.get("step")) and isinstance(record.get("digest"), str)
+    is_file = kind in FILE_KINDS and is_count(record.get("step")) and isinstance(record.get("digest"), str)
     return record if is_file and is_count(record.get("save", 0)) else None
 
 
 def _is_beginning(record: Record) -> bool:
-    choices = all(record.get(name) is None or isinstance(record[name], dict) for name in ("config", "environment"))
-    names = [record.get(name, {}) for name in ("sha256", "probes")]
-    is_run = isinstance(record.get("run"), str) and choices and all(isinstance(table, dict) for table in names)
-    return is_run and all(_is_path(name) for table in names for name in table)
+    has_tables = all(record.get(name) is None or isinstance(record[name], dict) for name in ("config", "environment"))
+    tables = [record.get(name, {}) for name in ("sha256", "probes")]
+    is_run = isinstance(record.get("run"), str) and has_tables and all(isinstance(table, dict) for table in tables)
+    return is_run and all(_is_path(name) for table in tables for name in table)
 
 
-def _are_lengths(logs: Any) -> bool:
+def _is_log_table(logs: Any) -> bool:
     return isinstance(logs, dict) and all(
-        name in LOGS and isinstance(each, dict) and is_count(each.get("bytes")) and isinstance(each.get("sha256"), str)
-        for name, each in logs.items()
+        name in LOGS
+        and isinstance(entry, dict)
+        and is_count(entry.get("bytes"))
+        and isinstance(entry.get("sha256"), str)
+        for name, entry in logs.items()
     )
 
 
 def _is_path(name: Any) -> bool:
-    """Whether a name is a path below the run that leads nowhere else."""
+    """Return whether a name is a path that stays below the run folder."""
     if (
         not isinstance(name, str)
-        or not 0 < len(name) <= _LONGEST_NAME
+        or not 0 < len(name) <= _MAX_NAME_LENGTH
         or "\0" in name
         or escape_surrogates(name) != name
     ):
@@ -160,117 +181,119 @@ def _is_path(name: Any) -> bool:
     return not {"", ".", ".."} & set(name.split("/"))
 
 
-def begin_record(run: Path, *, adopted: bool = False) -> bytes:
-    """The first line, for the folder as it is now."""
+def encode_beginning(run: Path, *, has_preexisting_files: bool = False) -> bytes:
+    """Encode the first line, for the present content of the folder."""
     record = {
         "kind": "began",
         "run": _read_state_id(run) or uuid.uuid4().hex,
         "config": read_plain_config(run),
         "environment": read_plain_environment(run),
-        "sha256": {name: hash_file(run / name) for name in CHOICES if (run / name).exists()},
-        "probes": {path.stem: checksummed.read_digest(path) for path in store.list_probe_files(run / "probes")},
+        "sha256": {name: hash_file(run / name) for name in START_FILES if (run / name).exists()},
+        "probes": {path.stem: checksummed.try_read_digest(path) for path in store.list_probe_files(run / "probes")},
     }
-    return log.encode_line(checksummed.canonical_json(record | ({"adopted": True} if adopted else {})))
+    return log.encode_line(checksummed.canonical_json(record | ({"adopted": True} if has_preexisting_files else {})))
 
 
 def read_state_ids(run: Path) -> set[str]:
-    """The ids of runs that the resume states claim; their digests are not checked."""
+    """Read the run ids in the resume states, without verifying their digests."""
     found = set()
     for path in sorted((run / "resume").glob("[01].h5")):
         with suppress(TrajectoryError), checksummed.open_h5(path, "resume") as file:
-            found |= {hdf5.parse_metadata(file.metadata()).get("run")}
-    return {each for each in found if isinstance(each, str)}
+            found |= {hdf5.parse_metadata(file.read_metadata()).get("run")}
+    return {value for value in found if isinstance(value, str)}
 
 
 def _read_state_id(run: Path) -> str | None:
-    """The id of a run whose manifest was lost. Raises TrajectoryError where its states are of two."""
+    """Read the id of a run whose manifest was lost. Raises TrajectoryError if its states have two ids."""
     ids = read_state_ids(run)
     if len(ids) > 1:
         raise TrajectoryError(
-            f"{run / 'resume'} holds states of two runs, and no {MANIFEST_FILE} says whose run this is: put it "
-            "back, or remove "
-            "the state that is not this run's"
+            f"{run / 'resume'} holds states of two runs, and without {MANIFEST_FILE} it is unknown which one is this "
+            "run: restore the manifest, or remove the state of the other run"
         )
     return ids.pop() if ids else None
 
 
-def repair(run: Path, durable: int) -> list[str]:
-    """Make the manifest fit to be gone on with where a machine died; begin that of a run that has none, with what is
-    there.
+def prepare_for_resume(run: Path, synced_bytes: int) -> list[str]:
+    """Prepare the manifest for resuming after a crash; write one for a run without a manifest, from the present files.
 
     Args:
         run: its folder.
-        durable: bytes that are known to have been on the disk; of those nothing is cut.
+        synced_bytes: number of bytes that were confirmed on the disk; those are never truncated.
 
     Returns:
-        A sentence where there was one, and it is gone.
+        A message if the manifest existed and is missing now.
     """
     path = run / MANIFEST_FILE
     if path.exists():
-        _cut_torn(path, durable)
+        _truncate_incomplete_lines(path, synced_bytes)
         return []
-    told = describe_shortening(path, durable)
-    lost = log.encode_line(checksummed.canonical_json({"kind": "lost", "bytes": 0, "had": durable})) if told else b""
-    checksummed.write_atomic(path, begin_record(run, adopted=True) + lost)
-    return [told] if told else []
+    message = describe_truncation(path, synced_bytes)
+    lost = (
+        log.encode_line(checksummed.canonical_json({"kind": "lost", "bytes": 0, "had": synced_bytes}))
+        if message
+        else b""
+    )
+    checksummed.write_atomic(path, encode_beginning(run, has_preexisting_files=True) + lost)
+    return [message] if message else []
 
 
-def add_cut(run: Path, known: Manifest, durable: int) -> list[str]:
-    """Note that lines are gone, if they are, also in what is `known`; a sentence about it."""
-    told = describe_shortening(run / MANIFEST_FILE, durable)
-    if told is None or (known.adopted and known.lost):
+def add_lost_lines(run: Path, manifest_lines: Manifest, synced_bytes: int) -> list[str]:
+    """Record missing lines, if there are any, in the file and in `manifest_lines`; return a message about them."""
+    message = describe_truncation(run / MANIFEST_FILE, synced_bytes)
+    if message is None or (manifest_lines.has_preexisting_files and manifest_lines.lost):
         return []
-    record = {"kind": "lost", "bytes": (run / MANIFEST_FILE).stat().st_size, "had": durable}
+    record = {"kind": "lost", "bytes": (run / MANIFEST_FILE).stat().st_size, "had": synced_bytes}
     _append(run, record)
-    known.add(record)
-    return [told]
+    manifest_lines.add(record)
+    return [message]
 
 
-def describe_shortening(path: Path, had: int) -> str | None:
-    """The sentence about a file that has fewer bytes than it had; None where it has not."""
+def describe_truncation(path: Path, had: int) -> str | None:
+    """Return a message if a file has fewer than the `had` bytes that it had; None otherwise."""
     if not path.exists():
         return f"{path} is missing" if had else None
     size = path.stat().st_size
-    return f"{path} was cut: it has {size} bytes and had {had}" if size < had else None
+    return f"{path} was truncated: it has {size} bytes and had {had}" if size < had else None
 
 
-def _cut_torn(path: Path, durable: int) -> None:
-    """Cut off what a machine that died has left of the newest lines."""
+def _truncate_incomplete_lines(path: Path, synced_bytes: int) -> None:
+    """Truncate the incomplete lines at the end that a crash of the machine has left, after the first `synced_bytes`."""
     at = 0
     for line in read_bytes(path, log.MAX_LOG_BYTES).splitlines(keepends=True):
-        if at >= durable and log.parse_line(line) is None:
+        if at >= synced_bytes and log.parse_line(line) is None:
             os.truncate(path, at)
             return
         at += len(line)
 
 
 def add_file(run: Path, path: Path, kind: str, step: int, digest: str, **more: Any) -> None:
-    """Note a file that was published; nothing where the run has no manifest. Durable after `sync`."""
+    """Record a completed file; nothing if the run has no manifest. The line is on the disk after `sync_manifest`."""
     _append(run, {"kind": kind, "name": str(path.relative_to(run)), "step": step, "digest": digest, **more})
 
 
-def add_gone(run: Path, name: str) -> None:
-    """Note that a file is not there any more, and that this was told."""
+def add_missing(run: Path, name: str) -> None:
+    """Record that a listed file is missing and that this was reported."""
     _append(run, {"kind": "gone", "name": name})
 
 
 def add_resumed(run: Path, attempt: int) -> None:
-    """Note that the run goes on: what comes now has no line before it is written."""
+    """Record that the run is resumed: from here on, files are written before their lines."""
     _append(run, {"kind": "resumed", "attempt": attempt})
 
 
-def add_quarantined(run: Path, path: Path, kept: Path) -> None:
-    """Note that a file lies in quarantine now."""
-    _append(run, {"kind": "aside", "name": str(path.relative_to(run)), "to": str(kept.relative_to(run))})
+def add_quarantined(run: Path, path: Path, target: Path) -> None:
+    """Record that a file was moved to quarantine."""
+    _append(run, {"kind": "aside", "name": str(path.relative_to(run)), "to": str(target.relative_to(run))})
 
 
 def add_end(run: Path, state: str) -> None:
-    """Note how long the logs are at the end of an attempt."""
-    _append(run, {"kind": "ended", "state": state, "logs": {name: measure_log(run / name) for name in LOGS}})
+    """Record the length and hash of the logs at the end of an attempt."""
+    _append(run, {"kind": "ended", "state": state, "logs": {name: hash_log(run / name) for name in LOGS}})
 
 
 def sync_manifest(run: Path) -> int | None:
-    """Make all lines durable; their bytes, None where the run has no manifest.
+    """Flush all lines to the disk and return the number of their bytes; None if the run has no manifest.
 
     Raises:
         TrajectoryError: the disk does not confirm it.
@@ -286,7 +309,7 @@ def sync_manifest(run: Path) -> int | None:
 
 
 def _append(run: Path, record: Record) -> None:
-    """One line in one write, behind whole lines."""
+    """Append one line in one write, after complete lines."""
     try:
         handle = os.open(run / MANIFEST_FILE, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -295,7 +318,7 @@ def _append(run: Path, record: Record) -> None:
         raise TrajectoryError(f"could not write {run / MANIFEST_FILE}: {error.strerror or error}") from error
     try:
         size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":  # torn by a kill or a full disk
+        if size and os.pread(handle, 1, size - 1) != b"\n":  # incomplete after a kill or a full disk
             os.ftruncate(handle, os.pread(handle, size, 0).rfind(b"\n") + 1)
         line = log.encode_line(checksummed.canonical_json(record))
         if os.write(handle, line) != len(line):
@@ -307,92 +330,91 @@ def _append(run: Path, record: Record) -> None:
 
 
 def read_manifest(run: Path) -> Manifest:
-    """All lines that are whole; see `find_damaged_lines` for others."""
+    """Read all valid lines; see `log.find_damaged_lines` for the others."""
     records, _, damaged = log.read_log_from(run / MANIFEST_FILE, 0, parse_entry)
-    found = Manifest(damaged=damaged)
+    manifest = Manifest(damaged=damaged)
     for record in records:
-        if record["kind"] == "began" and found.began not in ({}, record):
-            found.foreign = True
+        if record["kind"] == "began" and manifest.began not in ({}, record):
+            manifest.has_foreign_lines = True
             break
-        found.add(record)
-    return found
+        manifest.add(record)
+    return manifest
 
 
 def read_beginning(run: Path) -> Record:
-    """The line about the run's start alone, which is the first unless somebody moved it; empty where there is none.
-    Raises TrajectoryError where it cannot be read."""
+    """Read the line of kind `began` only, which is the first unless the file was edited; empty if there is none. Raises
+    TrajectoryError if the manifest cannot be read."""
     if not os.path.lexists(run / MANIFEST_FILE):
         return {}
     handle, _ = hdf5.open_descriptor(run / MANIFEST_FILE)
     try:
         with os.fdopen(handle, "rb") as file:
-            found = (record for line in file if (record := log.parse_line(line)) and record.get("kind") == "began")
-            return next(filter(parse_entry, found), {})
+            entries = (record for line in file if (record := log.parse_line(line)) and record.get("kind") == "began")
+            return next(filter(parse_entry, entries), {})
     except OSError as error:
         raise hdf5.unreadable_error(run / MANIFEST_FILE, error.strerror or str(error)) from error
 
 
 def read_run_id(run: Path) -> str | None:
-    """The run's own id, which its resume states carry; None where its manifest does not say it."""
+    """Read the id of the run, which its resume states carry too; None if the manifest does not hold it."""
     with suppress(TrajectoryError):
         return read_beginning(run).get("run")
     return None
 
 
 def find_unlisted(run: Path) -> list[str]:
-    """Files that no line speaks of: published just before a kill, by an older version, or put there."""
-    names = [
-        name for name, _ in store.result_folders(run)
-    ]  # before the lines are read: those of a run that is written follow
-    known = read_manifest(run)
-    return [name for name in names if known.find(name) is None]
+    """Return the files without a line: completed just before a kill, written by an older version, or added by hand."""
+    # Before the lines are read: in a live run, lines are written after their files.
+    names = [name for name, _ in store.iter_result_files(run)]
+    manifest_lines = read_manifest(run)
+    return [name for name in names if manifest_lines.find(name) is None]
 
 
-def is_listed(record: Mapping[str, Any], digest: str, note: Mapping[str, Any], digests: set[str]) -> bool:
-    """Whether a whole file is the one that its newest line speaks of, or a state that was published after that line, of
-    which none of the lines (`digests`) speaks."""
+def is_listed(record: Mapping[str, Any], digest: str, metadata: Mapping[str, Any], digests: set[str]) -> bool:
+    """Return whether an intact file is the one in its newest line, or a resume state saved after that line, whose
+    digest is in none of the lines (`digests`)."""
     if record.get("digest") == digest:
         return True
-    later = note.get("save")
+    later = metadata.get("save")
     is_later = isinstance(later, int) and later > int(record.get("save", 0))
     return record["kind"] == "resume" and is_later and digest not in digests
 
 
-def measure_log(path: Path, length: int | None = None) -> Record:
-    """Bytes of a text and their hash: of the first `length`, or of all whole lines."""
-    found, count, torn = hashlib.sha256(), 0, b""
+def hash_log(path: Path, length: int | None = None) -> Record:
+    """Return the number of bytes and the hash of a log: of its first `length` bytes, or of all complete lines."""
+    digest, count, incomplete = hashlib.sha256(), 0, b""
     try:
         with suppress(FileNotFoundError), open_regular(path) as file:
-            while block := file.read(_BLOCK if length is None else min(length - count, _BLOCK)):
-                block = torn + block
-                whole = block.rfind(b"\n") + 1 if length is None else len(block)
-                torn = block[whole:]
-                found.update(block[:whole])
-                count += whole
+            while block := file.read(_BLOCK_BYTES if length is None else min(length - count, _BLOCK_BYTES)):
+                block = incomplete + block
+                complete = block.rfind(b"\n") + 1 if length is None else len(block)
+                incomplete = block[complete:]
+                digest.update(block[:complete])
+                count += complete
     except OSError as error:
         raise TrajectoryError(f"{path} cannot be read: {error.strerror or error}") from error
-    return {"bytes": count, "sha256": found.hexdigest()}
+    return {"bytes": count, "sha256": digest.hexdigest()}
 
 
 def hash_file(path: Path) -> str:
-    """Hash of a whole file."""
+    """Compute the hash of a whole file."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def read_plain_config(run: Path) -> Any:
-    """The choices as JSON values; None where they cannot be read."""
+    """Read the configuration as JSON values; None if it cannot be read."""
     with suppress(TrajectoryError):
         return _to_plain(read_config(run / "config.toml"))
     return None
 
 
 def read_plain_environment(run: Path) -> Any:
-    """What environment.json says, in the same way."""
+    """Read environment.json as JSON values; None if it cannot be read."""
     with suppress(TrajectoryError):
         return _to_plain(read_environment(run / "environment.json"))
     return None
 
 
 def _to_plain(value: Any) -> Any:
-    """The value as it comes back from a line, with words for numbers that JSON does not know."""
+    """Convert a value to the form it has when read from a line, with text for numbers that JSON cannot represent."""
     return json.loads(json.dumps(value, default=str), parse_constant=str)

@@ -1,4 +1,4 @@
-"""What is not as the manifest of a run says: choices that were edited, files that are gone, cut or another's."""
+"""Compare a run with its manifest: configuration that was edited, and missing, truncated or foreign files."""
 
 from __future__ import annotations
 
@@ -14,127 +14,150 @@ from grokkit.trajectory import checksummed, manifest
 from grokkit.trajectory.manifest import Manifest, Record
 
 
-def find_modifications(run: Path, known: Manifest | None = None) -> list[str]:
-    """What was changed in the choices, the environment and the probe sets since the run began, field by field."""
-    began = known.began if known else manifest.read_beginning(run)
+def find_modifications(run: Path, manifest_lines: Manifest | None = None) -> list[str]:
+    """Return the changes of configuration, environment and probe sets since the start of the run, by field."""
+    began = manifest_lines.began if manifest_lines else manifest.read_beginning(run)
     if not began:
         return []
     found = []
-    for name, then, now in _values(run, began):
-        if now is not None and not _is_same(then, now):  # one that cannot be read is told by whoever reads it
-            found += [f"{run / name} was changed: {told}" for told in _differences(then, now)]
+    for name, before, now in _iter_values(run, began):
+        if now is not None and not _is_same(before, now):  # its reader reports one that cannot be read
+            found += [f"{run / name} was changed: {change}" for change in _iter_differences(before, now)]
     for name, digest in (began.get("probes") or {}).items():
         path = run / "probes" / f"{name}.h5"
         if not os.path.exists(path):
             found.append(f"{path} is missing")
-        elif _holds_another(path, digest):
+        elif _has_other_digest(path, digest):
             found.append(f"{path} was changed: it holds other images than at the start")
     return found
 
 
-def _holds_another(path: Path, digest: Any) -> bool:
-    """Whether a file claims another digest, or a damaged one none; one that cannot be read just now is told by whoever
-    reads it."""
+def _has_other_digest(path: Path, digest: Any) -> bool:
+    """Return whether a file claims another digest or is damaged; False if unreadable, which its reader reports."""
     try:
-        return checksummed.read_claimed_digest(path) != digest
+        return bool(checksummed.read_claimed_digest(path) != digest)
     except DamagedError:
         return True
     except TrajectoryError:
         return False
 
 
-def find_missing(run: Path, known: Manifest) -> list[str]:
-    """Files that a line says are there, and that are not, by their path below the run."""
-    return [name for name in known.files if known.find(name) and not os.path.exists(run / name)]
+def find_missing(run: Path, manifest_lines: Manifest) -> list[str]:
+    """Return the listed files that do not exist, by their path below the run."""
+    return [name for name in manifest_lines.files if manifest_lines.find(name) and not os.path.exists(run / name)]
 
 
-def find_remarks(run: Path, known: Manifest) -> list[str]:
-    """What else is not as a writer left it: files that are gone, texts that were edited, logs that were cut."""
-    found = [f"{run / name} is missing" for name in find_missing(run, known)]
-    told = {name for name, then, now in _values(run, known.began) if now is None or not _is_same(then, now)}
-    for name, sha256 in (known.began.get("sha256") or {}).items():
+def find_other_changes(run: Path, manifest_lines: Manifest) -> list[str]:
+    """Return all other differences: missing files, edited text files, changed or truncated logs."""
+    found = [f"{run / name} is missing" for name in find_missing(run, manifest_lines)]
+    changed = {
+        name
+        for name, before, now in _iter_values(run, manifest_lines.began)
+        if now is None or not _is_same(before, now)
+    }
+    for name, sha256 in (manifest_lines.began.get("sha256") or {}).items():
         if not os.path.exists(run / name):
             found.append(f"{run / name} is missing")
-        elif name not in told:
-            found += _or_reason(partial(_edited, run / name, sha256))
-    for name, then in known.logs.items():
-        found += _or_reason(partial(_cut, run / name, then))
+        elif name not in changed:
+            found += _or_error_message(partial(_check_text, run / name, sha256))
+    for name, before in manifest_lines.logs.items():
+        found += _or_error_message(partial(_check_log, run / name, before))
     return found
 
 
-def _or_reason(look: Callable[[], list[str]]) -> list[str]:
-    """What was found, or why it could not be looked for."""
+def _or_error_message(check: Callable[[], list[str]]) -> list[str]:
+    """Return the result of a check, or the message of its TrajectoryError."""
     try:
-        return look()
+        return check()
     except TrajectoryError as error:
         return [str(error)]
 
 
-def _edited(path: Path, sha256: Any) -> list[str]:
-    return [f"{path} is not the text that the run began with"] if manifest.hash_file(path) != sha256 else []
+def _check_text(path: Path, sha256: Any) -> list[str]:
+    return (
+        [f"{path} was edited: its text differs from the start of the run"] if manifest.hash_file(path) != sha256 else []
+    )
 
 
-def find_lost(run: Path, known: Manifest) -> list[str]:
-    """Where lines of the manifest were gone when the run was gone on with."""
-    had = [f"had {each['bytes']} of its {each['had']} bytes" if each["bytes"] else "was gone" for each in known.lost]
+def describe_lost_lines(run: Path, manifest_lines: Manifest) -> list[str]:
+    """Return messages about lines of the manifest that were missing when the run was resumed."""
+    losses = [
+        f"had {record['bytes']} of its {record['had']} bytes" if record["bytes"] else "was missing"
+        for record in manifest_lines.lost
+    ]
     return [
-        f"{run / manifest.MANIFEST_FILE} {each} when the run was resumed: what was there then was taken" for each in had
+        f"{run / manifest.MANIFEST_FILE} {loss} when the run was resumed: the files found then were added to it"
+        for loss in losses
     ]
 
 
-def find_foreign(run: Path, known: Manifest, names: Iterable[str]) -> list[str]:
-    """Those of the snapshots among `names`, which were there before the manifest was read, of which it says nothing
-    although it knows all; readings may be added by anyone."""
-    if not known.is_complete:
+def find_unlisted_snapshots(run: Path, manifest_lines: Manifest, names: Iterable[str]) -> list[str]:
+    """Return messages about unlisted snapshots among `names`, if the manifest is complete; readings may be added by
+    anyone.
+
+    Args:
+        run: its folder.
+        manifest_lines: its manifest.
+        names: files that existed before the manifest was read.
+    """
+    if not manifest_lines.is_complete:
         return []
-    return [is_foreign(run / name) for name in names if name.startswith("snapshots/") and known.find(name) is None]
+    return [
+        describe_unlisted_snapshot(run / name)
+        for name in names
+        if name.startswith("snapshots/") and manifest_lines.find(name) is None
+    ]
 
 
-def is_foreign(path: Path) -> str:
-    """The sentence about a snapshot that was not there when the run ended."""
-    return f"{path} was not there when the run ended: the manifest does not list it"
+def describe_unlisted_snapshot(path: Path) -> str:
+    """Return the message about a snapshot that did not exist when the run ended."""
+    return f"{path} did not exist when the run ended: the manifest does not list it"
 
 
-def _values(run: Path, began: Record) -> Iterator[tuple[str, Any, Any]]:
-    """Name, first and present values of the documents that are tables; None for one that cannot be read."""
-    for name, read_it in (
+def _iter_values(run: Path, began: Record) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, first and present content of the documents that are tables; None for one that cannot be read."""
+    for name, read in (
         ("config.toml", manifest.read_plain_config),
         ("environment.json", manifest.read_plain_environment),
     ):
-        then = began.get(name.partition(".")[0])
-        if isinstance(then, dict):
-            yield name, then, read_it(run)
+        before = began.get(name.partition(".")[0])
+        if isinstance(before, dict):
+            yield name, before, read(run)
 
 
-def _cut(path: Path, then: Record) -> list[str]:
-    now = manifest.measure_log(path, then["bytes"])
-    if told := manifest.describe_shortening(path, then["bytes"]):
-        return [told]
-    return [] if now["sha256"] == then["sha256"] else [f"{path} was changed: it says other things than at the end"]
+def _check_log(path: Path, before: Record) -> list[str]:
+    now = manifest.hash_log(path, before["bytes"])
+    if message := manifest.describe_truncation(path, before["bytes"]):
+        return [message]
+    return (
+        []
+        if now["sha256"] == before["sha256"]
+        else [f"{path} was changed: its content differs from the end of the run"]
+    )
 
 
-def _differences(then: Any, now: Any, where: str = "") -> Iterable[str]:
-    """`batch_size was 50 and is 51`, for every value that is another one."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in sorted(then.keys() | now.keys()):
-            one, other = then.get(key, _ABSENT), now.get(key, _ABSENT)
-            if not _is_same(one, other):
-                yield from _differences(one, other, f"{where}.{key}" if where else str(key))
+def _iter_differences(before: Any, now: Any, field: str = "") -> Iterable[str]:
+    """Yield `batch_size was 50 and is 51` for every value that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            old, new = before.get(key, _MISSING), now.get(key, _MISSING)
+            if not _is_same(old, new):
+                yield from _iter_differences(old, new, f"{field}.{key}" if field else str(key))
     else:
-        yield f"{where or 'it'} was {_short(then)} and is {_short(now)}"
+        yield f"{field or 'it'} was {_shorten(before)} and is {_shorten(now)}"
 
 
-_ABSENT = object()
-"""In the place of a value that is not there; null is a value."""
+_MISSING = object()
+"""Marks a missing value; null is a value."""
 
 
 def _is_same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are one: 1, 1.0 and true are three."""
-    if one is _ABSENT or other is _ABSENT:
+    """Return whether two JSON values are equal, with 1, 1.0 and true different from each other."""
+    if one is _MISSING or other is _MISSING:
         return one is other
     return checksummed.canonical_json(one) == checksummed.canonical_json(other)
 
 
-def _short(value: Any) -> str:
-    told = "not there" if value is _ABSENT else json.dumps(value)
-    return told if len(told) <= 80 else f"{told[:77]}..."
+def _shorten(value: Any) -> str:
+    text = "missing" if value is _MISSING else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""What a writer does with what an earlier one has left behind: damaged files are put aside, never deleted."""
+"""Repair what an earlier writer has left behind; damaged files are moved to quarantine, never deleted."""
 
 from __future__ import annotations
 
@@ -15,56 +15,56 @@ from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
 from grokkit.trajectory import checksummed, manifest, modifications, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
-from grokkit.trajectory.resume import FILES
+from grokkit.trajectory.resume import RESUME_FILES
 
 QUARANTINE = "quarantine"
 
-_LEFT_BEHIND = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
-"""Names that `checksummed.write_atomic`, an export or a pack gives to what is not finished."""
+_TEMPORARY_NAME = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
+"""Names that `checksummed.write_atomic`, an export or a pack gives to unfinished files."""
 
 
-def recover(run: Path, known: Manifest | None = None) -> list[str]:
-    """Make a run that was killed fit to be gone on with; the caller holds its lock.
+def recover(run: Path, manifest_lines: Manifest | None = None) -> list[str]:
+    """Prepare a run that was killed for resuming; the caller holds its lock.
 
-    Unfinished files and folders of grokkit's own are removed, unless a living process still fills them. Both resume
-    states, the newest snapshot, the newest file of every measure and attribution, and all files of which the manifest
-    does not speak yet are checked by their digests and names; those that are damaged or another's are moved to
-    `quarantine/`, whole ones are listed.
+    Unfinished files and folders of grokkit are removed, unless a live process still writes them. Both resume states,
+    the newest snapshot, the newest file of every measure and attribution, and all files without a line in the manifest
+    are checked by their digests and names; damaged files and files of another run are moved to `quarantine/`, intact
+    ones are listed.
 
     Args:
         run: its folder.
-        known: its manifest, where it was read.
+        manifest_lines: its manifest, if already read.
 
     Returns:
-        One sentence for each file that was put aside.
+        One message for each file that was quarantined.
 
     Raises:
-        TrajectoryError: a file that is in use or cannot be read; it stays where it is.
+        TrajectoryError: a file is in use or cannot be read; it is not moved.
     """
     for path in run.rglob(".*.tmp"):
-        if _LEFT_BEHIND.fullmatch(path.name):
-            _remove(path)
-    said, known = [], known or manifest.read_manifest(run)
-    for name, kind in _find_suspects(run, known):
+        if _TEMPORARY_NAME.fullmatch(path.name):
+            _remove_if_unlocked(path)
+    messages, manifest_lines = [], manifest_lines or manifest.read_manifest(run)
+    for name, kind in _iter_files_to_check(run, manifest_lines):
         try:
-            _, note, digest = checksummed.read_whole(run / name, kind)
-            _check_owner(run / name, note, digest, known, name)
+            _, metadata, digest = checksummed.read_with_digest(run / name, kind)
+            _check_owner(run / name, metadata, digest, manifest_lines, name)
         except (DamagedError, MisplacedError) as error:
-            if not _is_copy(error, kind, known.find(name)):
-                said.append(quarantine(run, run / name, error))
+            if not _is_copy(error, kind, manifest_lines.find(name)):
+                messages.append(quarantine(run, run / name, error))
         else:
-            _add_to_manifest(run, name, kind, note, digest, known)
-    return said
+            _add_to_manifest(run, name, kind, metadata, digest, manifest_lines)
+    return messages
 
 
 def _is_copy(error: Exception, kind: str, record: Mapping[str, Any] | None) -> bool:
-    """Whether a whole reading or map lies in a folder of another name, where no writer has put one: a person's copy of
-    the folder. `verify` names it, and it stays."""
+    """Return whether an intact reading or map is in a folder of another name, to which no writer has written: a copy of
+    the folder made by hand. `verify` reports it, and it is kept."""
     return isinstance(error, MisplacedError) and kind in ("reading", "attribution") and record is None
 
 
-def _remove(path: Path) -> None:
-    """Remove what nobody fills any more: whoever fills a folder or a file for long holds a lock on it."""
+def _remove_if_unlocked(path: Path) -> None:
+    """Remove a temporary file or folder unless a process holds a lock on it, as long-running writers do."""
     with suppress(OSError):
         if path.is_symlink():
             path.unlink()
@@ -77,66 +77,70 @@ def _remove(path: Path) -> None:
             os.close(handle)
 
 
-def _find_suspects(run: Path, known: Manifest) -> Iterator[tuple[str, str]]:
-    """The last file of everything, which a kill or a dying machine may have met, and files without a line."""
-    wanted = {f"resume/{name}" for name in FILES}
-    rooms = (run / "measures", run / "attributions")
-    folders = [run / "snapshots", *(room / name for room in rooms for name in store.list_identities(room))]
+def _iter_files_to_check(run: Path, manifest_lines: Manifest) -> Iterator[tuple[str, str]]:
+    """Yield the newest file of everything, which a kill or a crash may have damaged, and all files without a line."""
+    selected = {f"resume/{name}" for name in RESUME_FILES}
+    parents = (run / "measures", run / "attributions")
+    folders = [run / "snapshots", *(parent / name for parent in parents for name in store.list_identities(parent))]
     for folder in folders:
-        wanted |= {
+        selected |= {
             str((folder / store.step_file_name(step)).relative_to(run)) for step in store.list_steps(folder)[-1:]
         }
-    if known.began and not known.adopted:
-        wanted |= {name for name, _ in store.result_folders(run) if known.find(name) is None}
-    yield from ((name, kind) for name, kind in store.result_folders(run) if name in wanted)
+    if manifest_lines.began and not manifest_lines.has_preexisting_files:
+        selected |= {name for name, _ in store.iter_result_files(run) if manifest_lines.find(name) is None}
+    yield from ((name, kind) for name, kind in store.iter_result_files(run) if name in selected)
 
 
-def _check_owner(path: Path, note: Mapping[str, Any], digest: str, known: Manifest, name: str) -> None:
-    """Raise MisplacedError for a whole file that this run has not written."""
-    owner = note.get("run")
-    if owner is not None and known.began and owner != known.began.get("run"):
+def _check_owner(path: Path, metadata: Mapping[str, Any], digest: str, manifest_lines: Manifest, name: str) -> None:
+    """Raise MisplacedError for an intact file that this run has not written."""
+    owner = metadata.get("run")
+    if owner is not None and manifest_lines.began and owner != manifest_lines.began.get("run"):
         raise MisplacedError(f"{path} is the state of another run")
-    record = known.find(name)
-    if record is None and known.is_complete and name.startswith("snapshots/"):
-        raise MisplacedError(modifications.is_foreign(path))
-    if record and not (digest in known.digests or manifest.is_listed(record, digest, note, known.digests)):
-        raise MisplacedError(f"{path} is whole, and not the file that this run has written under its name")
+    record = manifest_lines.find(name)
+    if record is None and manifest_lines.is_complete and name.startswith("snapshots/"):
+        raise MisplacedError(modifications.describe_unlisted_snapshot(path))
+    if record and not (
+        digest in manifest_lines.digests or manifest.is_listed(record, digest, metadata, manifest_lines.digests)
+    ):
+        raise MisplacedError(f"{path} is intact, but not the file that this run wrote under this name")
 
 
-def _add_to_manifest(run: Path, name: str, kind: str, note: Mapping[str, Any], digest: str, known: Manifest) -> None:
-    """Note a whole file of which the manifest says nothing, or not yet what it holds."""
-    record = known.find(name)
+def _add_to_manifest(
+    run: Path, name: str, kind: str, metadata: Mapping[str, Any], digest: str, manifest_lines: Manifest
+) -> None:
+    """List an intact file that the manifest does not list, or lists with older content."""
+    record = manifest_lines.find(name)
     if record is None or record["digest"] != digest:
-        more = {"save": note["save"]} if "save" in note else {}
-        manifest.add_file(run, run / name, kind, int(note.get("step", 0)), digest, found=True, **more)
+        more = {"save": metadata["save"]} if "save" in metadata else {}
+        manifest.add_file(run, run / name, kind, int(metadata.get("step", 0)), digest, found=True, **more)
 
 
-def quarantined_states(run: Path) -> list[Path]:
-    """Resume states that lie in quarantine."""
+def list_quarantined_states(run: Path) -> list[Path]:
+    """Return the resume states in quarantine."""
     return sorted((run / QUARANTINE).glob("resume-*"))
 
 
 def quarantine(run: Path, path: Path, fault: Exception | None = None) -> str:
-    """Move a damaged or misplaced file to `quarantine/` under a name that is free; say so. Raises TrajectoryError where
-    it cannot be moved."""
+    """Move a damaged or misplaced file to `quarantine/` under a free name and return a message. Raises TrajectoryError
+    if it cannot be moved."""
     name, count = "-".join(path.relative_to(run).parts), 0
-    while os.path.lexists(kept := run / QUARANTINE / f"{name}.{count}"):
+    while os.path.lexists(target := run / QUARANTINE / f"{name}.{count}"):
         count += 1
     try:
-        checksummed.mkdir_durable(kept.parent)
-        os.rename(path, kept)
+        checksummed.mkdir_durable(target.parent)
+        os.rename(path, target)
     except OSError as error:
-        raise TrajectoryError(f"{path} could not be moved to {kept.parent}: {error.strerror or error}") from error
-    checksummed.fsync_dir(kept.parent)
+        raise TrajectoryError(f"{path} could not be moved to {target.parent}: {error.strerror or error}") from error
+    checksummed.fsync_dir(target.parent)
     checksummed.fsync_dir(path.parent)
-    manifest.add_quarantined(run, path, kept)
+    manifest.add_quarantined(run, path, target)
     if isinstance(fault, MisplacedError):
-        return f"{fault}; it was moved to {kept}"
-    return f"{path} is damaged and was moved to {kept}"
+        return f"{fault}; it was moved to {target}"
+    return f"{path} is damaged and was moved to {target}"
 
 
-def quarantine_if_wrong(run: Path, path: Path, kind: str) -> str | None:
-    """`quarantine` for a file that is damaged or another's; None where it is whole."""
+def quarantine_if_invalid(run: Path, path: Path, kind: str) -> str | None:
+    """Quarantine a file that is damaged or misplaced and return a message; None if it is intact."""
     try:
         checksummed.read(path, kind)
     except (DamagedError, MisplacedError) as error:
@@ -144,24 +148,26 @@ def quarantine_if_wrong(run: Path, path: Path, kind: str) -> str | None:
     return None
 
 
-def move_aside(path: Path) -> Path | None:
-    """Give the run at `path` another name, `.<name>.replaced-<number>`, under which no list shows it; None where there
-    is none.
+def rename_existing_run(path: Path) -> Path | None:
+    """Rename the run at `path` to `.<name>.replaced-<number>`, which no list of runs shows; None if there is no run.
+
+    Returns:
+        The new path.
 
     Raises:
-        TrajectoryError: a writer holds it, or what lies there is no run.
+        TrajectoryError: a writer holds it, or it is not a run folder.
     """
     if not os.path.lexists(path):
         return None
     if not (path / "status.json").is_file():
-        raise TrajectoryError(f"{path} is not a run folder, and nothing else is moved aside; choose another name")
+        raise TrajectoryError(f"{path} is not a run folder, and only run folders are renamed; choose another name")
     with RunLock(path):
         number = 1
-        while os.path.lexists(kept := path.with_name(f".{path.name}.replaced-{number}")):
+        while os.path.lexists(target := path.with_name(f".{path.name}.replaced-{number}")):
             number += 1
         try:
-            os.rename(path, kept)
+            os.rename(path, target)
         except OSError as error:
-            raise TrajectoryError(f"{path} could not be moved aside: {error.strerror or error}") from error
+            raise TrajectoryError(f"{path} could not be renamed: {error.strerror or error}") from error
         checksummed.fsync_dir(path.parent)
-    return kept
+    return target

@@ -1,4 +1,4 @@
-"""The full state of a run in two alternating slots, without pickle: a JSON tree that refers to packed tensors."""
+"""The resume state of a run in two alternating files, without pickle: a JSON tree that refers to packed tensors."""
 
 from __future__ import annotations
 
@@ -14,58 +14,59 @@ from torch import Tensor
 from grokkit.errors import DamagedError, MisplacedError
 from grokkit.trajectory import checksummed, manifest, snapshot
 
-FILES = ("0.h5", "1.h5")
+RESUME_FILES = ("0.h5", "1.h5")
 
-_DICTS: dict[str, type[dict[Any, Any]]] = {each.__name__: each for each in (dict, OrderedDict, Counter)}
-"""Schedulers count their milestones in a Counter and miss its methods in a plain dict."""
+_DICT_TYPES: dict[str, type[dict[Any, Any]]] = {kind.__name__: kind for kind in (dict, OrderedDict, Counter)}
+"""Schedulers count their milestones in a Counter and fail with a plain dict."""
 
 
 def encode(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON; tensors and arrays go to `tensors` under a number. Raises TypeError for anything else."""
+    """Encode `value` as JSON; tensors and arrays are added to `tensors` under a number. Raises TypeError for other
+    types."""
     if isinstance(value, Tensor | np.ndarray):
         key = str(len(tensors))
         tensors[key] = torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value
         return {"$": "array" if isinstance(value, np.ndarray) else "tensor", "key": key}
-    if type(value) in _DICTS.values():
+    if type(value) in _DICT_TYPES.values():
         return {
             "$": type(value).__name__,
             "items": [[encode(k, tensors), encode(v, tensors)] for k, v in value.items()],
         }
-    if type(value) in (tuple, list, torch.Size):  # a named tuple would come back without its names
+    if type(value) in (tuple, list, torch.Size):  # a named tuple would lose its names
         return {"$": "list" if isinstance(value, list) else "tuple", "items": [encode(item, tensors) for item in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a resume slot cannot hold {type(value).__name__}: {value!r}")
+    raise TypeError(f"a resume state cannot hold {type(value).__name__}: {value!r}")
 
 
 def decode(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of `encode`."""
+    """Decode a tree, the inverse of `encode`."""
     if not isinstance(tree, dict):
         return tree
     kind = tree["$"]
     if kind == "tensor":
-        return tensors[tree["key"]].clone()  # at an address of its own: some kernels round by how memory is aligned
+        return tensors[tree["key"]].clone()  # into aligned memory: rounding of some kernels depends on alignment
     if kind == "array":
         return tensors[tree["key"]].numpy()
-    if kind in _DICTS:
-        return _DICTS[kind]({decode(k, tensors): decode(v, tensors) for k, v in tree["items"]})
+    if kind in _DICT_TYPES:
+        return _DICT_TYPES[kind]({decode(k, tensors): decode(v, tensors) for k, v in tree["items"]})
     items = [decode(item, tensors) for item in tree["items"]]
     return tuple(items) if kind == "tuple" else items
 
 
 class ResumeState(NamedTuple):
-    """A state that is ready to be written; see `hold`."""
+    """A resume state that is ready to be written; see `stage`."""
 
     step: int
     tree: Any
-    packed: snapshot.Packed
+    packed: snapshot.PackedTensors
 
 
 def stage(step: int, state: dict[str, Any], staging: snapshot.Staging) -> ResumeState:
-    """Copy `state` as it is now: its tensors into `staging`, the rest into a tree of JSON values.
+    """Copy the present `state`: its tensors to `staging`, everything else to a tree of JSON values.
 
     Raises:
-        TypeError: something in it that a slot cannot hold.
+        TypeError: it contains a type that a resume state cannot hold.
     """
     tensors: dict[str, Tensor] = {}
     tree = encode(state, tensors)
@@ -73,40 +74,40 @@ def stage(step: int, state: dict[str, Any], staging: snapshot.Staging) -> Resume
 
 
 class ResumeStore:
-    """The two slots of a run; of both the newest one whose digest holds counts.
+    """The two resume files of a run; the newest one with a valid digest is loaded.
 
     Args:
-        folder: `resume` of the run, whose id its states carry; those of another run are none of its own.
+        folder: `resume` of the run. States carry the id of their run; those of another run are ignored.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._run = folder, manifest.read_run_id(folder.parent)
         self._newest: tuple[int, str] | None = None
         self.seconds = 0.0
-        """That all saves so far have taken."""
+        """Total duration of all saves so far."""
 
-    def save(self, slot: ResumeState, **options: Any) -> None:
-        """Write into the slot that does not hold the newest valid state, so that one good slot is always left, and list
+    def save(self, state: ResumeState, **options: Any) -> None:
+        """Write to the file that does not hold the newest valid state, so that one valid state always remains, and list
         it in the manifest; `options` are those of `checksummed.write`."""
         start = time.perf_counter()
-        count, newest = self._newest or max(self._valid(), default=(0, FILES[1]))
-        name = FILES[1] if newest == FILES[0] else FILES[0]
-        arrays, attributes = slot.packed.file_content()
-        meta = {"step": slot.step, "save": count + 1, "tree": slot.tree}
+        ordinal, newest = self._newest or max(self._find_valid(), default=(0, RESUME_FILES[1]))
+        name = RESUME_FILES[1] if newest == RESUME_FILES[0] else RESUME_FILES[0]
+        arrays, attributes = state.packed.file_content()
+        meta = {"step": state.step, "save": ordinal + 1, "tree": state.tree}
         meta |= {"run": self._run} if self._run else {}
         path = self._folder / name
         digest = checksummed.write(path, "resume", arrays, meta, attributes=attributes, replace=True, **options)
-        manifest.add_file(self._folder.parent, path, "resume", slot.step, digest, save=count + 1)
-        self._newest = count + 1, name
+        manifest.add_file(self._folder.parent, path, "resume", state.step, digest, save=ordinal + 1)
+        self._newest = ordinal + 1, name
         self.seconds += time.perf_counter() - start
 
     def has_any(self) -> bool:
-        """Whether a state was ever saved."""
-        return any((self._folder / name).exists() for name in FILES)
+        """Return whether a state was ever saved."""
+        return any((self._folder / name).exists() for name in RESUME_FILES)
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
-        """Step and state of the newest slot whose digest holds; None where there is none."""
-        _, newest = max(self._valid(), default=(0, None))
+        """Load step and state of the newest file with a valid digest; None if there is none."""
+        _, newest = max(self._find_valid(), default=(0, None))
         if newest is None:
             return None
         path = self._folder / newest
@@ -117,19 +118,19 @@ class ResumeStore:
                 raise TypeError(f"it holds {type(state).__name__}")
             return step, state
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            raise DamagedError(f"{path} is damaged: its tree is none ({type(error).__name__}: {error})") from error
+            raise DamagedError(f"{path} is damaged: its tree is invalid ({type(error).__name__}: {error})") from error
 
-    def _valid(self) -> list[tuple[int, str]]:
-        """Ordinal of the save and name of every slot whose digest holds; a step may be saved twice, an ordinal may
+    def _find_valid(self) -> list[tuple[int, str]]:
+        """Return save ordinal and name of every file with a valid digest; a step may be saved twice, an ordinal may
         not."""
-        found = []
-        for name in FILES:
+        states = []
+        for name in RESUME_FILES:
             if not (self._folder / name).exists():
                 continue
             try:
-                note = checksummed.read(self._folder / name, "resume")[1]
+                metadata = checksummed.read(self._folder / name, "resume")[1]
             except (DamagedError, MisplacedError):
                 continue
-            if note.get("run", self._run) == self._run:
-                found.append((note.get("save", 0), name))
-        return found
+            if metadata.get("run", self._run) == self._run:
+                states.append((metadata.get("save", 0), name))
+        return states

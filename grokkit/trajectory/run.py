@@ -1,4 +1,4 @@
-"""The run folder: made in one rename, read without a lock, on any machine."""
+"""The run folder: created in one rename, readable without a lock on any machine."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ def create_run(
     probes: Iterable[ProbeSet],
     status: Mapping[str, Any],
     experiment: str | None = None,
-    held: bool = False,
+    locked: bool = False,
 ) -> RunLock | None:
-    """Make a run folder that is complete from the moment it can be seen.
+    """Create a run folder that is complete as soon as it is visible.
 
     Args:
-        path: where the run goes; must not exist.
-        config: the run's choices as TOML.
+        path: of the run; must not exist.
+        config: the run's configuration as TOML.
         environment: versions, device and precision.
         probes, status: probe sets to store, and the first content of status.json.
-        experiment: source text of the experiment, kept as experiment.py.
-        held: whether it is locked from its first moment on; then the lock is returned.
+        experiment: source text of the experiment (not its name or path), stored as experiment.py.
+        locked: lock the folder before it is visible, and return the lock.
 
     Raises:
-        TrajectoryError: the folder exists, or cannot be made.
+        TrajectoryError: the folder exists, or cannot be created.
     """
     if os.path.lexists(path):
         raise TrajectoryError(
-            f"{path} exists already; a run is never overwritten. Resume it, remove it, or choose another seed, name or "
-            "--runs; in Python, overwrite=True moves it aside"
+            f"{path} already exists; a run is never overwritten. Resume it, remove it, or choose another seed, name or "
+            "--runs; in Python, overwrite=True renames the existing run"
         )
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     lock = None
@@ -64,9 +64,9 @@ def create_run(
             write_atomic(draft / "experiment.py", experiment.encode())
         for probe in probes:
             store.write_probes(draft / "probes", probe)
-        write_atomic(draft / manifest.MANIFEST_FILE, manifest.begin_record(draft))
+        write_atomic(draft / manifest.MANIFEST_FILE, manifest.encode_beginning(draft))
         write_status(draft, **status)
-        lock = RunLock(draft) if held else None
+        lock = RunLock(draft) if locked else None
         _rename_draft(draft, path)
     except BaseException:
         if lock is not None:
@@ -89,17 +89,17 @@ def _make_draft(draft: Path) -> None:
 
 
 def _rename_draft(draft: Path, path: Path) -> None:
-    """Give a draft the run's name; another process may have taken it meanwhile."""
+    """Rename a draft to the run's name, which another process may have taken meanwhile."""
     try:
         draft.rename(path)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-            raise TrajectoryError(f"{path} exists already: another process has just made it") from error
-        raise TrajectoryError(f"could not make {path}: {error.strerror or error}; nothing was changed") from error
+            raise TrajectoryError(f"{path} already exists: another process has just created it") from error
+        raise TrajectoryError(f"could not create {path}: {error.strerror or error}; nothing was changed") from error
 
 
 def to_path(path: str | Path) -> Path:
-    """An absolute path, with `~` expanded: where it comes in, so that a change of directory changes nothing.
+    """Convert to an absolute path with `~` expanded, so that a later change of directory has no effect.
 
     Raises:
         UsageError: `~name` of a user that this machine does not know.
@@ -113,25 +113,25 @@ def to_path(path: str | Path) -> Path:
 def write_status(path: Path, **fields: Any) -> None:
     """Replace status.json; `updated` is added."""
     text = json.dumps({**fields, "updated": time.time()}, indent=1)
-    write_atomic(path / "status.json", text.encode(), make=False)  # a run that was removed is not to come back
+    write_atomic(path / "status.json", text.encode(), make_parents=False)  # must not recreate a removed run
 
 
 def open_run(path: str | Path) -> Run:
-    """Open a run folder for reading. Raises TrajectoryError where there is none."""
+    """Open a run folder for reading. Raises TrajectoryError if it is not one."""
     return Run(to_path(path))
 
 
 class Run:
-    """A run folder, read only. Everything is read when asked for, so a live run can be followed by asking again.
+    """A run folder, read only. Every access reads from the disk, so a live run can be followed by repeated access.
 
     Args:
-        path: a folder with a status.json. What stands in it is checked when it is asked for: an odd run can be opened,
-            named and verified.
+        path: a folder with a status.json. Its content is checked on access only: a run with invalid documents can still
+            be opened, named and verified.
     """
 
     def __init__(self, path: Path) -> None:
         if not os.path.lexists(path / "status.json"):
-            raise TrajectoryError(f"{path} is not a run folder: it holds no status.json. `grokkit ls` lists runs")
+            raise TrajectoryError(f"{path} is not a run folder: it has no status.json. `grokkit ls` lists runs")
         self.path = path
 
     def __repr__(self) -> str:
@@ -148,7 +148,7 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The stored choices, checked (`documents.read_config`); `seed` is always among them."""
+        """The stored configuration, checked (`documents.read_config`); it always contains `seed`."""
         return documents.read_config(self.path / "config.toml")
 
     @property
@@ -158,54 +158,54 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """How the run stands: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`; `costs`: seconds of
+        """The status of the run: `state`, `step`, `total_steps`, `attempt`, `reason`, `updated`; `costs`: seconds of
         training and of each instrument, `seconds`: their sum, `price`: dollars an hour, `spent`: dollars; checked, see
         `documents.read_status`."""
         return documents.read_status(self.path / "status.json")
 
     @property
     def state(self) -> str:
-        """The state in status.json, or `killed` where that says `running` and no process holds the run."""
+        """The state in status.json, or `killed` if that is `starting` or `running` and no process holds the lock."""
         state = str(self.status["state"])
         if state not in ("starting", "running"):
             return state
-        documents.refuse_irregular(self.path / "LOCK")
+        documents.require_regular_file(self.path / "LOCK")
         return state if is_held(self.path) else "killed"
 
     def steps(self) -> list[int]:
-        """Steps that have a snapshot, ascending; 0 holds the initial weights."""
+        """Return the steps that have a snapshot, ascending; 0 holds the initial weights."""
         return store.list_steps(self.path / "snapshots")
 
     def load(self, step: int, names: Iterable[str] | None = None, *, verify: bool = True) -> dict[str, Tensor]:
-        """Weights and buffers at `step`: name -> CPU tensor; only `names` where given.
+        """Load weights and buffers at `step`: name -> CPU tensor.
 
         Args:
             step: one of `steps()`.
             names: only these.
-            verify: hold what is read against its digest or checksum. Without it a whole state is mapped into memory:
-                nothing is read before it is used; what is written to it stays in memory.
+            verify: check what is read against its digest or checksum. Without it a whole state is mapped into memory:
+                pages are read when they are used, and writes stay in memory.
 
         Raises:
             TrajectoryError: no snapshot at this step, a damaged file, or an unknown name.
         """
         from grokkit.trajectory import snapshot
 
-        return snapshot.read_snapshot(self._snapshot(step), names, verify=verify)
+        return snapshot.read_snapshot(self._snapshot_path(step), names, verify=verify)
 
-    def _snapshot(self, step: int) -> Path:
+    def _snapshot_path(self, step: int) -> Path:
         path = self.path / "snapshots" / store.step_file_name(step)
         if not path.exists():
-            near = min(self.steps(), key=lambda known: abs(known - step), default=None)
-            raise TrajectoryError(f"{self.path} has no snapshot at step {step}; the nearest is {near}")
+            nearest = min(self.steps(), key=lambda known: abs(known - step), default=None)
+            raise TrajectoryError(f"{self.path} has no snapshot at step {step}; the nearest is {nearest}")
         return path
 
     def iter_snapshots(
         self, steps: Iterable[int] | None = None, names: Iterable[str] | None = None
     ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-        """Step and state of one snapshot after the other, of all or of `steps`; see `load`."""
-        wanted = None if names is None else list(names)
+        """Yield step and state of all snapshots, or of those at `steps`, one after the other; see `load`."""
+        selected = None if names is None else list(names)
         for step in self.steps() if steps is None else steps:
-            yield step, self.load(step, wanted)
+            yield step, self.load(step, selected)
 
     def trajectory(
         self,
@@ -216,55 +216,57 @@ class Run:
         out: Tensor | None = None,
         verify: bool = True,
     ) -> Tensor:
-        """One tensor at every snapshot, or at `steps`: (T, *shape) on the CPU.
+        """Load one tensor at every snapshot, or at `steps`: (T, *shape) on the CPU.
 
         Args:
             name: of the weight or buffer.
             steps: only these.
             index: only these of its first dimension, such as one unit's weights.
-            out: memory to read into, of the shape and dtype of what is returned.
-            verify: hold each against its checksum, where all of it is read.
+            out: memory to read into, of the shape and dtype of the result.
+            verify: check each tensor against its checksum, if all of it is read.
 
         Raises:
-            TrajectoryError: no snapshot, a damaged file, an unknown name, or one that changes its shape.
+            TrajectoryError: no snapshot, a damaged file, an unknown name, or a tensor whose shape changes.
         """
         from grokkit.trajectory import tensor_series
 
-        place = self.path / "snapshots"  # of its own steps none is looked for again
+        folder = self.path / "snapshots"  # steps found by listing are not checked for existence again
         files = (
-            [place / store.step_file_name(s) for s in self.steps()] if steps is None else [*map(self._snapshot, steps)]
+            [folder / store.step_file_name(s) for s in self.steps()]
+            if steps is None
+            else [*map(self._snapshot_path, steps)]
         )
         if not files:
             raise TrajectoryError(f"{self.path} has no snapshots")
         return tensor_series.read_series(files, name, index, out=out, verify=verify)
 
     def follow(self, timeout: float = 60.0, poll: float = 0.5) -> Iterator[int]:
-        """Steps of the snapshots, those that are there and those that come, until the run ends.
+        """Yield the steps of existing and new snapshots until the run ends.
 
         Args:
-            timeout: seconds without a new one after which it ends, too.
-            poll: seconds between two looks.
+            timeout: seconds without a new snapshot after which iteration ends, too.
+            poll: seconds between two checks.
         """
-        seen, news = -1, time.monotonic()
+        seen, last_new = -1, time.monotonic()
         while True:
-            going = self.state == "running" or self.status["state"] == "starting"  # not locked yet
-            new = [step for step in self.steps() if step > seen]
-            for seen in new:
+            is_live = self.state == "running" or self.status["state"] == "starting"  # maybe not locked yet
+            new_steps = [step for step in self.steps() if step > seen]
+            for seen in new_steps:
                 yield seen
-            news = time.monotonic() if new else news
-            if not new and (not going or time.monotonic() - news > timeout):
+            last_new = time.monotonic() if new_steps else last_new
+            if not new_steps and (not is_live or time.monotonic() - last_new > timeout):
                 return
-            if not new:
+            if not new_steps:
                 time.sleep(poll)
 
     def to_safetensors(self, step: int, path: str | Path) -> None:
-        """Write the state at `step` as a safetensors file, which must not exist."""
+        """Write the state at `step` to a safetensors file, which must not exist."""
         from grokkit.trajectory.pack import to_safetensors
 
         to_safetensors(self, step, to_path(path))
 
     def pack(self, path: str | Path, steps: Iterable[int] | None = None) -> None:
-        """Write all snapshots, or those at `steps`, as one compressed HDF5 file with time in front; see
+        """Write all snapshots, or those at `steps`, to one compressed HDF5 file with time as the first dimension; see
         `grokkit.trajectory.pack`."""
         from grokkit.trajectory.pack import pack
 
@@ -272,12 +274,12 @@ class Run:
 
     @property
     def probes(self) -> dict[str, ProbeSet]:
-        """The probe sets that the run began with, by name."""
+        """The probe sets of the start of the run, by name."""
         return store.read_probes(self.path / "probes", manifest.read_beginning(self.path).get("probes"))
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Tidy frame of run, seed, step, split, metric, value; of a repeated step the newest attempt counts."""
+        """Tidy frame of run, seed, step, split, metric, value; the newest attempt counts if a step was repeated."""
         import pandas as pd
 
         columns = ["run", "seed", "step", "split", "metric", "value"]
@@ -291,7 +293,7 @@ class Run:
         return pd.DataFrame(rows, columns=columns)
 
     def newest_metrics(self) -> dict[str, float]:
-        """The last value of every metric, by `<split>.<metric>`; needs no pandas."""
+        """Return the last value of every metric, by `<split>.<metric>`; does not need pandas."""
         newest: dict[str, float] = {}
         for record in log.read_log(self.path / "metrics.jsonl", documents.parse_metric):
             newest[f"{record['split']}.{record['metric']}"] = record["value"]
@@ -301,93 +303,95 @@ class Run:
     def events(self) -> list[dict[str, Any]]:
         """Decisions and incidents in order: dicts with `step`, `kind`, `text` and the event's own fields.
 
-        A resumed run takes the steps after its slot again: policy decisions of an older attempt beyond it are left out.
+        A resumed run repeats the steps after its resume state: policy decisions of an earlier attempt at those steps
+        are omitted.
         """
         return effective_events(log.read_log(self.path / "events.jsonl", documents.parse_event))
 
     def measures(self) -> dict[str, list[int]]:
-        """Measure identity -> steps that have a reading."""
-        return self._results("measures")
+        """Return measure identity -> steps that have a reading."""
+        return self._list_results("measures")
 
     def reading(self, measure_id: str, step: int) -> Reading:
-        """One stored reading."""
+        """Read one stored reading."""
         return store.read_reading(self.path / "measures" / measure_id, step)
 
     def readings(self) -> Iterator[tuple[str, int, Reading]]:
-        """Every stored reading with its measure's identity and step."""
+        """Yield every stored reading with its measure's identity and step."""
         for measure_id, steps in self.measures().items():
             for step in steps:
                 yield measure_id, step, self.reading(measure_id, step)
 
     def attributions(self) -> dict[str, list[int]]:
-        """Attribution identity -> steps that have maps."""
-        return self._results("attributions")
+        """Return attribution identity -> steps that have maps."""
+        return self._list_results("attributions")
 
     def attribution(self, identity: str, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """Values (image, channel, height, width), target labels (image,) and settings at one step."""
+        """Read values (image, channel, height, width), target labels (image,) and settings at one step."""
         return store.read_attribution(self.path / "attributions" / identity, step)
 
-    def _results(self, room: str) -> dict[str, list[int]]:
-        folder = self.path / room
+    def _list_results(self, subdir: str) -> dict[str, list[int]]:
+        folder = self.path / subdir
         return {name: store.list_steps(folder / name) for name in store.list_identities(folder)}
 
     def verify(self) -> list[str]:
         """Check every file against its digest, its name and the manifest, every log line against its checksum, and the
-        choices against those that the run began with.
+        configuration against that of the start of the run.
 
         Returns:
-            One sentence per problem; an empty list means that all is well, as far as the manifest knows (`unlisted`).
+            One message per problem; empty if there is none, as far as the manifest lists the files (`unlisted`).
         """
-        found, status = [], dict[str, Any]()
+        problems, status = [], dict[str, Any]()
         with suppress(TrajectoryError):
-            status = self.status  # before the manifest, which grows
+            status = self.status  # before the manifest, which may grow meanwhile
         for name in ("config", "environment", "status"):
             try:
                 getattr(self, name)
             except TrajectoryError as error:
-                found.append(str(error))
-        found += verify.find_problems(self.path, status)
+                problems.append(str(error))
+        problems += verify.find_problems(self.path, status)
         for name, check in (("metrics.jsonl", documents.parse_metric), ("events.jsonl", documents.parse_event)):
             try:
                 damaged = log.find_damaged_lines(self.path / name, check)
-                found += [f"line {number} of {self.path / name} is damaged" for number in damaged]
+                problems += [f"line {number} of {self.path / name} is damaged" for number in damaged]
             except TrajectoryError as error:
-                found.append(str(error))
-        return list(dict.fromkeys(found))
+                problems.append(str(error))
+        return list(dict.fromkeys(problems))
 
     def unlisted(self) -> list[str]:
-        """Files of which the manifest does not speak, by their path below the run: published just before a kill, by an
-        older version of grokkit, or put there by somebody. Raises TrajectoryError where the manifest cannot be read."""
+        """Return the files that the manifest does not list, by their path below the run: published just before a kill,
+        written by an older version of grokkit, or added by hand. Raises TrajectoryError if the manifest cannot be
+        read."""
         return manifest.find_unlisted(self.path)
 
 
 def effective_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events without the policy decisions that a resumed run has taken back, see `Run.events`."""
-    kept: list[dict[str, Any]] = []
+    """Return the events without policy decisions that a resume has undone, see `Run.events`."""
+    effective: list[dict[str, Any]] = []
     for event in events:
         if event["kind"] in ("resumed", "restarted"):
             last = event["step"] if event["kind"] == "resumed" else -1
-            kept = [e for e in kept if e["step"] <= last or e["kind"] != "policy"]
-        kept.append(event)
-    return kept
+            effective = [e for e in effective if e["step"] <= last or e["kind"] != "policy"]
+        effective.append(event)
+    return effective
 
 
 def find_runs(root: str | Path) -> list[Run]:
-    """Every run below `root`, or `root` itself if it is one, sorted by name; also those that cannot be read."""
+    """Find every run below `root`, or `root` itself if it is one, sorted by name; includes runs that cannot be read."""
     root = to_path(root)
-    near = _folders(root)
-    found = {path for folder in near for path in (folder, *_folders(folder)) if _is_run(path)}
-    found = {path for path in found if not path.name.startswith(".")}  # drafts
-    if _is_run(root) and (os.path.lexists(root / "config.toml") or not found):
+    folders = _list_folders(root)
+    paths = {path for folder in folders for path in (folder, *_list_folders(folder)) if _is_run(path)}
+    paths = {path for path in paths if not path.name.startswith(".")}  # drafts
+    if _is_run(root) and (os.path.lexists(root / "config.toml") or not paths):
         return [Run(root)]
     runs = []
-    for path in sorted(found):
-        with suppress(TrajectoryError):  # removed between two looks
+    for path in sorted(paths):
+        with suppress(TrajectoryError):  # removed since it was listed
             runs.append(Run(path))
     return runs
 
 
-def _folders(path: Path) -> list[Path]:
+def _list_folders(path: Path) -> list[Path]:
     try:
         return [folder for folder in path.iterdir() if os.path.isdir(folder)]
     except OSError:

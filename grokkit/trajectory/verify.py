@@ -1,4 +1,4 @@
-"""Every file of a run held against its digest, its name and the manifest."""
+"""Check every file of a run against its digest, its name and the manifest."""
 
 from __future__ import annotations
 
@@ -13,97 +13,102 @@ from grokkit.trajectory import checksummed, log, manifest, modifications, store
 from grokkit.trajectory.documents import read_bytes
 from grokkit.trajectory.manifest import Manifest
 
-PACKED = ("snapshot", "resume")
-ENDED_ORDERLY = ("done", "failed", "interrupted")
-"""States of a run whose manifest says how its newest attempt ended."""
+PACKED_KINDS = ("snapshot", "resume")
+STATES_WITH_END_RECORD = ("done", "failed", "interrupted")
+"""States of a run whose manifest has a line about the end of its newest attempt."""
 
 
 def find_problems(run: Path, status: Mapping[str, Any]) -> list[str]:
-    """One sentence for everything that is damaged, changed, gone or another's. Also of a run that is being written.
+    """Return one message for everything that is damaged, changed, missing or not the run's own; works on a live run
+    too.
 
     Args:
         run: its folder.
-        status: its status, read before: the manifest has grown since, if at all.
+        status: its status, read before the manifest, which may only have grown since.
     """
-    known, found = Manifest(), list[str]()
-    rooms = list(
-        store.result_folders(run, found)
-    )  # before the manifest, whose lines follow the files of a run being written
+    manifest_lines, found = Manifest(), list[str]()
+    # Before the manifest: in a live run, lines are written after their files.
+    files = list(store.iter_result_files(run, found))
     with _collect_error(found):
-        known = manifest.read_manifest(run)
+        manifest_lines = manifest.read_manifest(run)
     with _collect_error(found):
-        found += _check_manifest(run, status, known)
-    for look in (modifications.find_modifications, modifications.find_remarks, modifications.find_lost):
+        found += _check_manifest(run, status, manifest_lines)
+    for check in (
+        modifications.find_modifications,
+        modifications.find_other_changes,
+        modifications.describe_lost_lines,
+    ):
         with _collect_error(found):
-            found += look(run, known)
-    had = status.get("manifest")  # None: a version without manifests has written since, and its files have no lines
-    if had is not None and manifest.describe_shortening(run / manifest.MANIFEST_FILE, had) is None:
+            found += check(run, manifest_lines)
+    length = status.get("manifest")  # None: a version without manifests wrote since, and its files are not listed
+    if length is not None and manifest.describe_truncation(run / manifest.MANIFEST_FILE, length) is None:
         with _collect_error(found):
-            found += modifications.find_foreign(run, known, (name for name, _ in rooms))
+            found += modifications.find_unlisted_snapshots(run, manifest_lines, (name for name, _ in files))
     with _collect_error(found):
-        rooms = [(f"probes/{name}.h5", "probes") for name in _probes(run, known)] + rooms
-    listed = {name: str(record["kind"]) for name, record in known.files.items() if known.find(name)}
-    for name, kind in dict.fromkeys([*rooms, *listed.items()]):
-        problem = _check_file(run / name, kind, known.find(name), known)
+        files = [(f"probes/{name}.h5", "probes") for name in _list_probes(run, manifest_lines)] + files
+    listed = {name: str(record["kind"]) for name, record in manifest_lines.files.items() if manifest_lines.find(name)}
+    for name, kind in dict.fromkeys([*files, *listed.items()]):
+        problem = _check_file(run / name, kind, manifest_lines.find(name), manifest_lines)
         found += [problem] if problem else []
     return list(dict.fromkeys(found))
 
 
 @contextmanager
 def _collect_error(found: list[str]) -> Iterator[None]:
-    """Put an error among what was `found`: whatever one part meets, the others are looked at."""
+    """Append an error to `found`, so that the remaining checks still run."""
     try:
         yield
     except TrajectoryError as error:
         found.append(str(error))
 
 
-def _probes(run: Path, known: Manifest) -> list[str]:
-    """Names of the probe sets: those that the run began with, or of all files where nothing says which."""
-    names = known.began.get("probes")
+def _list_probes(run: Path, manifest_lines: Manifest) -> list[str]:
+    """Return the names of the probe sets: those of the start of the run, or of all files if the manifest does not list
+    them."""
+    names = manifest_lines.began.get("probes")
     return [path.stem for path in store.list_probe_files(run / "probes")] if names is None else list(names)
 
 
-def _check_manifest(run: Path, status: Mapping[str, Any], read: Manifest) -> list[str]:
-    """The manifest itself: its lines, and whether it is as long as the status says."""
+def _check_manifest(run: Path, status: Mapping[str, Any], lines: Manifest) -> list[str]:
+    """Check the lines of the manifest, and its length against the status."""
     path = run / manifest.MANIFEST_FILE
     content = read_bytes(path, log.MAX_LOG_BYTES) if path.exists() else b""
-    damaged, known = log.find_damaged_lines(path, manifest.parse_entry), status.get("manifest")
-    foreign = [f"{path} holds the beginning of another run"] if read.foreign else []
-    if known is None:
-        return foreign + [f"line {number} of {path} is damaged" for number in damaged]
-    # What a run that goes on has written since is not said to be on the disk: a machine that died may have left half.
-    durable = content[: None if status.get("state") in ENDED_ORDERLY else known].count(b"\n")
-    found = foreign + [f"line {number} of {path} is damaged" for number in damaged if number <= durable]
-    if told := manifest.describe_shortening(path, known):
-        found.append(told)
-    elif status.get("state") in ENDED_ORDERLY and not _is_end(content[:known]):
-        found.append(f"{path} was changed: its first {known} bytes do not end with the run's end")
+    damaged, length = log.find_damaged_lines(path, manifest.parse_entry), status.get("manifest")
+    foreign_lines = [f"{path} contains the first line of another run"] if lines.has_foreign_lines else []
+    if length is None:
+        return foreign_lines + [f"line {number} of {path} is damaged" for number in damaged]
+    # Lines after the length in status.json are not confirmed on the disk: a crash may have left half of one.
+    synced_lines = content[: None if status.get("state") in STATES_WITH_END_RECORD else length].count(b"\n")
+    found = foreign_lines + [f"line {number} of {path} is damaged" for number in damaged if number <= synced_lines]
+    if message := manifest.describe_truncation(path, length):
+        found.append(message)
+    elif status.get("state") in STATES_WITH_END_RECORD and not _is_end(content[:length]):
+        found.append(f"{path} was changed: its first {length} bytes do not end with the line of the run's end")
     return found
 
 
 def _is_end(content: bytes) -> bool:
-    """Whether the last line is the one that an attempt writes when it ends."""
+    """Return whether the last line is the one that an attempt writes when it ends."""
     record = log.parse_line(content[content.rfind(b"\n", 0, -1) + 1 :])
     return content.endswith(b"\n") and record is not None and record.get("kind") == "ended"
 
 
-def _check_file(path: Path, kind: str, record: Mapping[str, Any] | None, known: Manifest) -> str | None:
+def _check_file(path: Path, kind: str, record: Mapping[str, Any] | None, manifest_lines: Manifest) -> str | None:
     try:
-        note, digest = _read_checked(path, kind)
+        metadata, digest = _read_checked(path, kind)
     except TrajectoryError as error:
-        return str(error) if os.path.lexists(path) else None  # one that went meanwhile is missing, if anything
-    if note.get("run") is not None and known.began and note["run"] != known.began.get("run"):
+        return str(error) if os.path.lexists(path) else None  # one removed meanwhile counts as missing, if at all
+    if metadata.get("run") is not None and manifest_lines.began and metadata["run"] != manifest_lines.began.get("run"):
         return f"{path} is the state of another run"
-    if record is None or manifest.is_listed(record, digest, note, known.digests):
+    if record is None or manifest.is_listed(record, digest, metadata, manifest_lines.digests):
         return None
-    return f"{path} is whole, and not the file that this run has written under its name"
+    return f"{path} is intact, but not the file that this run wrote under this name"
 
 
 def _read_checked(path: Path, kind: str) -> tuple[dict[str, Any], str]:
-    """Note and digest of a file, all of which is checked."""
-    if kind in PACKED:
-        from grokkit.trajectory import snapshot  # brings torch, which knows the dtypes of a layout
+    """Read metadata and digest of a file, and verify all of it."""
+    if kind in PACKED_KINDS:
+        from grokkit.trajectory import snapshot  # imports torch, which knows the dtypes of a layout
 
         return snapshot.read_checked(path, kind)[2:]
-    return checksummed.read_whole(path, kind)[1:]
+    return checksummed.read_with_digest(path, kind)[1:]

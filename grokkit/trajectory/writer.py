@@ -1,4 +1,5 @@
-"""A thread that makes files durable while the run goes on; one file in flight, errors at the next and at the end."""
+"""Make files durable in a background thread; one file is in flight, and errors are raised at the next call and at the
+end."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from grokkit.trajectory.snapshot import Staging
 
 
 class Writer:
-    """Takes one job at a time. While one is being written, the next state can be copied: there are two buffers.
+    """A background thread that runs one job at a time; two buffers allow the next state to be copied meanwhile.
 
-    A thread is enough: `pwritev`, `fsync` and the hashes give up the interpreter's lock.
+    A thread is enough: `pwritev`, `fsync` and the hashes release the GIL.
     """
 
     def __init__(self) -> None:
@@ -22,13 +23,13 @@ class Writer:
         self._ident: int | None = None
         self._staging = [Staging(), Staging()]
         self.seconds = 0.0
-        """That all jobs so far have taken."""
+        """Total duration of all jobs so far."""
         self.failure: BaseException | None = None
-        """What went wrong first, also where somebody caught it."""
+        """The first error of a job, even if a caller caught it."""
 
     @property
-    def busy(self) -> bool:
-        """Whether a job is under way, so that `submit` would wait."""
+    def is_busy(self) -> bool:
+        """Whether a job is running, so that `submit` would wait."""
         return self._job is not None and not self._job.done()
 
     @property
@@ -37,12 +38,12 @@ class Writer:
         return self._staging[0]
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Hand `job` over when the one before is done; what went wrong with that one is raised here."""
+        """Start `job` after the previous one has finished; raise the error of the previous one."""
         self.wait()
         self._staging.reverse()
-        self._job = self._thread.submit(self._timed, job)
+        self._job = self._thread.submit(self._run_timed, job)
 
-    def _timed(self, job: Callable[[], None]) -> None:
+    def _run_timed(self, job: Callable[[], None]) -> None:
         start, self._ident = time.perf_counter(), threading.get_ident()
         try:
             job()
@@ -53,17 +54,17 @@ class Writer:
             self.seconds += time.perf_counter() - start
 
     def wait(self) -> None:
-        """Until the job in flight is done; raises what went wrong with it, once."""
-        if self._job is None or threading.get_ident() == self._ident:  # the collector may run in the thread itself
+        """Wait until the job in flight is done, and raise its error once."""
+        if self._job is None or threading.get_ident() == self._ident:  # garbage collection may run in the thread itself
             return
         try:
             self._job.result()
         finally:
-            if self._job.done():  # Ctrl-C ends the wait, not the job: its buffer is not free yet
+            if self._job.done():  # Ctrl-C interrupts the wait, not the job: its buffer is still in use
                 self._job = None
 
     def close(self) -> None:
-        """`wait`, and let the thread go; nothing can be submitted afterwards."""
+        """Wait as `wait`, and end the thread; nothing can be submitted afterwards."""
         try:
             self.wait()
         finally:

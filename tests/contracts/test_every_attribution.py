@@ -179,5 +179,5 @@ def test_random_draws_are_common_to_all_calls_with_one_seed(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_parameter_is_answered_with_those_the_method_takes(method):
-    with pytest.raises(UsageError, match="has no parameter 'steps_n'"):
+    with pytest.raises(UsageError, match="unknown parameter 'steps_n'"):
         attributions.attribute(_Net(), _images(), 0, method, steps_n=3)

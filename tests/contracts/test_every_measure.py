@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from grokkit import measures
-from grokkit.data import load
+from grokkit.data import load_data
 from grokkit.data.probes import probe_sets
 from grokkit.measures import Context, Measure
 from grokkit.measures.base import get_settings
-from grokkit.measures.runner import measure_id
+from grokkit.measures.runner import make_measure_id
 from grokkit.models.classifier import Classifier, Normalise
 from grokkit.names import TABLE_COLUMNS
 
@@ -31,7 +31,7 @@ def made(name: str) -> Measure:
 @pytest.fixture(scope="module")
 def context() -> Context:
     torch.manual_seed(0)
-    data = load("digits", size=8)
+    data = load_data("digits", size=8)
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Dropout(0.5), nn.Linear(144, 10)
     )
@@ -74,10 +74,10 @@ def test_it_leaves_no_trace(name: str, context: Context) -> None:
 def test_it_is_named_by_its_parameters(name: str, context: Context) -> None:
     measure = made(name)
     assert isinstance(get_settings(measure), dict)
-    identity = measure_id(measure, context.probes, 0)
-    assert identity.startswith(name + "-") and identity == measure_id(made(name), context.probes, 0)
-    assert identity != measure_id(measure, context.probes, 1)
-    assert identity != measure_id(measure, dict(list(context.probes.items())[:1]), 0)
+    identity = make_measure_id(measure, context.probes, 0)
+    assert identity.startswith(name + "-") and identity == make_measure_id(made(name), context.probes, 0)
+    assert identity != make_measure_id(measure, context.probes, 1)
+    assert identity != make_measure_id(measure, dict(list(context.probes.items())[:1]), 0)
 
 
 @pytest.mark.parametrize("name", measures.names())

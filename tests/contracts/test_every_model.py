@@ -10,7 +10,7 @@ from torch import nn
 from grokkit import models
 from grokkit.errors import UsageError
 from grokkit.models.profile import profile
-from grokkit.seeding import generator, seeded
+from grokkit.seeding import make_generator, seeded
 from grokkit.spline import local_complexity
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
@@ -28,7 +28,7 @@ def build(name: str, shape: tuple[int, int, int] = CIFAR, classes: int = 10) -> 
 
 
 def images(shape: tuple[int, int, int], count: int = 3) -> torch.Tensor:
-    return torch.rand(count, *shape, generator=generator(0, "images"))
+    return torch.rand(count, *shape, generator=make_generator(0, "images"))
 
 
 @EVERY
@@ -95,7 +95,7 @@ def test_state_dict_carries_the_whole_net(name: str) -> None:
 @EVERY
 def test_unknown_options_are_answered_with_the_known_ones(name: str) -> None:
     known = list(inspect.signature(models.registry.get(name)).parameters)
-    with pytest.raises(UsageError, match=f"has no parameter 'depht'.*It takes: {', '.join(known)}"):
+    with pytest.raises(UsageError, match=f"unknown parameter 'depht'.*It takes: {', '.join(known)}"):
         models.create(name, CIFAR, 10, depht=3)
 
 

@@ -1,24 +1,24 @@
-// Charts: one per panel, all over the same axis of steps or epochs; drawn by uPlot.
+// Charts: one per panel, with a shared horizontal axis of steps or epochs; drawn by uPlot.
 "use strict";
 
-const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];  // one per group of runs
+const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];  // by group of runs
 const Y_SIZE = 54;
 
 function colourOf(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 }
 
-function mixed(a, b, share) {
+function mixColours(a, b, share) {
   const parts = [a, b].map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
   return `rgb(${parts[0].map((value, i) => Math.round(value + (parts[1][i] - value) * share)).join(",")})`;
 }
 
 function layerColour(order, count) {
   const place = count > 1 ? (4 * order) / (count - 1) : 2, stop = Math.min(Math.floor(place), 3);
-  return mixed(colourOf(`layer${stop}`), colourOf(`layer${stop + 1}`), place - stop);
+  return mixColours(colourOf(`layer${stop}`), colourOf(`layer${stop + 1}`), place - stop);
 }
 
-function short(value) {
+function formatNumber(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
   if (size !== 0 && (size >= 1e5 || size < 1e-3)) return value.toExponential(2);
@@ -34,7 +34,7 @@ function tick(value) {
   return String(+value.toPrecision(6));
 }
 
-// All digits within half a decade, 1-2-5 within a few decades, whole powers of ten beyond.
+// Ticks of a log axis: all digits within half a decade, 1-2-5 within a few decades, otherwise powers of ten.
 function logTicks(low, high, room) {
   const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high)), found = [];
   const digits = high < 4 * low ? [1, 2, 3, 4, 5, 6, 7, 8, 9] : last - first <= room / 3 ? [1, 2, 5] : [1];
@@ -98,12 +98,12 @@ class Chart {
     return found;
   }
 
-  // Offer what the curves can be chosen by; keep what was chosen.
-  offer(curves, name) {
+  // Fill the select with the values that the curves have, keep the selection, and return the selected curves.
+  filterBySelection(curves, name) {
     const known = [...new Set(curves.map((curve) => curve[name]).filter(Boolean))];
     const select = this.selects[name];
     if (known.join() !== [...select.options].map((option) => option.value).join()) {
-      select.replaceChildren(...known.map((word) => new Option(word, word)));
+      select.replaceChildren(...known.map((value) => new Option(value, value)));
     }
     if (!known.includes(this.chosen[name])) {
       this.chosen[name] = known.includes("train") ? "train" : middleOfMost(curves, known, name);
@@ -116,27 +116,27 @@ class Chart {
   redraw() { this.shape = ""; this.update(); }
 
   update() {
-    const every = this.page.curvesOf(this.panel.key);
-    const curves = this.offer(this.offer(every, "choice"), "probe");
-    this.lines = this.lined(curves);
+    const allCurves = this.page.curvesOf(this.panel.key);
+    const curves = this.filterBySelection(this.filterBySelection(allCurves, "choice"), "probe");
+    this.lines = this.makeLines(curves);
     const units = [...new Set(curves.map((curve) => curve.unit).filter(Boolean))];
     const one = this.selects.choice.hidden && this.chosen.choice ? [this.chosen.choice] : [];
     this.unit.textContent = [...units, ...one].join(" · ");
     this.empty.hidden = this.lines.some((line) => line.y.some((value) => value !== null));
-    this.empty.textContent = this.page.awaited(this.panel, this.lines.length > 0);
-    const data = this.joined();
+    this.empty.textContent = this.page.emptyMessage(this.panel, this.lines.length > 0);
+    const data = this.makeTable();
     const shape = JSON.stringify([this.lines.map((line) => [line.id, line.low !== null, line.colour]), this.log, this.page.unit, this.page.axis, [...this.off]]);
     if (shape !== this.shape || !this.plot) this.create(data, shape);
     else this.plot.setData(data, true);
-    this.tell();
+    this.updateLegend();
   }
 
-  lined(curves) {
+  makeLines(curves) {
     const layers = 1 + Math.max(0, ...curves.map((curve) => curve.order));
     const sorted = [...curves].sort((a, b) => a.order - b.order || a.label.localeCompare(b.label));
     return sorted.map((curve) => ({
       id: curve.id, label: curve.label, group: curve.group, curve, y: curve.y, low: curve.low, high: curve.high,
-      x: this.page.scaled(curve), dash: DASHES[this.page.shown.indexOf(curve.group) % DASHES.length],
+      x: this.page.scaleSteps(curve), dash: DASHES[this.page.shown.indexOf(curve.group) % DASHES.length],
       colour: this.colour(curve, layers), width: curve.role === "batch" ? 1 : 1.75,
     }));
   }
@@ -147,8 +147,8 @@ class Chart {
     return colourOf(curve.role) || colourOf("validation");
   }
 
-  // One table over the union of all steps: undefined where a line has no row, null where it has a gap.
-  joined() {
+  // One table over the union of all steps: undefined if a line has no row at a step, null if it has a gap.
+  makeTable() {
     const shown = this.lines.filter((line) => !this.off.has(line.label));
     const positive = (values) => this.log ? values.map((value) => value > 0 ? value : null) : values;
     const tables = shown.map((line) => line.low === null
@@ -170,7 +170,7 @@ class Chart {
       if (line.low === null) continue;
       const hidden = { stroke: "transparent", width: 0, points: { show: false } };
       series.push(hidden, { ...hidden });
-      bands.push({ series: [series.length - 1, series.length - 2], fill: faint(line.colour) });
+      bands.push({ series: [series.length - 1, series.length - 2], fill: withAlpha(line.colour) });
     }
     return {
       width: this.host.clientWidth, height: this.host.clientHeight, series, bands, legend: { show: false },
@@ -179,14 +179,14 @@ class Chart {
         y: false, points: { size: 6 }, sync: { key: "grokkit", setSeries: false }, drag: { x: true, y: false, setScale: false },
         bind: { dblclick: () => () => { this.page.setZoom(null); return null; } },
       },
-      hooks: { setCursor: [() => this.tell()], setSelect: [(plot) => this.zoom(plot)], draw: [(plot) => this.marks(plot)] },
+      hooks: { setCursor: [() => this.updateLegend()], setSelect: [(plot) => this.zoom(plot)], draw: [(plot) => this.drawMarks(plot)] },
     };
   }
 
-  // One range for all charts, so that what happened at one time stands in one line.
+  // The same range in all charts, so that a step is at the same position in each.
   xScale() {
     const range = () => this.page.zoom ?? [0, this.page.extent() || 1];
-    // The inverse hyperbolic sine is a logarithm with a place for 0.
+    // The inverse hyperbolic sine is a logarithmic scale that includes 0.
     return this.page.axis === "log" ? { time: false, distr: 4, asinh: this.page.firstStep(), range } : { time: false, range };
   }
 
@@ -235,12 +235,12 @@ class Chart {
     this.page.setZoom(ends);
   }
 
-  // The policy's decisions, and the snapshot whose maps are looked at.
-  marks(plot) {
+  // Draw marks at the policy's decisions and at the snapshot whose maps are displayed.
+  drawMarks(plot) {
     const context = plot.ctx, { left, top, width, height } = plot.bbox;
     let free = -Infinity;
     const mark = (step, group, colour, dash, text) => {
-      const x = plot.valToPos(this.page.placed(step, group), "x", true);
+      const x = plot.valToPos(this.page.toAxisUnit(step, group), "x", true);
       if (!(x >= left && x <= left + width)) return;
       context.strokeStyle = context.fillStyle = colour;
       context.setLineDash(dash.map((part) => part * devicePixelRatio));
@@ -254,13 +254,13 @@ class Chart {
     if (this.panel.key === "rate" || this.panel.key.startsWith("signal")) {
       for (const { text, step, group } of this.page.decisions()) mark(step, group, colourOf("accent"), [4, 3], text);
     }
-    const looked = this.page.lookedAt();
-    if (looked) mark(looked.step, looked.group, colourOf("muted"), [1, 3], "");
+    const selected = this.page.selectedSnapshot();
+    if (selected) mark(selected.step, selected.group, colourOf("muted"), [1, 3], "");
     context.restore();
   }
 
-  // The legend tells the values at the pointer, or the newest ones.
-  tell() {
+  // Show the values at the pointer in the legend, or the newest ones.
+  updateLegend() {
     const labels = [...new Set(this.lines.map((line) => line.label))];
     const keys = labels.join("\n") + [...this.off].join();
     if (this.keys !== keys) this.buildLegend(labels, keys);
@@ -269,8 +269,8 @@ class Chart {
     const newest = Math.max(0, ...this.lines.map((line) => line.x[line.x.length - 1] ?? 0));
     this.at.textContent = `${this.page.unit} ${(at ?? newest).toLocaleString("en", { maximumFractionDigits: 2 })}`;
     for (const [label, place] of this.values) {
-      place.textContent = this.lines.filter((line) => line.label === label).map((line) => short(valueAt(line, at))).join(" | ");
-      place.parentElement.title = this.lines.filter((line) => line.label === label).map((line) => spread(line, at)).join("\n");
+      place.textContent = this.lines.filter((line) => line.label === label).map((line) => formatNumber(valueAt(line, at))).join(" | ");
+      place.parentElement.title = this.lines.filter((line) => line.label === label).map((line) => describeRange(line, at)).join("\n");
     }
   }
 
@@ -296,19 +296,19 @@ class Chart {
   }
 }
 
-// Of the words that most groups have, the middle one.
+// The middle one of the values that most groups have.
 function middleOfMost(curves, known, name) {
-  const groups = (word) => new Set(curves.filter((curve) => curve[name] === word).map((curve) => curve.group)).size;
-  const most = Math.max(0, ...known.map(groups)), common = known.filter((word) => groups(word) === most);
+  const groups = (value) => new Set(curves.filter((curve) => curve[name] === value).map((curve) => curve.group)).size;
+  const most = Math.max(0, ...known.map(groups)), common = known.filter((value) => groups(value) === most);
   return common[Math.floor((common.length - 1) / 2)] ?? null;
 }
 
-function faint(colour) {
+function withAlpha(colour) {
   const hex = colour.startsWith("#") ? [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) : colour.match(/\d+/g).slice(0, 3);
   return `rgba(${hex.join(",")},0.15)`;
 }
 
-// The newest row at or before a place; the newest of all without one.
+// The last row at or before `at`; the last row of all if `at` is null.
 function rowAt(line, at) {
   let row = line.x.length - 1;
   if (at !== null) {
@@ -324,11 +324,11 @@ function valueAt(line, at) {
   return row < 0 ? null : line.y[row];
 }
 
-function spread(line, at) {
+function describeRange(line, at) {
   const row = rowAt(line, at);
   if (row < 0 || line.low === null) return "";
   const seeds = line.curve.count ? `mean of ${line.curve.count[row]} of ${line.curve.seeds} seeds, range` : "interval";
-  return `${seeds} ${short(line.low[row])} to ${short(line.high[row])}`;
+  return `${seeds} ${formatNumber(line.low[row])} to ${formatNumber(line.high[row])}`;
 }
 
 function element(tag, name = "", content = []) {

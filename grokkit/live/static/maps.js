@@ -1,11 +1,11 @@
-// Attribution maps: a row of images, one method's maps below them, a slider over the snapshots.
+// Attribution maps: a row of images with one method's maps below, and a slider over the snapshots.
 "use strict";
 
 class Maps {
   constructor(page) {
     this.page = page;
     this.find = (name) => document.getElementById(`map-${name}`);
-    this.step = null;  // null: the newest one
+    this.step = null;  // null: the newest snapshot
     this.touched = false;
     this.find("step").oninput = (event) => {
       const steps = this.set().steps, place = Number(event.target.value);
@@ -17,7 +17,7 @@ class Maps {
     for (const name of ["run", "method"]) this.find(name).onchange = () => { this.update(); page.redrawMarks(); };
   }
 
-  // Runs that are drawn and have maps.
+  // Runs that are shown and have maps.
   runs() {
     return this.page.shownRuns().filter((run) => (this.page.maps.get(run.id) ?? []).length);
   }
@@ -27,7 +27,7 @@ class Maps {
     return sets.find((set) => set.identity === this.find("method").value) ?? sets[0];
   }
 
-  looked() {
+  getSelection() {
     const set = this.touched ? this.set() : null;
     return set ? { step: this.step ?? set.steps[set.steps.length - 1], run: this.find("run").value } : null;
   }
@@ -36,7 +36,7 @@ class Maps {
     const runs = this.runs();
     this.find("body").hidden = !runs.length;
     this.find("empty").hidden = runs.length > 0;
-    this.find("empty").textContent = this.page.awaited({ missing: "add maps with: grokkit attribute RUN" }, false);
+    this.find("empty").textContent = this.page.emptyMessage({ missing: "add maps with: grokkit attribute RUN" }, false);
     this.fill("run", runs.map((run) => [run.id, run.name]));
     this.fill("method", (this.page.maps.get(this.find("run").value) ?? []).map((set) => [set.identity, set.method.replaceAll("_", " ")]));
     if (runs.length) this.draw();
@@ -62,8 +62,8 @@ class Maps {
     slider.setAttribute("aria-valuetext", `step ${step}`);
     this.find("unit").textContent = `relevance for the true class, ${set.unit}; one scale for all snapshots`;
     this.find("colours").style.background = `linear-gradient(90deg, ${set.colours.join(",")})`;
-    this.find("low").textContent = set.signed ? `−${short(set.limit)}` : "0";
-    this.find("high").textContent = short(set.limit);
+    this.find("low").textContent = set.signed ? `−${formatNumber(set.limit)}` : "0";
+    this.find("high").textContent = formatNumber(set.limit);
     this.show(set, step);
   }
 
@@ -79,23 +79,23 @@ class Maps {
   }
 
   cell(run, label, place, count) {
-    const cell = element("div", "cell"), word = this.page.runs.get(run).classes[label] ?? label;
+    const cell = element("div", "cell"), className = this.page.runs.get(run).classes[label] ?? label;
     const parts = ["image", "map"].map((name) => element("div", name));
     for (const part of parts) {
       part.style.backgroundSize = `${100 * count}% 100%`;
       part.style.backgroundPosition = count > 1 ? `${(100 * place) / (count - 1)}% 0` : "0 0";
     }
-    cell.append(...parts, element("p", "", `class ${word}`));
+    cell.append(...parts, element("p", "", `class ${className}`));
     return cell;
   }
 
-  // The picture is put in place when it is there, so that nothing flickers under the slider.
+  // Display the image only after it has loaded, so that nothing flickers while the slider moves.
   load(name, where, version = "") {
-    const inlined = this.page.pictures[name], address = inlined ?? `${name}?v=${version}`;
-    if (where === ".map") this.wanted = address;
+    const embeddedImage = this.page.pictures[name], address = embeddedImage ?? `${name}?v=${version}`;
+    if (where === ".map") this.requestedUrl = address;
     const picture = new Image();
     picture.onload = () => {
-      if (where === ".map" && this.wanted !== address) return;
+      if (where === ".map" && this.requestedUrl !== address) return;
       for (const part of this.find("strip").querySelectorAll(where)) part.style.backgroundImage = `url("${address}")`;
     };
     picture.src = address;

@@ -1,99 +1,99 @@
-// The page: asks for what is new, keeps what it was told, and draws it. In an exported file the data lie inside.
+// The page: polls the server for updates, merges them and draws them. An exported file has its data embedded.
 "use strict";
 
-const ASK_MS = 1000, REST_MS = 5000;
+const POLL_MS = 1000, IDLE_POLL_MS = 5000;
 const ENDED = new Set(["done", "failed", "interrupted", "killed", "unreadable"]);
 
 class Page {
   constructor() {
-    this.forget();
+    this.clear();
     this.cursor = "";
-    this.wanted = null;  // null: the server's choice of groups
+    this.requestedGroups = null;  // null: chosen by the server
     this.unit = "step";
     this.axis = "linear";
     this.zoom = null;
     this.charts = new Map();
     this.pictures = {};
-    this.strip = new Maps(this);
-    this.switches("unit", (value) => { this.unit = value; });
-    this.switches("axis", (value) => { this.axis = value; });
+    this.mapViewer = new Maps(this);
+    this.bindSwitch("unit", (value) => { this.unit = value; });
+    this.bindSwitch("axis", (value) => { this.axis = value; });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
   }
 
-  forget() {
+  clear() {
     this.groups = []; this.shown = [];
     this.runs = new Map(); this.events = new Map(); this.maps = new Map(); this.curves = new Map();
-    this.fine = new Map();  // what lies within the zoom, of the curves that are known more finely there
+    this.zoomed = new Map();  // rows within the zoom, in finer resolution, by curve id
   }
 
-  switches(name, set) {
+  bindSwitch(name, set) {
     const buttons = [...document.querySelectorAll(`#${name} button`)];
     for (const button of buttons) {
       button.onclick = () => {
         for (const each of buttons) each.setAttribute("aria-pressed", each === button);
         set(button.dataset.value);
         this.zoom = null;
-        this.fine.clear();
+        this.zoomed.clear();
         for (const chart of this.charts.values()) chart.redraw();
       };
     }
   }
 
-  // ---- what is told
+  // ---- updates from the server
 
-  take(told) {
-    if (told.reset) this.forget();
-    this.cursor = told.cursor;
-    this.now = told.now;
-    this.roots = told.roots;
-    this.groups = told.groups;
-    this.shown = told.shown;
-    Object.assign(this.pictures, told.pictures ?? {});
+  applyUpdate(update) {
+    if (update.reset) this.clear();
+    this.cursor = update.cursor;
+    this.now = update.now;
+    this.roots = update.roots;
+    this.groups = update.groups;
+    this.shown = update.shown;
+    Object.assign(this.pictures, update.pictures ?? {});
     for (const name of ["runs", "events", "maps"]) {
-      for (const [id, value] of Object.entries(told[name])) this[name].set(id, value);
+      for (const [id, value] of Object.entries(update[name])) this[name].set(id, value);
     }
-    for (const piece of told.curves) this.splice(piece);
-    this.draw(told);
-    if (told.curves.length) this.magnify();
+    for (const piece of update.curves) this.mergeCurve(piece);
+    this.draw(update);
+    if (update.curves.length) this.fetchZoomed();
   }
 
-  // A curve's rows from `from` on are replaced.
-  splice(piece) {
+  // Replace a curve's rows from step `from` on.
+  mergeCurve(piece) {
     const id = idOf(piece);
     const known = this.curves.get(id);
     if (!known || piece.from === 0) { this.curves.set(id, { ...piece, id }); return; }
-    let kept = known.x.length;
-    while (kept > 0 && known.x[kept - 1] >= piece.from) kept -= 1;
+    let keptRows = known.x.length;
+    while (keptRows > 0 && known.x[keptRows - 1] >= piece.from) keptRows -= 1;
     const merged = { ...piece, id };
     for (const name of ["x", "y", "low", "high", "count"]) {
       const before = known[name] ?? (name === "count" || name === "x" ? undefined : Array(known.x.length).fill(null));
-      if (piece[name] || known[name]) merged[name] = [...before.slice(0, kept), ...(piece[name] ?? Array(piece.x.length).fill(null))];
+      if (piece[name] || known[name]) merged[name] = [...before.slice(0, keptRows), ...(piece[name] ?? Array(piece.x.length).fill(null))];
     }
     this.curves.set(id, merged);
   }
 
-  // ---- what charts ask
+  // ---- data for the charts
 
   curvesOf(panel) {
     const found = [...this.curves.values()].filter((curve) => curve.panel === panel && this.shown.includes(curve.group));
-    return found.map((curve) => this.fine.has(curve.id) ? magnified(curve, this.fine.get(curve.id)) : curve);
+    return found.map((curve) => this.zoomed.has(curve.id) ? withZoomedRows(curve, this.zoomed.get(curve.id)) : curve);
   }
 
   group(key) { return this.groups.find((group) => group.key === key); }
 
-  placed(step, group) {
+  toAxisUnit(step, group) {
     return this.unit === "epoch" ? step / (this.group(group)?.steps_per_epoch ?? 1) : step;
   }
 
-  firstStep() { return Math.min(1, ...this.shown.map((key) => this.placed(1, key))); }
+  firstStep() { return Math.min(1, ...this.shown.map((key) => this.toAxisUnit(1, key))); }
 
-  // The last step of any curve that is shown, in the unit of the axis.
+  // The last step of all curves that are shown, in the unit of the axis.
   extent() {
     const shown = [...this.curves.values()].filter((curve) => this.shown.includes(curve.group) && curve.x.length);
-    return Math.max(0, ...shown.map((curve) => this.placed(curve.x[curve.x.length - 1], curve.group)));
+    return Math.max(0, ...shown.map((curve) => this.toAxisUnit(curve.x[curve.x.length - 1], curve.group)));
   }
 
-  scaled(curve) { return curve.x.map((step) => this.placed(step, curve.group)); }
+  scaleSteps(curve) { return curve.x.map((step) => this.toAxisUnit(step, curve.group)); }
 
   shownRuns() {
     return this.shown.flatMap((key) => this.group(key)?.runs ?? []).map((id) => this.runs.get(id)).filter(Boolean);
@@ -101,30 +101,30 @@ class Page {
 
   groupOf(run) { return this.groups.find((group) => group.runs.includes(run))?.key; }
 
-  lookedAt() {
-    const looked = this.strip.looked();
-    return looked ? { step: looked.step, group: this.groupOf(looked.run) } : null;
+  selectedSnapshot() {
+    const selection = this.mapViewer.getSelection();
+    return selection ? { step: selection.step, group: this.groupOf(selection.run) } : null;
   }
 
-  // What an empty chart says: what is awaited, or what would add it.
-  awaited(panel, some) {
+  // The text of an empty chart: what it waits for, or which command adds the values.
+  emptyMessage(panel, some) {
     const runs = this.shownRuns();
     if (!runs.length) return "waiting for a run";
-    if (some) return "no finite number yet";
-    return runs.some((run) => !ENDED.has(run.state)) ? "waiting for the first number" : `none recorded; ${panel.missing}`;
+    if (some) return "no finite value yet";
+    return runs.some((run) => !ENDED.has(run.state)) ? "waiting for the first value" : `none recorded; ${panel.missing}`;
   }
 
-  listed() {
+  listEvents() {
     const found = this.shownRuns().flatMap((run) => (this.events.get(run.id) ?? []).map((event) => ({ ...event, run })));
     found.sort((a, b) => a.step - b.step || a.time - b.time);
     let number = 0;
     return found.map((event) => ({ ...event, group: this.groupOf(event.run.id), number: event.kind === "policy" ? ++number : null }));
   }
 
-  // Decisions at one step of one group, such as those of its seeds, share a mark.
+  // Decisions at the same step in the same group, such as those of several seeds, share one mark.
   decisions() {
     const marks = new Map();
-    for (const { number, step, group } of this.listed()) {
+    for (const { number, step, group } of this.listEvents()) {
       if (number === null) continue;
       const mark = marks.get(`${step} ${group}`);
       if (mark) mark.text = `${mark.first}–${number}`;
@@ -135,24 +135,24 @@ class Page {
 
   setZoom(ends) {
     this.zoom = ends;
-    this.fine.clear();
+    this.zoomed.clear();
     for (const chart of this.charts.values()) chart.update();
-    this.magnify();
+    this.fetchZoomed();
   }
 
-  // Ask for all that the charts can show between the ends of the zoom; an exported file has no more than it shows.
-  async magnify() {
+  // Fetch the curves within the zoom at full resolution; an exported file has only the decimated rows.
+  async fetchZoomed() {
     const zoom = this.zoom;
-    if (!zoom || this.inlined) return;
+    if (!zoom || this.embedded) return;
     for (const group of this.shown) {
-      const [low, high] = zoom.map((place) => place / this.placed(1, group));
+      const [low, high] = zoom.map((place) => place / this.toAxisUnit(1, group));
       try {
         const answer = await fetch(`window/${group}/${Math.max(Math.floor(low), 0)}/${Math.max(Math.ceil(high), 0)}`);
         const pieces = answer.ok ? await answer.json() : [];
         if (this.zoom !== zoom) return;
-        for (const piece of pieces) this.fine.set(idOf(piece), piece);
+        for (const piece of pieces) this.zoomed.set(idOf(piece), piece);
       } catch {
-        return;  // what is lost is said by the question for news
+        return;  // a lost connection is reported by the next poll
       }
     }
     for (const chart of this.charts.values()) chart.update();
@@ -164,16 +164,16 @@ class Page {
     for (const chart of this.charts.values()) { chart.keys = null; chart.redraw(); }
   }
 
-  // ---- what is drawn
+  // ---- drawing
 
-  draw(told) {
+  draw(update) {
     this.drawTitle();
     this.drawRuns();
-    this.drawPanels(told.panels);
-    if (told.reset || told.curves.length || Object.keys(told.events).length || Object.keys(told.runs).length) {
+    this.drawPanels(update.panels);
+    if (update.reset || update.curves.length || Object.keys(update.events).length || Object.keys(update.runs).length) {
       for (const chart of this.charts.values()) chart.update();
     }
-    if (told.reset || Object.keys(told.maps).length || Object.keys(told.runs).length) this.strip.update();
+    if (update.reset || Object.keys(update.maps).length || Object.keys(update.runs).length) this.mapViewer.update();
     this.drawEvents();
     this.drawCosts();
   }
@@ -186,8 +186,8 @@ class Page {
     const known = this.shown.length && this.shown.every((key) => this.group(key)?.steps_per_epoch);
     document.querySelector('#unit [data-value="epoch"]').disabled = !known;
     const problems = runs.flatMap((run) => run.problems);
-    this.problems = runs.length ? problems : [`no runs below ${this.roots.join(", ")} yet; they are shown as soon as there are any`];
-    if (!this.lost) this.notice("");
+    this.problems = runs.length ? problems : [`no runs below ${this.roots.join(", ")} yet; they are shown as soon as they appear`];
+    if (!this.isOffline) this.notice("");
   }
 
   notice(sentence) {
@@ -196,8 +196,8 @@ class Page {
   }
 
   drawPanels(panels) {
-    const host = document.getElementById("charts"), wanted = new Set(panels.map((panel) => panel.key));
-    for (const [key, chart] of this.charts) if (!wanted.has(key)) chart.element.remove();
+    const host = document.getElementById("charts"), panelKeys = new Set(panels.map((panel) => panel.key));
+    for (const [key, chart] of this.charts) if (!panelKeys.has(key)) chart.element.remove();
     panels.forEach((panel, place) => {
       const fresh = !this.charts.has(panel.key);
       if (fresh) this.charts.set(panel.key, new Chart(panel, this));
@@ -211,53 +211,53 @@ class Page {
     const host = document.getElementById("runs");
     const known = new Map([...host.children].map((child) => [child.dataset.group, child]));
     for (const group of this.groups) {
-      const card = known.get(group.key) ?? this.runCard(group);
+      const card = known.get(group.key) ?? this.makeRunCard(group);
       known.delete(group.key);
       if (card.parentElement !== host) host.append(card);
-      this.fillRun(card, group);
+      this.updateRunCard(card, group);
     }
     for (const gone of known.values()) gone.remove();
   }
 
-  runCard(group) {
+  makeRunCard(group) {
     const card = element("div", "card run");
     card.dataset.group = group.key;
     const box = element("input");
     box.type = "checkbox";
     box.setAttribute("aria-label", `draw ${group.label}`);
-    box.onchange = () => this.choose(group.key, box.checked);
+    box.onchange = () => this.toggleGroup(group.key, box.checked);
     card.append(
       element("div", "name", [element("label", "", [box, element("span")]), element("small")]), element("div", "progress", [element("div", "track", element("div")), element("small")]),
-      ...["stands", "left", "ran", "money"].map((name) => element("div", `fact ${name}`)), element("div", "reason"),
+      ...["status", "left", "ran", "money"].map((name) => element("div", `fact ${name}`)), element("div", "reason"),
     );
     return card;
   }
 
-  choose(key, on) {
-    this.wanted = on ? [...this.shown, key] : this.shown.filter((each) => each !== key);
-    if (this.inlined) {
-      this.shown = this.groups.map((group) => group.key).filter((each) => this.wanted.includes(each));
-      this.draw({ reset: true, panels: this.inlined.panels, curves: [], events: {}, runs: {}, maps: {} });
+  toggleGroup(key, on) {
+    this.requestedGroups = on ? [...this.shown, key] : this.shown.filter((each) => each !== key);
+    if (this.embedded) {
+      this.shown = this.groups.map((group) => group.key).filter((each) => this.requestedGroups.includes(each));
+      this.draw({ reset: true, panels: this.embedded.panels, curves: [], events: {}, runs: {}, maps: {} });
     } else {
       this.cursor = "";
-      this.ask();
+      this.poll();
     }
   }
 
-  fillRun(card, group) {
+  updateRunCard(card, group) {
     const runs = group.runs.map((id) => this.runs.get(id)).filter(Boolean);
     if (!runs.length) return;
-    const facts = factsOf(group, runs, this.now);
+    const facts = describeGroup(group, runs, this.now);
     const find = (name) => card.querySelector(`.${name}`);
     const box = card.querySelector("input");
     box.hidden = this.groups.length < 2;
     box.checked = this.shown.includes(group.key);
     find("name").querySelector("span").textContent = facts.name;
-    find("name").querySelector("small").replaceChildren(facts.seeds, this.groups.length > 1 ? dashSample(this.shown.indexOf(group.key)) : "");
+    find("name").querySelector("small").replaceChildren(facts.seeds, this.groups.length > 1 ? makeDashSample(this.shown.indexOf(group.key)) : "");
     find("track").firstChild.style.width = `${100 * facts.share}%`;
     find("track").hidden = facts.share === null;
     find("progress").querySelector("small").textContent = facts.steps;
-    find("stands").replaceChildren(element("span", `state ${facts.state}`, facts.states));
+    find("status").replaceChildren(element("span", `state ${facts.state}`, facts.states));
     setLines(find("left"), facts.left, facts.leftNote);
     setLines(find("ran"), facts.ran, facts.device);
     setLines(find("money"), facts.money, facts.moneyNote);
@@ -265,19 +265,19 @@ class Page {
   }
 
   drawEvents() {
-    const events = this.listed(), host = document.getElementById("events");
+    const events = this.listEvents(), host = document.getElementById("events");
     const key = JSON.stringify(events.map((event) => [event.run.id, event.step, event.text]));
     if (host.dataset.key === key) return;
     host.dataset.key = key;
     const several = this.shownRuns().length > 1;
-    document.getElementById("event-count").textContent = events.length ? "decisions are numbered as in the charts" : "";
+    document.getElementById("event-count").textContent = events.length ? "policy decisions are numbered as in the charts" : "";
     host.replaceChildren(...events.map((event) => {
       const bad = ["measure_failed", "differs"].includes(event.kind);
       const text = element("span", bad ? "bad" : "", [event.kind === "policy" ? "" : `${event.kind.replaceAll("_", " ")}: `, event.text]);
-      if (several) text.append(element("span", "who", ` (${event.run.name.split("/").pop()})`));
+      if (several) text.append(element("span", "run-name", ` (${event.run.name.split("/").pop()})`));
       return element("li", "", [element("span", "number", event.number ? String(event.number) : ""), element("span", "step", event.step.toLocaleString("en")), text]);
     }));
-    if (!events.length) host.append(element("li", "empty", this.shownRuns().length ? "no decisions, no incidents" : "waiting for a run"));
+    if (!events.length) host.append(element("li", "empty", this.shownRuns().length ? "no events" : "waiting for a run"));
     this.redrawMarks();
   }
 
@@ -298,46 +298,46 @@ class Page {
       fill.style.width = `${(100 * seconds) / most}%`;
       const track = element("div", name === "training" ? "training" : "", element("div", "track", fill));
       const share = name === "training" || !training ? "" : `${((100 * seconds) / training).toFixed(1)} %`;
-      return [element("span", "", name.replaceAll("_", " ")), track, element("span", "seconds", `${short(+seconds.toPrecision(3))} s`), element("span", "share", share)];
+      return [element("span", "", name.replaceAll("_", " ")), track, element("span", "seconds", `${formatNumber(+seconds.toPrecision(3))} s`), element("span", "share", share)];
     }));
     if (!rows.length) host.append(element("div", "empty", "waiting for the first record"));
   }
 
-  // ---- asking
+  // ---- polling
 
-  async ask() {
+  async poll() {
     clearTimeout(this.timer);
-    const turn = this.turn = (this.turn ?? 0) + 1;
-    const groups = this.wanted === null ? "" : `&groups=${this.wanted.join(",")}`;
-    let rest = ASK_MS;
+    const requestId = this.requestId = (this.requestId ?? 0) + 1;
+    const groups = this.requestedGroups === null ? "" : `&groups=${this.requestedGroups.join(",")}`;
+    let delay = POLL_MS;
     try {
       const answer = await fetch(`data?cursor=${this.cursor}${groups}`, { signal: AbortSignal.timeout(60000) });
-      if (!answer.ok) throw new Error(`the server says ${answer.status}`);
-      const told = await answer.json();
-      if (turn !== this.turn) return;  // a newer question is under way
-      this.lost = false;
-      this.take(told);
-      document.getElementById("footer").textContent = `live, as of ${clock(told.now)} · ${this.roots.join(", ")}`;
-      if (this.runs.size && [...this.runs.values()].every((run) => ENDED.has(run.state))) rest = REST_MS;
+      if (!answer.ok) throw new Error(`HTTP status ${answer.status}`);
+      const update = await answer.json();
+      if (requestId !== this.requestId) return;  // a newer request is under way
+      this.isOffline = false;
+      this.applyUpdate(update);
+      document.getElementById("footer").textContent = `live, as of ${clock(update.now)} · ${this.roots.join(", ")}`;
+      if (this.runs.size && [...this.runs.values()].every((run) => ENDED.has(run.state))) delay = IDLE_POLL_MS;
     } catch (error) {
-      if (turn !== this.turn) return;
-      this.lost = true;
-      this.notice(`the server does not answer (${error.message}); what is shown stays, and it is asked again`);
-      rest = REST_MS;
+      if (requestId !== this.requestId) return;
+      this.isOffline = true;
+      this.notice(`no response from the server (${error.message}); showing the last data, retrying`);
+      delay = IDLE_POLL_MS;
     }
-    this.timer = setTimeout(() => this.ask(), rest);
+    this.timer = setTimeout(() => this.poll(), delay);
   }
 
   start() {
-    const inlined = document.getElementById("data");
-    if (inlined) {
-      this.inlined = JSON.parse(inlined.textContent);
-      this.take(this.inlined);
+    const embedded = document.getElementById("data");
+    if (embedded) {
+      this.embedded = JSON.parse(embedded.textContent);
+      this.applyUpdate(this.embedded);
       document.getElementById("footer").textContent = `exported ${new Date(1000 * this.now).toLocaleString()} · ${this.shownRuns().map((run) => run.name).join(", ")}`;
       return;
     }
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.ask(); });
-    this.ask();
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) this.poll(); });
+    this.poll();
   }
 }
 
@@ -345,19 +345,19 @@ function idOf(piece) {
   return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source].join("|");
 }
 
-// A curve with the rows of `fine` in the place of its own between the ends of these.
-function magnified(curve, fine) {
-  const first = curve.x.findIndex((step) => step >= fine.from), next = curve.x.findIndex((step) => step > fine.to);
+// The curve with its rows within the window of `zoomed` replaced by those of `zoomed`.
+function withZoomedRows(curve, zoomed) {
+  const first = curve.x.findIndex((step) => step >= zoomed.from), next = curve.x.findIndex((step) => step > zoomed.to);
   const before = first < 0 ? curve.x.length : first, after = next < 0 ? curve.x.length : next, found = { ...curve };
   for (const name of ["x", "y", "low", "high", "count"]) {
     if (!curve[name]) continue;
-    const rows = fine[name] ?? Array(fine.x.length).fill(null);
+    const rows = zoomed[name] ?? Array(zoomed.x.length).fill(null);
     found[name] = [...curve[name].slice(0, before), ...rows, ...curve[name].slice(after)];
   }
   return found;
 }
 
-function factsOf(group, runs, now) {
+function describeGroup(group, runs, now) {
   const count = new Map();
   for (const run of runs) count.set(run.state, (count.get(run.state) ?? 0) + 1);
   const states = [...count].map(([state, number]) => runs.length > 1 ? `${number} ${state}` : state).join(", ");
@@ -368,15 +368,15 @@ function factsOf(group, runs, now) {
   const end = ends.length ? Math.max(...ends) : null;
   const spent = runs.some((run) => run.spent !== null && run.spent !== undefined) ? sum(runs, "spent") : null;
   const ahead = sum(active.filter((run) => run.price && run.ends_at), (run) => run.price * Math.max(run.ends_at - now, 0) / 3600);
-  const words = (number) => number.toLocaleString("en");
+  const format = (number) => number.toLocaleString("en");
   return {
     name: group.label, seeds: runs.length > 1 ? `${runs.length} seeds: ${runs.map((run) => run.seed).join(", ")}` : `seed ${runs[0].seed}`,
     share: total ? Math.min(steps / total, 1) : null, states, state: active.length ? active[0].state : worst ?? "done",
-    steps: total ? `step ${words(steps)} of ${words(total)}${runs.length > 1 ? ", all seeds" : ""}` : `step ${words(steps)}`,
+    steps: total ? `step ${format(steps)} of ${format(total)}${runs.length > 1 ? ", all seeds" : ""}` : `step ${format(steps)}`,
     left: active.length ? (end === null ? "–" : `${duration(end - now)} left`) : clock(Math.max(...runs.map((run) => run.updated)), true),
-    leftNote: active.length ? (end === null ? "ends: not known yet" : `ends ${clock(end)}`) : "last written",
+    leftNote: active.length ? (end === null ? "end: not known yet" : `ends ${clock(end)}`) : "last written",
     ran: duration(sum(runs, "seconds")), device: runs[0].device.split(",")[0] || "",
-    money: spent === null ? "" : `$${spent.toFixed(2)}`, moneyNote: spent === null ? "" : ahead > 0 ? `about $${(spent + ahead).toFixed(2)} in the end` : "spent",
+    money: spent === null ? "" : `$${spent.toFixed(2)}`, moneyNote: spent === null ? "" : ahead > 0 ? `about $${(spent + ahead).toFixed(2)} in total` : "spent",
   };
 }
 
@@ -400,7 +400,7 @@ function setLines(host, first, second) {
   host.replaceChildren(first, element("small", "", second));
 }
 
-function dashSample(place) {
+function makeDashSample(place) {
   if (place < 0) return "";
   const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), line = document.createElementNS(space, "line");
   for (const [name, value] of Object.entries({ width: 60, height: 6 })) svg.setAttribute(name, value);
