@@ -118,6 +118,7 @@ def no_gpu(monkeypatch) -> None:
     monkeypatch.setattr("grokkit.device.select.count_physical_gpus", lambda: 0)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_the_command_line_says_so_and_stops_where_it_takes_too_long(
     tmp_path, monkeypatch, capsys, no_gpu
 ) -> None:

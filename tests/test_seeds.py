@@ -320,6 +320,7 @@ def test_the_command_trains_the_seeds_it_is_given(tmp_path: Path, capsys) -> Non
     assert len(list((tmp_path / "quickstart").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_convolutional_seeds_get_processes_and_equal_runs_alone_bit_for_bit(tmp_path: Path) -> None:
     callbacks = RecordsCalls()
     runs = gk.train_seeds(CONV, [0, 5], runs=tmp_path / "apart", device="cpu", callback=callbacks)

@@ -161,6 +161,7 @@ def test_only_so_many_images_are_shown(monkeypatch) -> None:
     assert [tuple(images.shape) for images in seen] == [(7, 3, 32, 32)] and seen[0].dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_it_learns_digits_in_sixty_steps(tmp_path) -> None:
     run = gk.train(small(), runs=tmp_path, device="cpu")
     metrics = run.metrics.query("split == 'test_set' and metric == 'accuracy'").set_index("step").value

@@ -247,6 +247,7 @@ def test_train_and_record_write_the_list_and_a_resumed_recorder_does_not(setting
     assert len(settings.read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_process_for_each_seed_learns_its_study_and_writes_the_list(source, marker, settings) -> None:
     Path("own.py").write_text(source)
     import_study(Path("own.py"))
@@ -611,6 +612,7 @@ def test_workers_are_told_by_the_environment_on_this_machine_and_by_ray(monkeypa
     assert handed[-1][3]["GROKKIT_TRUSTED"] == both and "PYTHONPATH" in handed[-1][3]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_its_runs_though_the_workers_have_no_list(source, marker, settings) -> None:
     """As on another machine: the list is empty, and what the queue accepted comes by the environment alone."""
     path = interrupted(OWN, source, marker)
