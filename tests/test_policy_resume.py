@@ -133,7 +133,7 @@ def test_a_run_resumed_at_any_step_has_the_rates_of_one_that_was_not(name: str, 
         # in half of the cases the other way round, which is as good
         for each, loaded in ((optimizer, mine), (scheduler, theirs))[:: 1 if stop % 2 else -1]:
             each.load_state_dict(loaded)
-        end = STEPS if stop % 10 == 0 else min(stop + 8, STEPS)
+        end = STEPS if stop % 20 == 0 else min(stop + 8, STEPS)
         assert followed(optimizer, scheduler, stop, end)[0] == path[stop:end], stop
         assert end < STEPS or listeners(scheduler)[0].decisions == decisions
 

@@ -194,6 +194,7 @@ def test_a_recorder_that_nobody_holds_closes_itself(tmp_path):
         assert again.restore() == 1
 
 
+@pytest.mark.slow
 def test_a_script_that_ends_without_closing_leaves_a_run_that_says_so(tmp_path):
     code = (
         "import sys, torch, grokkit as gk\n"

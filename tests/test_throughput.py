@@ -153,6 +153,7 @@ def test_batch_sizes_are_checked() -> None:
             throughput.validate_batch_sizes([wrong], 100)
 
 
+@pytest.mark.slow
 def test_the_command_writes_figure_table_and_verdicts(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
@@ -195,6 +196,7 @@ def test_the_command_writes_figure_table_and_verdicts(tmp_path: Path, monkeypatc
     assert Path("again/throughput.png").read_bytes() == Path("throughput/throughput.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch, capsys) -> None:
     def interrupted(of, sizes):
         yield throughput.Speeds("resident", sizes[0], *[throughput.Rate(1.0, 1.0, 1.0)] * 3)

@@ -179,6 +179,7 @@ def test_the_batch_metrics_go_on_in_the_middle_of_their_window(tmp_path: Path, m
     assert parts.metrics.equals(whole.metrics.assign(run=parts.name))
 
 
+@pytest.mark.slow
 def test_dropout_is_repeatable_and_the_callers_random_state_untouched(tmp_path: Path) -> None:
     config = SMALL.replace(
         data=spec("digits", size=32, train=60, test=20),

@@ -557,6 +557,7 @@ def test_a_figure_over_several_runs_takes_the_file_that_is_trusted(source, marke
     assert f"{other}/experiment.py may register it" in capsys.readouterr().err and not hostile.exists()
 
 
+@pytest.mark.slow
 def test_nobody_is_asked(source, marker) -> None:
     """A queue would hang: the refusal comes with a terminal, too, and nothing is read from it."""
     path = interrupted(OWN, source, marker)
@@ -623,6 +624,7 @@ def test_a_sweep_goes_on_with_its_runs_though_the_workers_have_no_list(source, m
     assert open_run(path).status["state"] == "done" and "GROKKIT_TRUSTED" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_execute_what_was_put_into_a_folder_of_its_runs(source, marker, tmp_path) -> None:
     path = interrupted(OWN, source, marker)
     hostile = tmp_path / "hostile"

@@ -64,6 +64,7 @@ def test_its_axes_have_labels_with_units_in_brackets(name):
     assert sum("(" in word for word in words) >= 2 or "logits" in words
 
 
+@pytest.mark.slow
 @every_figure
 def test_it_saves_to_the_same_bytes_twice(name, tmp_path):
     one = [path.read_bytes() for path in save_figure(drawn(name), tmp_path / "one")]
