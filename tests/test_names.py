@@ -4,6 +4,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "grokkit"
@@ -95,3 +96,23 @@ def is_pattern(name: str, modules: set[str]) -> bool:
     return (
         len(about) <= 1 or name in ("registry", "T") or (name == "CLASSES" and all("data." in each for each in about))
     )
+
+
+def test_the_words_of_a_literal_are_those_that_are_accepted() -> None:
+    from grokkit import literals
+    from grokkit.attributions.methods import BASELINES
+    from grokkit.measures.loss import LOSSES
+    from grokkit.policies.wsd import SHAPES
+    from grokkit.robustness.attacks import ATTACK_LOSSES, NORMS
+    from grokkit.spline.complexity import _COUNTS
+
+    accepted = {
+        literals.LossName: LOSSES,
+        literals.AttackLoss: ATTACK_LOSSES,
+        literals.AttackNorm: NORMS,
+        literals.BaselineName: BASELINES,
+        literals.DecayShape: SHAPES,
+        literals.CountingMethod: {*_COUNTS, "tangent"},
+    }
+    for words, table in accepted.items():
+        assert set(get_args(words)) == set(table)
