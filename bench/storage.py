@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bench.harness import Ratio, Row, Settings, compared, costs
 from grokkit.trajectory import checksummed, snapshot, store, tensor_series
+from grokkit.trajectory.durable import fsync_dir
 from grokkit.trajectory.writer import Writer
 
 State = dict[str, Tensor]
@@ -69,8 +70,10 @@ def _written(size: str, goals: Mapping[str, float], settings: Settings, root: Pa
         contenders: dict[str, Callable[[], object]] = {
             f"{size}: {OURS}": ours,
             f"{size}: {HASHED}": hashed,
-            f"{size}: {PT}": lambda: durable(lambda path: torch.save(state, path), place, numbers),
-            f"{size}: {ST}": lambda: durable(lambda path: safetensors.torch.save_file(state, path), place, numbers),
+            f"{size}: {PT}": lambda: save_durably(lambda path: torch.save(state, path), place, numbers),
+            f"{size}: {ST}": lambda: save_durably(
+                lambda path: safetensors.torch.save_file(state, path), place, numbers
+            ),
         }
         seconds = _wall(contenders | {"": lambda: swept(place)}, settings)
     del seconds[""]
@@ -169,7 +172,7 @@ def stall(settings: Settings) -> list[Row]:
         save()
         contenders: dict[str, Callable[[], object]] = {}
         contenders["copy"] = lambda: copy.copy_(flat)
-        contenders[PT] = lambda: durable(lambda path: torch.save(state, path), place, numbers)
+        contenders[PT] = lambda: save_durably(lambda path: torch.save(state, path), place, numbers)
         contenders["pause"] = lambda: [writer.wait(), swept(place)]  # the steps between two saves
         contenders["save"] = save
         seconds = _wall(contenders, settings)
@@ -208,7 +211,7 @@ def _wall(contenders: Mapping[str, Callable[[], object]], settings: Settings) ->
     return {name: 1000 * cost.wall for name, cost in costs(contenders, settings).items()}
 
 
-def durable(save: Callable[[Path], None], place: Path, numbers: Iterator[int]) -> None:
+def save_durably(save: Callable[[Path], None], place: Path, numbers: Iterator[int]) -> None:
     """`save` as a careful program calls it: beside, fsync, rename, fsync of the folder."""
     draft, path = place / "draft.tmp", fresh(place, numbers)
     save(draft)
@@ -216,7 +219,7 @@ def durable(save: Callable[[Path], None], place: Path, numbers: Iterator[int]) -
     os.fsync(handle)
     os.close(handle)
     draft.rename(path)
-    checksummed.fsync_dir(place)
+    fsync_dir(place)
 
 
 def fresh(place: Path, numbers: Iterator[int]) -> Path:

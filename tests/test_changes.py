@@ -14,7 +14,7 @@ import pytest
 
 import grokkit as gk
 from grokkit.errors import DamagedError, GrokkitError, TrajectoryError, UsageError
-from grokkit.trajectory import Run, checksummed, documents, log, manifest, resume, snapshot, store, verify
+from grokkit.trajectory import Run, checksummed, documents, durable, log, manifest, resume, snapshot, store, verify
 from tests.test_manifest import as_killed, net, opened, recorded, records
 
 
@@ -597,7 +597,7 @@ def test_nothing_is_written_over_a_run_that_was_taken_over(run, monkeypatch, wri
 
 @pytest.mark.parametrize("write", ["a save", "a snapshot"])
 def test_a_run_that_is_taken_over_amid_a_write_gets_nothing_of_it(run, monkeypatch, write):
-    recorder, write_durably = opened(run.path, resume=True), checksummed._write_durably
+    recorder, write_durably = opened(run.path, resume=True), durable._write_durably
     recorder.restore()
     recorder._writer.wait()
     before = sorted(run.path.rglob("*.h5")), (run.path / "resume" / "1.h5").read_bytes()
@@ -606,7 +606,7 @@ def test_a_run_that_is_taken_over_amid_a_write_gets_nothing_of_it(run, monkeypat
         (run.path / "LOCK").write_text(json.dumps({"token": "another", "pid": 1, "host": "elsewhere"}))
         write_durably(path, *rest)
 
-    monkeypatch.setattr(checksummed, "_write_durably", taken_over)
+    monkeypatch.setattr(durable, "_write_durably", taken_over)
     with pytest.raises(TrajectoryError, match="process 1 on elsewhere"):
         if write == "a save":
             recorder.save(3)

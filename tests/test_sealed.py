@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import checksummed
+from grokkit.trajectory import checksummed, durable
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -144,7 +144,7 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "a.h5"
     path.write_text("another writer's")
     with pytest.raises(TrajectoryError, match="nothing was changed"):
-        checksummed.write_atomic(path, b"mine", replace=False)
+        durable.write_atomic(path, b"mine", replace=False)
     assert path.read_text() == "another writer's" and listing(tmp_path) == ["a.h5"]
 
 
@@ -255,10 +255,10 @@ def test_the_reserve_of_the_disk_is_for_the_small_notes(tmp_path, monkeypatch):
     real = os.statvfs(tmp_path)
 
     class Nearly:
-        f_frsize, f_bavail = real.f_frsize, checksummed.RESERVE_BYTES // real.f_frsize
+        f_frsize, f_bavail = real.f_frsize, durable.RESERVE_BYTES // real.f_frsize
 
     monkeypatch.setattr(os, "statvfs", lambda path: Nearly)
-    checksummed.write_atomic(tmp_path / "status.json", b"{}")
+    durable.write_atomic(tmp_path / "status.json", b"{}")
     with pytest.raises(TrajectoryError, match="No space left"):
         checksummed.write(tmp_path / "a.h5", "reading", {}, {})
     assert listing(tmp_path) == ["status.json"]

@@ -16,7 +16,7 @@ from grokkit.recording import recorder
 from grokkit.recording.state import collect_state, get_random_state, load_state
 from grokkit.seeding import preserved_rng
 from grokkit.training import loop
-from grokkit.trajectory import checksummed, resume, snapshot, store
+from grokkit.trajectory import checksummed, durable, resume, snapshot, store
 from grokkit.trajectory import run as run_folder
 from grokkit.trajectory.lock import RunLock, is_held
 from grokkit.trajectory.log import Log
@@ -89,7 +89,7 @@ BARE = SMALL.replace(measures=(), attributions=(), signal={}, policy=gk.spec("co
 
 def full_from(monkeypatch, number):
     """Every HDF5 file from the `number`-th on meets a full disk."""
-    real, calls = checksummed._write_durably, []
+    real, calls = durable._write_durably, []
 
     def write(path, pieces, reserve):
         calls.extend([path] if ".h5." in path.name else [])
@@ -97,7 +97,7 @@ def full_from(monkeypatch, number):
             raise OSError(28, "No space left on device")
         real(path, pieces, reserve)
 
-    monkeypatch.setattr(checksummed, "_write_durably", write)
+    monkeypatch.setattr(durable, "_write_durably", write)
 
 
 def test_a_full_disk_ends_the_run_as_failed_and_keeps_what_was_written(tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ def test_what_is_put_aside_is_durable_in_both_folders(tmp_path, monkeypatch):
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / "000000000001.h5").write_bytes(b"damaged")
     synced = []
-    monkeypatch.setattr(checksummed, "fsync_dir", lambda folder: synced.append(folder.name))
+    monkeypatch.setattr(durable, "fsync_dir", lambda folder: synced.append(folder.name))
     recover(tmp_path)
     assert sorted(synced) == sorted(["quarantine", "snapshots", tmp_path.name]), "the new folder's own name, too"
 

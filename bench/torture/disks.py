@@ -14,7 +14,7 @@ import torch
 from bench.torture import workload
 from bench.torture.workload import same
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import Run, checksummed, resume, store
+from grokkit.trajectory import Run, checksummed, durable, resume, store
 
 DISK = 3 << 20
 """Bytes of the small disk."""
@@ -48,7 +48,7 @@ def _filled(disk: Path, chance: random.Random, foresees: bool) -> list[str]:
     """One writer; `foresees`: it asks for the room before it writes, as it does where it is not prevented."""
     ballast, path, said = disk / "ballast", disk / "run", dict[str, int]()
     ballast.write_bytes(bytes(int(chance.uniform(0.5, 0.8) * DISK)))
-    reserve, checksummed.RESERVE_BYTES = checksummed.RESERVE_BYTES, checksummed.RESERVE_BYTES if foresees else -DISK
+    reserve, durable.RESERVE_BYTES = durable.RESERVE_BYTES, durable.RESERVE_BYTES if foresees else -DISK
     submit = workload.Writer.submit
     try:
         workload.write(path, lambda name, step: said.update({name: step}), last=40)
@@ -57,7 +57,7 @@ def _filled(disk: Path, chance: random.Random, foresees: bool) -> list[str]:
         if "No space left" not in str(error):
             return [f"an error that does not name the cause: {error}"]
     finally:
-        checksummed.RESERVE_BYTES, workload.Writer.submit = reserve, submit  # type: ignore[method-assign]
+        durable.RESERVE_BYTES, workload.Writer.submit = reserve, submit  # type: ignore[method-assign]
     ballast.unlink()
     return workload.faults(path, said)
 

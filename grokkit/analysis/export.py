@@ -18,7 +18,7 @@ from grokkit.analysis.csv_text import encode_csv
 from grokkit.analysis.tables import read_each, table
 from grokkit.errors import UsageError
 from grokkit.trajectory import Run
-from grokkit.trajectory.checksummed import write_atomic
+from grokkit.trajectory.durable import write_atomic
 from grokkit.trajectory.lock import locked_draft
 
 

@@ -16,7 +16,7 @@ from grokkit.stored_code import STUDY_FILE
 from grokkit.sweep.child_process import is_log_locked
 from grokkit.sweep.plan import Plan, PlannedRun
 from grokkit.trajectory import Run, to_path
-from grokkit.trajectory.checksummed import write_atomic
+from grokkit.trajectory.durable import write_atomic
 from grokkit.trust import hash_source, is_trusted, read_regular
 
 LOG_MARK = "== "

@@ -5,9 +5,8 @@
     /digest     sha256 over kind, meta and every array, 64 hex digits
     /data/...   contiguous, uncompressed arrays
 
-HDF5 builds the bytes around the arrays in memory, once per combination of shapes. This module then writes the file
-(temporary file, fsync, rename, directory fsync): after a full disk or a killed process the file is either complete or
-missing, and no HDF5 call touches the disk.
+HDF5 builds the bytes around the arrays in memory, once per combination of shapes, and `durable` writes the file, so no
+HDF5 call touches the disk.
 """
 
 from __future__ import annotations
@@ -16,11 +15,9 @@ import errno
 import hashlib
 import io
 import json
-import os
 import re
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ import h5py
 import numpy as np
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import hdf5
+from grokkit.trajectory import durable, hdf5
 from grokkit.trajectory.documents import is_count
 from grokkit.trajectory.hdf5 import UntrustedFile
 
@@ -37,12 +34,6 @@ FORMAT, VERSION = "grokkit", 2
 
 ALIGNMENT = 64
 """Bytes. Arrays of at least this size start at a multiple of it, so that a file can be mapped into memory."""
-
-RESERVE_BYTES = 1 << 20
-"""Bytes that a write leaves free on the disk, for the logs and status.json that are still to be written."""
-
-_MAX_BUFFERS = 1000
-"""Buffers per `pwritev` call; Linux accepts at most 1024."""
 
 _STEP_FILE_NAME = re.compile(r"([0-9]{12}|[1-9][0-9]{12,})\.h5")
 
@@ -190,7 +181,7 @@ def write(
             _verified_forms.add(key)
         check()
 
-    _write_atomic(path, pieces, replace, verify_temporary)
+    durable.write_pieces_atomic(path, pieces, replace, verify_temporary)
     return digest
 
 
@@ -201,113 +192,6 @@ def _has_other_digest(path: Path, digest: str) -> bool:
         return read_claimed_digest(path) != digest
     except DamagedError:
         return True
-
-
-def write_atomic(path: Path, content: bytes | memoryview, *, replace: bool = True, make_parents: bool = True) -> None:
-    """Write `content` to `path` atomically: temporary file, fsync, rename (or link, which never replaces), directory
-    fsync.
-
-    Args:
-        path: of the file.
-        content: all of it.
-        replace: overwrite an existing file.
-        make_parents: create missing folders.
-
-    Raises:
-        TrajectoryError: the file could not be written, or exists without `replace`.
-    """
-    _write_atomic(path, [content], replace, lambda temporary: None, reserve=0, make_parents=make_parents)
-
-
-def _write_atomic(
-    path: Path,
-    pieces: Sequence[bytes | memoryview],
-    replace: bool,
-    check: Callable[[Path], None],
-    reserve: int | None = None,
-    make_parents: bool = True,
-) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        if make_parents:
-            mkdir_durable(path.parent)
-        _write_durably(temporary, pieces, RESERVE_BYTES if reserve is None else reserve)
-        check(temporary)
-        if replace:
-            os.replace(temporary, path)
-        else:
-            _link(temporary, path)
-    except OSError as error:
-        reason = _NO_LINKS_MESSAGE if error.errno in _NO_LINK_ERRNOS and not replace else error.strerror or error
-        raise TrajectoryError(f"could not write {path}: {reason}; nothing was changed") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Hard-link a finished file to `path`, which must not exist.
-
-    A network disk may have created the link and still answer that the name exists, because its first reply was lost;
-    then both names belong to one file, and this is no error.
-    """
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        if not os.path.samefile(temporary, path):
-            raise
-
-
-_NO_LINK_ERRNOS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-_NO_LINKS_MESSAGE = (
-    "the file system does not support hard links; write runs to a local disk and copy finished ones here"
-)
-
-
-def _write_durably(path: Path, pieces: Sequence[bytes | memoryview], reserve: int) -> None:
-    """Write all pieces, one after the other, to a new file and fsync it."""
-    pending = [memoryview(piece) for piece in pieces if len(piece)]
-    disk = os.statvfs(path.parent)
-    if sum(map(len, pending)) + reserve > disk.f_bavail * disk.f_frsize:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        at = 0
-        while pending:
-            written = os.pwritev(handle, pending[:_MAX_BUFFERS], at)
-            at += written
-            while pending and written >= len(pending[0]):
-                written -= len(pending.pop(0))
-            if pending:
-                pending[0] = pending[0][written:]
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def mkdir_durable(folder: Path) -> None:
-    """Create a folder and its missing parents durably: a file is only safe if the name of its folder is on the disk."""
-    if not folder.is_dir():
-        mkdir_durable(folder.parent)
-        folder.mkdir(exist_ok=True)
-        fsync_dir(folder.parent)
-
-
-def fsync_dir(folder: Path) -> None:
-    """Make the names in `folder` durable. Raises TrajectoryError if the disk does not confirm it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        reason = error.strerror or error
-        if error.errno in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP):
-            reason = (
-                "the file system cannot make folders durable; write runs to a local disk and copy finished ones here"
-            )
-        raise TrajectoryError(f"the disk did not confirm a new name in {folder}: {reason}") from error
-    finally:
-        os.close(handle)
 
 
 @contextmanager

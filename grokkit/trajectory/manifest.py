@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import TrajectoryError
-from grokkit.trajectory import checksummed, hdf5, log, store
+from grokkit.trajectory import checksummed, durable, hdf5, log, store
 from grokkit.trajectory.documents import (
     STATES,
     escape_surrogates,
@@ -234,7 +234,7 @@ def prepare_for_resume(run: Path, synced_bytes: int) -> list[str]:
         if message
         else b""
     )
-    checksummed.write_atomic(path, encode_beginning(run, has_preexisting_files=True) + lost)
+    durable.write_atomic(path, encode_beginning(run, has_preexisting_files=True) + lost)
     return [message] if message else []
 
 

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from grokkit.errors import UsageError
-from grokkit.trajectory.checksummed import fsync_dir
+from grokkit.trajectory.durable import fsync_dir
 from grokkit.trajectory.snapshot import CARRIER_DTYPES
 
 if TYPE_CHECKING:

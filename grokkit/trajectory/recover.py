@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grokkit.errors import DamagedError, MisplacedError, TrajectoryError
-from grokkit.trajectory import checksummed, manifest, modifications, store
+from grokkit.trajectory import checksummed, durable, manifest, modifications, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.manifest import Manifest
 from grokkit.trajectory.resume import RESUME_FILES
@@ -20,7 +20,7 @@ from grokkit.trajectory.resume import RESUME_FILES
 QUARANTINE = "quarantine"
 
 _TEMPORARY_NAME = re.compile(r"\.(\d{12}\.h5\.[0-9a-f]+|.+\.[0-9a-f]{8})\.tmp")
-"""Names that `checksummed.write_atomic`, an export or a pack gives to unfinished files."""
+"""Names that `durable.write_atomic`, an export or a pack gives to unfinished files."""
 
 
 def recover(run: Path, manifest_lines: Manifest | None = None) -> list[str]:
@@ -127,12 +127,12 @@ def quarantine(run: Path, path: Path, fault: Exception | None = None) -> str:
     while os.path.lexists(target := run / QUARANTINE / f"{name}.{count}"):
         count += 1
     try:
-        checksummed.mkdir_durable(target.parent)
+        durable.mkdir_durable(target.parent)
         os.rename(path, target)
     except OSError as error:
         raise TrajectoryError(f"{path} could not be moved to {target.parent}: {error.strerror or error}") from error
-    checksummed.fsync_dir(target.parent)
-    checksummed.fsync_dir(path.parent)
+    durable.fsync_dir(target.parent)
+    durable.fsync_dir(path.parent)
     manifest.add_quarantined(run, path, target)
     if isinstance(fault, MisplacedError):
         return f"{fault}; it was moved to {target}"
@@ -169,5 +169,5 @@ def rename_existing_run(path: Path) -> Path | None:
             os.rename(path, target)
         except OSError as error:
             raise TrajectoryError(f"{path} could not be renamed: {error.strerror or error}") from error
-        checksummed.fsync_dir(path.parent)
+        durable.fsync_dir(path.parent)
     return target

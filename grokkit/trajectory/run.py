@@ -18,7 +18,7 @@ import numpy as np
 from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import documents, log, manifest, store, verify
-from grokkit.trajectory.checksummed import fsync_dir, mkdir_durable, write_atomic
+from grokkit.trajectory.durable import fsync_dir, mkdir_durable, write_atomic
 from grokkit.trajectory.lock import RunLock, is_held
 
 if TYPE_CHECKING:
