@@ -190,10 +190,13 @@ def test_every_activation_call_is_seen_before_it_happens_in_order() -> None:
     assert torch.equal(calls[0][2], expected), "values as they were before the in-place activation"
 
 
-def test_what_has_no_counting_rule_is_refused_and_nothing_leaks() -> None:
+def test_a_call_on_a_wrong_batch_is_refused_and_nothing_leaks() -> None:
     hooks = torch.nn.modules.module._global_forward_pre_hooks, torch.nn.modules.module._global_forward_hooks
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid())
-    with pytest.raises(ModelContractError, match="calls `sigmoid` in '1'"), intercept(model, lambda call: None):
+    model = nn.Sequential(nn.Flatten(0), nn.ReLU())
+    with (
+        pytest.raises(ModelContractError, match=r"relu in '1' must have the batch \(1\) as its first"),
+        intercept(model, lambda call: None, batch=1),
+    ):
         model(torch.ones(1, 2))
     assert [len(each) for each in hooks] == [0, 0]
 

@@ -16,6 +16,7 @@ LEVELS = {
         0: "errors escape interrupt",
         0.5: "literals names seeding registry trust old_names",
         0.75: "stored_code stats config",
+        0.9: "operations",
         1: "units",
         1.25: "callbacks",
         1.5: "device",

@@ -229,15 +229,15 @@ class _Hidden(torch.autograd.Function):
     [
         (F.gelu, r"`gelu` in 'gelu' is not piecewise affine"),
         (F.hardswish, "`hardswish`.*is not piecewise affine"),
-        (lambda x: torch.softmax(x, 1), "`softmax`.*has no affine rule"),
+        (lambda x: torch.softmax(x, 1), "`softmax`.*is not piecewise affine"),
         (lambda x: x * x, "multiplies two tensors that both depend"),
         (lambda x: torch.div(1, x), "divides by a tensor that depends"),
         (lambda x: F.dropout(x), "random"),
         (lambda x: x - x.mean(0, keepdim=True), "has no row for each image"),
-        (lambda x: x * len(x) if len(x) > 2 else -x, "different operations for different images"),
-        (lambda x: _Hidden.apply(x), "one tensor that is computed from the images"),
-        (lambda x: x + torch.from_numpy(x.detach().numpy() ** 2), "which is not one row per image"),
-        (lambda x: x * x.tolist()[0][0], "differs from the model"),
+        (lambda x: x * len(x) if len(x) > 2 else -x, "different operations for different batches of images"),
+        (lambda x: _Hidden.apply(x), "`numpy`.*hands values to code that is not seen"),
+        (lambda x: x + torch.from_numpy(x.detach().numpy() ** 2), "`numpy`.*hands values to code that is not seen"),
+        (lambda x: x * x.tolist()[0][0], "computes with the number .* for one batch"),
     ],
 )
 def test_what_is_not_piecewise_affine_is_named(body, words):

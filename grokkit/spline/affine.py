@@ -5,7 +5,8 @@ Raises an error that names the operation if the network is not piecewise affine.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError, NumericsError
-from grokkit.spline.rule_table import ANYWHERE, build_rule_table, tree_map
+from grokkit.operations import Activation, Pool, find_operation
+from grokkit.spline.rule_table import build_rule_table, get_out_of_place, tree_leaves, tree_map
 from grokkit.spline.tape import BatchRow, Node, Var, fill_arguments, find_freed_variables, record_tape
-from grokkit.units import ACTIVATIONS, MAX_POOLS
 
 MapForm = Literal["value", "linear", "magnitude"]
 """Form of an affine map W x + b: the map itself ("value"), W x ("linear"), or |W| x ("magnitude")."""
@@ -37,10 +38,14 @@ def _bind_arguments(node: Node, *names: str) -> dict[str, Any]:
 
 def _keep_operation(node: Node, form: MapForm) -> Invocation:
     """Return the call unchanged: it selects, rearranges or averages values, with no constant and no negative weight."""
-    return node.func, node.args, node.kwargs
+    if any(not var.floating for var in node.inputs()):
+        raise _make_error(node, "selects by a mask or an index that depends on the image")
+    return get_out_of_place(node.func), node.args, node.kwargs
 
 
 def _apply_identity(node: Node, form: MapForm) -> Invocation:
+    if not all(var.floating for var in node.outputs()):
+        raise _make_error(node, "rounds")
     return (lambda x: x), (node.inputs()[0],), {}
 
 
@@ -73,9 +78,11 @@ def _conv2d(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
 
 
 def _apply_batch_norm(node: Node, form: MapForm) -> Invocation:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    arguments = _bind_arguments(node, *names)
-    mean, var, weight, bias = (arguments[name] for name in names[1:5])
+    names: tuple[str, ...] = ("running_mean", "running_var", "weight", "bias")
+    # torch.batch_norm has another order than torch.nn.functional.batch_norm
+    order = names if node.func is F.batch_norm else (*names[2:], *names[:2])
+    arguments = _bind_arguments(node, "input", *order, "training", "momentum", "eps")
+    mean, var, weight, bias = (arguments[name] for name in names)
     _check_constants(node, mean, var, weight, bias)
     if arguments["training"] or mean is None:
         raise _make_error(node, "normalises by the statistics of the batch")
@@ -98,12 +105,112 @@ def _bind_operands(node: Node) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _multiply(node: Node, form: MapForm) -> Invocation:
-    """Return the call of a product of x and a constant, elementwise or as matrices."""
-    first, second, _ = _bind_operands(node)
-    if isinstance(first, Var) and isinstance(second, Var):
+    """Return the call of a product of x and constants: elementwise, as matrices, or by einsum."""
+    if node.count_inputs() > 1:
         raise _make_error(node, "multiplies two tensors that both depend on the image")
-    operation = torch.matmul if "matmul" in node.name else torch.mul
-    return operation, (_to_weight(first, form), _to_weight(second, form)), {}
+    args, kwargs = tree_map(lambda leaf: _to_factor(leaf, form), (node.args, node.kwargs))
+    return get_out_of_place(node.func), args, kwargs
+
+
+def _to_factor(leaf: Any, form: MapForm) -> Any:
+    is_number = isinstance(leaf, int | float) and not isinstance(leaf, bool)
+    return _to_weight(leaf, form) if is_number or isinstance(leaf, Tensor | BatchRow) else leaf
+
+
+def _add_product(node: Node, form: MapForm) -> Invocation:
+    """Return the call of beta c + alpha (a @ b), one of whose factors may depend on the image."""
+    arguments = _bind_arguments(node, "input", "first", "second", "beta", "alpha")
+    factors = [
+        arguments[name] if arguments[name] is not None else arguments.get(other)
+        for name, other in (("first", "mat1"), ("second", "mat2"))
+    ]
+    factors = [arguments.get(f"batch{at + 1}", factor) for at, factor in enumerate(factors)]
+    if all(isinstance(factor, Var) for factor in factors):
+        raise _make_error(node, "multiplies two tensors that both depend on the image")
+    weights = [_to_weight(1 if arguments[name] is None else arguments[name], form) for name in ("beta", "alpha")]
+    operands = (_to_offset(arguments["input"], form), *(_to_weight(factor, form) for factor in factors))
+    return (lambda c, a, b, beta, alpha: beta * c + alpha * (a @ b)), (*operands, *weights), {}
+
+
+def _choose(node: Node, form: MapForm) -> Invocation:
+    """Return the call of a choice between two tensors by a constant mask."""
+    names = ("input", "condition", "other") if node.func is Tensor.where else ("condition", "input", "other")
+    arguments = _bind_arguments(node, *names)
+    if isinstance(arguments["condition"], Var) or arguments["other"] is None:
+        raise _make_error(node, "selects by a mask that depends on the image")
+    first, second = (_to_offset(arguments[name], form) for name in ("input", "other"))
+    return torch.where, (arguments["condition"], first, second), {}
+
+
+def _fill_masked(node: Node, form: MapForm) -> Invocation:
+    arguments = _bind_arguments(node, "input", "mask", "value")
+    if isinstance(arguments["mask"], Var):
+        raise _make_error(node, "selects by a mask that depends on the image")
+    value = arguments["value"]
+    first, second = _to_offset(value, form), _to_offset(arguments["input"], form)
+    return torch.where, (arguments["mask"], first, second), {}
+
+
+def _blend(node: Node, form: MapForm) -> Invocation:
+    """Return the call of (1 - w) a + w b with a constant w."""
+    arguments = _bind_arguments(node, "input", "end", "weight")
+    weight = arguments["weight"]
+    if isinstance(weight, Var):
+        raise _make_error(node, "has weights that depend on the image")
+    if isinstance(weight, BatchRow):
+        rest: Any = BatchRow(1 - weight.value)
+    else:
+        rest = 1 - weight
+    first, second = (_to_offset(arguments[name], form) for name in ("input", "end"))
+    weights = (_to_weight(rest, form), _to_weight(weight, form))
+    return (lambda a, b, one, other: a * one + b * other), (first, second, *weights), {}
+
+
+def _subtract_neighbours(node: Node, form: MapForm) -> Invocation:
+    arguments = _bind_arguments(node, "input", "n", "dim", "prepend", "append")
+    if arguments["prepend"] is not None or arguments["append"] is not None:
+        raise _make_error(node, "has values before or after its own")
+    count = 1 if arguments["n"] is None else arguments["n"]
+    dim = -1 if arguments["dim"] is None else arguments["dim"]
+    sign = 1 if form == "magnitude" else -1
+
+    def subtract(x: Tensor) -> Tensor:
+        for _ in range(count):
+            x = x.narrow(dim, 1, x.shape[dim] - 1) + sign * x.narrow(dim, 0, x.shape[dim] - 1)
+        return x
+
+    return subtract, (arguments["input"],), {}
+
+
+def _assign(node: Node, form: MapForm) -> Invocation:
+    """Return the call of an assignment to a slice, on a copy of what is written to."""
+    base, index, value = node.args
+    if any(isinstance(leaf, Var) for leaf in tree_leaves(index)):
+        raise _make_error(node, "selects by a mask or an index that depends on the image")
+
+    def assign(base: Tensor, value: Any) -> Tensor:
+        base = base.clone()
+        base[index] = value
+        return base
+
+    return assign, (_to_offset(base, form), _to_offset(value, form)), {}
+
+
+def _copy(node: Node, form: MapForm) -> Invocation:
+    base, value = node.args[:2]
+    return (lambda base, value: value.expand_as(base)), (base, _to_offset(value, form)), {}
+
+
+def _interpolate(node: Node, form: MapForm) -> Invocation:
+    """Return the call; interpolation that is not cubic has no negative weight."""
+    func, args, kwargs = _keep_operation(node, form)
+    if form != "magnitude" or "bicubic" not in tree_leaves((args, kwargs)):
+        return func, args, kwargs
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise _make_error(node, "has negative weights in bicubic mode, for which there is no bound")
+
+    return refuse, args, kwargs
 
 
 def _divide(node: Node, form: MapForm) -> Invocation:
@@ -158,8 +265,9 @@ def _to_zero(leaf: Any) -> Any:
 
 
 def _pad(node: Node, form: MapForm) -> Invocation:
-    arguments = _bind_arguments(node, "input", "pad", "mode", "value")
-    mode, value = arguments["mode"] or "constant", arguments["value"]
+    names = ("input", "pad", "value") if node.name == "constant_pad_nd" else ("input", "pad", "mode", "value")
+    arguments = _bind_arguments(node, *names)
+    mode, value = arguments.get("mode") or "constant", arguments["value"]
     return F.pad, (arguments["input"], arguments["pad"], mode, value if form == "value" else None), {}
 
 
@@ -182,38 +290,54 @@ def _check_constants(node: Node, *constants: Any) -> None:
         raise _make_error(node, "has weights that depend on the image")
 
 
+def describe_call(node: Node) -> str:
+    """Return the name and place of a call, for a message; an input that was made by unseen code by its place."""
+    return f"`{node.name}` in {node.layer!r}" if node.inputs() else repr(node.layer)
+
+
 def _make_error(node: Node, reason: str) -> ModelContractError:
     return ModelContractError(
-        f"`{node.name}` in {node.layer!r} {reason}, so an exact partition or bound cannot be computed for this network;"
-        ' use `grokkit.local_complexity` with method="vertex" or "tangent" instead'
+        f"{describe_call(node)} {reason}, so an exact partition or bound cannot be computed for this network;"
+        ' use `grokkit.local_complexity` with method="vertex" instead'
     )
 
 
-RULES: dict[Any, Callable[[Node, MapForm], Invocation]] = {
+RULES: dict[str, Callable[[Node, MapForm], Invocation]] = {
     **build_rule_table(
         _keep_operation,
-        ANYWHERE,
-        "view view_as reshape flatten unflatten permute transpose movedim moveaxis swapaxes swapdims squeeze unsqueeze "
-        "chunk split tensor_split unbind narrow select expand expand_as contiguous clone flip roll __getitem__ mean "
-        "sum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-        "pixel_shuffle pixel_unshuffle channel_shuffle",
+        "view permute transpose movedim t T squeeze unsqueeze chunk split tensor_split hsplit unbind narrow select "
+        "expand broadcast_tensors contiguous flip roll rot90 __getitem__ index_select gather take masked_select repeat "
+        "repeat_interleave diagonal diag pixel_shuffle pixel_unshuffle channel_shuffle unfold atleast_1d positive mean "
+        "sum cumsum tril fold avg_pool1d adaptive_avg_pool1d",
     ),
-    **build_rule_table(_apply_identity, ANYWHERE, "detach to float double requires_grad_"),
     **build_rule_table(
-        _apply_layer, (torch, F), "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear"
+        _apply_identity,
+        "detach to float cpu requires_grad_",
     ),
-    **build_rule_table(_apply_batch_norm, (F,), "batch_norm"),
-    **build_rule_table(_multiply, ANYWHERE, "mul multiply __mul__ __rmul__ mul_ __imul__ matmul __matmul__"),
-    **build_rule_table(_divide, ANYWHERE, "div divide true_divide __truediv__ div_ __itruediv__"),
-    **build_rule_table(_make_sum_rule(1), ANYWHERE, "add __add__ __radd__ add_ __iadd__"),
-    **build_rule_table(_make_sum_rule(-1), ANYWHERE, "sub subtract __sub__ sub_ __isub__"),
-    **build_rule_table(_make_sum_rule(-1, swapped=True), ANYWHERE, "rsub __rsub__"),
-    **build_rule_table(_negate, ANYWHERE, "neg negative __neg__"),
-    **build_rule_table(_join, (torch,), "cat concat concatenate stack hstack vstack"),
-    **build_rule_table(_pad, (F,), "pad"),
-    **build_rule_table(_dropout, (F,), "dropout dropout1d dropout2d dropout3d"),
+    "dropout": _dropout,
+    "add": _make_sum_rule(1),
+    "sub": _make_sum_rule(-1),
+    "rsub": _make_sum_rule(-1, swapped=True),
+    "neg": _negate,
+    "diff": _subtract_neighbours,
+    "interpolate": _interpolate,
+    "cat": _join,
+    "where": _choose,
+    "masked_fill": _fill_masked,
+    "lerp": _blend,
+    "pad": _pad,
+    "constant_pad_nd": _pad,
+    "__setitem__": _assign,
+    "copy_": _copy,
+    "mul": _multiply,
+    "matmul": _multiply,
+    "div": _divide,
+    "addmm": _add_product,
+    "linear": _apply_layer,
+    "conv1d": _apply_layer,
+    "batch_norm": _apply_batch_norm,
 }
-"""Affine operations of image networks. Any other call that is not an activation or max-pool raises."""
+"""Rules of the rows that are affine. Any other call that is not an activation or max-pool raises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,6 +357,13 @@ class ProgramStep:
     kinks: tuple[float, ...]
     is_pool: bool
     calls: dict[MapForm, Invocation]
+
+    @property
+    def pool(self) -> Pool:
+        """The kind of max-pooling of a step that `is_pool`."""
+        operation = self.node.operation
+        assert operation is not None and operation.pool is not None
+        return operation.pool
 
     def run(self, values: Callable[[Var], Tensor], batch: int, form: MapForm = "value") -> Any:
         """Compute the result of an affine map for `batch` images."""
@@ -302,10 +433,74 @@ def build_program(model: nn.Module, images: Tensor) -> Program:
     """
     tape = record_tape(model, images)
     assert tape.output is not None
-    steps = [_to_step(node, freed) for node, freed in zip(tape.nodes, find_freed_variables(tape), strict=True)]
+    nodes = list(_split_comparisons(tape.nodes))
+    freed = find_freed_variables(nodes, tape.output)
+    steps = [_to_step(node, unused) for node, unused in zip(nodes, freed, strict=True)]
     program = Program(steps, tape.output.index)
     _check_agreement(program, model, images)
     return program
+
+
+def _split_comparisons(nodes: list[Node]) -> Iterator[Node]:
+    """Yield the nodes, with maxima, minima and clamps by tensors written as differences, a ReLU of these, and sums.
+
+    max(a, b) = b + relu(a - b), min(a, b) = a - relu(a - b), and a clamp of x is low + relu(x - low) - relu(x - high).
+    """
+    fresh = itertools.count(1 + max((var.index for node in nodes for var in node.outputs()), default=0))
+    for node in nodes:
+        activation = node.activation
+        bounds = () if activation is None or activation.pair else _bind_kinks(node, activation)
+        if activation is None or not (activation.pair or any(isinstance(bound, Tensor | Var) for bound in bounds)):
+            yield node
+        elif activation.pair:
+            first, second, _ = _bind_operands(node)
+            gap, excess = Var(next(fresh)), Var(next(fresh))
+            yield _make_node(node, torch.sub, (first, second), gap)
+            yield _make_node(node, torch.relu, (gap,), excess)
+            is_max = activation.name == "maximum"
+            func, operand = (torch.add, second) if is_max else (torch.sub, first)
+            yield _make_node(node, func, (operand, excess), node.out)
+        else:
+            yield from _split_clamp(node, bounds, fresh)
+
+
+def _split_clamp(node: Node, bounds: tuple[Any, ...], fresh: Iterator[int]) -> Iterator[Node]:
+    x = _bind_arguments(node, "input")["input"]
+    gaps, joined, stacked, excess = ([Var(next(fresh)) for _ in bounds] for _ in range(4))
+    for bound, gap in zip(bounds, gaps, strict=True):
+        yield _make_node(node, torch.sub, (x, bound), gap)
+    yield _make_node(node, torch.broadcast_tensors, tuple(gaps), tuple(joined))
+    yield _make_node(node, torch.stack, (joined, 1), stacked[0])
+    yield _make_node(node, torch.relu, (stacked[0],), stacked[-1])
+    yield _make_node(node, torch.unbind, (stacked[-1], 1), tuple(excess))
+    if len(bounds) == 2:
+        raised = Var(next(fresh))
+        yield _make_node(node, torch.add, (bounds[0], excess[0]), raised)
+        yield _make_node(node, torch.sub, (raised, excess[1]), node.out)
+    elif _is_upper_bound(node):
+        yield _make_node(node, torch.sub, (x, excess[0]), node.out)
+    else:
+        yield _make_node(node, torch.add, (bounds[0], excess[0]), node.out)
+
+
+def _is_upper_bound(node: Node) -> bool:
+    """Return whether the only bound of a clamp is its upper one."""
+    is_clamp_max = node.operation is not None and node.operation.name == "clamp_max"
+    arguments = _bind_arguments(node, "input", "min", "max")
+    return is_clamp_max or arguments["min"] is None
+
+
+def _make_node(source: Node, func: Callable[..., Any], args: tuple[Any, ...], out: Any) -> Node:
+    """Return a call that is part of a recorded one."""
+    operation = find_operation(func)
+    return source._replace(func=func, args=args, kwargs={}, out=out, operation=operation, counted=func is torch.relu)
+
+
+def _bind_kinks(node: Node, activation: Activation) -> tuple[Any, ...]:
+    """Return the kinks of an activation: numbers, or the tensors by which it clamps."""
+    options = {name: value for name, value in node.kwargs.items() if name != "input"}
+    args = node.args if len(node.args) else (node.kwargs["input"],)
+    return activation.kinks(*args, **options)
 
 
 def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None:
@@ -326,21 +521,31 @@ def _to_step(node: Node, freed: list[int]) -> ProgramStep:
     if node.problem:
         raise _make_error(node, node.problem)
     node = node._replace(args=tree_map(_to_double, node.args), kwargs=tree_map(_to_double, node.kwargs))
-    activation = ACTIVATIONS.get(node.func)
+    activation = node.activation
     if activation is not None:
-        if not activation.exact or activation.name == "hardswish":
-            raise _make_error(node, "is not piecewise affine")
-        options = {name: value for name, value in node.kwargs.items() if name != "input"}
-        return ProgramStep(node, freed, activation.kinks(*node.args, **options), False, {})
-    if node.func in MAX_POOLS:
+        if not activation.is_affine or activation.jumps:
+            raise _make_error(node, "is not continuous" if activation.jumps else "is not piecewise affine")
+        if node.count_inputs() > 1:
+            raise _make_error(node, "has parameters that depend on the image")
+        return ProgramStep(node, freed, _bind_kinks(node, activation), False, {})
+    if node.operation is not None and node.operation.pool is not None:
         if not isinstance(node.out, Var):
             raise _make_error(node, "also returns indices")
         return ProgramStep(node, freed, (), True, {})
-    rule = RULES.get(node.func)
+    rule = None if node.operation is None else RULES.get(node.operation.name)
     if rule is None:
-        raise _make_error(node, "has no affine rule")
+        raise _make_error(node, _describe_refusal(node))
     forms: tuple[MapForm, ...] = ("value", "linear", "magnitude")
     return ProgramStep(node, freed, (), False, {form: rule(node, form) for form in forms})
+
+
+def _describe_refusal(node: Node) -> str:
+    kind = None if node.operation is None else node.operation.kind
+    if not any(var.floating for var in node.outputs()):
+        return "compares values, by which a call can select"
+    if kind == "smooth":
+        return "is not piecewise affine"
+    return "selects values by comparing them" if kind in ("selecting", "piecewise") else "has no affine rule"
 
 
 def _to_double(leaf: Any) -> Any:

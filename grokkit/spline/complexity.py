@@ -84,10 +84,12 @@ def local_complexity(
     if tangents is not None:
         raise UsageError(f"`tangents` applies only to method='tangent'; got {tangents!r} with method={method!r}")
     with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames):
+        uncounted = find_uncounted(inner, points)
         fields = _gather(_COUNTS[method](inner, points, point_frames, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
         fields |= {
-            "uncounted": find_uncounted(inner, points),
+            "uncounted": uncounted.layers,
+            "counted_share": uncounted.counted_share,
             "frames": _frames_kind(frames, frame),
             "directions": point_frames.directions,
         }
@@ -132,6 +134,7 @@ def complexity_spectrum(
     """
     checked, levels = _validate_radii(radii, "radii"), validate_quantiles(quantiles)
     with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames):
+        uncounted = find_uncounted(inner, points)
         dtype = choose_tangent_dtype(tangents, points.dtype, points.device)
         size = points[0].numel()
         statistics = PointStatistics(levels, point_frames.directions, size)
@@ -140,7 +143,7 @@ def complexity_spectrum(
             len(points),
             len(checked),
         )
-        fields["uncounted"] = find_uncounted(inner, points)
+        fields |= {"uncounted": uncounted.layers, "counted_share": uncounted.counted_share}
         error = None if dtype is None else estimate_tangent_error(inner, points, point_frames, checked, dtype)
     return ComplexitySpectrum(
         **fields,

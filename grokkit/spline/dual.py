@@ -20,6 +20,7 @@ from torch.autograd import forward_ad as ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import ModelContractError
+from grokkit.operations import find_operation, get_function_name
 from grokkit.spline.rule_table import tree_leaves, tree_map
 
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
@@ -61,8 +62,14 @@ class Dual(Tensor):
         kwargs = dict(kwargs or {})
         if not args and "input" in kwargs:
             args = (kwargs.pop("input"),)
-        rule = cls.rules.get(func)
+        rule = cls.rules.get(func) or _find_overload_rule(cls, func)
         return rule(func, *args, **kwargs) if rule is not None else apply_forward_ad(func, *args, **kwargs)
+
+
+def _find_overload_rule(cls: type[Dual], func: Any) -> Callable[..., Any] | None:
+    """Return the rule of an operation that is called as `torch.ops.aten...`."""
+    operation = find_operation(func)
+    return None if operation is None else cls.rules.get(next(operation.functions()))
 
 
 def _match_strides(primal: Tensor, tangent: Tensor) -> Tensor:
@@ -103,13 +110,9 @@ def scale_tangent(tangent: Tensor, factor: Tensor) -> Tensor:
 def make_hidden_write_error(func: Any) -> ModelContractError:
     """Return the error for an operation that writes an image-dependent value into a tensor without tangents."""
     return ModelContractError(
-        f"`{_function_name(func)}` writes a value that depends on the image into a plain tensor of the model, which "
+        f"`{get_function_name(func)}` writes a value that depends on the image into a plain tensor of the model, which "
         'cannot hold its derivative; use method="vertex", or rewrite the model without this in-place operation'
     )
-
-
-def _function_name(func: Any) -> str:
-    return getattr(func, "__name__", str(func))
 
 
 def apply_linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -170,7 +173,7 @@ class _DirectionalCall:
             self.out = func(*arguments[0], **arguments[1])
         except NotImplementedError as error:
             raise ModelContractError(
-                f"`{_function_name(func)}` has no forward-mode derivative ({str(error).splitlines()[0]}); "
+                f"`{get_function_name(func)}` has no forward-mode derivative ({str(error).splitlines()[0]}); "
                 'use method="vertex"'
             ) from error
         if any(leaf._version != version for leaf, version in plain):

@@ -9,7 +9,7 @@ from torch import Tensor
 from grokkit.spline.affine import ProgramStep, apply_nonlinearity
 from grokkit.spline.knots import Crossings, compute_zero_tolerance
 from grokkit.spline.windows import Windows
-from grokkit.units import MAX_POOLS, normalise_pool_arguments
+from grokkit.units import normalise_pool_arguments
 
 
 def index_windows(step: ProgramStep, z: Tensor) -> tuple[Tensor, torch.Size]:
@@ -19,7 +19,7 @@ def index_windows(step: ProgramStep, z: Tensor) -> tuple[Tensor, torch.Size]:
         int64 (window, entry): flat indices into the pooled dimensions of z; their total size marks padding.
         Size of the pooled dimensions of the result.
     """
-    pool = MAX_POOLS[step.node.func]
+    pool = step.pool
     rest = {name: value for name, value in step.node.kwargs.items() if name != "input"}
     arguments = (
         None if pool.adaptive else normalise_pool_arguments(z, *step.node.args[1:], spatial=pool.spatial, **rest)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
+from grokkit.spline.measurement_mode import run_model
 from grokkit.units import Call, PoolCall, intercept
 
 _PASS_ELEMENTS = {"cpu": 2**18}
@@ -95,18 +95,11 @@ def forward_with_interception(
     """Run one forward pass and report every activation and max-pool call.
 
     Raises:
-        ModelContractError: a reported call or the output does not have the batch as its first dimension.
+        ModelContractError: the model fails, or a reported call or the output does not have the batch as its first
+            dimension.
     """
-    size = inputs.shape[0]
-    with intercept(model, on_call, on_pool, batch=size):
-        output = model(inputs)
-    if not isinstance(output, Tensor) or output.dim() == 0 or output.shape[0] != size:
-        got = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ModelContractError(
-            f"the model must return one tensor with the batch ({size}) as its first dimension; it returned {got}. "
-            "Wrap it in a module whose forward returns only the logits"
-        )
-    return output
+    with intercept(model, on_call, on_pool, batch=len(inputs)):
+        return run_model(model, inputs)
 
 
 def choose_memory_format(model: nn.Module, images: Tensor) -> torch.memory_format:

@@ -34,6 +34,7 @@ class _ComplexityFields:
     switches: Tensor
     pool_signs: Tensor
     uncounted: tuple[str, ...]
+    counted_share: float
 
     @property
     def total(self) -> Tensor:
@@ -60,7 +61,8 @@ class _ComplexityFields:
         proxies = "" if self.exact else f", proxy_layers={len(self.proxy_layers)}"
         rounded = "" if self.tangents in (None, "exact") else f", tangents={self.tangents!r}"
         pools = f", pools={len(self.pools)}" if self.pools else ""
-        pools += f", uncounted={len(self.uncounted)}" if self.uncounted else ""
+        if self.uncounted:
+            pools += f", uncounted={len(self.uncounted)}, counted_share={self.counted_share:.3g}"
         return (
             f"points={self.counts.shape[-2]}, layers={len(self.layers)}, units={sum(self.units.values())}, "
             f"live_units={sum(self.live_units.values())}, dead_share={self.dead_share['total']:.3g}, "
@@ -93,8 +95,11 @@ class LocalComplexity(_ComplexityFields):
             entries at or below 0 are treated as 0. Windows that are 0 everywhere are not counted; a tie is a win.
         pool_signs: int64 (point, pool): windows whose largest pre-activation changes between > 0 and <= 0. With a
             ReLU before or after the pool, these and the switches are all the breakpoints of the pair.
-        uncounted: module paths of nonlinear calls that are not counted: attention, norms of single images, products of
-            two tensors that depend on the image.
+        uncounted: module paths of nonlinear calls that are not counted: smooth functions, attention, norms of single
+            images, products of two tensors that depend on the image, values selected by a comparison, code that is not
+            seen. If there are any, the count is partial: it says nothing about how these calls bend the input space.
+        counted_share: values that the counted calls return, as a share of those that all nonlinear calls return, for
+            one image; 1 if nothing is uncounted.
         radius: in the units of the images.
         tangent_error: share of the crossings that rounded tangents get wrong, on the first points; None if nothing
             was rounded, NaN if nothing was crossed.
@@ -173,8 +178,8 @@ class ComplexitySpectrum(_ComplexityFields):
     Args:
         counts: int64 (radius, point, layer) on the CPU.
         radii: in the units of the images, in the order passed.
-        layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows, uncounted: as in
-            `LocalComplexity`.
+        layers, units, live_units, directions, method, proxy_layers, frames, tangents, pools, windows, uncounted,
+            counted_share: as in `LocalComplexity`.
         tangent_error: as in `LocalComplexity`, one per radius, or None.
         quantiles: the levels of `critical_radius`.
         critical_radius: float64 (quantile, point). The critical radius of a unit is |z - kink| / max_p |J v_p|, the
@@ -247,6 +252,7 @@ class ComplexitySpectrum(_ComplexityFields):
             switches=self.switches[index],
             pool_signs=self.pool_signs[index],
             uncounted=self.uncounted,
+            counted_share=self.counted_share,
             radius=self.radii[index],
             tangent_error=None if self.tangent_error is None else self.tangent_error[index],
         )

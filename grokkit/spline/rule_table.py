@@ -1,4 +1,4 @@
-"""Helpers for intercepted torch calls: arguments as trees, and tables from functions to rules."""
+"""Helpers for intercepted torch calls: arguments as trees, and rules attached to rows of the table of operations."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Rule = TypeVar("Rule")
+from grokkit.operations import OPERATIONS
 
 ANYWHERE = (torch, Tensor, F)
 """Namespaces that hold the same operation under the same name."""
 
 
-def build_rule_table(rule: Rule, owners: tuple[Any, ...], names: str) -> dict[Callable[..., Any], Rule]:
-    """Map every function that an owner has under one of the names (separated by spaces) to the rule."""
-    candidates = (getattr(owner, name, None) for owner in owners for name in names.split())
-    return {func: rule for func in candidates if func is not None}
+Rule = TypeVar("Rule")
+
+
+def build_rule_table(rule: Rule, rows: str) -> dict[str, Rule]:
+    """Attach a rule to the rows of the table of operations with these names, separated by spaces."""
+    return {OPERATIONS[name].name: rule for name in rows.split()}
 
 
 def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
@@ -37,3 +39,13 @@ def tree_leaves(tree: Any) -> list[Any]:
     leaves: list[Any] = []
     tree_map(leaves.append, tree)
     return leaves
+
+
+def get_out_of_place(func: Any) -> Any:
+    """Return the form of an operation that writes into a new tensor."""
+    name: str = getattr(func, "__name__", "")
+    if name.startswith("__i") and name.endswith("__") and hasattr(Tensor, f"__{name[3:]}"):
+        return getattr(Tensor, f"__{name[3:]}")
+    if not name.endswith("_") or name.endswith("__"):
+        return func
+    return next(getattr(owner, name[:-1]) for owner in ANYWHERE if hasattr(owner, name[:-1]))

@@ -19,7 +19,6 @@ from grokkit.spline.affine import Program, ProgramStep, apply_nonlinearity, bind
 from grokkit.spline.envelope import find_switches, index_windows
 from grokkit.spline.knots import Crossings, KnotGrid, RefinedGrid, find_crossings, refine_grid
 from grokkit.spline.tape import Var
-from grokkit.units import MAX_POOLS
 
 _PART_BYTES = {"cpu": 2**21}
 _PART_BYTES_ELSEWHERE = 2**28
@@ -144,7 +143,7 @@ def _find_pool_crossings(step: ProgramStep, grid: KnotGrid, env: Env) -> Crossin
     (var,) = step.node.inputs()
     z = _interpolate(grid, env, var)
     index, _ = index_windows(step, z)
-    spatial = MAX_POOLS[step.node.func].spatial
+    spatial = step.pool.spatial
     return find_switches(z.reshape(len(z), -1, z.shape[-spatial:].numel()), index, grid.bounds_piece)
 
 

@@ -1,96 +1,118 @@
-"""Find nonlinear calls that local complexity does not count, and raise for those that would make it wrong.
+"""Find the nonlinear calls that local complexity does not count, and refuse models for which a count means nothing.
 
-Only known activations are intercepted. A network that selects values by a comparison, or mixes them by attention, is
-nonlinear elsewhere too: the first raises an error, the second is listed in `uncounted`.
+A call is affine, counted, or named: smooth functions, attention, norms of single images, products of two tensors that
+depend on the image, values that are selected by a comparison, and whatever is done by code that is not seen.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.affine import RULES
-from grokkit.spline.rule_table import ANYWHERE, build_rule_table
-from grokkit.spline.tape import Node, record_once
-from grokkit.units import ACTIVATIONS, MAX_POOLS, PAIRS, REFUSED
+from grokkit.spline.affine import RULES, describe_call
+from grokkit.spline.tape import Node, Tape, record_twice
 
-_SELECTIONS = build_rule_table(
-    "selection",
-    ANYWHERE,
-    "where masked_fill masked_fill_ index_select gather take_along_dim interpolate upsample cumsum diff tril triu "
-    "repeat repeat_interleave unfold fold type_as rot90",
-)
-"""Linear in every image-dependent argument, unless a mask depends on the image."""
-_BILINEAR = build_rule_table("bilinear", ANYWHERE, "einsum bmm baddbmm addmm outer lerp")
-"""Linear if only one argument depends on the image."""
-_ACTIVATION_NAMES = {*REFUSED.values(), *(activation.name for activation in ACTIVATIONS.values()), "glu"}
-"""Names of activations, to find calls that are not intercepted (`torch.ops.aten.relu`)."""
 _BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change of an output when another image is added to the batch; far above rounding errors."""
 
+_NAMED_AT_MOST = 5
+"""Calls that an error message lists."""
 
-def find_uncounted(model: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """Return the module paths of nonlinear calls that local complexity does not count.
 
-    These are attention, softmax, norms of single images, and products of two tensors that depend on the image.
+class Uncounted(NamedTuple):
+    """What local complexity does not count.
+
+    Args:
+        layers: module paths of the calls, each once, in call order.
+        counted_share: values returned by counted calls, as a share of those returned by all nonlinear calls, for one
+            image; 1 if there is no nonlinear call.
+    """
+
+    layers: tuple[str, ...]
+    counted_share: float
+
+
+def find_uncounted(model: nn.Module, images: Tensor) -> Uncounted:
+    """Find the nonlinear calls that local complexity does not count.
 
     Args:
         model: in `measurement_mode`.
         images: (N, ...); the first two are run.
 
     Raises:
-        ModelContractError: an activation is called by a name that is not intercepted, an output depends on other
-            images, or a value is selected by a comparison (`where`, a mask times a value): a kink without a rule.
+        ModelContractError: an output depends on other images, the calls depend on the images, a value is rounded to
+            less than float32, or all nonlinear calls are uncounted.
 
     Cost: forward passes of two and of three images.
     """
-    pair = images[torch.arange(2, device=images.device) % len(images)]
-    tape = record_once(model, pair.clone())
-    layers = tuple(dict.fromkeys(node.layer for node in tape.nodes if _is_nonlinear(node)))
-    _check_images_independent(model, pair, tape.result)
-    return layers
+    first, second = record_twice(model, images)
+    _check_images_independent(first, second)
+    sizes: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for node in first.nodes:
+        if _is_uncounted(node):
+            sizes[node.layer] = sizes.get(node.layer, 0) + max(node.size, 1)
+            names.setdefault(node.layer, describe_call(node))
+    if first.output is None:
+        layer = "(the output, computed by code that is not seen)"
+        sizes[layer], names[layer] = first.result[0].numel(), layer
+    counted = sum(node.size for node in first.nodes if node.counted)
+    if sizes and not counted:
+        shown = list(names.values())[:_NAMED_AT_MOST]
+        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+        raise ModelContractError(
+            "no nonlinear call of the model is counted, so its local complexity would be 0 whatever it computes; not "
+            f"counted: {', '.join(shown)}{more}. Counted: relu, leaky_relu, gelu, silu, hardswish, clamp, abs, "
+            "maximum, and others in docs/local-complexity.md"
+        )
+    return Uncounted(tuple(sizes), counted / (counted + sum(sizes.values())) if sizes else 1.0)
 
 
-def _check_images_independent(model: nn.Module, pair: Tensor, expected: Tensor) -> None:
-    joint = model(torch.cat([pair, 0.75 * pair[:1]]))[: len(pair)]
-    error, size = (expected - joint).abs().max(), expected.abs().max()
-    if error > _BATCH_TOLERANCE[pair.dtype] * size and size.isfinite():
+def _check_images_independent(first: Tape, second: Tape) -> None:
+    expected, joint = first.result, second.result[1:]
+    tolerance = _BATCH_TOLERANCE.get(expected.dtype, 0.0)
+    error, size = (expected.double() - joint.double()).abs().max(), expected.abs().max()
+    if error > tolerance * size and size.isfinite():
+        suspect = next((f" ({text})" for text in map(_describe_suspect, first.nodes) if text), "")
         raise ModelContractError(
             f"the model's output for an image changes by {error / size:.2g} of its size when another image is added to "
-            "the batch: it mixes the images of a batch, or is random; measure a model that processes each image "
-            "independently"
+            f"the batch: it mixes the images of a batch, or is random{suspect}; measure a model that processes each "
+            "image independently"
         )
 
 
-def _is_nonlinear(node: Node) -> bool:
-    name = node.name.strip("_")
-    if name in _ACTIVATION_NAMES and node.func not in ACTIVATIONS:
-        raise ModelContractError(
-            f"the model calls the activation `{name}` in {node.layer!r} in a way that is not counted; call it through "
-            "torch.nn.functional if it is one of relu, leaky_relu, relu6, hardtanh, hardswish, gelu, silu, else use "
-            "one of these"
-        )
-    inputs = node.inputs()
-    has_mask = any(not var.floating for var in inputs)
-    if has_mask and any(var.floating for var in node.outputs()):
-        raise ModelContractError(
-            f"the model selects values by a mask or an index that depends on the image, in `{node.name}` of "
-            f"{node.layer!r}, which has no counting rule. Write it with relu, leaky_relu, clamp, abs or maximum"
-        )
-    if has_mask or node.func in ACTIVATIONS or node.func in PAIRS or node.func in MAX_POOLS:
-        return False
+def _describe_suspect(node: Node) -> str:
+    """Return why a call may mix images, or ""."""
+    if node.name == "multi_head_attention_forward":
+        return f"attention in {node.layer!r} needs batch_first=True if images come first"
+    return f"{describe_call(node)} {node.problem}" if node.problem else ""
+
+
+def _is_uncounted(node: Node) -> bool:
+    """Return whether a call bends its input and is not counted."""
+    if node.out is None or not node.inputs():
+        return True  # values that go to, or come from, code that is not seen
     if not any(var.floating for var in node.outputs()):
         return False  # a comparison adds no kink until its result is used
-    if node.func in RULES:
-        return not _is_affine(node)
-    return node.func not in _SELECTIONS and not (node.func in _BILINEAR and len(inputs) == 1)
+    if any(not var.floating for var in node.inputs()):
+        return True  # values that are selected by a mask or an index
+    if node.counted:
+        activation = None if node.operation is None else node.operation.activation
+        # a slope that depends on the image, as that of prelu, is a product
+        return activation is not None and activation.name == "leaky_relu" and node.count_inputs() > 1
+    return not is_affine(node)
 
 
-def _is_affine(node: Node) -> bool:
-    """Return whether its rule accepts the call as affine: a constant times an image is, image times image is not."""
+def is_affine(node: Node) -> bool:
+    """Return whether a call is affine in the image: it has a rule, which accepts its arguments."""
+    rule = None if node.operation is None else RULES.get(node.operation.name)
+    if rule is None:
+        return False
     try:
-        RULES[node.func](node, "value")
+        rule(node, "value")
     except ModelContractError:
         return False
     return True

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grokkit.units import Pool
+from grokkit.operations import Pool
 
 
 class _Axis(NamedTuple):

@@ -11,6 +11,7 @@ from torch.nn.modules import module as module_globals
 from torch.nn.utils import fuse_conv_bn_eval
 
 from grokkit import models
+from grokkit.errors import ModelContractError
 from grokkit.spline import draw_orthonormal_frame, local_complexity, passes
 from tests.reference.lc_nets import MLP, ResidualNet, draw, randomised
 
@@ -183,7 +184,7 @@ def test_case_20_nothing_is_left_behind_also_after_an_exception(method, kind):
     before = _state(net, images)
     if kind is _Failing:
         net.calls = 2
-        with pytest.raises(RuntimeError, match="on purpose"):
+        with pytest.raises(ModelContractError, match="RuntimeError: on purpose"):
             local_complexity(net, images, 0.1, 2, method)
     else:
         local_complexity(net, images, 0.1, 2, method)

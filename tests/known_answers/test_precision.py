@@ -48,7 +48,8 @@ def test_case_31_autocast_changes_no_count(method, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(local_complexity(net, images, RADIUS, 5, method).counts, expected)
         monkeypatch.setattr(preserved_state, "strict_precision", nullcontext)  # what it would be without the guard
-        assert not torch.equal(local_complexity(net, images, RADIUS, 5, method).counts, expected)
+        with pytest.raises(ModelContractError, match="computes in bfloat16, whose rounding counts as crossings"):
+            local_complexity(net, images, RADIUS, 5, method)
 
 
 class _Watched(nn.Sequential):
