@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_model
 from grokkit.interrupt import check_interrupt
-from grokkit.spline.measurement_mode import run_model
 from grokkit.units import Call, PoolCall, intercept
 
 _PASS_ELEMENTS = {"cpu": 2**18}

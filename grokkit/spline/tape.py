@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
 from grokkit.operations import Activation, Operation, find_operation, get_function_name
-from grokkit.spline.measurement_mode import run_model
 from grokkit.spline.rule_table import get_out_of_place, tree_leaves, tree_map
 from grokkit.units import Constants, ModulePath, check_full_precision, is_counted_call, iter_tensors, unwrap_vmapped
 
