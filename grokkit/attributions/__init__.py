@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attributions.checks import check_completeness, completeness_sums
-from grokkit.device.model_check import check_two_classes, require_gradient, run_classifier
+from grokkit.device.model_check import WithoutAutocast, check_two_classes, require_gradient, run_classifier
 from grokkit.device.preserved_state import device_of, preserved_state, require_full_precision
 from grokkit.errors import NumericsError, UsageError
 from grokkit.interrupt import check_interrupt
@@ -99,6 +99,7 @@ def attribute(
         seeded(seed, "attribution", method),
         torch.inference_mode(False),
         torch.enable_grad(),
+        WithoutAutocast(),
     ):
         dtype = require_full_precision(net, "attributions need")
         inputs = images.detach().to(device_of(net), dtype)

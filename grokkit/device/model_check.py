@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from grokkit.errors import GrokkitError, ModelContractError, UsageError
 
+_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized")
 
 
@@ -64,14 +69,27 @@ def _make_quantised_error(name: str, kind: str) -> ModelContractError:
     )
 
 
+class WithoutAutocast(TorchFunctionMode):
+    """Run every call without autocast, also where the model itself turns it on (`torch.autocast` in its forward)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not torch._C._is_any_autocast_enabled():
+            return func(*args, **(kwargs or {}))
+        with ExitStack() as stack:
+            for device in filter(torch.is_autocast_enabled, _AUTOCAST_DEVICES):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return func(*args, **(kwargs or {}))
+
+
 def run_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Run a forward pass on images (N, ...) and return its output, one row for each image.
+    """Run a forward pass on images (N, ...), without autocast, and return its output, one row for each image.
 
     Raises:
         ModelContractError: the forward pass fails, or returns anything but one tensor with a row for each image.
     """
     try:
-        output = model(images)
+        with WithoutAutocast():
+            output = model(images)
     except (GrokkitError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:

@@ -10,13 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from grokkit.device.model_check import check_model
 from grokkit.errors import ModelContractError
 from grokkit.seeding import preserved_rng
-
-_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -58,20 +55,9 @@ def require_full_precision(model: nn.Module, subject: str) -> torch.dtype:
     return dtype
 
 
-class _NoAutocast(TorchFunctionMode):
-    """Run every call without autocast, also where the model itself turns it on (`torch.autocast` in its forward)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for device in _AUTOCAST_DEVICES:
-            if torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):
-                    return self.__torch_function__(func, types, args, kwargs)
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def strict_precision() -> Iterator[None]:
-    """Compute in full float32: TF32 off in convolutions and matrix products, autocast off.
+    """Compute in full float32: TF32 off in convolutions and matrix products, the caller's autocast off.
 
     TF32 at the reference radius inflates local complexity 2 to 2.7 times, so measures run inside this context.
     """
@@ -89,7 +75,7 @@ def strict_precision() -> Iterator[None]:
     for setting in settings:
         setting.fp32_precision = "ieee"
     try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _NoAutocast():
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
         _set_legacy_precision(legacy)

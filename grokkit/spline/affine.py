@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError, NumericsError
 from grokkit.operations import Activation, Pool, find_operation
 from grokkit.spline.rule_table import build_rule_table, get_out_of_place, tree_leaves, tree_map
@@ -506,7 +507,7 @@ def _bind_kinks(node: Node, activation: Activation) -> tuple[Any, ...]:
 def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None:
     # different points from the recorded ones, in a different order
     images = 0.75 * images[:8].flip(0)
-    expected, got = model(images.clone()).double(), program.forward(images.double())
+    expected, got = run_model(model, images.clone()).double(), program.forward(images.double())
     if not expected.isfinite().all():
         raise NumericsError("the model's output is not finite: its weights have diverged")
     error = (expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)
