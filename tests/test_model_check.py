@@ -73,7 +73,11 @@ REFUSED = {
     ),
     "images mix": (lambda: _Around(after=lambda z: z - z.mean(0)), COUNTS, "mixes the images of a batch"),
     "dict in": (lambda: _Around(before=lambda x: x["image"]), EVERY, "forward pass fails on a tensor.*wrap it"),
-    "dict out": (lambda: _Around(after=lambda z: {"logits": z}), EVERY, "must return one tensor.*returned a dict"),
+    "dict out": (
+        lambda: _Around(after=lambda z: {"logits": z}),
+        COUNTS | GRADIENTS | LOGITS,
+        "must return one tensor.*returned a dict",
+    ),
     "rows": (lambda: _Around(after=lambda z: z[:, 0]), GRADIENTS | LOGITS, r"must return logits .*shape \(4,\)"),
     "one logit": (lambda: _Around(after=lambda z: z[:, :1]), GRADIENTS, "one logit z.*torch.cat"),
     "detached": (lambda: _Around(before=torch.detach), GRADIENTS, "no gradient.*remove `detach`"),

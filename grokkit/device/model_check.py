@@ -81,15 +81,15 @@ class WithoutAutocast(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
-def run_model(model: nn.Module, images: Tensor) -> Tensor:
-    """Run a forward pass on images (N, ...), without autocast, and return its output, one row for each image.
+def call_model(model: nn.Module, images: Tensor) -> Any:
+    """Run a forward pass on images (N, ...), without autocast, and return whatever it returns.
 
     Raises:
-        ModelContractError: the forward pass fails, or returns anything but one tensor with a row for each image.
+        ModelContractError: the forward pass fails.
     """
     try:
         with WithoutAutocast():
-            output = model(images)
+            return model(images)
     except (GrokkitError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise
     except Exception as error:
@@ -99,6 +99,15 @@ def run_model(model: nn.Module, images: Tensor) -> Tensor:
             f"{type(error).__name__}: {reason}. If it takes another shape or batch size, or something else than one "
             "tensor, wrap it in a module that takes (N, ...)"
         ) from error
+
+
+def run_model(model: nn.Module, images: Tensor) -> Tensor:
+    """Run a forward pass on images (N, ...), without autocast, and return its output, one row for each image.
+
+    Raises:
+        ModelContractError: the forward pass fails, or returns anything but one tensor with a row for each image.
+    """
+    output = call_model(model, images)
     if not isinstance(output, Tensor) or output.dim() == 0 or len(output) != len(images):
         raise ModelContractError(
             f"the model must return one tensor with the batch ({len(images)}) as its first dimension; it returned "

@@ -308,7 +308,8 @@ RULES: dict[str, Callable[[Node, MapForm], Invocation]] = {
         _keep_operation,
         "view permute transpose movedim t T squeeze unsqueeze chunk split tensor_split hsplit unbind narrow select "
         "expand broadcast_tensors contiguous flip roll rot90 __getitem__ index_select gather take masked_select repeat "
-        "repeat_interleave diagonal diag pixel_shuffle pixel_unshuffle channel_shuffle unfold atleast_1d positive mean "
+        "repeat_interleave diagonal diag pixel_shuffle pixel_unshuffle channel_shuffle unfold atleast_1d "
+        "reflection_pad1d positive mean "
         "sum cumsum tril fold avg_pool1d adaptive_avg_pool1d",
     ),
     **build_rule_table(

@@ -13,13 +13,17 @@ from grokkit.errors import ModelContractError, UsageError
 
 
 @contextmanager
-def measurement_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the unwrapped model in eval mode, strict precision, uncompiled and without gradients; restore it on exit.
+def measurement_mode(model: nn.Module, *, allow_meta: bool = False) -> Iterator[nn.Module]:
+    """Yield the unwrapped model in eval mode, strict precision, uncompiled, without gradients; restore it on exit.
+
+    Args:
+        model: any module, wrapped or not.
+        allow_meta: accept weights without values.
 
     Raises:
-        ModelContractError: half precision, a script module, or BatchNorm without running statistics.
+        ModelContractError: as `check_model`; also half precision, a script module, or BatchNorm without statistics.
     """
-    with preserved_state(model) as inner, torch.no_grad():
+    with preserved_state(model, allow_meta=allow_meta) as inner, torch.no_grad():
         _validate_model(inner)
         yield inner
 
