@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
 from grokkit.spline.measurement_mode import run_model
 from grokkit.units import Call, PoolCall, intercept
@@ -129,6 +130,16 @@ def find_live_units(model: nn.Module, centre: Tensor) -> list[Call]:
         model, centre.clone(), lambda call: calls.append(call._replace(z=is_above(call.z, call.kinks)))
     )
     return calls
+
+
+def check_same_calls(calls: list[Call], layers: list[str]) -> None:
+    """Raise ModelContractError if a forward pass does not call the activations that its recorded program has."""
+    if len(calls) != len(layers):
+        extra = sorted({call.layer for call in calls} ^ set(layers)) or layers
+        raise ModelContractError(
+            f"{extra[0]!r} computes with a tensor that no call made and that is not of the model's own, so it is not "
+            "known whether it depends on the images; register that tensor as a buffer"
+        )
 
 
 def count_per_point(crossed: Tensor) -> Tensor:
