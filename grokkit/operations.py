@@ -111,7 +111,7 @@ class Operation(NamedTuple):
         """Yield every function of torch that this row describes; a function may be yielded twice."""
         for owner in _OWNERS:
             for alias in self.aliases:
-                for name in (alias,) if self.kind == "metadata" else (alias, f"{alias}_"):
+                for name in (alias,) if self.kind == "metadata" else (alias, f"{alias}_", f"{alias}_copy"):
                     function = getattr(owner, name, None)
                     if callable(function):
                         yield function
@@ -196,25 +196,29 @@ _ROWS: dict[Kind, str] = {
         view|view_as|reshape|reshape_as|flatten|unflatten|ravel|_unsafe_view permute transpose|swapaxes|swapdims
         movedim|moveaxis t T|mT squeeze unsqueeze chunk|unsafe_chunk
         split|split_with_sizes|unsafe_split|unsafe_split_with_sizes tensor_split hsplit|vsplit|dsplit unbind
-        narrow|narrow_copy select expand|expand_as|broadcast_to broadcast_tensors contiguous|clone flip|fliplr|flipud
-        roll rot90 __getitem__ index_select gather|take_along_dim take masked_select
-        repeat|tile repeat_interleave diagonal diag pixel_shuffle pixel_unshuffle
+        narrow slice select as_strided expand|expand_as|broadcast_to broadcast_tensors contiguous|clone
+        flip|fliplr|flipud roll rot90 __getitem__ index_select gather|take_along_dim take masked_select
+        repeat|tile repeat_interleave diagonal diag diag_embed diagflat pixel_shuffle pixel_unshuffle
         channel_shuffle|native_channel_shuffle unfold atleast_1d|atleast_2d|atleast_3d detach|alias|data
+        adjoint|mH conj|conj_physical|resolve_conj|resolve_neg|real|nan_to_num
         to|type|type_as|_to_copy float|double cpu|cuda requires_grad_
         dropout|dropout1d|dropout2d|dropout3d|alpha_dropout|feature_alpha_dropout|feature_dropout
         reflection_pad1d|reflection_pad2d|reflection_pad3d|replication_pad1d|replication_pad2d|replication_pad3d|_pad_circular
     """,
     "affine": """
         add|__add__|__radd__|__iadd__ sub|subtract|__sub__|__isub__ rsub|__rsub__ neg|negative|__neg__ positive|__pos__
-        mean sum cumsum diff tril|triu fold
+        mean|nanmean sum|nansum cumsum diff trace tril|triu fold deg2rad|rad2deg
         avg_pool1d|avg_pool2d|avg_pool3d adaptive_avg_pool1d|adaptive_avg_pool2d|adaptive_avg_pool3d
         interpolate|upsample|upsample_nearest|upsample_bilinear
         cat|concat|concatenate|stack|hstack|vstack|dstack|column_stack
-        where masked_fill lerp pad constant_pad_nd __setitem__ copy_
+        where masked_fill masked_scatter lerp pad constant_pad_nd __setitem__ copy_ fill zero_
+        scatter scatter_add index_add index_copy index_fill index_put put
+        slice_scatter select_scatter diagonal_scatter
     """,
     "multilinear": """
         mul|multiply|__mul__|__rmul__|__imul__ div|divide|true_divide|__truediv__|__itruediv__|__div__
-        matmul|__matmul__|__rmatmul__|mm|bmm|mv|dot|inner|vdot|outer|ger|einsum addmm|baddbmm|addmv
+        matmul|__matmul__|__rmatmul__|mm|bmm|mv|dot|inner|vdot|vecdot|outer|ger|einsum|kron|tensordot|chain_matmul|multi_dot
+        addmm|baddbmm|addmv addr addcmul cross
         linear conv1d|conv2d|conv3d|conv_transpose1d|conv_transpose2d|conv_transpose3d batch_norm
     """,
     "selecting": """
@@ -230,6 +234,7 @@ _ROWS: dict[Kind, str] = {
         acosh atanh erf erfc erfinv softmax|softmin log_softmax logsumexp gumbel_softmax std var std_mean var_mean norm
         vector_norm matrix_norm prod cumprod cosine_similarity pairwise_distance cdist dist hypot addcdiv normalize
         layer_norm group_norm instance_norm rms_norm local_response_norm lp_pool1d|lp_pool2d|lp_pool3d bilinear
+        logaddexp|logaddexp2 logcumsumexp xlogy|xlog1py sinc lgamma|gammaln digamma i0 erfcx ndtr log_ndtr entr
         scaled_dot_product_attention multi_head_attention_forward|_native_multi_head_attention grid_sample
         lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
     """,
@@ -241,7 +246,7 @@ _ROWS: dict[Kind, str] = {
         __bool__|is_nonzero item __int__|__index__ __float__|__complex__ equal allclose __contains__
     """,
 }
-"""Rows, separated by spaces; the aliases of a row by |. In-place forms with a trailing underscore are included."""
+"""Rows, separated by spaces; the aliases of a row by |. Forms with a trailing _ or _copy are included."""
 
 
 def _list_max_pools() -> Iterator[Operation]:
@@ -270,6 +275,92 @@ _BY_FUNCTION: dict[Any, Operation] = {
 _BY_ALIAS: dict[str, Operation] = {alias: row for row in OPERATIONS.values() for alias in row.aliases}
 
 
+_ARGUMENTS: dict[str, str] = {
+    "add sub mul div rsub maximum minimum matmul cross view_as reshape_as expand_as type_as fmod remainder "
+    "floor_divide copysign atan2 hypot": "input other|mat2|vec2|vec|tensor",
+    "where": "condition input|self other",
+    "Tensor.where": "input|self condition other",
+    "masked_fill": "input mask value",
+    "masked_scatter": "input mask source",
+    "lerp": "input end weight",
+    "cat stack hstack": "tensors dim",
+    "broadcast_tensors": "tensors",
+    "linear conv1d": "input weight bias",
+    "batch_norm": "input weight bias running_mean running_var training momentum eps",
+    "functional.batch_norm": "input running_mean running_var weight bias training momentum eps",
+    "addmm": "input mat1|batch1|mat mat2|batch2|vec",
+    "addr": "input vec1 vec2",
+    "addcmul": "input tensor1 tensor2",
+    "einsum": "equation operands",
+    "pad": "input pad mode value",
+    "constant_pad_nd": "input pad value",
+    "dropout": "input p training|train inplace",
+    "copy_": "input src|other non_blocking",
+    "fill": "input value",
+    "diff": "input n dim prepend append",
+    "clamp": "input min max",
+    "clamp_min": "input min",
+    "clamp_max": "input max",
+    "prelu": "input weight",
+    "heaviside": "input values",
+    "index_put": "input indices values accumulate",
+    "put": "input index source accumulate",
+    "index_fill": "input dim index value",
+    "index_copy index_add": "input dim index source|tensor",
+    "scatter scatter_add": "input dim index src|value",
+    "slice_scatter": "input src dim start end step",
+    "select_scatter": "input src dim index",
+    "diagonal_scatter": "input src offset dim1 dim2",
+}
+"""Rows, aliases or functions of a module -> names of their first arguments in order; names of one argument by |."""
+_NAMES_OF_ARGUMENTS = {
+    key: [tuple(name.split("|")) for name in names.split()]
+    for keys, names in _ARGUMENTS.items()
+    for key in keys.split()
+}
+_FIRST = ("input", "self", "x", "a", "A", "tensor")
+
+
+@cache
+def get_argument_names(func: Callable[..., Any]) -> list[tuple[str, ...]]:
+    """Return the names of each of the first arguments of a function, as far as the rules need them."""
+    name = get_function_name(func).removesuffix("_") or get_function_name(func)
+    owner = (resolve_name(func) or "").split(".")[-2:-1]
+    operation = find_operation(func)
+    row = "" if operation is None else operation.name
+    for key in (f"{owner[0]}.{name}" if owner else "", f"{name}_", name, row):
+        if key in _NAMES_OF_ARGUMENTS:
+            return _NAMES_OF_ARGUMENTS[key]
+    return [_FIRST]
+
+
+def place_arguments(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with those that it passes by name in their places, as far as these are known."""
+    if not kwargs:
+        return args, kwargs
+    placed, rest = list(args), dict(kwargs)
+    for names in get_argument_names(func)[len(args) :]:
+        known = (*names, *_FIRST) if names[0] == "input" else names
+        name = next((name for name in known if name in rest), None)
+        if name is None:
+            break
+        placed.append(rest.pop(name))
+    return tuple(placed), rest
+
+
+_SHAPE_READERS = frozenset(("view_as", "reshape_as", "expand_as", "type_as", "resize_as_"))
+
+
+def select_values(func: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Return those arguments of a call, positional and by name, of which it may read the values."""
+    operation, (args, kwargs) = find_operation(func), arguments
+    if operation is not None and operation.kind == "constant":
+        return args[1:], kwargs  # the first argument gives a shape; the others may give values
+    return (args[:1], {}) if get_function_name(func) in _SHAPE_READERS else arguments
+
+
 def find_operation(func: Callable[..., Any]) -> Operation | None:
     """Return the row of a function that a `TorchFunctionMode` intercepted; None if it has no row."""
     operation = _BY_FUNCTION.get(func)
@@ -283,7 +374,8 @@ def _find_overload(func: Any) -> Operation | None:
     """Return the row of an operation that is called as `torch.ops.aten...`, whose arguments are those of `torch...`."""
     packet = func.overloadpacket if isinstance(func, torch._ops.OpOverload) else func
     namespace, name = packet._qualified_op_name.split("::")
-    return _BY_ALIAS.get(name, _BY_ALIAS.get(name.removesuffix("_"))) if namespace == "aten" else None
+    names = (name, name.removesuffix("_"), name.removesuffix("_copy")) if namespace == "aten" else ()
+    return next((_BY_ALIAS[name] for name in names if name in _BY_ALIAS), None)
 
 
 def get_function_name(func: Callable[..., Any]) -> str:

@@ -11,6 +11,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import EllipsisType, NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from grokkit.errors import ModelContractError
-from grokkit.operations import Activation, Operation, Pool, find_operation
+from grokkit.operations import Activation, Operation, Pool, find_operation, place_arguments, select_values
 
 
 class Call(NamedTuple):
@@ -73,18 +74,22 @@ def is_counted_call(operation: Operation | None, args: tuple[Any, ...], kwargs: 
 def find_preactivation(
     activation: Activation, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, tuple[float, ...]]:
-    """Return the tensor whose sides are counted, and its kinks.
+    """Return the tensor whose sides are counted, and its kinks, of a call whose arguments are in their places.
 
     For two tensors that are compared, and for a clamp by tensors, these are differences with a kink at 0.
     """
-    operands = [*args, *(kwargs[name] for name in ("input", "other") if name in kwargs)]
-    options = {name: value for name, value in kwargs.items() if name not in ("input", "other", "out")}
+    options = {name: value for name, value in kwargs.items() if name != "out"}
     if activation.pair:
-        return operands[0] - operands[1], (0.0,)
-    kinks = activation.kinks(*operands, **options)
+        return args[0] - _to_number(args[1]), (0.0,)
+    kinks = activation.kinks(*args, **options)
     if any(isinstance(kink, Tensor) for kink in kinks):
-        return torch.stack(torch.broadcast_tensors(*(operands[0] - kink for kink in kinks)), dim=1), (0.0,)
-    return operands[0], kinks
+        return torch.stack(torch.broadcast_tensors(*(args[0] - _to_number(kink) for kink in kinks)), dim=1), (0.0,)
+    return args[0], kinks
+
+
+def _to_number(operand: Any) -> Any:
+    """Return a mask as numbers, because torch compares masks with numbers but does not subtract them."""
+    return operand.to(torch.uint8) if isinstance(operand, Tensor) and operand.dtype == torch.bool else operand
 
 
 def check_full_precision(tensor: Tensor, name: str, layer: str) -> None:
@@ -125,8 +130,7 @@ class Constants:
 
     def __init__(self, model: nn.Module) -> None:
         self._constants: dict[int, tuple[Tensor, int]] = {}
-        for buffer in model.buffers():
-            self.add(buffer)
+        self.add(list(model.buffers()))
 
     def add(self, tree: Any) -> None:
         """Add the tensors of a call's result."""
@@ -143,14 +147,27 @@ class Constants:
         entry = self._constants.get(id(inner))
         return entry is not None and entry[1] == inner._version
 
-    def contains_all(self, *trees: Any) -> bool:
-        """Return whether the arguments hold tensors and all of them are constants."""
-        has_tensors = False
-        for tensor in iter_tensors(trees):
-            if not self.contains(tensor):
-                return False
-            has_tensors = True
-        return has_tensors
+    def determine(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Return whether the result of a call is a constant: it computes with constants, numbers and names alone."""
+        return all(
+            self.contains(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, _PLAIN)
+            for leaf in _iter_leaves(select_values(func, (args, kwargs)))
+        )
+
+
+_TORCH_NAMES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_PLAIN = (int, float, complex, str, NoneType, EllipsisType, *_TORCH_NAMES)
+"""Arguments that hold no values of images, unless a call read these."""
+
+
+def _iter_leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, tuple | list | dict):
+        for branch in tree.values() if isinstance(tree, dict) else tree:
+            yield from _iter_leaves(branch)
+    elif isinstance(tree, slice):
+        yield from (tree.start, tree.stop, tree.step)
+    else:
+        yield tree
 
 
 def iter_tensors(trees: Iterable[Any]) -> Iterator[Tensor]:
@@ -169,6 +186,16 @@ def unwrap_vmapped(tensor: Tensor) -> Tensor:
     while functorch.is_batchedtensor(tensor):
         tensor = functorch.get_unwrapped(tensor)
     return tensor
+
+
+def list_vmapped_sizes(tensor: Tensor) -> list[int]:
+    """Return the sizes of the dimensions of a tensor that `torch.vmap` hides from the code that it runs."""
+    sizes = []
+    while functorch.is_batchedtensor(tensor):
+        dimension = functorch.maybe_get_bdim(tensor)
+        tensor = functorch.get_unwrapped(tensor)
+        sizes.append(tensor.shape[dimension])
+    return sizes
 
 
 def _expand_vmapped(z: Tensor) -> Tensor:
@@ -228,6 +255,8 @@ class _Interception(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._constants = Constants(model)
+        # tensors that a module holds without registering them, such as a list of bounds
+        self._constants.add([list(vars(module).values()) for module in model.modules()])
         self._path = path
         self._on_call = on_call
         self._on_pool = on_pool
@@ -241,7 +270,8 @@ class _Interception(TorchFunctionMode):
         operation = find_operation(func)
         if operation is not None and operation.kind == "metadata":
             return func(*args, **kwargs)
-        if self._constants.contains_all(args, kwargs):
+        args, kwargs = place_arguments(func, args, kwargs)
+        if self._constants.determine(func, args, kwargs):
             out = func(*args, **kwargs)
             self._constants.add(out)
             return out
@@ -273,11 +303,10 @@ class _Interception(TorchFunctionMode):
         return call
 
     def _make_pool_call(self, pool: Pool, out: Any, args: Any, kwargs: Any) -> PoolCall:
-        z = args[0] if args else kwargs["input"]
+        z = args[0]
         layer = _number_layers(self._pool_counts, self._path.layer_name(pool.name))
         self._check_batch(z.shape[: z.dim() - pool.spatial], pool.name, layer)
-        options = {name: value for name, value in kwargs.items() if name != "input"}
-        arguments = None if pool.adaptive else normalise_pool_arguments(z, *args[1:], spatial=pool.spatial, **options)
+        arguments = None if pool.adaptive else normalise_pool_arguments(*args, spatial=pool.spatial, **kwargs)
         producer, source = self._rectified or (lambda: None, None)
         pooled = out[0] if isinstance(out, tuple) else out
         return PoolCall(layer, pool, z, pooled, arguments, source if producer() is z else None)

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grokkit.interrupt import check_interrupt
-from grokkit.spline.affine import MapForm, Program, ProgramStep, apply_nonlinearity, bind_results, build_program
+from grokkit.spline.affine import Program, ProgramStep, apply_nonlinearity, bind_results, build_program
+from grokkit.spline.affine_rules import MapForm
 from grokkit.spline.envelope import index_windows
 from grokkit.spline.frames import Frames
-from grokkit.spline.passes import BlockCount, LayerCount, count_per_point, find_live_units
+from grokkit.spline.passes import BlockCount, LayerCount, check_same_calls, count_per_point, find_live_units
 from grokkit.spline.rule_table import tree_leaves
 from grokkit.spline.tape import Var
 from grokkit.units import Call
@@ -54,6 +55,7 @@ def bound_crossings(model: nn.Module, images: Tensor, frames: Frames, radius: fl
         check_interrupt()
         centre = images[point : point + 1]
         centres = find_live_units(model, centre)
+        check_same_calls(centres, [step.node.layer for step in program.nonlinear_steps if not step.is_pool])
         offsets = radius * frames.at(range(point, point + 1)).double()
         hulls = _iter_hulls(program, Hull(centre.double(), offsets, torch.zeros_like(centre, dtype=torch.float64)))
         yield BlockCount([_count_layer(call, hull) for call, hull in zip(centres, hulls, strict=True)], [])

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.autograd import forward_ad as ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from grokkit.errors import ModelContractError
-from grokkit.operations import find_operation, get_function_name
-from grokkit.spline.rule_table import tree_leaves, tree_map
+from grokkit.errors import GrokkitError, ModelContractError
+from grokkit.operations import find_operation, get_function_name, place_arguments
+from grokkit.spline.rule_table import tree_leaves, tree_map, writes_in_place
 
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
 
@@ -59,11 +59,17 @@ class Dual(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if not args and "input" in kwargs:
-            args = (kwargs.pop("input"),)
-        rule = cls.rules.get(func) or _find_overload_rule(cls, func)
-        return rule(func, *args, **kwargs) if rule is not None else apply_forward_ad(func, *args, **kwargs)
+        args, kwargs = place_arguments(func, args, dict(kwargs or {}))
+        rule = cls.rules.get(func) or _find_overload_rule(cls, func) or apply_forward_ad
+        try:
+            return rule(func, *args, **kwargs)
+        except (GrokkitError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # an operation without a derivative raises errors of several kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ModelContractError(
+                f'`{get_function_name(func)}` has no forward-mode derivative ({reason}); use method="vertex"'
+            ) from error
 
 
 def _find_overload_rule(cls: type[Dual], func: Any) -> Callable[..., Any] | None:
@@ -121,7 +127,46 @@ def apply_linear(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return apply_forward_ad(func, x, *args, **kwargs)
     primal = func(x.primal, *args, **kwargs)
     args, kwargs = round_like_tangent(x, (args, kwargs))
-    return _wrap(x, primal, torch.vmap(lambda tangent: func(tangent, *args, **kwargs))(x.tangent))
+    return _wrap(x, primal, map_directions(func, lambda map_one, t: map_one(t, *args, **kwargs), x.tangent))
+
+
+_RENAMED: dict[str, Any] = {
+    "moveaxis": torch.movedim,
+    "unsafe_split_with_sizes": torch.split_with_sizes,
+    "native_channel_shuffle": torch.channel_shuffle,
+    "mH": Tensor.adjoint,
+    "conj": torch.conj,
+    "as_strided_copy": lambda x, *args, **kwargs: x.as_strided(*args, **kwargs).clone(),
+}
+"""Name -> the same operation under a name for which `torch.vmap` has a rule."""
+_WITHOUT_RULE = frozenset(
+    ("take", "masked_select", "masked_scatter", "put", "column_stack", "chain_matmul", "diagflat")
+)
+_WRITING_WITH_RULE = frozenset(
+    ("add_", "sub_", "mul_", "div_", "add", "sub", "mul", "div", "neg_", "clamp_", "masked_fill_", "fill_", "detach_")
+)
+"""Names of operations for which `torch.vmap` has no rule; and of those that write in place and have one."""
+
+
+def map_directions(func: Any, call: Callable[..., Any], *tangents: Tensor) -> Any:
+    """Return `call(func, *tangents)` of every direction, stacked.
+
+    Args:
+        func: the operation; on tangents, its name for which there is a rule.
+        call: calls the operation that it is given.
+        tangents: (P, ...) each.
+    """
+    name = get_function_name(func)
+    is_written = writes_in_place(func) and name not in _WRITING_WITH_RULE
+    if name in _WITHOUT_RULE or is_written or (name.endswith("_copy") and name not in _RENAMED):
+        return _stack([call(func, *parts) for parts in zip(*tangents, strict=True)])
+    return torch.vmap(partial(call, _RENAMED.get(name, func)))(*tangents)
+
+
+def _stack(results: list[Any]) -> Any:
+    if isinstance(results[0], tuple | list):
+        return [torch.stack(parts) for parts in zip(*results, strict=True)]
+    return torch.stack(results)
 
 
 def _wrap(x: Dual, primal: Any, tangent: Any) -> Any:
@@ -169,13 +214,7 @@ class _DirectionalCall:
         self.copies: list[tuple[Dual, Tensor, int]] = []
         arguments = tree_map(partial(self._copy, direction), (args, kwargs))
         plain = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if _is_plain(leaf)]
-        try:
-            self.out = func(*arguments[0], **arguments[1])
-        except NotImplementedError as error:
-            raise ModelContractError(
-                f"`{get_function_name(func)}` has no forward-mode derivative ({str(error).splitlines()[0]}); "
-                'use method="vertex"'
-            ) from error
+        self.out = func(*arguments[0], **arguments[1])
         if any(leaf._version != version for leaf, version in plain):
             raise make_hidden_write_error(func)
 

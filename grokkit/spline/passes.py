@@ -132,6 +132,16 @@ def find_live_units(model: nn.Module, centre: Tensor) -> list[Call]:
     return calls
 
 
+def check_same_calls(calls: list[Call], layers: list[str]) -> None:
+    """Raise ModelContractError if a forward pass does not call the activations that its recorded program has."""
+    if len(calls) != len(layers):
+        extra = sorted({call.layer for call in calls} ^ set(layers)) or layers
+        raise ModelContractError(
+            f"{extra[0]!r} computes with a tensor that no call made and that is not of the model's own, so it is not "
+            "known whether it depends on the images; register that tensor as a buffer"
+        )
+
+
 def count_per_point(crossed: Tensor) -> Tensor:
     """Return int64 (point,): how many units of a (point, ...) mask are set."""
     return crossed.permute(0, *_memory_order(crossed)).flatten(1).count_nonzero(dim=1)

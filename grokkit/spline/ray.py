@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from grokkit.spline.affine import Program, build_program
 from grokkit.spline.frames import Frames
 from grokkit.spline.knots import ZERO, KnotGrid
-from grokkit.spline.passes import BlockCount, LayerCount, count_per_point, find_live_units
+from grokkit.spline.passes import BlockCount, LayerCount, check_same_calls, count_per_point, find_live_units
 from grokkit.spline.segment_sweep import Sweep
 
 
@@ -63,6 +63,7 @@ def _count_layers(program: Program, model: nn.Module, centre: Tensor, offsets: T
     ends = torch.cat([centre.double() - offsets, centre.double() + offsets], dim=1)
     Sweep(program, extremes, extremes.on_call).run(ends)
     layer_indices = [index for index, step in enumerate(program.nonlinear_steps) if not step.is_pool]
+    check_same_calls(centres, [program.layers[index] for index in layer_indices])
     counts = []
     for index, call in zip(layer_indices, centres, strict=True):
         crossed = torch.stack([count_per_point(extremes.has_crossed(index, kink)) for kink in call.kinks]).sum(dim=0)

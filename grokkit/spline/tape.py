@@ -24,9 +24,17 @@ from torch.overrides import TorchFunctionMode
 from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
-from grokkit.operations import Activation, Operation, find_operation, get_function_name
-from grokkit.spline.rule_table import get_out_of_place, tree_leaves, tree_map
-from grokkit.units import Constants, ModulePath, check_full_precision, is_counted_call, iter_tensors, unwrap_vmapped
+from grokkit.operations import Activation, Operation, find_operation, get_function_name, place_arguments, select_values
+from grokkit.spline.rule_table import tree_leaves, tree_map, writes_in_place
+from grokkit.units import (
+    Constants,
+    ModulePath,
+    check_full_precision,
+    is_counted_call,
+    iter_tensors,
+    list_vmapped_sizes,
+    unwrap_vmapped,
+)
 
 BATCHES = (2, 3)
 DATA_DEPENDENT_CALLS = (
@@ -124,12 +132,14 @@ class Tape(NamedTuple):
     Args:
         nodes: its calls on image-dependent tensors, in order.
         origins: what entered any call and was not made by a recorded one, in order.
+        mapped: module path, and size of the dimension that `torch.vmap` hides, of every argument that has one.
         output: the variable that the model returned; None if the result is not a recorded tensor.
         result: the returned tensor.
     """
 
     nodes: list[Node]
     origins: list[Origin]
+    mapped: list[tuple[str, int]]
     output: Var | None
     result: Tensor
 
@@ -142,6 +152,7 @@ class _CallRecorder(TorchFunctionMode):
         self._unseen = unseen
         self.nodes: list[Node] = []
         self.origins: list[Origin] = []
+        self.mapped: list[tuple[str, int]] = []
         self._path = path
         self._batch = len(images)
         self._constants = Constants(model)
@@ -160,7 +171,7 @@ class _CallRecorder(TorchFunctionMode):
         self._alive.append(inner)
         self._vars[id(inner)] = var
         self._versions[id(inner)] = _get_version(inner)
-        self._memory[_get_address(inner)] = var
+        self._memory[_get_memory(inner)] = var
         return var
 
     def to_var(self, leaf: Any) -> Any:
@@ -172,7 +183,7 @@ class _CallRecorder(TorchFunctionMode):
     def _bind_view(self, tensor: Tensor) -> Var | None:
         """Bind a tensor that shares memory with one that depends on the images; return None for any other."""
         inner = unwrap_vmapped(tensor)
-        source = self._memory.get(_get_address(inner))
+        source = self._memory.get(_get_memory(inner))
         if source is None or id(inner) in self._vars:
             return None
         problem = "is a view that was made by code that is not seen"
@@ -189,10 +200,10 @@ class _CallRecorder(TorchFunctionMode):
         operation = find_operation(func)
         if operation is not None and operation.kind == "metadata":
             return func(*args, **kwargs)
+        args, kwargs = place_arguments(func, args, kwargs)
         self._note_origins(func, (args, kwargs))
         traced = tree_map(self.to_var, (args, kwargs))
-        reads_no_values = operation is not None and operation.kind == "constant"
-        if reads_no_values or not any(isinstance(leaf, Var) for leaf in tree_leaves(traced)):
+        if not any(isinstance(leaf, Var) for leaf in tree_leaves(select_values(func, traced))):
             out = func(*args, **kwargs)
             self._constants.add(out)
             return out
@@ -208,13 +219,17 @@ class _CallRecorder(TorchFunctionMode):
                 "such values only under `if self.training`"
             )
         arguments = list(iter_tensors((args, kwargs)))
-        problem = self._find_stale_argument(arguments)
+        self.mapped += [(layer, size) for tensor in arguments for size in list_vmapped_sizes(tensor)]
+        problem = self._find_stale_argument(arguments) or _find_strides(operation, args)
         versions = [(tensor, _get_version(tensor)) for tensor in arguments]
         node_args, node_kwargs = self._copy_target(func, traced)
         out = func(*args, **kwargs)
         results = list(iter_tensors((out,)))
         written = [tensor for tensor, version in versions if _get_version(tensor) != version]
-        hidden = [tensor for tensor in written if all(tensor is not result for result in results)]
+        # views of one tensor are written to together; the result, or the first of them, is the one that is meant
+        meant = results or written[:1]
+        memories = {_get_memory(tensor) for tensor in meant}
+        hidden = [tensor for tensor in written if _get_memory(tensor) not in memories] + ([] if results else meant)
         if not results and not hidden:
             if operation is None or operation.kind == "reading":
                 problem, size = "hands values to code that is not seen", self._count_values(arguments)
@@ -225,7 +240,7 @@ class _CallRecorder(TorchFunctionMode):
             if tensor.is_floating_point():
                 check_full_precision(tensor, get_function_name(func), layer)
         problem = problem or self._find_hidden_write(func, hidden) or self._find_lost_batch(results)
-        self._forget_aliases(written)
+        self._forget_aliases(written, results)
         bound = tree_map(lambda leaf: self.bind(leaf) if isinstance(leaf, Tensor) else leaf, out)
         if hidden:
             bound = self.bind(hidden[0]) if out is None and len(hidden) == 1 else [bound, *map(self.bind, hidden)]
@@ -258,8 +273,8 @@ class _CallRecorder(TorchFunctionMode):
     def _copy_target(func: Any, traced: Any) -> Any:
         """Return the arguments of a call with a copy of the constant into which it is about to write."""
         args, kwargs = traced
-        writes = func is Tensor.__setitem__ or get_out_of_place(func) is not func
-        return ((args[0].clone(), *args[1:]), kwargs) if writes and args and isinstance(args[0], Tensor) else traced
+        is_constant = bool(args) and isinstance(args[0], Tensor)
+        return ((args[0].clone(), *args[1:]), kwargs) if is_constant and writes_in_place(func) else traced
 
     def _layer_name(self, func: Any, operation: Operation | None, counted: bool) -> str:
         if not counted or operation is None or operation.activation is None:
@@ -284,27 +299,33 @@ class _CallRecorder(TorchFunctionMode):
         has_row_per_image = all(leaf.dim() > 0 and len(leaf) == self._batch for leaf in results)
         return "" if has_row_per_image else f"returns {_format_shapes(results)}, which has no row for each image"
 
-    def _forget_aliases(self, written: list[Tensor]) -> None:
+    def _forget_aliases(self, written: list[Tensor], results: list[Tensor]) -> None:
         """Mark the views of tensors that a recorded call has written to; writes move the version of all of them."""
-        memories = {_get_address(unwrap_vmapped(tensor)) for tensor in written}
+        memories = {_get_memory(tensor) for tensor in written}
         if not memories:
             return
         for other in self._alive:
-            if _get_address(other) in memories:
+            if _get_memory(other) in memories:
                 self._versions[id(other)] = _get_version(other)
-                if all(other is not unwrap_vmapped(tensor) for tensor in written):
+                if all(other is not unwrap_vmapped(tensor) for tensor in results):
                     self._stale.add(id(other))
+
+
+def _find_strides(operation: Operation | None, args: tuple[Any, ...]) -> str:
+    is_by_strides = operation is not None and operation.name == "as_strided"
+    is_whole = is_by_strides and args[0].is_contiguous() and args[0].storage_offset() == 0
+    return "reads the memory around a view" if is_by_strides and not is_whole else ""
+
+
+def _get_memory(tensor: Tensor) -> int:
+    """Return the address of the memory that a tensor shares with its views; of its storage if that has no memory."""
+    storage = unwrap_vmapped(tensor).untyped_storage()
+    return storage.data_ptr() or storage._cdata  # on the meta device, or empty
 
 
 def _get_version(tensor: Tensor) -> int:
     """Return how often a tensor was written to; 0 for inference tensors, which do not count writes."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _get_address(tensor: Tensor) -> int:
-    """Return the address of a tensor's memory; of its storage if it has no memory (on the meta device, or empty)."""
-    storage = tensor.untyped_storage()
-    return storage.data_ptr() or storage._cdata
 
 
 def _format_shapes(tensors: list[Tensor]) -> str:
@@ -324,7 +345,7 @@ def record_once(model: nn.Module, images: Tensor, unseen: frozenset[int] = froze
     with path.track(), _CallRecorder(model, path, images, unseen) as recorder:
         result = run_model(model, images)
         output = recorder.to_var(result)
-    return Tape(recorder.nodes, recorder.origins, output if isinstance(output, Var) else None, result)
+    return Tape(recorder.nodes, recorder.origins, recorder.mapped, output if isinstance(output, Var) else None, result)
 
 
 def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
@@ -345,6 +366,7 @@ def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
         first, second = (record_once(model, batch.clone(), unseen) for batch in batches)
         if _list_calls(first) != _list_calls(second):
             raise ModelContractError(DATA_DEPENDENT_CALLS)
+        _check_images_not_mapped(first, second)
         new = _find_unseen(first, second, unseen)
         if new is None:
             return first, second
@@ -353,6 +375,18 @@ def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
 
 def _list_calls(tape: Tape) -> tuple[list[Any], list[str]]:
     return [node.func for node in tape.nodes], [origin.name for origin in tape.origins]
+
+
+def _check_images_not_mapped(first: Tape, second: Tape) -> None:
+    """Raise ModelContractError if a dimension that `torch.vmap` hides grows with the batch: it holds the images."""
+    for (layer, size), (_, other) in zip(first.mapped, second.mapped, strict=True):
+        if size != other:
+            raise ModelContractError(
+                f"the model applies `torch.vmap` to the images of a batch in {layer!r} ({size} of {BATCHES[0]} images, "
+                f"{other} of {BATCHES[1]}), which hides them from the calls inside, so that images and units cannot be "
+                "told apart; call the function on the whole batch, without `torch.vmap`. A map over the members of an "
+                "ensemble is counted"
+            )
 
 
 def _find_unseen(first: Tape, second: Tape, known: frozenset[int]) -> int | None:
@@ -386,7 +420,10 @@ def record_tape(model: nn.Module, images: Tensor) -> Tape:
         raise ModelContractError("the model's output is not computed from the images by calls that are seen")
     nodes = [
         node._replace(
-            args=_generalise_batch(node.args, other.args), kwargs=_generalise_batch(node.kwargs, other.kwargs)
+            args=_generalise_batch(node.args, other.args),
+            kwargs=_generalise_batch(node.kwargs, other.kwargs),
+            # a dimension of the size of the smaller batch may look like one
+            problem=node.problem or other.problem,
         )
         for node, other in zip(first.nodes, second.nodes, strict=True)
     ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
-from grokkit.spline.affine import RULES, describe_call
+from grokkit.spline.affine_rules import RULES, describe_call
 from grokkit.spline.tape import Node, Tape, record_twice
 
 _BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
