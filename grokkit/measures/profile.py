@@ -235,10 +235,10 @@ def _count_without_values(model: nn.Module, batch: Tensor) -> _UnitCounts:
         counted[call.layer] = call.z.numel() // len(batch) * len(call.kinks)
 
     with measurement_mode(model, allow_meta=True) as inner:
-        uncounted = list_uncounted(record_once(inner, batch))
+        uncounted = list_uncounted(record_once(inner, batch)).require_counted()
         with units.intercept(inner, count, batch=len(batch)):
             inner(batch)
-    return _UnitCounts(counted, *uncounted)
+    return _UnitCounts(counted, uncounted.layers, uncounted.counted_share)
 
 
 class _LayerRecorder:

@@ -330,10 +330,7 @@ def describe_call(node: Node) -> str:
 
 
 def make_error(node: Node, reason: str) -> ModelContractError:
-    return ModelContractError(
-        f"{describe_call(node)} {reason}, so an exact partition or bound cannot be computed for this network;"
-        ' use `grokkit.local_complexity` with method="vertex" instead'
-    )
+    return ModelContractError(f"{describe_call(node)} {reason}")
 
 
 RULES: dict[str, Callable[[Node, MapForm], Invocation]] = {

@@ -18,7 +18,7 @@ from grokkit.spline.affine import Program, build_program
 from grokkit.spline.knots import KnotGrid
 from grokkit.spline.measurement_mode import measurement_mode
 from grokkit.spline.segment_sweep import StopSweep, Sweep
-from grokkit.spline.uncounted import find_uncounted
+from grokkit.spline.uncounted import record_independent
 
 _SEGMENTS_PER_SWEEP = 32
 _BEND_TOLERANCE = 1e-12
@@ -158,7 +158,7 @@ def prepare_segments(
         single = not (_is_batch(inner, rows[0]) if batched is None else batched)
         ends = rows.unsqueeze(0) if single else rows.transpose(0, 1)
         images = ends.flatten(0, 1)[:8].to(dtype_of(inner))
-        find_uncounted(inner, images)  # what no method can measure is refused in the same words by all of them
+        record_independent(inner, images)
         yield build_program(inner, images), ends, single
 
 

@@ -37,6 +37,8 @@ from grokkit.units import (
 )
 
 BATCHES = (2, 3)
+_MOVED = 1e-3
+"""Relative difference above which values are those of another image, and not rounded otherwise."""
 DATA_DEPENDENT_CALLS = (
     "the model calls different operations for different batches of images; only a model whose layers do not depend on "
     "the data can be measured"
@@ -133,15 +135,19 @@ class Tape(NamedTuple):
         nodes: its calls on image-dependent tensors, in order.
         origins: what entered any call and was not made by a recorded one, in order.
         mapped: module path, and size of the dimension that `torch.vmap` hides, of every argument that has one.
+        merged: layer and result of every counted call whose first dimension is not the batch alone.
         output: the variable that the model returned; None if the result is not a recorded tensor.
         result: the returned tensor.
+        images: the images (N, ...), as they were before the model ran.
     """
 
     nodes: list[Node]
     origins: list[Origin]
     mapped: list[tuple[str, int]]
+    merged: list[tuple[str, Tensor]]
     output: Var | None
     result: Tensor
+    images: Tensor
 
 
 class _CallRecorder(TorchFunctionMode):
@@ -153,6 +159,7 @@ class _CallRecorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.origins: list[Origin] = []
         self.mapped: list[tuple[str, int]] = []
+        self.merged: list[tuple[str, Tensor]] = []
         self._path = path
         self._batch = len(images)
         self._constants = Constants(model)
@@ -245,6 +252,8 @@ class _CallRecorder(TorchFunctionMode):
         if hidden:
             bound = self.bind(hidden[0]) if out is None and len(hidden) == 1 else [bound, *map(self.bind, hidden)]
         size = self._count_values(results)
+        if counted and not list_vmapped_sizes(results[0]) and results[0].shape[:1] != (self._batch,):
+            self.merged.append((layer, results[0].clone()))
         self.nodes.append(Node(func, node_args, node_kwargs, bound, layer, operation, counted, size, problem))
         return out
 
@@ -342,10 +351,19 @@ def record_once(model: nn.Module, images: Tensor, unseen: frozenset[int] = froze
     """
     check_interrupt()
     path = ModulePath(model)
-    with path.track(), _CallRecorder(model, path, images, unseen) as recorder:
-        result = run_model(model, images)
+    inputs = images.clone()  # a model may overwrite its input
+    with path.track(), _CallRecorder(model, path, inputs, unseen) as recorder:
+        result = run_model(model, inputs)
         output = recorder.to_var(result)
-    return Tape(recorder.nodes, recorder.origins, recorder.mapped, output if isinstance(output, Var) else None, result)
+    return Tape(
+        recorder.nodes,
+        recorder.origins,
+        recorder.mapped,
+        recorder.merged,
+        output if isinstance(output, Var) else None,
+        result,
+        images,
+    )
 
 
 def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
@@ -362,15 +380,42 @@ def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
     pair = images[torch.arange(BATCHES[0], device=images.device) % len(images)]
     batches = pair, torch.cat([0.75 * pair[:1].flip(-1), pair])
     unseen: frozenset[int] = frozenset()
+    first, second = (record_once(model, batch) for batch in batches)
+    if _list_calls(first) != _list_calls(second):
+        # a model may fill a cache of constants in its first pass
+        first = record_once(model, batches[0])
     while True:
-        first, second = (record_once(model, batch.clone(), unseen) for batch in batches)
         if _list_calls(first) != _list_calls(second):
             raise ModelContractError(DATA_DEPENDENT_CALLS)
         _check_images_not_mapped(first, second)
+        _check_images_in_front(first, second)
         new = _find_unseen(first, second, unseen)
         if new is None:
             return first, second
         unseen |= {new}
+        first, second = (record_once(model, batch, unseen) for batch in batches)
+
+
+def _check_images_in_front(first: Tape, second: Tape) -> None:
+    """Raise ModelContractError unless the values of one image lie together in front, in every counted call."""
+    values, joint = dict(first.merged), dict(second.merged)
+    for layer in {**values, **joint}:
+        # one that has the batch in front for two images, and not for three, is in one of the two only
+        if layer not in values or layer not in joint or not _is_in_front(values[layer], joint[layer]):
+            shape = tuple((values | joint)[layer].shape)
+            raise ModelContractError(
+                f"the values of {layer!r} must have the batch as its first dimension, or begin with all values of "
+                f"the first image, so that units are distinguished from images; got shape {shape} for "
+                f"{BATCHES[layer in joint]} images. Move the batch to the front"
+            )
+
+
+def _is_in_front(values: Tensor, joint: Tensor) -> bool:
+    """Return whether the values of two images are, image by image, the last ones of those of three."""
+    rows = len(values) // BATCHES[0] if values.dim() else 0
+    if not rows or len(values) != rows * BATCHES[0] or len(joint) != rows * BATCHES[1]:
+        return False
+    return bool((joint[rows:].double() - values.double()).abs().max() <= _MOVED * values.abs().max())
 
 
 def _list_calls(tape: Tape) -> tuple[list[Any], list[str]]:
