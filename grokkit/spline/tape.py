@@ -135,7 +135,7 @@ class Tape(NamedTuple):
         nodes: its calls on image-dependent tensors, in order.
         origins: what entered any call and was not made by a recorded one, in order.
         mapped: module path, and size of the dimension that `torch.vmap` hides, of every argument that has one.
-        merged: layer and result of every counted call whose first dimension is not the batch alone.
+        merged: position in `nodes` -> result of every counted call whose first dimension is not the batch alone.
         output: the variable that the model returned; None if the result is not a recorded tensor.
         result: the returned tensor.
         images: the images (N, ...), as they were before the model ran.
@@ -144,7 +144,7 @@ class Tape(NamedTuple):
     nodes: list[Node]
     origins: list[Origin]
     mapped: list[tuple[str, int]]
-    merged: list[tuple[str, Tensor]]
+    merged: dict[int, Tensor]
     output: Var | None
     result: Tensor
     images: Tensor
@@ -159,7 +159,7 @@ class _CallRecorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.origins: list[Origin] = []
         self.mapped: list[tuple[str, int]] = []
-        self.merged: list[tuple[str, Tensor]] = []
+        self.merged: dict[int, Tensor] = {}
         self._path = path
         self._batch = len(images)
         self._constants = Constants(model)
@@ -253,7 +253,7 @@ class _CallRecorder(TorchFunctionMode):
             bound = self.bind(hidden[0]) if out is None and len(hidden) == 1 else [bound, *map(self.bind, hidden)]
         size = self._count_values(results)
         if counted and not list_vmapped_sizes(results[0]) and results[0].shape[:1] != (self._batch,):
-            self.merged.append((layer, results[0].clone()))
+            self.merged[len(self.nodes)] = results[0].clone()
         self.nodes.append(Node(func, node_args, node_kwargs, bound, layer, operation, counted, size, problem))
         return out
 
@@ -398,15 +398,15 @@ def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
 
 def _check_images_in_front(first: Tape, second: Tape) -> None:
     """Raise ModelContractError unless the values of one image lie together in front, in every counted call."""
-    values, joint = dict(first.merged), dict(second.merged)
-    for layer in {**values, **joint}:
+    values, joint = first.merged, second.merged
+    for position in sorted({*values, *joint}):
         # one that has the batch in front for two images, and not for three, is in one of the two only
-        if layer not in values or layer not in joint or not _is_in_front(values[layer], joint[layer]):
-            shape = tuple((values | joint)[layer].shape)
+        if not (position in values and position in joint and _is_in_front(values[position], joint[position])):
+            shape = tuple((values | joint)[position].shape)
             raise ModelContractError(
-                f"the values of {layer!r} must have the batch as its first dimension, or begin with all values of "
+                f"the values of {first.nodes[position].layer!r} must have the batch as its first dimension, or begin with all values of "
                 f"the first image, so that units are distinguished from images; got shape {shape} for "
-                f"{BATCHES[layer in joint]} images. Move the batch to the front"
+                f"{BATCHES[position in joint]} images. Move the batch to the front"
             )
 
 
