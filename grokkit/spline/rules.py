@@ -143,6 +143,13 @@ def _pad_constant(func: Any, x: Dual, pad: Any, value: float = 0) -> Dual:
     return Dual(func(x.primal, pad, value), torch.vmap(lambda tangent: func(tangent, pad, 0))(x.tangent))
 
 
+def _subtract_neighbours(
+    func: Any, x: Any, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> Any:
+    parts = [part for part in (prepend, x, append) if part is not None]
+    return apply_linear(func, x if len(parts) == 1 else torch.cat(parts, dim), n, dim)
+
+
 def _add(func: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
     """Compute a ± b; the tangent of an operand that is not dual is zero."""
     if has_dual(args, kwargs) or not isinstance(a, Dual | Tensor | float | int):
@@ -289,7 +296,7 @@ ROW_RULES: dict[str, Callable[..., Any]] = {
         "select as_strided expand contiguous flip roll rot90 __getitem__ index_select gather take masked_select repeat "
         "repeat_interleave diagonal diag diag_embed diagflat unfold atleast_1d adjoint",
     ),
-    **build_rule_table(apply_linear, "mean sum cumsum diff trace tril neg positive conj deg2rad div"),
+    **build_rule_table(apply_linear, "mean sum cumsum trace tril neg positive conj deg2rad div"),
     **build_rule_table(
         _apply_per_image,
         "avg_pool1d adaptive_avg_pool1d interpolate pixel_shuffle pixel_unshuffle channel_shuffle fold",
@@ -304,6 +311,7 @@ ROW_RULES: dict[str, Callable[..., Any]] = {
     "detach": _read_data,
     "dropout": _apply_dropout,
     "cat": _join,
+    "diff": _subtract_neighbours,
     "broadcast_tensors": _broadcast_together,
     "lerp": partial(_apply_at, (0, 1)),
     "pad": _pad,

@@ -30,6 +30,8 @@ def find_explained(model: nn.Module, line: Tensor) -> Tensor:
     def on_call(call: Call) -> None:
         z = call.z.detach().flatten(1)
         states.extend((z - kink).sign() for kink in call.kinks)
+        if not call.activation.is_affine:
+            states.append(torch.arange(len(z), dtype=torch.float64)[:, None])  # bends everywhere, as is known
 
     def on_pool(call: PoolCall) -> None:
         if call.arguments is None:
