@@ -135,7 +135,7 @@ def _hardtanh_kinks(_: Tensor, min_val: float = -1.0, max_val: float = 1.0, inpl
 
 def _clamp_kinks(_: Tensor, min: Any = None, max: Any = None) -> tuple[Any, ...]:
     bounds = (bound for bound in (min, max) if bound is not None)
-    return tuple(bound if isinstance(bound, Tensor) else float(bound) for bound in bounds)
+    return tuple(float(bound) if isinstance(bound, int | float) else bound for bound in bounds)
 
 
 def _clamp_max_kinks(_: Tensor, max: Any) -> tuple[Any, ...]:
@@ -317,7 +317,7 @@ _NAMES_OF_ARGUMENTS = {
     for keys, names in _ARGUMENTS.items()
     for key in keys.split()
 }
-_FIRST = ("input", "self", "x", "a", "A", "tensor")
+_FIRST = ("input", "self", "x", "A", "tensor")
 
 
 @cache

@@ -43,6 +43,16 @@ def _read_metadata(func: Any, *args: Any, **kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
+def _make_constant(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply an operation that reads the shape of its first argument."""
+    if has_dual(args, kwargs):
+        raise ModelContractError(
+            f"`{get_function_name(func)}` copies a value that depends on the image into a tensor without derivatives; "
+            'use method="vertex", or `clone`'
+        )
+    return _read_metadata(func, x, *args, **kwargs)
+
+
 def _cast(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Dual):
         return func(x, *_read_metadata(lambda *tree: tree, *args), **kwargs)  # the dtype and device of a dual
@@ -286,7 +296,8 @@ def _copy(func: Any, base: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 ROW_RULES: dict[str, Callable[..., Any]] = {
-    **{row.name: _read_metadata for row in OPERATIONS.values() if row.kind in ("metadata", "constant")},
+    **{row.name: _read_metadata for row in OPERATIONS.values() if row.kind == "metadata"},
+    **{row.name: _make_constant for row in OPERATIONS.values() if row.kind == "constant"},
     **{row.name: _refuse_reading for row in OPERATIONS.values() if row.kind == "reading"},
     **{row.name: apply_activation for row in OPERATIONS.values() if row.activation is not None},
     **{row.name: apply_max_pool for row in OPERATIONS.values() if row.pool is not None},

@@ -419,8 +419,9 @@ def record_tape(model: nn.Module, images: Tensor) -> Tape:
         raise ModelContractError("the model's output is not computed from the images by calls that are seen")
     if first.mapped:
         raise ModelContractError(
-            f"{first.mapped[0][0]!r} is called under `torch.vmap`, which hides a dimension from it, so an exact partition "
-            'or bound cannot be computed for this network; use `grokkit.local_complexity` with method="vertex" instead'
+            f"{first.mapped[0][0]!r} is called under `torch.vmap`, which hides a dimension from it, so an exact "
+            "partition or bound cannot be computed for this network; use `grokkit.local_complexity` with "
+            'method="vertex" instead'
         )
     nodes = [
         node._replace(

@@ -12,6 +12,8 @@ from grokkit.units import Call, PoolCall, intercept
 
 RELATIVE = 1e-10
 """Second differences below this share of the values are rounding errors of float64."""
+SMALLEST = 1.0
+"""Values below this count as this: where values cancel, what is left are rounding errors."""
 
 
 def find_bends(function: Callable[[Tensor], Tensor], line: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def find_bends(function: Callable[[Tensor], Tensor], line: Tensor) -> Tensor:
     with torch.no_grad():
         values = function(line).flatten(1).double()
     gaps = (values[2:] - 2 * values[1:-1] + values[:-2]).abs()
-    size = values.abs().amax().clamp_min(1e-30)
+    size = values.abs().amax().clamp_min(SMALLEST)
     return (~(gaps <= RELATIVE * size)).any(1)
 
 
