@@ -135,7 +135,7 @@ def _hardtanh_kinks(_: Tensor, min_val: float = -1.0, max_val: float = 1.0, inpl
 
 def _clamp_kinks(_: Tensor, min: Any = None, max: Any = None) -> tuple[Any, ...]:
     bounds = (bound for bound in (min, max) if bound is not None)
-    return tuple(bound if isinstance(bound, Tensor) else float(bound) for bound in bounds)
+    return tuple(float(bound) if isinstance(bound, int | float) else bound for bound in bounds)
 
 
 def _clamp_max_kinks(_: Tensor, max: Any) -> tuple[Any, ...]:
@@ -277,7 +277,7 @@ _BY_ALIAS: dict[str, Operation] = {alias: row for row in OPERATIONS.values() for
 
 _ARGUMENTS: dict[str, str] = {
     "add sub mul div rsub maximum minimum matmul cross view_as reshape_as expand_as type_as fmod remainder "
-    "floor_divide copysign atan2 hypot": "input other|mat2|vec2|vec|tensor",
+    "floor_divide copysign atan2 hypot": "input other|x2|mat2|vec2|vec|tensor",
     "where": "condition input|self other",
     "Tensor.where": "input|self condition other",
     "masked_fill": "input mask value",
@@ -318,7 +318,8 @@ _NAMES_OF_ARGUMENTS = {
     for keys, names in _ARGUMENTS.items()
     for key in keys.split()
 }
-_FIRST = ("input", "self", "x", "a", "A", "tensor")
+_FIRST = ("input", "self", "x", "a", "x1", "A", "tensor")
+"""Names of the first argument; torch also takes NumPy's names."""
 
 
 @cache

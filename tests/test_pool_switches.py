@@ -217,7 +217,7 @@ class _Swapped(nn.Module):
 
 @both
 def test_a_pool_that_hides_the_batch_is_refused(method):
-    with pytest.raises(ModelContractError, match="the values of 'max_pool2d' must have the batch as its first"):
+    with pytest.raises(ModelContractError, match="the values of 'max_pool2d' must have the batch as their first"):
         local_complexity(_Swapped(), _draw(3, 2, 4, 4), 0.1, 2, method)
 
 

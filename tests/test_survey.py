@@ -18,11 +18,15 @@ class Net(nn.Module):
         return self.last(torch.relu(self.body(self.first(x))))
 
 
+BOUND = torch.linspace(-1, 1, 6, dtype=torch.float64)
+
+
 def _measured(body):
     torch.manual_seed(0)
     return local_complexity(Net(body).double(), torch.randn(4, 6, dtype=torch.float64), 0.5, 3, "vertex")
 
 
+@pytest.mark.filterwarnings("ignore:To copy construct")
 @pytest.mark.parametrize(
     ("body", "named"),
     [
@@ -33,6 +37,10 @@ def _measured(body):
         (lambda x: x / (1 + x.abs()), ("div",)),
         (lambda x: x.exp(), ("exp",)),
         (lambda x: F.normalize(x), ("normalize",)),
+        (lambda x: x.clamp(x.flip(1), BOUND), ("clamp",)),
+        (lambda x: BOUND.expand(len(x), 6).clamp(x, BOUND + 1), ("clamp",)),
+        (lambda x: x * x.new_tensor(x), ("new_tensor", "mul")),
+        (lambda x: x[:, (x[:, 0] > 0).any().long() :].repeat(1, 2)[:, :6], ("__getitem__",)),
     ],
 )
 def test_what_mixes_is_named(body, named):
@@ -105,6 +113,11 @@ MASK = torch.tensor([True, False, True, True, False, True])
         lambda x: torch.mul(x, other=2.0),
         lambda x: torch.ops.aten.reflection_pad1d(x.unsqueeze(1), [0, 1])[:, 0, 1:],
         lambda x: torch.ops.aten.replication_pad1d(x.unsqueeze(1), [0, 1])[:, 0, 1:],
+        lambda x: x.clamp(min=x.flip(1)),
+        lambda x: torch.zeros_like(x).copy_(x),
+        lambda x: x.new_zeros(1, 6).expand_as(x) * x + x,
+        lambda x: x.scatter(1, torch.zeros(len(x), 1, dtype=torch.int64), 0.5),
+        lambda x: x.diff(prepend=x[:, :1] * 2),
     ],
 )
 def test_what_is_linear_or_counted_is_not_named(body):
@@ -239,3 +252,96 @@ def test_a_rounding_error_that_a_deep_net_magnifies_is_no_mixing_of_images():
     for spoil in (lambda x: x - 0.01 * x.mean(0), F.dropout, lambda x: x + 1e-3 * torch.rand_like(x)):
         with pytest.raises(ModelContractError, match="mixes the images of a batch, or is random"):
             local_complexity(Chaos(spoil).double(), images, 1e-12, 2)
+
+
+class Ensemble(nn.Module):
+    """Members that are run at once by `torch.vmap`."""
+
+    def __init__(self, members: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in range(members))
+
+    def forward(self, x):
+        state = torch.func.stack_module_state(list(self.members))
+
+        def call(parameters, buffers, x):
+            return torch.func.functional_call(self.members[0], (parameters, buffers), (x,))
+
+        return torch.vmap(call, in_dims=(0, 0, None))(*state, x).mean(0)
+
+
+@pytest.mark.parametrize("images", [2, 3, 7])
+def test_every_member_of_an_ensemble_is_counted(images):
+    torch.manual_seed(0)
+    net, x = Ensemble(3).double(), torch.randn(images, 6, dtype=torch.float64)
+    found = local_complexity(net, x, 0.5, 3, "vertex")
+    alone = [local_complexity(member, x, 0.5, 3, "vertex").counts for member in net.members]
+    assert found.units == {"members.0.1": 15} and found.uncounted == ()
+    assert found.counts.sum() > 0 and torch.equal(found.counts, sum(alone))
+
+
+@pytest.mark.parametrize("method", ["tangent", "ray", "bound"])
+def test_an_ensemble_under_vmap_has_no_other_method(method):
+    with pytest.raises(ModelContractError, match='method="vertex"'):
+        local_complexity(Ensemble(3).double(), torch.randn(2, 6, dtype=torch.float64), 0.5, 3, method)
+
+
+class PerImage(nn.Module):
+    """A net of four units that is written for one image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.vmap(lambda image: self.last(torch.relu(self.first(image))))(x)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+@pytest.mark.parametrize("method", ["vertex", "tangent", "ray", "bound"])
+def test_a_map_over_the_images_of_a_batch_is_refused_with_the_way_out(images, method):
+    x = torch.randn(images, 6, dtype=torch.float64)
+    with pytest.raises(ModelContractError, match=r"applies `torch.vmap` to the images.*call the function on the whole"):
+        local_complexity(PerImage().double(), x, 0.5, 3, method)
+
+
+class Constant(nn.Module):
+    """A layer, and activations of tensors that no image reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bounds = nn.Linear(6, 6), [torch.full((6,), 0.3, dtype=torch.float64)]
+
+    def forward(self, x):
+        made = torch.relu(torch.zeros_like(x)) + torch.ones(len(x), 6, dtype=x.dtype).abs() + self.bounds[0].abs()
+        return torch.relu(self.first(x)) + made
+
+
+@pytest.mark.parametrize("method", ["vertex", "tangent", "ray", "bound"])
+def test_what_is_made_from_numbers_or_held_by_a_module_adds_no_units(method):
+    torch.manual_seed(0)
+    found = local_complexity(Constant().double(), torch.randn(5, 6, dtype=torch.float64), 0.5, 3, method)
+    assert found.units == {"relu": 6} and found.counts.sum() > 0
+
+
+@pytest.mark.parametrize("method", ["ray", "bound"])
+def test_a_tensor_from_elsewhere_that_is_counted_in_the_net_but_not_in_its_program_is_refused(method):
+    net = Net(lambda x: x + BOUND[None].abs().expand(1, 6)).double()
+    with pytest.raises(ModelContractError, match="register that tensor as a buffer"):
+        local_complexity(net, torch.randn(1, 6, dtype=torch.float64), 0.5, 3, method)
+
+
+@pytest.mark.parametrize("method", ["ray", "bound"])
+def test_a_lower_bound_above_the_upper_one_gives_the_upper_one(method):
+    net = Net(lambda x: x.clamp(BOUND, torch.zeros(6, dtype=x.dtype)) + x).double()
+    assert local_complexity(net, torch.randn(3, 6, dtype=torch.float64), 0.5, 3, method).counts.sum() > 0
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_an_operation_without_a_derivative_is_a_contract_error_of_its_name():
+    net = Net(lambda x: x[:, :2].as_strided((len(x), 6), (6, 1))).double()
+    with pytest.raises(ModelContractError, match=r'`as_strided` has no forward-mode derivative.*method="vertex"'):
+        local_complexity(net, torch.randn(3, 6, dtype=torch.float64), 0.5, 3, "tangent")
+    copying = Net(lambda x: x * x.new_tensor(x)).double()
+    with pytest.raises(ModelContractError, match="`new_tensor` copies a value that depends on the image"):
+        local_complexity(copying, torch.randn(3, 6, dtype=torch.float64), 0.5, 3, "tangent")

@@ -134,10 +134,10 @@ def _split_comparisons(nodes: list[Node]) -> Iterator[Node]:
     for node in nodes:
         activation = node.activation
         bounds = () if activation is None or activation.pair else _bind_kinks(node, activation)
-        if activation is None or not (activation.pair or any(isinstance(bound, Tensor | Var) for bound in bounds)):
+        if activation is None or not (activation.pair or any(not isinstance(bound, float) for bound in bounds)):
             yield node
         elif activation.pair:
-            first, second, _ = bind_operands(node)
+            first, second = (_to_number(operand) for operand in bind_operands(node)[:2])
             gap, excess = Var(next(fresh)), Var(next(fresh))
             yield _make_node(node, torch.sub, (first, second), gap)
             yield _make_node(node, torch.relu, (gap,), excess)
@@ -149,7 +149,11 @@ def _split_comparisons(nodes: list[Node]) -> Iterator[Node]:
 
 
 def _split_clamp(node: Node, bounds: tuple[Any, ...], fresh: Iterator[int]) -> Iterator[Node]:
-    x = bind_arguments(node, "input")["input"]
+    x, bounds = node.args[0], tuple(map(_to_number, bounds))
+    if len(bounds) == 2:
+        if any(isinstance(bound, Var) for bound in bounds):
+            raise make_error(node, "has two bounds of which one depends on the image, and bends where these meet")
+        bounds = (_find_smaller(*bounds), bounds[1])  # torch returns the upper bound where the lower one is above it
     gaps, joined, stacked, excess = ([Var(next(fresh)) for _ in bounds] for _ in range(4))
     for bound, gap in zip(bounds, gaps, strict=True):
         yield _make_node(node, torch.sub, (x, bound), gap)
@@ -167,6 +171,18 @@ def _split_clamp(node: Node, bounds: tuple[Any, ...], fresh: Iterator[int]) -> I
         yield _make_node(node, torch.add, (bounds[0], excess[0]), node.out)
 
 
+def _to_number(operand: Any) -> Any:
+    """Return a mask as numbers, because torch compares masks with numbers but does not subtract them."""
+    return operand.double() if isinstance(operand, Tensor) and operand.dtype == torch.bool else operand
+
+
+def _find_smaller(first: Any, second: Any) -> Any:
+    """Return the elementwise minimum of two constants."""
+    one, other = (bound.value if isinstance(bound, BatchRow) else torch.as_tensor(bound) for bound in (first, second))
+    smaller = torch.minimum(one.double(), other.double())
+    return BatchRow(smaller) if isinstance(first, BatchRow) or isinstance(second, BatchRow) else smaller
+
+
 def _is_upper_bound(node: Node) -> bool:
     """Return whether the only bound of a clamp is its upper one."""
     is_clamp_max = node.operation is not None and node.operation.name == "clamp_max"
@@ -182,9 +198,8 @@ def _make_node(source: Node, func: Callable[..., Any], args: tuple[Any, ...], ou
 
 def _bind_kinks(node: Node, activation: Activation) -> tuple[Any, ...]:
     """Return the kinks of an activation: numbers, or the tensors by which it clamps."""
-    options = {name: value for name, value in node.kwargs.items() if name != "input"}
-    args = node.args if len(node.args) else (node.kwargs["input"],)
-    return activation.kinks(*args, **options)
+    options = {name: value for name, value in node.kwargs.items() if name != "out"}
+    return activation.kinks(*node.args, **options)
 
 
 def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None:

@@ -185,18 +185,18 @@ def _blend(node: Node, form: MapForm) -> Invocation:
 
 def _subtract_neighbours(node: Node, form: MapForm) -> Invocation:
     arguments = bind_arguments(node, "input", "n", "dim", "prepend", "append")
-    if arguments["prepend"] is not None or arguments["append"] is not None:
-        raise make_error(node, "has values before or after its own")
+    parts = [arguments[name] for name in ("prepend", "input", "append") if arguments[name] is not None]
     count = 1 if arguments["n"] is None else arguments["n"]
     dim = -1 if arguments["dim"] is None else arguments["dim"]
     sign = 1 if form == "magnitude" else -1
 
-    def subtract(x: Tensor) -> Tensor:
+    def subtract(*parts: Tensor) -> Tensor:
+        x = torch.cat(parts, dim)
         for _ in range(count):
             x = x.narrow(dim, 1, x.shape[dim] - 1) + sign * x.narrow(dim, 0, x.shape[dim] - 1)
         return x
 
-    return subtract, (arguments["input"],), {}
+    return subtract, tuple(_to_offset(part, form) for part in parts), {}
 
 
 def _assign(node: Node, form: MapForm) -> Invocation:

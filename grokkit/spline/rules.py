@@ -43,6 +43,16 @@ def _read_metadata(func: Any, *args: Any, **kwargs: Any) -> Any:
     return func(*args, **kwargs)
 
 
+def _make_constant(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply an operation that reads the shape of its first argument."""
+    if has_dual(args, kwargs):
+        raise ModelContractError(
+            f"`{get_function_name(func)}` copies a value that depends on the image into a tensor without derivatives; "
+            'use method="vertex", or `clone`'
+        )
+    return _read_metadata(func, x, *args, **kwargs)
+
+
 def _cast(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(x, Dual):
         return func(x, *_read_metadata(lambda *tree: tree, *args), **kwargs)  # the dtype and device of a dual
@@ -141,6 +151,13 @@ def _pad(func: Any, x: Dual, pad: Any, mode: str = "constant", value: float | No
 
 def _pad_constant(func: Any, x: Dual, pad: Any, value: float = 0) -> Dual:
     return Dual(func(x.primal, pad, value), torch.vmap(lambda tangent: func(tangent, pad, 0))(x.tangent))
+
+
+def _subtract_neighbours(
+    func: Any, x: Any, n: int = 1, dim: int = -1, prepend: Tensor | None = None, append: Tensor | None = None
+) -> Any:
+    parts = [part for part in (prepend, x, append) if part is not None]
+    return apply_linear(func, x if len(parts) == 1 else torch.cat(parts, dim), n, dim)
 
 
 def _add(func: Any, a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
@@ -279,7 +296,8 @@ def _copy(func: Any, base: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 ROW_RULES: dict[str, Callable[..., Any]] = {
-    **{row.name: _read_metadata for row in OPERATIONS.values() if row.kind in ("metadata", "constant")},
+    **{row.name: _read_metadata for row in OPERATIONS.values() if row.kind == "metadata"},
+    **{row.name: _make_constant for row in OPERATIONS.values() if row.kind == "constant"},
     **{row.name: _refuse_reading for row in OPERATIONS.values() if row.kind == "reading"},
     **{row.name: apply_activation for row in OPERATIONS.values() if row.activation is not None},
     **{row.name: apply_max_pool for row in OPERATIONS.values() if row.pool is not None},
@@ -289,7 +307,7 @@ ROW_RULES: dict[str, Callable[..., Any]] = {
         "select as_strided expand contiguous flip roll rot90 __getitem__ index_select gather take masked_select repeat "
         "repeat_interleave diagonal diag diag_embed diagflat unfold atleast_1d adjoint",
     ),
-    **build_rule_table(apply_linear, "mean sum cumsum diff trace tril neg positive conj deg2rad div"),
+    **build_rule_table(apply_linear, "mean sum cumsum trace tril neg positive conj deg2rad div"),
     **build_rule_table(
         _apply_per_image,
         "avg_pool1d adaptive_avg_pool1d interpolate reflection_pad1d pixel_shuffle pixel_unshuffle channel_shuffle "
@@ -305,6 +323,7 @@ ROW_RULES: dict[str, Callable[..., Any]] = {
     "detach": _read_data,
     "dropout": _apply_dropout,
     "cat": _join,
+    "diff": _subtract_neighbours,
     "broadcast_tensors": _broadcast_together,
     "lerp": partial(_apply_at, (0, 1)),
     "pad": _pad,

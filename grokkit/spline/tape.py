@@ -402,9 +402,9 @@ def _check_images_in_front(first: Tape, second: Tape) -> None:
     for position in sorted({*values, *joint}):
         # one that has the batch in front for two images, and not for three, is in one of the two only
         if not (position in values and position in joint and _is_in_front(values[position], joint[position])):
-            shape = tuple((values | joint)[position].shape)
+            layer, shape = first.nodes[position].layer, tuple((values | joint)[position].shape)
             raise ModelContractError(
-                f"the values of {first.nodes[position].layer!r} must have the batch as its first dimension, or begin with all values of "
+                f"the values of {layer!r} must have the batch as their first dimension, or begin with all values of "
                 f"the first image, so that units are distinguished from images; got shape {shape} for "
                 f"{BATCHES[position in joint]} images. Move the batch to the front"
             )
@@ -463,6 +463,12 @@ def record_tape(model: nn.Module, images: Tensor) -> Tape:
     first, second = record_twice(model, images)
     if first.output is None:
         raise ModelContractError("the model's output is not computed from the images by calls that are seen")
+    if first.mapped:
+        raise ModelContractError(
+            f"{first.mapped[0][0]!r} is called under `torch.vmap`, which hides a dimension from it, so an exact "
+            "partition or bound cannot be computed for this network; use `grokkit.local_complexity` with "
+            'method="vertex" instead'
+        )
     nodes = [
         node._replace(
             args=_generalise_batch(node.args, other.args),

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine_rules import RULES, describe_call
-from grokkit.spline.tape import Node, Tape, record_twice
+from grokkit.spline.rule_table import tree_leaves
+from grokkit.spline.tape import Node, Tape, Var, record_twice
 
 _BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change of an output when another image is added to the batch; far above rounding errors."""
@@ -134,10 +135,20 @@ def _is_uncounted(node: Node) -> bool:
     if any(not var.floating for var in node.inputs()):
         return True  # values that are selected by a mask or an index
     if node.counted:
-        activation = None if node.operation is None else node.operation.activation
-        # a slope that depends on the image, as that of prelu, is a product
-        return activation is not None and activation.name == "leaky_relu" and node.count_inputs() > 1
+        return _moves_its_kinks(node)
     return not is_affine(node)
+
+
+def _moves_its_kinks(node: Node) -> bool:
+    """Return whether a counted call has a parameter that depends on the image in a way that is not counted."""
+    if node.activation is None:
+        return False
+    parameters = [leaf for leaf in tree_leaves((node.args[1:], node.kwargs)) if leaf is not None]
+    moving = any(isinstance(leaf, Var) for leaf in parameters)
+    if node.activation.name == "clamp":
+        return moving and len(parameters) > 1  # where its bounds meet, it bends
+    # a slope that depends on the image, as that of prelu, is a product
+    return node.activation.name == "leaky_relu" and moving
 
 
 def is_affine(node: Node) -> bool:

@@ -192,7 +192,11 @@ CALLS: dict[str, tuple[Body, ...]] = {
     "mean": (lambda f, x: f(x, (1,)), lambda f, x: f(x, (2, 3), True)),
     "sum": (lambda f, x: f(x, (1,)), lambda f, x: f(x, (2, 3), True)),
     "cumsum": (lambda f, x: f(x, 2),),
-    "diff": (lambda f, x: f(x), lambda f, x: f(x, 2, 2)),
+    "diff": (
+        lambda f, x: f(x),
+        lambda f, x: f(x, 2, 2),
+        lambda f, x: f(x, 1, 3, torch.ones_like(x[..., :1]), x[..., :2].clone()),
+    ),
     "tril": (lambda f, x: f(x), lambda f, x: f(x, -1)),
     "fold": (lambda f, x: f(F.unfold(x, 2), (4, 4), 2),),
     "avg_pool1d": (lambda f, x: f(x.flatten(2), (3,), (2,), (1,)),),

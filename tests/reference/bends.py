@@ -12,6 +12,8 @@ from grokkit.units import Call, PoolCall, intercept
 
 RELATIVE = 1e-10
 """Second differences below this share of the values are rounding errors of float64."""
+SMALLEST = 1.0
+"""Values below this count as this: where values cancel, what is left are rounding errors."""
 
 
 def find_bends(function: Callable[[Tensor], Tensor], line: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def find_bends(function: Callable[[Tensor], Tensor], line: Tensor) -> Tensor:
     with torch.no_grad():
         values = function(line).flatten(1).double()
     gaps = (values[2:] - 2 * values[1:-1] + values[:-2]).abs()
-    size = values.abs().amax().clamp_min(1e-30)
+    size = values.abs().amax().clamp_min(SMALLEST)
     return (~(gaps <= RELATIVE * size)).any(1)
 
 
@@ -30,6 +32,8 @@ def find_explained(model: nn.Module, line: Tensor) -> Tensor:
     def on_call(call: Call) -> None:
         z = call.z.detach().flatten(1)
         states.extend((z - kink).sign() for kink in call.kinks)
+        if not call.activation.is_affine:
+            states.append(torch.arange(len(z), dtype=torch.float64)[:, None])  # bends everywhere, as is known
 
     def on_pool(call: PoolCall) -> None:
         if call.arguments is None:
