@@ -1,14 +1,15 @@
 """`python -m bench.zoo`: local complexity and exact partitions on networks that others published.
 
-Every net has random weights, is measured in a process of its own and judged by `bench.zoo_judge`, which reads nothing of
-grokkit but its results. One line of `zoo.jsonl` is one net; a net that has a line is not measured again. At the end the
-summary is written as `zoo.json`, and the table as `zoo.csv` and `zoo.md`.
+Every net has random weights, is measured in a process of its own and judged by `bench.zoo_judge`, which reads nothing
+of grokkit but its results. One line of `zoo.jsonl` is one net; a net that has a line is not measured again. At the end
+the summary is written as `zoo.json`, and the table as `zoo.csv` and `zoo.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib
 import importlib.util
 import json
 import os
@@ -28,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.harness import cpu_name
-from bench.zoo_judge import DIRECTIONS, FUNCTIONS, RADIUS, judge
+from bench.zoo_judge import DIRECTIONS, FUNCTIONS, judge
+from bench.zoo_lines import RADIUS
 from bench.zoo_models import TIMM
 
 SEED = 0
@@ -60,9 +62,7 @@ def build(name: str) -> tuple[nn.Module, list[int]]:
         net = models.get_model(short, weights=None, **options)
         is_fixed = hasattr(net, "image_size") or short.startswith("maxvit")
         return net, [224] if is_fixed else [*SMALL_SIZES, 224, 299]
-    import timm
-
-    net = timm.create_model(short, pretrained=False)
+    net = importlib.import_module("timm").create_model(short, pretrained=False)
     size = net.default_cfg["input_size"][-1]
     is_fixed = net.default_cfg.get("fixed_input_size", False)
     return net, [size] if is_fixed else [*(small for small in SMALL_SIZES if small < size), size]
@@ -86,7 +86,7 @@ def randomise(net: nn.Module) -> None:
 
 @torch.no_grad()
 def set_statistics(net: nn.Module, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of these images, and move them at random, so that no unit is dead by design."""
+    """Give every BatchNorm the statistics of these images, moved at random, so that no unit is dead by design."""
     norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     rng = torch.Generator().manual_seed(SEED)
     for norm in norms:
@@ -228,9 +228,7 @@ def describe_conditions(command: Sequence[str]) -> dict[str, Any]:
 
     versions = {"torch": torch.__version__, "torchvision": torchvision_version}
     if importlib.util.find_spec("timm"):
-        from timm import __version__ as timm_version
-
-        versions["timm"] = timm_version
+        versions["timm"] = importlib.import_module("timm").__version__
     return {
         "command": " ".join(["python -m bench.zoo", *command]),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +11,20 @@ import torch
 from torch import Tensor, nn
 
 import grokkit as gk
+from bench.zoo_lines import (
+    ON_KINK,
+    RADIUS,
+    Scan,
+    Verdict,
+    choose_line,
+    find_unexplained_bend,
+    judge_ray,
+    judge_segment,
+    measure_complexity,
+)
 from bench.zoo_trace import Kinks, Op, Pooled, Structure, trace_kinks, trace_structure
 from grokkit.errors import GrokkitError
 
-RADIUS = 0.3
 DIRECTIONS = 2
 FUNCTIONS = ("vertex", "tangent", "ray", "segment")
 
@@ -24,29 +32,9 @@ _STEP = 1e-6
 """Step of the central differences."""
 _TANGENT_TOLERANCE = 1e-4
 """Relative error of the central differences that is allowed for: units closer to the radius than this are ties."""
-_ON_KINK = 1e-12
-"""Distance to a kink, relative to the largest pre-activation, below which float64 does not know the side."""
-_SAMPLES = 65
-_CHANGES = range(8, 120)
-"""Numbers of changes between the ends of the segment that is scanned for every one."""
-_RAY_PIECES = 2000
-_DEEPEST = 6
-"""How often an interval is divided in 16 to find two changes of one unit between two samples."""
-
-
-@dataclass
-class Verdict:
-    """What a function says of a network, and whether it is so.
-
-    Args:
-        verdict: exact, partial, refused or wrong.
-        why: what is wrong, or the message that refuses.
-        facts: numbers beside it.
-    """
-
-    verdict: str
-    why: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
+_SAMPLES = {"piecewise affine": 65, "other": 17}
+_CHANGES = {"piecewise affine": range(8, 120), "other": range(9)}
+"""Numbers of changes between the ends of the line that is scanned."""
 
 
 class LayerTruth(NamedTuple):
@@ -54,6 +42,7 @@ class LayerTruth(NamedTuple):
     count (units on their kink to rounding)."""
 
     path: str
+    function: str
     name: str
     units: int
     vertex: int
@@ -62,7 +51,8 @@ class LayerTruth(NamedTuple):
 
 
 class PoolTruth(NamedTuple):
-    """What the kernels say of one max-pool: windows, switches and sign changes at the vertices, bounds to first order."""
+    """What the kernels say of one max-pool: windows, switches and sign changes at the vertices, switches to first
+    order."""
 
     path: str
     windows: int
@@ -85,8 +75,9 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     directions = frame.reshape(DIRECTIONS, *image.shape)
     is_piecewise_affine = not structure.smooth
     layers, pools = count_kernels(model, image, directions, structure)
+    kind = "piecewise affine" if is_piecewise_affine else "other"
     record: dict[str, Any] = {
-        "kind": "piecewise affine" if is_piecewise_affine else "other",
+        "kind": kind,
         "smooth": sorted({op.name for op in structure.smooth}),
         "first_smooth": str(structure.smooth[0]) if structure.smooth else "",
         "calls": len(layers),
@@ -96,31 +87,25 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     verdicts: dict[str, Verdict] = {}
     for method in ("vertex", "tangent"):
         verdicts[method] = judge_count(model, image, frame, method, structure, layers, pools)
-    line = choose_line(model, image, directions[0], structure, record["vertex_total"])
+    line = choose_line(model, image, directions[0], structure, record["vertex_total"], _CHANGES[kind])
     record["half_length"] = float(line[1].sub(line[0]).norm() / 2)
     scan = Scan(model, line, structure)
-    scan.sample(np.linspace(0.0, 1.0, _SAMPLES))
+    scan.sample(np.linspace(0.0, 1.0, _SAMPLES[kind]))
     record["bends"] = find_unexplained_bend(scan) if scan.is_readable else {}
     if is_piecewise_affine:
         verdicts["segment"] = judge_segment(model, line, scan)
-        verdicts["ray"] = judge_ray(model, line, scan, layers)
+        verdicts["ray"] = judge_ray(model, line, scan)
     else:
-        verdicts["segment"] = judge_refusal(lambda: gk.partition_segment(model, *line, max_pieces=10), structure)
-        verdicts["ray"] = judge_refusal(lambda: _measure(model, image, frame[:1], "ray", 1e-6), structure)
+        verdicts["segment"] = judge_refusal(
+            lambda: gk.partition_segment(model, *line, max_pieces=10), structure, Names(model)
+        )
+        verdicts["ray"] = judge_refusal(
+            lambda: measure_complexity(model, image, frame[:1], "ray", 1e-6), structure, Names(model)
+        )
     check_affinity(record, verdicts)
     for name in FUNCTIONS:
         record[name] = {"verdict": verdicts[name].verdict, "why": verdicts[name].why, **verdicts[name].facts}
     return record
-
-
-def _measure(model: nn.Module, image: Tensor, frame: Tensor, method: Any, radius: float) -> gk.LocalComplexity:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return gk.local_complexity(model, image.unsqueeze(0), radius, method=method, frame=frame)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# counts at the vertices and to first order
 
 
 def count_kernels(
@@ -145,11 +130,11 @@ def count_kernels(
             smallest, largest = corners.amin(0), corners.amax(0)
             vertex += int((smallest.sign() != largest.sign()).sum())
             nearest = corners.abs().amin(0)
-            ties += int(((nearest < _ON_KINK * call.scale) & (corners.abs().amax(0) > 0)).sum())
+            ties += int(((nearest < ON_KINK * call.scale) & (corners.abs().amax(0) > 0)).sum())
             reach = RADIUS * ((gap[ahead] - gap[behind]) / (2 * _STEP)).abs().amax(0)
             least, most = _bracket(gap[0].abs(), reach, call.scale)
             low, high = low + least, high + most
-        layers.append(LayerTruth(call.path, call.name, call.units, vertex, ties, (low, high)))
+        layers.append(LayerTruth(call.path, call.function, call.name, call.units, vertex, ties, (low, high)))
 
     def on_pool(call: Pooled) -> None:
         pools.append(_count_pool(call, vertices, ahead, behind))
@@ -167,7 +152,7 @@ def _bracket(distance: Tensor, reach: Tensor, scale: float) -> tuple[int, int]:
     return int(sure.sum()), int((sure | may).sum())
 
 
-def _windows(call: Pooled) -> Any:
+def _windows(call: Pooled) -> Iterator[Tensor]:
     """Yield, for each position in a window, the entries of all windows (rows, channels, windows...), -inf outside."""
     kernel, stride, padding, dilation = _pool_arguments(call)
     z, sizes = call.z, call.pooled.shape[-2:]
@@ -189,7 +174,9 @@ def _windows(call: Pooled) -> Any:
 def _pool_arguments(call: Pooled) -> list[tuple[int, int]]:
     defaults: list[Any] = [None, [], 0, 1]
     given = [*call.arguments[:4], *defaults[len(call.arguments[:4]) :]]
-    pairs = [tuple(value) * (2 // len(value)) if isinstance(value, list | tuple) and value else value for value in given]
+    pairs = [
+        tuple(value) * (2 // len(value)) if isinstance(value, list | tuple) and value else value for value in given
+    ]
     pairs = [(value, value) if isinstance(value, int) else value for value in pairs]
     return [pair or pairs[0] for pair in pairs]
 
@@ -203,7 +190,9 @@ def _count_pool(call: Pooled, vertices: slice, ahead: slice, behind: slice) -> P
     def slopes_of(rows: Tensor) -> Tensor:
         return (rows[ahead] - rows[behind]) / (2 * _STEP)
 
-    winner_slopes = slopes_of(centre_flat.gather(2, winners.expand(len(call.z), *winners.shape)).reshape_as(call.pooled))
+    winner_slopes = slopes_of(
+        centre_flat.gather(2, winners.expand(len(call.z), *winners.shape)).reshape_as(call.pooled)
+    )
     holds = torch.zeros_like(alive[0])
     switched = [torch.zeros_like(alive[0]), torch.zeros_like(alive[0])]
     scale = float(call.z.abs().max())
@@ -236,16 +225,19 @@ def judge_count(
 ) -> Verdict:
     """Judge the method "vertex" or "tangent"."""
     try:
-        result = _measure(model, image, frame, method, RADIUS)
+        result = measure_complexity(model, image, frame, method, RADIUS)
     except GrokkitError as error:
         return Verdict("refused", str(error))
     except Exception as error:
         return Verdict("wrong", f"raises {type(error).__name__}: {error}")
-    faults, extra = _match_layers(result, layers, method)
+    names = Names(model)
+    faults, extra = _match_layers(result, layers, method, names)
     faults += _match_pools(result, pools, method)
-    unexplained, false_names = compare_names(result.uncounted, structure, extra)
+    unexplained, false_names = compare_names(result.uncounted, structure, extra, names)
     if unexplained:
-        faults.append(f"bends and is neither counted nor named: {'; '.join(unexplained[:4])} ({len(unexplained)} in all)")
+        faults.append(
+            f"bends and is neither counted nor named: {'; '.join(unexplained[:4])} ({len(unexplained)} in all)"
+        )
     if false_names:
         faults.append(f"named and does not bend: {'; '.join(false_names[:4])} ({len(false_names)} in all)")
     facts: dict[str, Any] = {
@@ -267,7 +259,7 @@ def judge_count(
 
 
 def _match_layers(
-    result: gk.LocalComplexity, layers: Sequence[LayerTruth], method: str
+    result: gk.LocalComplexity, layers: Sequence[LayerTruth], method: str, owners: Names
 ) -> tuple[list[str], list[LayerTruth]]:
     """Return faults, and the kernels that have no layer in the result."""
     faults: list[str] = []
@@ -276,7 +268,7 @@ def _match_layers(
     counts = result.counts[0].tolist()
     position = 0
     for layer in layers:
-        if position == len(names) or not is_owner(layer.path, names[position]):
+        if position == len(names) or owners.split(names[position])[0] != layer.path:
             extra.append(layer)
             continue
         name, count = names[position], counts[position]
@@ -312,30 +304,49 @@ def _format_range(low: int, high: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# names
+class Names:
+    """Whether a call that grokkit names is one that a kernel belongs to.
 
+    Args:
+        model: the network, whose modules' paths are names, alone or before that of a function.
+    """
 
-def is_owner(path: str, name: str) -> bool:
-    """Return whether a call named `name` is made by the module at `path`."""
-    base = re.sub(r"( \(an input\))?(#\d+)?$", "", name)
-    prefix = f"{path}." if path else ""
-    return base == path or (base.startswith(prefix) and "." not in base[len(prefix) :])
+    def __init__(self, model: nn.Module) -> None:
+        self._leaves = {path for path, module in model.named_modules() if next(module.children(), None) is None}
+
+    def split(self, name: str) -> tuple[str, str]:
+        """Return the path and the function that a name consists of; "" for the function of an activation module."""
+        base = re.sub(r"#\d+$", "", name)
+        if base in self._leaves:
+            return base, ""
+        path, _, function = base.rpartition(".")
+        return path, function
+
+    def has_kernel(self, name: str, path: str, function: str, kernel: str) -> bool:
+        """Return whether the kernel is called by the function and in the module that a name says."""
+        module, called = self.split(name)
+        if module != path:
+            return False
+        words = [word.strip("_") for word in (function, kernel)]
+        return not called or " (an input)" in called or any(called.strip("_") in word for word in words)
 
 
 def compare_names(
-    uncounted: Sequence[str], structure: Structure, extra: Sequence[LayerTruth]
+    uncounted: Sequence[str], structure: Structure, extra: Sequence[LayerTruth], names: Names
 ) -> tuple[list[str], list[str]]:
-    """Return the bending kernels in modules that are not named, and the names in which no kernel bends."""
-    paths = {op.path for op in structure.unseen}
-    products = {op.path for op in structure.ops if op.counted and op.bends}
-    unexplained = [str(op) for op in structure.unseen if not any(is_owner(op.path, name) for name in uncounted)]
-    unexplained += [
-        f"{layer.name} in {layer.path!r}"
-        for layer in extra
-        if not any(is_owner(layer.path, name) for name in uncounted)
+    """Return the bending kernels whose calls are not named, and the names of calls in which no kernel bends."""
+    products = [op for op in structure.ops if op.counted and op.bends]
+    kernels: list[Op | LayerTruth] = [*structure.unseen, *extra]
+    unexplained = [
+        f"{op.name} in {op.path or 'the model'!r}"
+        for op in kernels
+        if not any(names.has_kernel(name, op.path, op.function, op.name) for name in uncounted)
     ]
-    false = [name for name in uncounted if not any(is_owner(path, name) for path in paths | products)]
+    false = [
+        name
+        for name in uncounted
+        if not any(names.has_kernel(name, op.path, op.function, op.name) for op in (*structure.unseen, *products))
+    ]
     return unexplained, false
 
 
@@ -346,259 +357,20 @@ def compute_share(structure: Structure) -> float:
     return counted / (counted + unseen) if counted + unseen else 1.0
 
 
-def judge_refusal(call: Callable[[], Any], structure: Structure) -> Verdict:
+def judge_refusal(call: Callable[[], Any], structure: Structure, names: Names) -> Verdict:
     """Judge a function that has to refuse, and to name the first call that is not piecewise affine."""
     first = structure.smooth[0]
     try:
         call()
     except GrokkitError as error:
-        names = re.findall(r"'([^']*)'", str(error))
-        facts = {"first": str(first), "names_first": any(is_owner(first.path, name) for name in names)}
-        if not facts["names_first"]:
+        quoted = re.findall(r"'([^']*)'", str(error))
+        facts = {"first": str(first)}
+        if not any(names.has_kernel(name, first.path, first.function, first.name) for name in quoted):
             return Verdict("wrong", f"refuses, but not for {first}: {error}", facts)
         return Verdict("refused", str(error), facts)
     except Exception as error:
         return Verdict("wrong", f"raises {type(error).__name__}: {error}")
     return Verdict("wrong", f"does not refuse, although {first} bends")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# lines
-
-
-class Change(NamedTuple):
-    """A unit that crosses its kink between two samples, or a window whose winner changes: where, by interpolation."""
-
-    t: float
-    unit: tuple[int, int, int]
-
-
-class Scan:
-    """Samples of a network along a line, and the changes between neighbours.
-
-    Args:
-        model: the network.
-        line: its ends.
-        structure: its kernels.
-    """
-
-    def __init__(self, model: nn.Module, line: tuple[Tensor, Tensor], structure: Structure) -> None:
-        self._model, self._line, self._structure = model, line, structure
-        self.ts = np.zeros(0)
-        self.outputs = torch.zeros(0)
-        self.changes: list[list[Change]] = []
-        self.crossed: dict[tuple[int, int], set[int]] = {}
-        self.calls: list[tuple[str, int]] = []
-        self.is_readable = True
-
-    def sample(self, ts: np.ndarray) -> None:
-        """Sample at these positions, and forget others; what was crossed is kept."""
-        rows_at_once = max(4, min(33, 2**19 // self._line[0].numel()))
-        self.ts, self.changes, outputs = ts, [[] for _ in ts[1:]], []
-        for first in range(0, len(ts) - 1, rows_at_once - 1):
-            part = ts[first : first + rows_at_once]
-            out = self._run(part, first)
-            outputs.append(out if first == 0 else out[1:])
-        self.outputs = torch.cat(outputs).flatten(1)
-        self.changes = [_merge(changes) for changes in self.changes]
-
-    def _run(self, ts: np.ndarray, first: int) -> Tensor:
-        a, b = self._line
-        weights = torch.from_numpy(ts).view(-1, *(1,) * a.dim())
-        number = iter(range(10**9))
-
-        def on_kinks(call: Kinks) -> None:
-            index = next(number)
-            if index == len(self.calls):
-                self.calls.append((call.path, call.units))
-            zero = _ON_KINK * call.scale
-            for kink, gap in enumerate(call.gaps):
-                if not gap.shape[1]:
-                    self.is_readable = False
-                    continue
-                side = gap.sign().masked_fill_(gap.abs() <= zero, 0)
-                row, unit = (side[1:] != side[:-1]).nonzero(as_tuple=True)
-                self.crossed.setdefault((index, kink), set()).update(unit.tolist())
-                start, end = gap[row, unit], gap[row + 1, unit]
-                is_crossing = side[row, unit] * side[row + 1, unit] < 0
-                self._add(ts, first, row, start / (start - end), unit, is_crossing, (index, kink))
-
-        def on_pool(call: Pooled) -> None:
-            index = next(number)
-            if index == len(self.calls):
-                self.calls.append((call.path, -1))
-            if call.winners.dtype != torch.int64:
-                return
-            z, winners, top = call.z.flatten(2), call.winners.flatten(2), call.pooled.flatten(2)
-            start = top[:-1] - z[:-1].gather(2, winners[1:])
-            end = z[1:].gather(2, winners[:-1]) - top[1:]
-            zero = _ON_KINK * float(z.abs().max())
-            is_switch = (winners[1:] != winners[:-1]) & (start > zero) & (end < -zero)
-            row, channel, window = is_switch.nonzero(as_tuple=True)
-            start, end = start[row, channel, window], end[row, channel, window]
-            unit = channel * winners.shape[2] + window
-            self._add(ts, first, row, start / (start - end), unit, torch.ones_like(row, dtype=torch.bool), (index, -1))
-
-        return trace_kinks(self._model, torch.lerp(a, b, weights), self._structure.depends, on_kinks, on_pool)
-
-    def _add(
-        self,
-        ts: np.ndarray,
-        first: int,
-        row: Tensor,
-        position: Tensor,
-        unit: Tensor,
-        chosen: Tensor,
-        call: tuple[int, int],
-    ) -> None:
-        for at, share, number in zip(row[chosen].tolist(), position[chosen].tolist(), unit[chosen].tolist(), strict=True):
-            t = ts[at] + share * (ts[at + 1] - ts[at])
-            self.changes[first + at].append(Change(t, (*call, number)))
-
-
-def _merge(changes: list[Change]) -> list[Change]:
-    """Merge changes at one place: of a unit that is read twice, or of one entry in several windows."""
-    merged: list[Change] = []
-    for change in sorted(changes):
-        if not merged or change.t - merged[-1].t > 1e-11:
-            merged.append(change)
-    return merged
-
-
-def choose_line(
-    model: nn.Module, image: Tensor, direction: Tensor, structure: Structure, total: int
-) -> tuple[Tensor, Tensor]:
-    """Choose the ends of a line through the image with so few changes that every one can be found."""
-
-    def count(half: float) -> int:
-        scan = Scan(model, (image - half * direction, image + half * direction), structure)
-        scan.sample(np.array([0.0, 1.0]))
-        return len(scan.changes[0])
-
-    half = RADIUS * min(1.0, 30 / max(total, 1))
-    for _ in range(12):
-        changes = count(half)
-        if changes in _CHANGES:
-            break
-        if changes > _CHANGES.stop:
-            half *= max(0.05, 40 / changes)
-        else:
-            half *= 3
-            if half > 30 * RADIUS:
-                break
-    return image - half * direction, image + half * direction
-
-
-def judge_segment(model: nn.Module, line: tuple[Tensor, Tensor], scan: Scan) -> Verdict:
-    """Judge the breakpoints of `partition_segment` and its outputs at them."""
-    try:
-        result = gk.partition_segment(model, *line, max_pieces=_RAY_PIECES)
-    except GrokkitError as error:
-        return Verdict("refused", str(error))
-    except Exception as error:
-        return Verdict("wrong", f"raises {type(error).__name__}: {error}")
-    breakpoints = result.breakpoints
-    facts: dict[str, Any] = {"breakpoints": len(breakpoints)}
-    if not result.complete:
-        return Verdict("wrong", f"has more than {_RAY_PIECES} pieces, and {sum(map(len, scan.changes))} changes were seen")
-    knots, outputs = result.knots[0], result.outputs[0]
-    between = np.stack([np.interp(scan.ts, knots, column) for column in outputs.T], axis=1)
-    size = max(float(np.abs(outputs).max()), 1e-300)
-    facts["output_error"] = float(np.abs(between - scan.outputs.numpy()).max()) / size
-    faults = _compare_intervals(scan, breakpoints, facts)
-    if facts["output_error"] > 1e-9:
-        faults.append(f"the outputs between the knots are off by {facts['output_error']:.2g}")
-    return Verdict("wrong" if faults else "exact", "; ".join(faults), facts)
-
-
-def _compare_intervals(scan: Scan, breakpoints: np.ndarray, facts: dict[str, Any]) -> list[str]:
-    """Compare the numbers of changes and breakpoints between neighbouring samples; divide intervals that differ."""
-    finer = Scan(scan._model, scan._line, scan._structure)
-    finer.crossed, finer.calls = scan.crossed, scan.calls
-    open_intervals = _find_differences(scan, breakpoints)
-    facts["changes"] = sum(map(len, scan.changes))
-    facts["divided"] = len(open_intervals)
-    for _ in range(_DEEPEST):
-        still_open = []
-        for start, end, _, _ in open_intervals:
-            finer.sample(np.linspace(start, end, 17))
-            still_open += _find_differences(finer, breakpoints)
-        open_intervals = still_open
-    return [
-        f"{found} breakpoints instead of {seen} in [{start:.12g}, {end:.12g}]"
-        for start, end, seen, found in open_intervals[:4]
-    ]
-
-
-def _find_differences(scan: Scan, breakpoints: np.ndarray) -> list[tuple[float, float, int, int]]:
-    edges = np.searchsorted(breakpoints, scan.ts)
-    return [
-        (scan.ts[at], scan.ts[at + 1], len(changes), int(edges[at + 1] - edges[at]))
-        for at, changes in enumerate(scan.changes)
-        if len(changes) != edges[at + 1] - edges[at]
-    ]
-
-
-def judge_ray(model: nn.Module, line: tuple[Tensor, Tensor], scan: Scan, layers: Sequence[LayerTruth]) -> Verdict:
-    """Judge the method "ray" along the line, after `judge_segment` has divided the scan where it had to."""
-    centre, half = (line[0] + line[1]) / 2, (line[1] - line[0]).flatten() / 2
-    radius = float(half.norm())
-    try:
-        result = _measure(model, centre, (half / radius).unsqueeze(0), "ray", radius)
-    except GrokkitError as error:
-        return Verdict("refused", str(error))
-    except Exception as error:
-        return Verdict("wrong", f"raises {type(error).__name__}: {error}")
-    expected: dict[int, int] = {}
-    for (call, kink), units in scan.crossed.items():
-        if kink >= 0:
-            expected[call] = expected.get(call, 0) + len(units)
-    calls = [at for at, (_, units) in enumerate(scan.calls) if units >= 0]
-    facts = {"total": int(result.total), "seen": sum(expected.values())}
-    if len(calls) != len(result.layers):
-        return Verdict("wrong", f"has {len(result.layers)} layers instead of {len(calls)}", facts)
-    faults = [
-        f"{name} counts {count} instead of {expected.get(call, 0)}"
-        for name, count, call in zip(result.layers, result.counts[0].tolist(), calls, strict=True)
-        if count != expected.get(call, 0)
-    ]
-    return Verdict("wrong" if faults else "exact", "; ".join(faults[:4]), facts)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# affinity
-
-
-def find_unexplained_bend(scan: Scan) -> dict[str, Any]:
-    """Fit a line and a parabola to the output along the longest run of samples between which no counted unit changes.
-
-    A parabola removes one more degree of freedom of rounding errors, but most of a bend: `gain` is the ratio of the
-    residuals' squares, about 1 if the output is straight.
-    """
-    best, start = (0, 0), 0
-    for at, changes in enumerate([*scan.changes, [Change(1.0, (0, 0, 0))]]):
-        if changes:
-            best, start = max(best, (at - start, start)), at + 1
-    length, start = best
-    if length < 4:
-        return {"samples": length + 1}
-    rows = scan.outputs[start : start + length + 1]
-    rows = rows - rows.mean(0)
-    x = torch.linspace(-1, 1, length + 1, dtype=torch.float64)
-    straight, curved = (_residual(rows, x, degree) for degree in (1, 2))
-    size = float(scan.outputs.abs().max())
-    gain = float(straight.square().sum() / curved.square().sum().clamp_min(1e-300)) if straight.any() else 1.0
-    return {
-        "samples": length + 1,
-        "gain": gain,
-        "off": float(straight.abs().max()) / max(size, 1e-300),
-        "moved": float((rows[-1] - rows[0]).abs().max()) / max(size, 1e-300),
-    }
-
-
-def _residual(rows: Tensor, x: Tensor, degree: int) -> Tensor:
-    basis = torch.linalg.qr(torch.stack([x**power for power in range(degree + 1)], dim=1))[0]
-    return rows - basis @ (basis.T @ rows)
 
 
 def check_affinity(record: dict[str, Any], verdicts: dict[str, Verdict]) -> None:

@@ -1,8 +1,8 @@
 """What a network computes, as the kernels of torch see it: an account that grokkit has no part in.
 
-A `TorchDispatchMode` sees every call of an ATen kernel, below the functions and methods that grokkit intercepts. Whether
-a kernel is affine is found by calling it three times, not by its name; the only names here are those of the kernels
-whose kinks are counted.
+A `TorchDispatchMode` sees every call of an ATen kernel, below the functions and methods that grokkit intercepts.
+Whether a kernel is affine is found by calling it three times, not by its name; the only names here are those of the
+kernels whose kinks are counted.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -68,6 +69,7 @@ class Op(NamedTuple):
 
     Args:
         path: module that is running.
+        function: function or method of torch that the module called.
         name: kernel.
         size: values that it returns for one image.
         counted: whether it is one whose kinks are counted, or a max-pool.
@@ -75,6 +77,7 @@ class Op(NamedTuple):
     """
 
     path: str
+    function: str
     name: str
     size: int
     counted: bool
@@ -89,36 +92,54 @@ class Op(NamedTuple):
         return f"{self.name} in {self.path or 'the model'!r}"
 
 
-@contextmanager
-def track_paths(model: nn.Module, stack: list[str]) -> Iterator[None]:
-    """Keep the paths of the modules that are running on `stack`."""
+class Place(TorchFunctionMode):
+    """Where a model is: the path of the module that is running, and the function of torch that it called."""
 
-    def enter(path: str) -> Callable[..., None]:
-        return lambda *_: stack.append(path)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = model
+        self._paths: list[str] = []
+        self.function = ""
 
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(enter(path)))
-        handles.append(module.register_forward_hook(lambda *_: (stack.pop(), None)[1], always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    @property
+    def path(self) -> str:
+        """Path of the module that is running."""
+        return self._paths[-1] if self._paths else ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.function = func.__name__
+        return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def track(self) -> Iterator[None]:
+        """Track the model within the block."""
+
+        def enter(path: str) -> Callable[..., None]:
+            return lambda *_: self._paths.append(path)
+
+        handles = []
+        for path, module in self._model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(path)))
+            handles.append(module.register_forward_hook(lambda *_: (self._paths.pop(), None)[1], always_call=True))
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class _Structure(TorchDispatchMode):
     """Follow what depends on the image by its memory, and test each kernel that it enters."""
 
-    def __init__(self, images: Tensor, stack: list[str]) -> None:
+    def __init__(self, images: Tensor, place: Place) -> None:
         super().__init__()
-        self._stack = stack
+        self._place = place
         self._batch = len(images)
         self._tainted = {_memory(images)}
         self._random = torch.Generator().manual_seed(0)
         self.ops: list[Op] = []
         self.depends: list[bool] = []  # for every call of a counted kernel and pool, in order
-        self.is_batched = True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -129,7 +150,9 @@ class _Structure(TorchDispatchMode):
         if is_counted:
             self.depends.append(any(tainted))
         reads_shape_only = name.endswith("_like") or name.startswith("new_")
-        bends = any(tainted) and not reads_shape_only and not _is_view(func) and self._bends(func, args, kwargs, tainted)
+        bends = (
+            any(tainted) and not reads_shape_only and not _is_view(func) and self._bends(func, args, kwargs, tainted)
+        )
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_flatten(out)[0] if isinstance(leaf, Tensor)]
         for leaf in results:
@@ -140,7 +163,7 @@ class _Structure(TorchDispatchMode):
                 self._tainted.discard(_memory(leaf))  # memory that was freed is used again
         if any(tainted) and (bends or is_counted):
             size = next((x.numel() for x in results if x.is_floating_point()), 0) // self._batch
-            self.ops.append(Op(self._stack[-1] if self._stack else "", name, size, is_counted, bool(bends)))
+            self.ops.append(Op(self._place.path, self._place.function, name, size, is_counted, bends))
         return out
 
     def _bends(self, func: Any, args: Any, kwargs: Any, tainted: list[bool]) -> bool:
@@ -161,13 +184,11 @@ class _Structure(TorchDispatchMode):
         if not first:
             return False  # masks and indices bend nothing until they are used
         if any(not leaf.is_floating_point() for leaf in here.values()):
-            chosen = {at: other[at] if not leaf.is_floating_point() else leaf for at, leaf in here.items()}
+            chosen = {at: leaf if leaf.is_floating_point() else _choose_others(leaf) for at, leaf in here.items()}
             return _differ(first, call(chosen))
         if _misses_chord(call, here, other, first):
             return True
-        wide = {
-            at: 4 * torch.randn(leaf.shape, generator=self._random, dtype=leaf.dtype) for at, leaf in here.items()
-        }
+        wide = {at: 4 * torch.randn(leaf.shape, generator=self._random, dtype=leaf.dtype) for at, leaf in here.items()}
         return _misses_chord(call, here, wide, first)
 
 
@@ -194,8 +215,13 @@ def _roll(leaf: Tensor) -> Tensor:
     return leaf.roll(1, 0) if leaf.dim() and len(leaf) > 1 else leaf.clone()
 
 
+def _choose_others(leaf: Tensor) -> Tensor:
+    """Return other masks or indices."""
+    return ~leaf if leaf.dtype == torch.bool else leaf.flatten().roll(1).reshape(leaf.shape)
+
+
 def _memory(leaf: Tensor) -> int:
-    return leaf.untyped_storage()._cdata
+    return int(leaf.untyped_storage()._cdata)
 
 
 def _is_view(func: Any) -> bool:
@@ -230,9 +256,9 @@ class Structure(NamedTuple):
 @torch.no_grad()
 def trace_structure(model: nn.Module, images: Tensor) -> Structure:
     """Trace one pass of two images, float64; five calls of every kernel."""
-    stack: list[str] = []
+    place = Place(model)
     inputs = images.clone()
-    with track_paths(model, stack), _Structure(inputs, stack) as mode:
+    with place.track(), _Structure(inputs, place) as mode:
         output = model(inputs)
     return Structure(mode.ops, mode.depends, output)
 
@@ -242,12 +268,14 @@ class Kinks(NamedTuple):
 
     Args:
         path: module that is running.
+        function: function or method of torch that the module called.
         name: kernel.
         gaps: for each kink, the distance of the units to it, (rows, unit).
         scale: the largest pre-activation.
     """
 
     path: str
+    function: str
     name: str
     gaps: list[Tensor]
     scale: float
@@ -274,34 +302,33 @@ class _Counter(TorchDispatchMode):
         self,
         rows: int,
         depends: list[bool],
-        stack: list[str],
+        place: Place,
         on_kinks: Callable[[Kinks], None],
         on_pool: Callable[[Pooled], None],
     ) -> None:
         super().__init__()
-        self._rows, self._depends, self._stack = rows, iter(depends), stack
+        self._rows, self._depends, self._place = rows, iter(depends), place
         self._on_kinks, self._on_pool = on_kinks, on_pool
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = get_kernel_name(func)
         is_counted = (name in KINKED or name in POOLS) and next(self._depends)
-        path = self._stack[-1] if self._stack else ""
         if is_counted and name in KINKED:
-            self._on_kinks(self._read(path, name, args, kwargs))  # before it overwrites them
+            self._on_kinks(self._read(name, args, kwargs))  # before it overwrites them
         out = func(*args, **kwargs)
         if is_counted and name in POOLS:
-            self._on_pool(Pooled(path, name, args[0], out[0], out[1], tuple(args[1:])))
+            self._on_pool(Pooled(self._place.path, name, args[0], out[0], out[1], tuple(args[1:])))
         return out
 
-    def _read(self, path: str, name: str, args: Any, kwargs: Any) -> Kinks:
+    def _read(self, name: str, args: Any, kwargs: Any) -> Kinks:
         z = args[0]
         kinks = KINKED[name](*args, **kwargs)
         gaps = [z - kink for kink in kinks]
         if any(gap.dim() == 0 or len(gap) != self._rows for gap in gaps):
             gaps = [gap.new_zeros(self._rows, 0) for gap in gaps]  # not one row an image: cannot be counted
         rows = [gap.flatten(1) for gap in gaps]
-        return Kinks(path, name, rows, float(z.abs().max()) if z.numel() else 0.0)
+        return Kinks(self._place.path, self._place.function, name, rows, float(z.abs().max()) if z.numel() else 0.0)
 
 
 @torch.no_grad()
@@ -313,7 +340,7 @@ def trace_kinks(
     on_pool: Callable[[Pooled], None] = lambda pooled: None,
 ) -> Tensor:
     """Run one pass and report every call of a counted kernel that depends on the image, in order."""
-    stack: list[str] = []
-    with track_paths(model, stack), _Counter(len(images), depends, stack, on_kinks, on_pool):
+    place = Place(model)
+    with place.track(), _Counter(len(images), depends, place, on_kinks, on_pool):
         output: Tensor = model(images.clone())
     return output
