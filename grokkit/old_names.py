@@ -18,6 +18,7 @@ MODULES = {
     "grokkit.live.study": "grokkit.live.run_browser",
     "grokkit.measures.calibration": "grokkit.measures.radius_sweep",
     "grokkit.measures.take": "grokkit.measures.runner",
+    "grokkit.models.profile": "grokkit.measures.profile",
     "grokkit.spline.calls": "grokkit.spline.rule_table",
     "grokkit.spline.intervals": "grokkit.stats.intervals",
     "grokkit.spline.kappa": "grokkit.spline.max_projection",

@@ -202,6 +202,7 @@ _ROWS: dict[Kind, str] = {
         channel_shuffle|native_channel_shuffle unfold atleast_1d|atleast_2d|atleast_3d detach|alias|data
         to|type|type_as|_to_copy float|double cpu|cuda requires_grad_
         dropout|dropout1d|dropout2d|dropout3d|alpha_dropout|feature_alpha_dropout|feature_dropout
+        reflection_pad1d|reflection_pad2d|reflection_pad3d|replication_pad1d|replication_pad2d|replication_pad3d|_pad_circular
     """,
     "affine": """
         add|__add__|__radd__|__iadd__ sub|subtract|__sub__|__isub__ rsub|__rsub__ neg|negative|__neg__ positive|__pos__

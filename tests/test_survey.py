@@ -103,6 +103,8 @@ MASK = torch.tensor([True, False, True, True, False, True])
         lambda x: torch.maximum(x, x.flip(1)),
         lambda x: x + torch.zeros_like(x),
         lambda x: torch.mul(x, other=2.0),
+        lambda x: torch.ops.aten.reflection_pad1d(x.unsqueeze(1), [0, 1])[:, 0, 1:],
+        lambda x: torch.ops.aten.replication_pad1d(x.unsqueeze(1), [0, 1])[:, 0, 1:],
     ],
 )
 def test_what_is_linear_or_counted_is_not_named(body):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError, NumericsError
 from grokkit.operations import Activation, Pool, find_operation
 from grokkit.spline.rule_table import build_rule_table, get_out_of_place, tree_leaves, tree_map
@@ -307,7 +308,8 @@ RULES: dict[str, Callable[[Node, MapForm], Invocation]] = {
         _keep_operation,
         "view permute transpose movedim t T squeeze unsqueeze chunk split tensor_split hsplit unbind narrow select "
         "expand broadcast_tensors contiguous flip roll rot90 __getitem__ index_select gather take masked_select repeat "
-        "repeat_interleave diagonal diag pixel_shuffle pixel_unshuffle channel_shuffle unfold atleast_1d positive mean "
+        "repeat_interleave diagonal diag pixel_shuffle pixel_unshuffle channel_shuffle unfold atleast_1d "
+        "reflection_pad1d positive mean "
         "sum cumsum tril fold avg_pool1d adaptive_avg_pool1d",
     ),
     **build_rule_table(
@@ -506,7 +508,7 @@ def _bind_kinks(node: Node, activation: Activation) -> tuple[Any, ...]:
 def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None:
     # different points from the recorded ones, in a different order
     images = 0.75 * images[:8].flip(0)
-    expected, got = model(images.clone()).double(), program.forward(images.double())
+    expected, got = run_model(model, images.clone()).double(), program.forward(images.double())
     if not expected.isfinite().all():
         raise NumericsError("the model's output is not finite: its weights have diverged")
     error = (expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)

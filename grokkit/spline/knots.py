@@ -44,8 +44,8 @@ class KnotGrid:
     def slice(self, first: int, last: int) -> KnotGrid:
         """Return the grid of the knots first..last, both included."""
         rows = slice(first, last + 1)
-        left = None if self.left is None else self.left[rows]
-        return KnotGrid(self.segment[rows], self.t[rows], self.layer[rows], self.parent, left)
+        left = torch.arange(first, last + 1, device=self.t.device)
+        return KnotGrid(self.segment[rows], self.t[rows], self.layer[rows], self, left)
 
     def interpolate(self, values: Tensor, origin: KnotGrid) -> Tensor:
         """Interpolate values at the knots of `origin`, a coarser grid, to these knots; returns a new tensor."""

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
 from grokkit.operations import Activation, Operation, find_operation, get_function_name
-from grokkit.spline.measurement_mode import run_model
 from grokkit.spline.rule_table import get_out_of_place, tree_leaves, tree_map
 from grokkit.units import Constants, ModulePath, check_full_precision, is_counted_call, iter_tensors, unwrap_vmapped
 
@@ -160,7 +160,7 @@ class _CallRecorder(TorchFunctionMode):
         self._alive.append(inner)
         self._vars[id(inner)] = var
         self._versions[id(inner)] = _get_version(inner)
-        self._memory[inner.untyped_storage().data_ptr()] = var
+        self._memory[_get_address(inner)] = var
         return var
 
     def to_var(self, leaf: Any) -> Any:
@@ -172,7 +172,7 @@ class _CallRecorder(TorchFunctionMode):
     def _bind_view(self, tensor: Tensor) -> Var | None:
         """Bind a tensor that shares memory with one that depends on the images; return None for any other."""
         inner = unwrap_vmapped(tensor)
-        source = self._memory.get(inner.untyped_storage().data_ptr())
+        source = self._memory.get(_get_address(inner))
         if source is None or id(inner) in self._vars:
             return None
         problem = "is a view that was made by code that is not seen"
@@ -286,11 +286,11 @@ class _CallRecorder(TorchFunctionMode):
 
     def _forget_aliases(self, written: list[Tensor]) -> None:
         """Mark the views of tensors that a recorded call has written to; writes move the version of all of them."""
-        memories = {unwrap_vmapped(tensor).untyped_storage().data_ptr() for tensor in written}
+        memories = {_get_address(unwrap_vmapped(tensor)) for tensor in written}
         if not memories:
             return
         for other in self._alive:
-            if other.untyped_storage().data_ptr() in memories:
+            if _get_address(other) in memories:
                 self._versions[id(other)] = _get_version(other)
                 if all(other is not unwrap_vmapped(tensor) for tensor in written):
                     self._stale.add(id(other))
@@ -299,6 +299,12 @@ class _CallRecorder(TorchFunctionMode):
 def _get_version(tensor: Tensor) -> int:
     """Return how often a tensor was written to; 0 for inference tensors, which do not count writes."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def _get_address(tensor: Tensor) -> int:
+    """Return the address of a tensor's memory; of its storage if it has no memory (on the meta device, or empty)."""
+    storage = tensor.untyped_storage()
+    return storage.data_ptr() or storage._cdata
 
 
 def _format_shapes(tensors: list[Tensor]) -> str:

@@ -50,16 +50,25 @@ def find_uncounted(model: nn.Module, images: Tensor) -> Uncounted:
     """
     first, second = record_twice(model, images)
     _check_images_independent(first, second)
+    return list_uncounted(first)
+
+
+def list_uncounted(tape: Tape) -> Uncounted:
+    """List the nonlinear calls of a recorded pass that local complexity does not count; reads no values of tensors.
+
+    Raises:
+        ModelContractError: all nonlinear calls are uncounted.
+    """
     sizes: dict[str, int] = {}
     names: dict[str, str] = {}
-    for node in first.nodes:
+    for node in tape.nodes:
         if _is_uncounted(node):
             sizes[node.layer] = sizes.get(node.layer, 0) + max(node.size, 1)
             names.setdefault(node.layer, describe_call(node))
-    if first.output is None:
+    if tape.output is None:
         layer = "(the output, computed by code that is not seen)"
-        sizes[layer], names[layer] = first.result[0].numel(), layer
-    counted = sum(node.size for node in first.nodes if node.counted)
+        sizes[layer], names[layer] = tape.result[0].numel(), layer
+    counted = sum(node.size for node in tape.nodes if node.counted)
     if sizes and not counted:
         shown = list(names.values())[:_NAMED_AT_MOST]
         more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
