@@ -234,6 +234,10 @@ class _Hidden(torch.autograd.Function):
         (lambda x: torch.div(1, x), "divides by a tensor that depends"),
         (lambda x: F.dropout(x), "random"),
         (lambda x: x - x.mean(0, keepdim=True), "has no row for each image"),
+        (
+            lambda x: x.reshape(-1, 2, 3).transpose(0, 1).tanh().transpose(0, 1).flatten(1).relu(),
+            "`tanh`.*not piecewise affine",
+        ),
         (lambda x: x * len(x) if len(x) > 2 else -x, "different operations for different batches of images"),
         (lambda x: _Hidden.apply(x), "`numpy`.*hands values to code that is not seen"),
         (lambda x: x + torch.from_numpy(x.detach().numpy() ** 2), "`numpy`.*hands values to code that is not seen"),

@@ -437,8 +437,7 @@ def build_program(model: nn.Module, images: Tensor) -> Program:
     assert tape.output is not None
     nodes = list(_split_comparisons(tape.nodes))
     freed = find_freed_variables(nodes, tape.output)
-    steps = [_to_step(node, unused) for node, unused in zip(nodes, freed, strict=True)]
-    program = Program(steps, tape.output.index)
+    program = Program(_to_steps(nodes, freed), tape.output.index)
     _check_agreement(program, model, images)
     return program
 
@@ -519,9 +518,27 @@ def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None
         )
 
 
+def _to_steps(nodes: list[Node], freed: list[list[int]]) -> list[ProgramStep]:
+    """Convert the calls; one that bends is named rather than one before it that cannot be replayed."""
+    steps: list[ProgramStep] = []
+    first: ModelContractError | None = None
+    for node, unused in zip(nodes, freed, strict=True):
+        if not node.problem or _is_smooth(node):
+            steps.append(_to_step(node, unused))
+        elif first is None:
+            first = _make_error(node, node.problem)
+    if first is not None:
+        raise first
+    return steps
+
+
+def _is_smooth(node: Node) -> bool:
+    """Return whether a call is smooth, or multiplies two tensors that depend on the image."""
+    kind = None if node.operation is None else node.operation.kind
+    return kind == "smooth" or (kind == "multilinear" and node.count_inputs() > 1)
+
+
 def _to_step(node: Node, freed: list[int]) -> ProgramStep:
-    if node.problem:
-        raise _make_error(node, node.problem)
     node = node._replace(args=tree_map(_to_double, node.args), kwargs=tree_map(_to_double, node.kwargs))
     activation = node.activation
     if activation is not None:
