@@ -34,7 +34,7 @@ from bench.zoo_lines import RADIUS
 from bench.zoo_models import TIMM
 
 SEED = 0
-SMALL_SIZES = (64, 96, 128, 192)
+SMALL_SIZES = {"torchvision": (64, 96, 128, 192), "timm": (128, 192)}
 """Image sizes that are tried, smallest first, if a net does not prescribe one."""
 MAX_SHARE_OF_MEMORY = 0.3
 """Of the machine's memory, that the float64 weights of a net may fill."""
@@ -61,11 +61,11 @@ def build(name: str) -> tuple[nn.Module, list[int]]:
         options: dict[str, Any] = {"init_weights": True} if short in ("googlenet", "inception_v3") else {}
         net = models.get_model(short, weights=None, **options)
         is_fixed = hasattr(net, "image_size") or short.startswith("maxvit")
-        return net, [224] if is_fixed else [*SMALL_SIZES, 224, 299]
+        return net, [224] if is_fixed else [*SMALL_SIZES[library], 224, 299]
     net = importlib.import_module("timm").create_model(short, pretrained=False)
     size = net.default_cfg["input_size"][-1]
     is_fixed = net.default_cfg.get("fixed_input_size", False)
-    return net, [size] if is_fixed else [*(small for small in SMALL_SIZES if small < size), size]
+    return net, [size] if is_fixed else [*(small for small in SMALL_SIZES[library] if small < size), size]
 
 
 def randomise(net: nn.Module) -> None:
@@ -86,21 +86,29 @@ def randomise(net: nn.Module) -> None:
 
 @torch.no_grad()
 def set_statistics(net: nn.Module, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of these images, moved at random, so that no unit is dead by design."""
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    """Give every BatchNorm the second moments of what these images bring to it, moved at random.
+
+    Means are drawn, not measured: a net that subtracts the measured ones in every layer amplifies rounding errors
+    exponentially with its depth, up to the size of its output.
+    """
     rng = torch.Generator().manual_seed(SEED)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    net(images)
-    for norm in norms:
-        norm.eval()
-        norm.momentum = 0.1
-        if norm.running_mean is not None and norm.running_var is not None:
-            noise, scale = (torch.randn(norm.running_mean.shape, generator=rng) for _ in range(2))
-            norm.running_mean += 0.2 * noise * norm.running_var.sqrt()
-            norm.running_var *= (0.2 * scale).exp()
+
+    def measure_moments(norm: nn.modules.batchnorm._BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+        if norm.running_mean is None or norm.running_var is None:
+            return
+        x = inputs[0].transpose(0, 1).flatten(1)
+        moments = x.square().mean(1) + 1e-6
+        noise, scale = (torch.randn(moments.shape, generator=rng) for _ in range(2))
+        norm.running_mean.copy_(0.2 * noise * moments.sqrt())
+        norm.running_var.copy_(moments * (0.2 * scale).exp())
+
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    handles = [norm.register_forward_pre_hook(measure_moments) for norm in norms]
+    try:
+        net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def prepare(name: str) -> tuple[nn.Module, Tensor]:

@@ -22,19 +22,38 @@ from bench.zoo_lines import (
     judge_segment,
     measure_complexity,
 )
-from bench.zoo_trace import Kinks, Op, Pooled, Structure, trace_kinks, trace_structure
+from bench.zoo_trace import Kinks, Op, Pooled, Structure, find_scale, trace_kinks, trace_structure
 from grokkit.errors import GrokkitError
 
 DIRECTIONS = 2
 FUNCTIONS = ("vertex", "tangent", "ray", "segment")
 
-_STEP = 1e-6
-"""Step of the central differences."""
-_TANGENT_TOLERANCE = 1e-4
-"""Relative error of the central differences that is allowed for: units closer to the radius than this are ties."""
+_SHARE_TOLERANCE = 0.01
+
 _SAMPLES = {"piecewise affine": 65, "other": 17}
 _CHANGES = {"piecewise affine": range(8, 120), "other": range(9)}
 """Numbers of changes between the ends of the line that is scanned."""
+
+
+class Precision(NamedTuple):
+    """What rounding leaves of a count.
+
+    Args:
+        rounding: relative rounding errors of a pre-activation.
+        tie: distance to a kink, relative to the largest pre-activation, below which the side is not known.
+        step: of the central differences.
+        tangent: relative error of the central differences: units closer to the radius than this are ties.
+    """
+
+    rounding: float
+    tie: float
+    step: float
+    tangent: float
+
+
+_FLOAT64 = Precision(1e-15, ON_KINK, 1e-6, 1e-4)
+_ROUNDED = Precision(1e-7, 1e-5, 1e-2, 0.05)
+"""Of a float64 model that computes in float32 in places."""
 
 
 class LayerTruth(NamedTuple):
@@ -78,6 +97,7 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     kind = "piecewise affine" if is_piecewise_affine else "other"
     record: dict[str, Any] = {
         "kind": kind,
+        "rounds_to_float32": structure.is_rounded,
         "smooth": sorted({op.name for op in structure.smooth}),
         "first_smooth": str(structure.smooth[0]) if structure.smooth else "",
         "calls": len(layers),
@@ -113,7 +133,8 @@ def count_kernels(
 ) -> tuple[list[LayerTruth], list[PoolTruth]]:
     """Count every kernel's crossings between the vertices, and to first order by central differences."""
     count = len(directions)
-    steps = [RADIUS * directions, -RADIUS * directions, _STEP * directions, -_STEP * directions]
+    precision = _ROUNDED if structure.is_rounded else _FLOAT64
+    steps = [scale * directions for scale in (RADIUS, -RADIUS, precision.step, -precision.step)]
     rows = torch.cat([image.unsqueeze(0), *(image + step for step in steps)])
     vertices, ahead, behind = (
         slice(1, 1 + 2 * count),
@@ -130,25 +151,26 @@ def count_kernels(
             smallest, largest = corners.amin(0), corners.amax(0)
             vertex += int((smallest.sign() != largest.sign()).sum())
             nearest = corners.abs().amin(0)
-            ties += int(((nearest < ON_KINK * call.scale) & (corners.abs().amax(0) > 0)).sum())
-            reach = RADIUS * ((gap[ahead] - gap[behind]) / (2 * _STEP)).abs().amax(0)
-            least, most = _bracket(gap[0].abs(), reach, call.scale)
+            ties += int(((nearest < precision.tie * call.scale) & (corners.abs().amax(0) > 0)).sum())
+            reach = RADIUS * ((gap[ahead] - gap[behind]) / (2 * precision.step)).abs().amax(0)
+            least, most = _bracket(gap[0].abs(), reach, call.scale, precision)
             low, high = low + least, high + most
         layers.append(LayerTruth(call.path, call.function, call.name, call.units, vertex, ties, (low, high)))
 
     def on_pool(call: Pooled) -> None:
-        pools.append(_count_pool(call, vertices, ahead, behind))
+        pools.append(_count_pool(call, vertices, ahead, behind, precision))
 
     trace_kinks(model, rows, structure.depends, on_kinks, on_pool)
     return layers, pools
 
 
-def _bracket(distance: Tensor, reach: Tensor, scale: float) -> tuple[int, int]:
+def _bracket(distance: Tensor, reach: Tensor, scale: float, precision: Precision) -> tuple[int, int]:
     """Count the units that are surely within reach, and those that may be."""
     # a unit that no direction moves, up to rounding, is on a dead path
-    slack = _TANGENT_TOLERANCE * reach + RADIUS * 1e-15 * scale / _STEP
+    noise = RADIUS * precision.rounding * scale / precision.step
+    slack = precision.tangent * reach + noise
     sure = distance < reach - slack
-    may = (distance < reach + slack) & (reach > RADIUS * 1e-15 * scale / _STEP)
+    may = (distance < reach + slack) & (reach > noise)
     return int(sure.sum()), int((sure | may).sum())
 
 
@@ -181,28 +203,27 @@ def _pool_arguments(call: Pooled) -> list[tuple[int, int]]:
     return [pair or pairs[0] for pair in pairs]
 
 
-def _count_pool(call: Pooled, vertices: slice, ahead: slice, behind: slice) -> PoolTruth:
+def _count_pool(call: Pooled, vertices: slice, ahead: slice, behind: slice, precision: Precision) -> PoolTruth:
     if call.name != "max_pool2d_with_indices" or call.z.dim() != 4:
         return PoolTruth(call.path, -1, -1, -1, (-1, -1))
     alive = call.pooled > 0
     centre_flat, winners = call.z.flatten(2), call.winners[0].flatten(1)
 
     def slopes_of(rows: Tensor) -> Tensor:
-        return (rows[ahead] - rows[behind]) / (2 * _STEP)
+        return (rows[ahead] - rows[behind]) / (2 * precision.step)
 
     winner_slopes = slopes_of(
         centre_flat.gather(2, winners.expand(len(call.z), *winners.shape)).reshape_as(call.pooled)
     )
     holds = torch.zeros_like(alive[0])
     switched = [torch.zeros_like(alive[0]), torch.zeros_like(alive[0])]
-    scale = float(call.z.abs().max())
-    noise = RADIUS * 1e-15 * scale / _STEP
+    noise = RADIUS * precision.rounding * find_scale(call.z) / precision.step
     for entry in _windows(call):
         holds |= ((entry >= call.pooled) | ~alive)[vertices].all(0)
         reach = RADIUS * (slopes_of(entry) - winner_slopes).abs().amax(0)
         gap = call.pooled[0] - entry[0]
         for at, slack in enumerate((-1.0, 1.0)):
-            limit = reach + slack * (_TANGENT_TOLERANCE * reach + noise)
+            limit = reach + slack * (precision.tangent * reach + noise)
             switched[at] |= (entry[0] > 0) & (reach > noise) & (gap < limit)
     corners = alive[vertices]
     return PoolTruth(
@@ -252,6 +273,8 @@ def judge_count(
         facts["ties"] = sum(layer.tangent[1] - layer.tangent[0] for layer in layers)
     if bool(result.uncounted) != (result.counted_share < 1):
         faults.append(f"names {len(result.uncounted)} calls, with a counted share of {result.counted_share}")
+    if abs(result.counted_share - facts["share_of_kernels"]) > _SHARE_TOLERANCE:
+        faults.append(f"has a counted share of {result.counted_share} instead of {facts['share_of_kernels']}")
     if faults:
         return Verdict("wrong", "; ".join(faults), facts)
     bent = any(op.name in ("hardswish", "gelu", "silu") for op in structure.ops)
@@ -351,10 +374,11 @@ def compare_names(
 
 
 def compute_share(structure: Structure) -> float:
-    """Return the share of the values that counted kernels return, of those that all bending kernels return."""
-    counted = sum(op.size for op in structure.ops if op.counted)
-    unseen = sum(op.size for op in structure.unseen)
-    return counted / (counted + unseen) if counted + unseen else 1.0
+    """Return the share of the values that counted calls return, of those that all calls with a bending kernel do."""
+    unseen = {op.call for op in structure.unseen}
+    counted = {op.call for op in structure.ops} - unseen
+    values, others = (sum(structure.sizes[call] for call in calls) for calls in (counted, unseen))
+    return values / (values + others) if values + others else 1.0
 
 
 def judge_refusal(call: Callable[[], Any], structure: Structure, names: Names) -> Verdict:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import grokkit as gk
-from bench.zoo_trace import Kinks, Pooled, Structure, trace_kinks
+from bench.zoo_trace import Kinks, Pooled, Structure, find_scale, trace_kinks
 from grokkit.errors import GrokkitError
 
 RADIUS = 0.3
@@ -112,7 +112,7 @@ class Scan:
             z, winners, top = call.z.flatten(2), call.winners.flatten(2), call.pooled.flatten(2)
             start = top[:-1] - z[:-1].gather(2, winners[1:])
             end = z[1:].gather(2, winners[:-1]) - top[1:]
-            zero = ON_KINK * float(z.abs().max())
+            zero = ON_KINK * find_scale(z)
             is_switch = (winners[1:] != winners[:-1]) & (start > zero) & (end < -zero)
             row, channel, window = is_switch.nonzero(as_tuple=True)
             start, end = start[row, channel, window], end[row, channel, window]

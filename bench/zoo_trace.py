@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-_AFFINE = 1e-9
+_AFFINE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest distance of a kernel's result from the chord, relative to the result, that is still rounding."""
 
 
@@ -71,7 +71,7 @@ class Op(NamedTuple):
         path: module that is running.
         function: function or method of torch that the module called.
         name: kernel.
-        size: values that it returns for one image.
+        call: number of the call of that function.
         counted: whether it is one whose kinks are counted, or a max-pool.
         bends: whether a chord of its arguments was not mapped to a chord.
     """
@@ -79,7 +79,7 @@ class Op(NamedTuple):
     path: str
     function: str
     name: str
-    size: int
+    call: int
     counted: bool
     bends: bool
 
@@ -100,6 +100,7 @@ class Place(TorchFunctionMode):
         self._model = model
         self._paths: list[str] = []
         self.function = ""
+        self.sizes: list[int] = []  # of the results of every call, in floating-point values
 
     @property
     def path(self) -> str:
@@ -108,7 +109,11 @@ class Place(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.function = func.__name__
-        return func(*args, **(kwargs or {}))
+        self.sizes.append(0)
+        out = func(*args, **(kwargs or {}))
+        leaves = tree_flatten(out)[0]
+        self.sizes[-1] = sum(x.numel() for x in leaves if isinstance(x, Tensor) and x.is_floating_point())
+        return out
 
     @contextmanager
     def track(self) -> Iterator[None]:
@@ -135,10 +140,10 @@ class _Structure(TorchDispatchMode):
     def __init__(self, images: Tensor, place: Place) -> None:
         super().__init__()
         self._place = place
-        self._batch = len(images)
         self._tainted = {_memory(images)}
         self._random = torch.Generator().manual_seed(0)
         self.ops: list[Op] = []
+        self.is_rounded = False
         self.depends: list[bool] = []  # for every call of a counted kernel and pool, in order
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -162,8 +167,10 @@ class _Structure(TorchDispatchMode):
             elif not written and not _is_view(func):
                 self._tainted.discard(_memory(leaf))  # memory that was freed is used again
         if any(tainted) and (bends or is_counted):
-            size = next((x.numel() for x in results if x.is_floating_point()), 0) // self._batch
-            self.ops.append(Op(self._place.path, self._place.function, name, size, is_counted, bends))
+            call = len(self._place.sizes) - 1
+            self.ops.append(Op(self._place.path, self._place.function, name, call, is_counted, bends))
+        if any(tainted) and any(x.dtype == torch.float32 for x in results):
+            self.is_rounded = True
         return out
 
     def _bends(self, func: Any, args: Any, kwargs: Any, tainted: list[bool]) -> bool:
@@ -202,7 +209,7 @@ def _misses_chord(
     middle = call({at: (leaf + there[at]) / 2 for at, leaf in here.items()})
     for a, b, between in zip(first, second, middle, strict=True):
         scale = torch.maximum(a.abs().max(), b.abs().max())
-        if bool(((between - (a + b) / 2).abs() > _AFFINE * scale).any()):
+        if bool(((between - (a + b) / 2).abs() > _AFFINE[a.dtype] * scale).any()):
             return True
     return False
 
@@ -235,12 +242,14 @@ class Structure(NamedTuple):
     Args:
         ops: those that bend or are counted, on values that depend on the image, in order.
         depends: for every call of a counted kernel, also on constants, whether it depends on the image.
-        output: the result.
+        sizes: floating-point values that every call of a function returned.
+        is_rounded: whether a value that depends on the image is float32.
     """
 
     ops: list[Op]
     depends: list[bool]
-    output: Tensor
+    sizes: list[int]
+    is_rounded: bool
 
     @property
     def smooth(self) -> list[Op]:
@@ -259,8 +268,13 @@ def trace_structure(model: nn.Module, images: Tensor) -> Structure:
     place = Place(model)
     inputs = images.clone()
     with place.track(), _Structure(inputs, place) as mode:
-        output = model(inputs)
-    return Structure(mode.ops, mode.depends, output)
+        model(inputs)
+    return Structure(mode.ops, mode.depends, place.sizes, mode.is_rounded)
+
+
+def find_scale(z: Tensor) -> float:
+    """Return the largest finite magnitude."""
+    return float(z.abs().nan_to_num_(posinf=0.0).max()) if z.numel() else 0.0
 
 
 class Kinks(NamedTuple):
@@ -328,7 +342,7 @@ class _Counter(TorchDispatchMode):
         if any(gap.dim() == 0 or len(gap) != self._rows for gap in gaps):
             gaps = [gap.new_zeros(self._rows, 0) for gap in gaps]  # not one row an image: cannot be counted
         rows = [gap.flatten(1) for gap in gaps]
-        return Kinks(self._place.path, self._place.function, name, rows, float(z.abs().max()) if z.numel() else 0.0)
+        return Kinks(self._place.path, self._place.function, name, rows, find_scale(z))
 
 
 @torch.no_grad()
