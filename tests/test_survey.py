@@ -160,6 +160,26 @@ def test_control_flow_on_values_of_the_images_is_refused(body, name, method):
         local_complexity(Net(body).double(), torch.randn(4, 6, dtype=torch.float64), 0.1, 2, method)
 
 
+@pytest.mark.parametrize("method", ["vertex", "ray"])
+def test_a_cache_that_the_first_pass_fills_is_no_decision(method):
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.cache = nn.Parameter(torch.randn(3)), None
+            self.register_buffer("index", torch.arange(6) % 3)
+
+        def forward(self, x):
+            if self.cache is None:
+                self.cache = self.table[self.index] * 2
+            return x + self.cache
+
+    torch.manual_seed(0)
+    net, images = Net(Biased()).double(), torch.randn(4, 6, dtype=torch.float64)
+    first = local_complexity(net, images, 0.5, 3, method)
+    assert first.total.sum() > 0 and first.uncounted == ()
+    assert torch.equal(first.counts, local_complexity(net, images, 0.5, 3, method).counts)
+
+
 def test_a_guard_against_values_that_are_not_finite_decides_nothing():
     assert _measured(lambda x: x if not torch.isnan(x).any() else x * 0).uncounted == ()
 

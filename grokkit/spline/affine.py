@@ -120,7 +120,7 @@ def build_program(model: nn.Module, images: Tensor) -> Program:
     assert tape.output is not None
     nodes = list(_split_comparisons(tape.nodes))
     freed = find_freed_variables(nodes, tape.output)
-    program = Program(list(_to_steps(nodes, freed, tape)), tape.output.index)
+    program = Program(_to_steps(nodes, freed, tape), tape.output.index)
     _check_agreement(program, model, images)
     return program
 
