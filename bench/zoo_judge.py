@@ -52,6 +52,8 @@ class Precision(NamedTuple):
 
 
 _FLOAT64 = Precision(1e-15, ON_KINK, 1e-6, 1e-4)
+_FINER = Precision(1e-15, ON_KINK, 1e-7, 1e-3)
+"""Tried where the counts differ: a unit that changes within a step changes the differences of all behind it."""
 _ROUNDED = Precision(1e-7, 1e-5, 1e-2, 0.05)
 """Of a float64 model that computes in float32 in places."""
 
@@ -93,7 +95,8 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     frame = torch.linalg.qr(torch.randn(image.numel(), DIRECTIONS, generator=generator, dtype=torch.float64))[0].T
     directions = frame.reshape(DIRECTIONS, *image.shape)
     is_piecewise_affine = not structure.smooth
-    layers, pools = count_kernels(model, image, directions, structure)
+    precision = _ROUNDED if structure.is_rounded else _FLOAT64
+    layers, pools = count_kernels(model, image, directions, structure, precision)
     kind = "piecewise affine" if is_piecewise_affine else "other"
     record: dict[str, Any] = {
         "kind": kind,
@@ -107,6 +110,9 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     verdicts: dict[str, Verdict] = {}
     for method in ("vertex", "tangent"):
         verdicts[method] = judge_count(model, image, frame, method, structure, layers, pools)
+    if verdicts["tangent"].verdict == "wrong" and not structure.is_rounded:
+        finer = count_kernels(model, image, directions, structure, _FINER)
+        verdicts["tangent"] = judge_count(model, image, frame, "tangent", structure, *finer)
     line = choose_line(model, image, directions[0], structure, record["vertex_total"], _CHANGES[kind])
     record["half_length"] = float(line[1].sub(line[0]).norm() / 2)
     scan = Scan(model, line, structure)
@@ -129,11 +135,10 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
 
 
 def count_kernels(
-    model: nn.Module, image: Tensor, directions: Tensor, structure: Structure
+    model: nn.Module, image: Tensor, directions: Tensor, structure: Structure, precision: Precision
 ) -> tuple[list[LayerTruth], list[PoolTruth]]:
     """Count every kernel's crossings between the vertices, and to first order by central differences."""
     count = len(directions)
-    precision = _ROUNDED if structure.is_rounded else _FLOAT64
     steps = [scale * directions for scale in (RADIUS, -RADIUS, precision.step, -precision.step)]
     rows = torch.cat([image.unsqueeze(0), *(image + step for step in steps)])
     vertices, ahead, behind = (

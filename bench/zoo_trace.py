@@ -207,9 +207,10 @@ def _misses_chord(
 ) -> bool:
     second = call(there)
     middle = call({at: (leaf + there[at]) / 2 for at, leaf in here.items()})
+    tolerance = max(_AFFINE[leaf.dtype] for leaf in (*here.values(), *first))
     for a, b, between in zip(first, second, middle, strict=True):
         scale = torch.maximum(a.abs().max(), b.abs().max())
-        if bool(((between - (a + b) / 2).abs() > _AFFINE[a.dtype] * scale).any()):
+        if bool(((between - (a + b) / 2).abs() > tolerance * scale).any()):
             return True
     return False
 
