@@ -21,9 +21,10 @@ from grokkit.device.model_check import call_model
 from grokkit.device.preserved_state import device_of, dtype_of, preserved_state
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.models.receptive_field import FieldTracker
+from grokkit.spline.call_recorder import record_once
 from grokkit.spline.complexity import local_complexity
 from grokkit.spline.measurement_mode import measurement_mode
-from grokkit.spline.tape import BATCHES, record_once
+from grokkit.spline.record_tape import BATCHES
 from grokkit.spline.uncounted import list_uncounted
 
 _RADIUS = 1e-3

@@ -17,8 +17,9 @@ from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError, NumericsError
 from grokkit.operations import Activation, Pool, find_operation
 from grokkit.spline.affine_rules import RULES, Invocation, MapForm, bind_arguments, bind_operands, make_error
+from grokkit.spline.record_tape import record_tape
 from grokkit.spline.rule_table import tree_map
-from grokkit.spline.tape import BatchRow, Node, Tape, Var, fill_arguments, find_freed_variables, record_tape
+from grokkit.spline.tape import BatchRow, Node, Tape, Var, fill_arguments, find_freed_variables
 from grokkit.spline.uncounted import list_uncounted
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine_rules import RULES, describe_call
+from grokkit.spline.record_tape import record_twice
 from grokkit.spline.rule_table import tree_leaves
-from grokkit.spline.tape import Node, Tape, Var, record_twice
+from grokkit.spline.tape import Node, Tape, Var
 
 _BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change of an output when another image is added to the batch; far above rounding errors."""
