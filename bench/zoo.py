@@ -168,11 +168,11 @@ def read_records(folder: Path) -> dict[str, Record]:
 
 
 def run(nets: Iterable[str], folder: Path, measure_net: Callable[[str], Record]) -> dict[str, Record]:
-    """Measure the nets that have no record yet, and append one line for each."""
+    """Measure the nets that have no record yet, or failed, and append one line for each; the last line counts."""
     folder.mkdir(parents=True, exist_ok=True)
     done = read_records(folder)
     for name in nets:
-        if name in done:
+        if name in done and "failed" not in done[name]:
             continue
         done[name] = measure_net(name)
         with (folder / "zoo.jsonl").open("a") as file:

@@ -150,6 +150,8 @@ class _Structure(TorchDispatchMode):
         kwargs = kwargs or {}
         name = get_kernel_name(func)
         leaves, _ = tree_flatten((args, kwargs))
+        if name == "lift_fresh":  # a constant that no kernel has made, perhaps in memory that was freed
+            self._tainted.discard(_memory(args[0]))
         tainted = [isinstance(leaf, Tensor) and _memory(leaf) in self._tainted for leaf in leaves]
         is_counted = name in KINKED or name in POOLS
         if is_counted:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import grokkit.spline.complexity
 import grokkit.spline.segment_sweep
 import grokkit.spline.vertex
-from bench.zoo import Record, run, summarise, write_summary
+from bench.zoo import Record, read_records, run, summarise, write_summary
 from bench.zoo_judge import FUNCTIONS, judge
 from bench.zoo_trace import trace_structure
 from grokkit.spline.affine import RULES
@@ -134,6 +134,25 @@ def test_a_net_that_has_a_record_is_not_measured_again(tmp_path: Path) -> None:
     write_summary(tmp_path, records, [])
     assert json.loads((tmp_path / "zoo.json").read_text())["piecewise affine"]["vertex"] == {"exact": 3}
     assert len((tmp_path / "zoo.csv").read_text().splitlines()) == 4
+
+
+def test_a_net_whose_process_failed_is_measured_again(tmp_path: Path) -> None:
+    run(["a"], tmp_path, lambda name: {"net": name, "failed": "exit -15"})
+    records = run(["a"], tmp_path, lambda name: {"net": name, "not_run": "memory"})
+    assert records["a"] == read_records(tmp_path)["a"] == {"net": "a", "not_run": "memory"}
+
+
+def test_a_constant_in_memory_that_was_freed_does_not_depend_on_the_image() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(50):
+                (x * 2).sum()  # freed at once, and its memory used again
+                table = x.new_zeros(3)
+                table[1:] = 2
+                x = x + table.exp()
+            return x
+
+    assert trace_structure(Net(), torch.stack(images(3))).ops == []
 
 
 def test_the_summary_lists_what_is_wrong_and_what_did_not_run() -> None:
