@@ -23,10 +23,10 @@ from .diagnostics.lr_range import lr_range_test as lr_range_test
 from .ensemble.seeds import train_seeds as train_seeds
 from .measures import Context as Context
 from .measures import Measure as Measure
+from .measures.profile import Profile as Profile
+from .measures.profile import profile as profile
 from .models.classifier import Classifier as Classifier
 from .models.classifier import Normalise as Normalise
-from .models.profile import Profile as Profile
-from .models.profile import profile as profile
 from .names import FigureData as FigureData
 from .names import ProbeSet as ProbeSet
 from .names import Reading as Reading

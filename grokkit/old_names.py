@@ -18,6 +18,7 @@ MODULES = {
     "grokkit.live.study": "grokkit.live.run_browser",
     "grokkit.measures.calibration": "grokkit.measures.radius_sweep",
     "grokkit.measures.take": "grokkit.measures.runner",
+    "grokkit.models.profile": "grokkit.measures.profile",
     "grokkit.spline.calls": "grokkit.spline.rule_table",
     "grokkit.spline.intervals": "grokkit.stats.intervals",
     "grokkit.spline.kappa": "grokkit.spline.max_projection",
@@ -222,6 +223,8 @@ NAMES = {
     "grokkit.spline.spectrum.SAMPLED": "grokkit.spline.spectrum.SAMPLED_POINTS",
     "grokkit.spline.tangent.tangent_counts": "grokkit.spline.tangent.count_tangent_crossings",
     "grokkit.spline.tape.BatchRows": "grokkit.spline.tape.BatchMultiple",
+    "grokkit.spline.tape.record_once": "grokkit.spline.call_recorder.record_once",
+    "grokkit.spline.tape.record_tape": "grokkit.spline.record_tape.record_tape",
     "grokkit.spline.uncertainty.TwoWay": "grokkit.stats.two_way.TwoWay",
     "grokkit.spline.uncertainty.two_way": "grokkit.stats.two_way.fit_two_way",
     "grokkit.spline.vertex.vertex_counts": "grokkit.spline.vertex.count_vertex_crossings",
@@ -235,6 +238,9 @@ NAMES = {
     "grokkit.training.build.optimizer_class": "grokkit.optim.build.get_optimizer_class",
     "grokkit.training.build.place_of_data": "grokkit.training.build.locate_data",
     "grokkit.training.build.placed": "grokkit.training.build.to_device",
+    "grokkit.units.GELU_ZONE": "grokkit.operations.GELU_ZONE",
+    "grokkit.units.RELU": "grokkit.operations.RELU",
+    "grokkit.units.SILU_ZONE": "grokkit.operations.SILU_ZONE",
 }
 """Qualified name in an earlier version, its module spelled as today -> the qualified name today."""
 

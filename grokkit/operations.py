@@ -203,6 +203,7 @@ _ROWS: dict[Kind, str] = {
         adjoint|mH conj|conj_physical|resolve_conj|resolve_neg|real|nan_to_num
         to|type|type_as|_to_copy float|double cpu|cuda requires_grad_
         dropout|dropout1d|dropout2d|dropout3d|alpha_dropout|feature_alpha_dropout|feature_dropout
+        reflection_pad1d|reflection_pad2d|reflection_pad3d|replication_pad1d|replication_pad2d|replication_pad3d|_pad_circular
     """,
     "affine": """
         add|__add__|__radd__|__iadd__ sub|subtract|__sub__|__isub__ rsub|__rsub__ neg|negative|__neg__ positive|__pos__
@@ -276,7 +277,7 @@ _BY_ALIAS: dict[str, Operation] = {alias: row for row in OPERATIONS.values() for
 
 _ARGUMENTS: dict[str, str] = {
     "add sub mul div rsub maximum minimum matmul cross view_as reshape_as expand_as type_as fmod remainder "
-    "floor_divide copysign atan2 hypot": "input other|mat2|vec2|vec|tensor",
+    "floor_divide copysign atan2 hypot": "input other|x2|mat2|vec2|vec|tensor",
     "where": "condition input|self other",
     "Tensor.where": "input|self condition other",
     "masked_fill": "input mask value",
@@ -317,7 +318,8 @@ _NAMES_OF_ARGUMENTS = {
     for keys, names in _ARGUMENTS.items()
     for key in keys.split()
 }
-_FIRST = ("input", "self", "x", "A", "tensor", "a")
+_FIRST = ("input", "self", "x", "x1", "A", "tensor", "a")
+"""Names of the first argument; torch also takes NumPy's names."""
 
 
 @cache

@@ -297,26 +297,31 @@ class _Interception(TorchFunctionMode):
                 "that processes real and imaginary parts separately"
             )
         check_full_precision(z, activation.name, layer)
-        self._check_batch(z.shape, activation.name, layer)
-        call = Call(layer, activation, z, kinks)
+        call = Call(layer, activation, self._split_images(z, 0, activation.name, layer), kinks)
         self._on_call(call)
         return call
 
     def _make_pool_call(self, pool: Pool, out: Any, args: Any, kwargs: Any) -> PoolCall:
         z = args[0]
         layer = _number_layers(self._pool_counts, self._path.layer_name(pool.name))
-        self._check_batch(z.shape[: z.dim() - pool.spatial], pool.name, layer)
         arguments = None if pool.adaptive else normalise_pool_arguments(*args, spatial=pool.spatial, **kwargs)
         producer, source = self._rectified or (lambda: None, None)
         pooled = out[0] if isinstance(out, tuple) else out
-        return PoolCall(layer, pool, z, pooled, arguments, source if producer() is z else None)
+        images, maxima = (self._split_images(x, pool.spatial, pool.name, layer) for x in (z, pooled))
+        return PoolCall(layer, pool, images, maxima, arguments, source if producer() is z else None)
 
-    def _check_batch(self, sizes: tuple[int, ...], name: str, layer: str) -> None:
-        if self._batch is not None and sizes[:1] != (self._batch,):
+    def _split_images(self, z: Tensor, spatial: int, name: str, layer: str) -> Tensor:
+        """Return values (batch, ...) of values whose first dimension may also hold windows or tokens of each image."""
+        sizes = tuple(z.shape[: z.dim() - spatial])
+        if self._batch is None or sizes[:1] == (self._batch,):
+            return z
+        if not sizes or sizes[0] % self._batch:
             raise ModelContractError(
                 f"the input of {name} in {layer!r} must have the batch ({self._batch}) as its first dimension, so that "
-                f"units are distinguished from images and no image affects another; got shape {tuple(sizes)}"
+                f"units are distinguished from images and no image affects another; got shape {sizes}"
             )
+        images: Tensor = z.unflatten(0, (self._batch, -1))
+        return images
 
 
 def _number_layers(call_counts: Counter[str], base: str) -> str:
@@ -340,7 +345,8 @@ def intercept(
         model: any module.
         on_call: receives each activation call before it runs.
         on_pool: receives each max-pool call after it ran.
-        batch: number of images, checked to be the first dimension of every reported input; None: not checked.
+        batch: number of images; the first dimension of every reported input is split into images and the rest of it,
+            which `spline.uncounted` checks to be in this order. None: the inputs are reported as they are.
 
     Raises:
         ModelContractError: the model calls a nonlinearity without a counting rule, or the batch dimension is not

@@ -316,9 +316,9 @@ def test_models_that_give_no_usable_number_are_refused():
         def forward(self, x):
             return {"tuple": (x,), "map": x, "nan": x.flatten(1) * float("nan")}[self.what]
 
-    with pytest.raises(ModelContractError, match="got tuple"):
+    with pytest.raises(ModelContractError, match="it returned a tuple"):
         attribute(Returns("tuple"), _images(), 0)
-    with pytest.raises(ModelContractError, match=r"got \(4, 3, 6, 6\)"):
+    with pytest.raises(ModelContractError, match=r"shape \(4, 3, 6, 6\)"):
         attribute(Returns("map"), _images(), 0)
     with pytest.raises(NumericsError, match="not finite"):
         attribute(Returns("nan"), _images(), 0, "saliency")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from grokkit.operations import OPERATIONS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -52,6 +54,12 @@ def test_every_public_name_is_in_the_list_of_public_names() -> None:
 
 
 @pytest.mark.slow
+def test_every_counted_activation_is_on_the_page_of_local_complexity() -> None:
+    text = (ROOT / "docs" / "local-complexity.md").read_text()
+    counted = {row.name for row in OPERATIONS.values() if row.activation is not None} - {"clamp_max"}
+    assert {name for name in counted if f"`{name}`" not in text} == set()
+
+
 def test_the_picture_of_local_complexity_is_made_by_its_script(tmp_path: Path) -> None:
     script = ROOT / "docs" / "local_complexity.py"
     done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=250)

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from grokkit import models
 from grokkit.errors import UsageError
+from grokkit.measures.profile import Profile, profile
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
-from grokkit.models.profile import Profile, profile
 from grokkit.seeding import make_generator, seeded
 
 CIFAR = (3, 32, 32)

@@ -203,10 +203,22 @@ def test_the_spectrum_has_the_switches_of_every_radius_and_tables_have_every_ser
 
 
 @both
-def test_a_pool_that_hides_the_batch_is_refused(method):
+def test_a_pool_of_batch_and_channels_in_one_dimension_is_the_pool_of_each_image(method):
     net = nn.Sequential(nn.Flatten(0, 1), nn.MaxPool2d(2), nn.Unflatten(0, (-1, 2)))
-    with pytest.raises(ModelContractError, match="max_pool2d in '1' must have the batch"):
-        local_complexity(net, _draw(3, 2, 4, 4), 0.1, 2, method)
+    found, twin = (local_complexity(each, _draw(3, 2, 4, 4), 0.3, 3, method) for each in (net, nn.MaxPool2d(2)))
+    assert torch.equal(found.switches, twin.switches) and twin.switches.sum() > 0
+    assert list(found.windows.values()) == list(twin.windows.values()) == [8]
+
+
+class _Swapped(nn.Module):
+    def forward(self, x):
+        return F.max_pool2d(x.transpose(0, 1), 2).transpose(0, 1)
+
+
+@both
+def test_a_pool_that_hides_the_batch_is_refused(method):
+    with pytest.raises(ModelContractError, match="the values of 'max_pool2d' must have the batch as their first"):
+        local_complexity(_Swapped(), _draw(3, 2, 4, 4), 0.1, 2, method)
 
 
 @both

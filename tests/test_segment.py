@@ -215,6 +215,31 @@ def test_blocky_images_where_many_units_cross_at_once():
     assert (mid[1:] != mid[:-1]).any(dim=1).all()
 
 
+@pytest.mark.parametrize("relu_first", [True, False])
+def test_padding_of_minus_infinity_is_that_of_the_max_pool(relu_first):
+    def make(pool):
+        torch.manual_seed(0)
+        relu = [nn.ReLU()] if relu_first else []
+        layers = (nn.Conv2d(2, 4, 3), *relu, pool, nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+        return nn.Sequential(*layers).double()
+
+    class Padded(nn.Module):
+        def forward(self, x):
+            return F.max_pool2d(F.pad(x, (1, 1, 1, 1), value=-torch.inf), 3, 2)
+
+    a, b = 3 * _draw(2, 9, 9), 3 * _draw(2, 9, 9, seed=2)
+    result, twin = (partition_segment(make(pool), a, b) for pool in (Padded(), nn.MaxPool2d(3, 2, 1)))
+    assert sum(result.by_layer.values()) > 40
+    np.testing.assert_allclose(result.breakpoints, twin.breakpoints, atol=1e-12)
+    np.testing.assert_allclose(result.outputs[0], twin.outputs[0], atol=1e-12)
+    for method in ("ray", "bound"):
+        counts = [
+            gk.local_complexity(make(pool), torch.stack([a, b]), 0.5, 3, method).counts
+            for pool in (Padded(), nn.MaxPool2d(3, 2, 1))
+        ]
+        assert torch.equal(*counts)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
@@ -234,6 +259,10 @@ class _Hidden(torch.autograd.Function):
         (lambda x: torch.div(1, x), "divides by a tensor that depends"),
         (lambda x: F.dropout(x), "random"),
         (lambda x: x - x.mean(0, keepdim=True), "has no row for each image"),
+        (
+            lambda x: x.reshape(-1, 2, 3).transpose(0, 1).tanh().transpose(0, 1).flatten(1).relu(),
+            "`tanh`.*not piecewise affine",
+        ),
         (lambda x: x * len(x) if len(x) > 2 else -x, "different operations for different batches of images"),
         (lambda x: _Hidden.apply(x), "`numpy`.*hands values to code that is not seen"),
         (lambda x: x + torch.from_numpy(x.detach().numpy() ** 2), "`numpy`.*hands values to code that is not seen"),

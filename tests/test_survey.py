@@ -111,6 +111,8 @@ MASK = torch.tensor([True, False, True, True, False, True])
         lambda x: torch.maximum(x, x.flip(1)),
         lambda x: x + torch.zeros_like(x),
         lambda x: torch.mul(x, other=2.0),
+        lambda x: torch.ops.aten.reflection_pad1d(x.unsqueeze(1), [0, 1])[:, 0, 1:],
+        lambda x: torch.ops.aten.replication_pad1d(x.unsqueeze(1), [0, 1])[:, 0, 1:],
         lambda x: x.clamp(min=x.flip(1)),
         lambda x: torch.zeros_like(x).copy_(x),
         lambda x: x.new_zeros(1, 6).expand_as(x) * x + x,
@@ -158,8 +160,118 @@ def test_control_flow_on_values_of_the_images_is_refused(body, name, method):
         local_complexity(Net(body).double(), torch.randn(4, 6, dtype=torch.float64), 0.1, 2, method)
 
 
+@pytest.mark.parametrize("method", ["vertex", "ray"])
+def test_a_cache_that_the_first_pass_fills_is_no_decision(method):
+    class Biased(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.cache = nn.Parameter(torch.randn(3)), None
+            self.register_buffer("index", torch.arange(6) % 3)
+
+        def forward(self, x):
+            if self.cache is None:
+                self.cache = self.table[self.index] * 2
+            return x + self.cache
+
+    torch.manual_seed(0)
+    net, images = Net(Biased()).double(), torch.randn(4, 6, dtype=torch.float64)
+    first = local_complexity(net, images, 0.5, 3, method)
+    assert first.total.sum() > 0 and first.uncounted == ()
+    assert torch.equal(first.counts, local_complexity(net, images, 0.5, 3, method).counts)
+
+
 def test_a_guard_against_values_that_are_not_finite_decides_nothing():
     assert _measured(lambda x: x if not torch.isnan(x).any() else x * 0).uncounted == ()
+
+
+# --- how images lie in a batch ----------------------------------------------------------------------------------------
+
+
+class Quarters(nn.Module):
+    """Cuts each image in four and processes the quarters as images, those of one image one after another, or not."""
+
+    def __init__(self, in_front: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.last = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(96, 3)
+        self.order = (0, 2, 4, 1, 3, 5) if in_front else (2, 4, 0, 1, 3, 5)
+
+    def forward(self, x):
+        count, front = len(x), self.order[0] == 0
+        quarters = x.unflatten(2, (2, 4)).unflatten(4, (2, 4)).permute(self.order).reshape(4 * count, 2, 4, 4)
+        z = F.max_pool2d(torch.relu(self.conv(quarters)), 2)
+        z = z if front else z.unflatten(0, (4, count)).transpose(0, 1)
+        return self.last(z.reshape(count, 96))
+
+
+class Stacked(Quarters):
+    """The same net with the quarters in a dimension of their own."""
+
+    def forward(self, x):
+        quarters = [part for half in x.chunk(2, 2) for part in half.chunk(2, 3)]
+        z = torch.relu(torch.stack([self.conv(quarter) for quarter in quarters], 1))
+        return self.last(torch.stack([F.max_pool2d(part, 2) for part in z.unbind(1)], 1).flatten(1))
+
+
+@pytest.mark.parametrize("method", ["vertex", "tangent"])
+@pytest.mark.parametrize("points", [1, 5])
+def test_parts_of_an_image_that_are_processed_as_images_are_units_of_the_image(method, points):
+    images = torch.randn(points, 2, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nets = Quarters().double(), Stacked().double()
+    found, twin = (local_complexity(net, images, 0.3, 3, method) for net in nets)
+    assert torch.equal(found.counts, twin.counts) and found.counts.sum() > 0
+    assert found.units == twin.units == {"relu": 384} and found.live_units == twin.live_units
+    assert found.windows == {"max_pool2d": 96} and torch.equal(found.switches.sum(1), twin.switches.sum(1))
+
+
+@pytest.mark.parametrize("method", ["vertex", "tangent", "ray", "bound"])
+def test_parts_of_several_images_in_turn_are_refused(method):
+    with pytest.raises(ModelContractError, match=r"begin with all values of the first image.*\(12, 6, 4, 4\) for 3"):
+        local_complexity(Quarters(in_front=False), torch.randn(3, 2, 8, 8), 0.1, 2, method)
+
+
+class Cached(nn.Module):
+    """Computes its constants in the first pass, as the attention biases of some vision transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.table = nn.Linear(6, 6), nn.Parameter(torch.randn(2, 3, generator=torch.Generator()))
+        self.cache = None
+
+    def forward(self, x):
+        if self.cache is None:
+            self.cache = self.table[[0, 1]].flatten() * 2.0
+        return torch.relu(self.first(x) + self.cache)
+
+
+@pytest.mark.parametrize("method", ["vertex", "tangent", "ray", "bound"])
+def test_a_cache_that_the_first_pass_fills_is_no_data_dependence(method):
+    assert local_complexity(Cached().requires_grad_(False), torch.randn(4, 6), 0.5, 3, method).layers == ("relu",)
+
+
+class Chaos(nn.Module):
+    """Magnifies a rounding error to a visible change, as very deep nets do; it can also mix images, or be random."""
+
+    def __init__(self, spoil=lambda x: x) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(22))
+        self.spoil = spoil
+
+    def forward(self, x):
+        x = self.spoil(x)
+        for layer in self.layers:
+            x = torch.sin(9 * layer(x))  # each layer magnifies differences about three times
+        return x.abs()
+
+
+def test_a_rounding_error_that_a_deep_net_magnifies_is_no_mixing_of_images():
+    images = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = local_complexity(Chaos().double(), images, 1e-12, 2)
+    assert found.layers == ("abs",) and found.uncounted == ("sin",)
+    for spoil in (lambda x: x - 0.01 * x.mean(0), F.dropout, lambda x: x + 1e-3 * torch.rand_like(x)):
+        with pytest.raises(ModelContractError, match="mixes the images of a batch, or is random"):
+            local_complexity(Chaos(spoil).double(), images, 1e-12, 2)
 
 
 class Ensemble(nn.Module):

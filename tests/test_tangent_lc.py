@@ -110,6 +110,7 @@ BODIES = {
     "split": lambda x: x.chunk(2, 1)[0] * 2 - x.unbind(1)[1].unsqueeze(1),
     "padded": lambda x: F.pad(x, (1, 2, 0, 1), value=0.7),
     "reflected": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "reflected_operator": lambda x: torch.ops.aten.reflection_pad2d(x, [1, 1, 1, 1]),
     "resized": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
     "pooled": lambda x: F.adaptive_avg_pool2d(x, (3, 2)) + F.adaptive_max_pool2d(x, (3, 2)),
     "max_pool_ceil": lambda x: F.max_pool2d(x, 3, 2, padding=1, dilation=1, ceil_mode=True),

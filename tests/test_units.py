@@ -323,7 +323,7 @@ def test_a_transformer_layer_in_which_images_would_see_each_other_is_refused(met
         def forward(self, x):
             return self.layer(x.transpose(0, 1)).transpose(0, 1)
 
-    with pytest.raises(ModelContractError, match=r"relu in 'layer\.relu' must have the batch"):
+    with pytest.raises(ModelContractError, match=r"values of 'layer\.relu' must have the batch"):
         local_complexity(Turned(), _draw(3, 5, 8), 0.2, 3, method)
 
 

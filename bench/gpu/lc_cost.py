@@ -14,7 +14,7 @@ from bench.gpu.common import SHAPE, ceilings, median, seeded_net, test_images
 from bench.gpu.results import Results, Row, Rows, Setting
 from grokkit.device.preserved_state import strict_precision
 from grokkit.figures.theme import FULL, PALETTE, save_figure, themed
-from grokkit.models.profile import profile
+from grokkit.measures.profile import profile
 from grokkit.spline import complexity_spectrum, draw_orthonormal_frame, local_complexity
 
 TITLE = "what local complexity costs: vertex, tangents in float32 and in bfloat16, plain forward passes"

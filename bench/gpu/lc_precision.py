@@ -97,7 +97,7 @@ def vertex_ways(net: nn.Module, images: Tensor, frame: Tensor) -> dict[tuple[str
 
 
 def tangent_ways(net: nn.Module, images: Tensor, frame: Tensor) -> dict[tuple[str, str], Way]:
-    """Counts by tangents: in float64, in float32, and with tangents rounded to bfloat16, the default on a GPU."""
+    """Counts by tangents: in float64, in float32, and with tangents rounded to bfloat16, which a caller may ask for."""
 
     def spectrum(model: nn.Module, x: Tensor, tangents: str) -> list[Tensor]:
         return list(complexity_spectrum(model, x, RADII, frame=frame.to(x), tangents=tangents, quantiles=()).counts)

@@ -16,7 +16,7 @@ from bench.gpu.common import ceiling_of, ceilings, data_part
 from bench.gpu.results import Results, Row, Rows, Setting, settle
 from grokkit.diagnostics.loader import PerSample, crop_and_flip, make_plain_loader
 from grokkit.figures.theme import FULL, PALETTE, save_figure, themed
-from grokkit.models.profile import profile
+from grokkit.measures.profile import profile
 from grokkit.optim.build import build_optimizer
 from grokkit.recipes import cifar10_accuracy, cifar10_in_minutes, cifar10_speed
 from grokkit.seeding import seeded

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attributions.checks import check_completeness, completeness_sums
+from grokkit.device.model_check import WithoutAutocast, check_two_classes, require_gradient, run_classifier
 from grokkit.device.preserved_state import device_of, preserved_state, require_full_precision
-from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.errors import NumericsError, UsageError
 from grokkit.interrupt import check_interrupt
 from grokkit.registry import Registry
 from grokkit.seeding import seeded
@@ -98,11 +99,13 @@ def attribute(
         seeded(seed, "attribution", method),
         torch.inference_mode(False),
         torch.enable_grad(),
+        WithoutAutocast(),
     ):
         dtype = require_full_precision(net, "attributions need")
         inputs = images.detach().to(device_of(net), dtype)
         logits = _compute_logits(net, inputs, batch_size)
         targets = _to_targets(target, logits)
+        require_gradient(net, inputs[:1])
         explainer, module = explainer.prepare(net, inputs[:1].clone())
         parts = list(_explain_chunks(explainer, net, module, inputs, targets, logits, batch_size))
     values = torch.cat([part for part, _ in parts])
@@ -152,12 +155,7 @@ def _compute_logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
     with torch.no_grad():
         for chunk in torch.split(images, rows):
             check_interrupt()
-            outputs.append(net(chunk.clone()))
-    if not all(isinstance(part, Tensor) and part.ndim == 2 for part in outputs):
-        received = tuple(outputs[0].shape) if isinstance(outputs[0], Tensor) else type(outputs[0]).__name__
-        raise ModelContractError(
-            f"the model must return logits (N, classes); got {received}. Wrap it in a module that does"
-        )
+            outputs.append(run_classifier(net, chunk.clone()))
     return torch.cat(outputs)
 
 
@@ -167,6 +165,7 @@ def _to_targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
     if target is None:
         return logits.argmax(1)
     targets = torch.as_tensor(target)
+    check_two_classes(logits, "targets need")
     expected = f"`target` must be None, one class in 0..{classes - 1} or a tensor of {count} of them"
     if targets.dtype.is_floating_point or targets.dtype == torch.bool or targets.shape not in ((), (count,)):
         raise UsageError(f"{expected}; got {targets.dtype} of shape {tuple(targets.shape)}")

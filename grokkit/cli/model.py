@@ -31,6 +31,6 @@ def model(
         classes: number of logits.
     """
     from grokkit import models
-    from grokkit.models.profile import profile
+    from grokkit.measures.profile import profile
 
     print(profile(models.create(name, input_shape, classes), input_shape))

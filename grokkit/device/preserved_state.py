@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from grokkit.errors import ModelContractError, UsageError
+from grokkit.device.model_check import check_model
+from grokkit.errors import ModelContractError
 from grokkit.seeding import preserved_rng
-
-_AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -55,20 +55,9 @@ def require_full_precision(model: nn.Module, subject: str) -> torch.dtype:
     return dtype
 
 
-class _NoAutocast(TorchFunctionMode):
-    """Run every call without autocast, also where the model itself turns it on (`torch.autocast` in its forward)."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for device in _AUTOCAST_DEVICES:
-            if torch.is_autocast_enabled(device):
-                with torch.autocast(device, enabled=False):
-                    return self.__torch_function__(func, types, args, kwargs)
-        return func(*args, **(kwargs or {}))
-
-
 @contextmanager
 def strict_precision() -> Iterator[None]:
-    """Compute in full float32: TF32 off in convolutions and matrix products, autocast off.
+    """Compute in full float32: TF32 off in convolutions and matrix products, the caller's autocast off.
 
     TF32 at the reference radius inflates local complexity 2 to 2.7 times, so measures run inside this context.
     """
@@ -86,7 +75,7 @@ def strict_precision() -> Iterator[None]:
     for setting in settings:
         setting.fp32_precision = "ieee"
     try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False), _NoAutocast():
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
         _set_legacy_precision(legacy)
@@ -116,7 +105,12 @@ def _set_legacy_precision(switches: tuple[bool, str] | None) -> None:
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule in eval mode; restore each one's training flag at exit, also after an exception."""
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise ModelContractError(
+            "an exported program has no eval mode and cannot be measured; pass the module from which it was exported"
+        ) from error
     try:
         yield
     finally:
@@ -154,19 +148,32 @@ def untouched_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def preserved_state(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Module]:
+def _disable_compile() -> Iterator[None]:
+    """Run compiled modules and functions in eager mode within the block: a compiled graph hides its calls."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes a second
+        yield
+        return
+    with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        # the global hooks of the interception run twice for a compiled module, which does not change layer names
+        warnings.filterwarnings("ignore", message="Using `torch.compile\\(module\\)` when there are global hooks")
+        yield
+
+
+@contextmanager
+def preserved_state(model: nn.Module, *, strict: bool = True, allow_meta: bool = False) -> Iterator[nn.Module]:
     """Yield the unwrapped model in eval mode; restore random state, gradients, buffers and training flags at exit.
 
     Args:
         model: any module, wrapped or not.
-        strict: also turn TF32 and autocast off (`strict_precision`).
+        strict: also turn TF32, autocast and compilation off (`strict_precision`, `_disable_compile`).
+
+        allow_meta: accept weights without values, for measures of shapes alone.
 
     Raises:
-        UsageError: `model` is not a module.
+        UsageError, ModelContractError: as `check_model`; also for an exported program.
     """
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"`model` must be a torch.nn.Module; got {type(model).__name__}")
     inner = unwrap(model)
+    check_model(inner, allow_meta=allow_meta)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(preserved_rng())
@@ -175,4 +182,5 @@ def preserved_state(model: nn.Module, *, strict: bool = True) -> Iterator[nn.Mod
         stack.enter_context(untouched_buffers(inner))
         if strict:
             stack.enter_context(strict_precision())
+            stack.enter_context(_disable_compile())
         yield inner

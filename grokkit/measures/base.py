@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_classifier
 from grokkit.device.preserved_state import device_of, dtype_of, preserved_state, unwrap
-from grokkit.errors import ModelContractError, UsageError
+from grokkit.errors import UsageError
 from grokkit.interrupt import check_interrupt
 from grokkit.literals import LossName
 from grokkit.models.classifier import Classifier
@@ -110,12 +111,7 @@ def predict_logits(model: nn.Module, images: Tensor) -> Tensor:
     with preserved_state(model) as inner, torch.no_grad():
         for batch in torch.split(images, BATCH_SIZE):
             check_interrupt()
-            logits.append(inner(batch))
-    if not all(isinstance(batch, Tensor) and batch.dim() == 2 for batch in logits):
-        raise ModelContractError(
-            f"the model must return logits of shape (images, classes); got {type(logits[0]).__name__} "
-            f"{tuple(getattr(logits[0], 'shape', ()))}. Wrap it in a module that returns only them"
-        )
+            logits.append(run_classifier(inner, batch))
     return torch.cat(logits)
 
 

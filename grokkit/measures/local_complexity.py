@@ -27,8 +27,8 @@ class LocalComplexityMeasure:
 
     The reading's settings hold, for each layer, its units and those that are live (active at some point). They also
     hold the means of the other series per probe set, layer and radius: `switches` and `pool_signs` of the max-pools
-    (with their `windows`), and `zones` of the smooth activations. If a GPU rounded the tangents to bfloat16,
-    `tangent_error` is the share of crossings affected. For the series see `grokkit.spline.results.LocalComplexity`.
+    (with their `windows`), and `zones` of the smooth activations; and the layers that are not counted, `uncounted`,
+    with `counted_share`. For the series see `grokkit.spline.results.LocalComplexity`.
 
     Args:
         method: `tangent` (one primal and P tangent passes for all radii) or `vertex` (2P passes per radius).
@@ -86,7 +86,8 @@ class LocalComplexityMeasure:
                 "live_units": live_units,
                 "directions": result.directions,
                 "tangents": result.tangents,
-                "tangent_error": result.tangent_error,
+                "uncounted": list(result.uncounted),
+                "counted_share": result.counted_share,
                 "windows": result.windows,
                 **series_means,
             },

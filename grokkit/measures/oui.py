@@ -14,6 +14,7 @@ from grokkit.measures import register
 from grokkit.measures.base import Context, select_probes, to_tensor, unwrap_normalisation
 from grokkit.names import Reading
 from grokkit.spline.passes import forward_with_interception
+from grokkit.spline.uncounted import find_uncounted
 from grokkit.units import Call
 
 
@@ -78,6 +79,7 @@ def gate_distances(net: nn.Module, inputs: Tensor) -> np.ndarray:
         )
 
     with preserved_state(net) as inner, torch.no_grad():
+        find_uncounted(inner, inputs)
         forward_with_interception(inner, inputs.clone(), on_call)
     if not shares:
         raise ModelContractError(

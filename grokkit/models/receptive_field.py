@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_CONV = ("input", "weight", "bias", "stride", "padding", "dilation")
-_MAX_POOL = ("input", "kernel_size", "stride", "padding", "dilation")
-_AVG_POOL = ("input", "kernel_size", "stride")
-SLIDING: dict[Callable[..., Any], tuple[str, ...]] = {
-    torch.conv2d: _CONV,
-    torch.max_pool2d: _MAX_POOL,
-    F.max_pool2d: _MAX_POOL,
-    F.max_pool2d_with_indices: _MAX_POOL,
-    F.avg_pool2d: _AVG_POOL,
+from grokkit.operations import Operation, find_operation, get_function_name
+
+_SLIDING: dict[str, tuple[str, ...]] = {
+    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation"),
+    "max_pool2d": ("input", "kernel_size", "stride", "padding", "dilation"),
+    "avg_pool2d": ("input", "kernel_size", "stride"),
 }
-"""Functions that slide a window over an image -> names of their leading arguments."""
+"""Operations that slide a window over an image -> names of their leading arguments."""
+_PADS = frozenset(("pad", "constant_pad_nd", "reflection_pad1d"))
+"""Rows of padding."""
+_POINTWISE = frozenset(("mul", "div", "batch_norm"))
+"""Multilinear rows that keep every value in its place; matrix products mix the values of a line."""
+_MIXING = frozenset(
+    ("scaled_dot_product_attention", "multi_head_attention_forward", "bilinear", "grid_sample", "cdist")
+)
+"""Smooth rows that mix the places of an image even if they keep its height and width."""
 
 
 class Window(NamedTuple):
@@ -56,7 +59,7 @@ class FieldTracker(TorchFunctionMode):
     A window enlarges the field of its input. A call that pads, or that keeps height and width (activation,
     normalisation, add, concatenation), takes the largest field among its inputs, so of two branches the larger one
     counts. A call that changes height or width in another way (global pooling, flattening, permuting, resizing,
-    slicing) is not followed.
+    slicing), a matrix product, attention, and a function without a row in the table of operations are not followed.
 
     Args:
         pixels: (N, C, H, W) input of the following forward pass.
@@ -82,34 +85,61 @@ class FieldTracker(TorchFunctionMode):
         tracked = [tensor for tensor in _iter_tensors((args, kwargs)) if tensor in self._fields]
         # Look up before the call: an in-place call may change its input's shape.
         fields = [(tuple(tensor.shape[-2:]), self._fields[tensor]) for tensor in tracked]
+        operation = find_operation(func)
+        name = _get_sliding_name(func, operation)
         result = func(*args, **kwargs)
         if not fields:
             # 1x1 convolutions after a global pool are squeeze-and-excitation gates, which do not enlarge the field.
-            self._lost = self._lost or (func is torch.conv2d and max(_read_window(func, args, kwargs).kernel) > 1)
-        elif func in SLIDING:
-            self._apply_window(func, args, kwargs, fields[0][1], result)
+            self._lost = self._lost or (name == "conv2d" and max(_read_window(name, args, kwargs).kernel) > 1)
+        elif name:
+            self._apply_window(name, args, kwargs, fields[0][1], result)
         else:
-            for output in _iter_tensors(result):
-                self._propagate(func, fields, output)
+            # an assignment to a slice returns nothing, and its first argument has the new values
+            for output in _iter_tensors(args[0] if _is_assignment(operation) else result):
+                self._propagate(operation, fields, output)
         return result
 
-    def _apply_window(self, func: Any, args: Any, kwargs: Any, field: Field, result: Any) -> None:
-        through = field.through(_read_window(func, args, kwargs))
+    def _apply_window(self, name: str, args: Any, kwargs: Any, field: Field, result: Any) -> None:
+        through = field.through(_read_window(name, args, kwargs))
         self._fields[next(_iter_tensors(result))] = through
-        if func is torch.conv2d:
+        if name == "conv2d":
             self._largest = max(self._largest or 0, *through.size)
 
-    def _propagate(self, func: Any, fields: list[tuple[tuple[int, ...], Field]], output: Tensor) -> None:
-        candidates = [field for side, field in fields if side == tuple(output.shape[-2:]) or func is F.pad]
-        if candidates and output.dim() >= 3:
-            self._fields[output] = max(candidates)
+    def _propagate(
+        self, operation: Operation | None, fields: list[tuple[tuple[int, ...], Field]], output: Tensor
+    ) -> None:
+        is_pad = operation is not None and operation.name in _PADS
+        kept = [field for side, field in fields if side == tuple(output.shape[-2:]) or is_pad]
+        is_whole = len(kept) == len(fields) or not _is_assignment(operation)
+        if kept and is_whole and output.dim() >= 3 and _keeps_places(operation):
+            self._fields[output] = max(kept)
         else:
             self._fields.pop(output, None)
 
 
-def _read_window(func: Any, args: Any, kwargs: Any) -> Window:
-    arguments = dict(zip(SLIDING[func], args, strict=False)) | kwargs
-    is_conv = func is torch.conv2d
+def _get_sliding_name(func: Any, operation: Operation | None) -> str:
+    """Return the name in `_SLIDING` of a function under any of its aliases; "" if it slides no window over an image."""
+    if operation is None:
+        return ""
+    name = get_function_name(func) if operation.pool is None else operation.pool.name
+    return name if name in _SLIDING else ""
+
+
+def _is_assignment(operation: Operation | None) -> bool:
+    """Return whether a call assigns to a slice of its first argument."""
+    return operation is not None and operation.name == "__setitem__"
+
+
+def _keeps_places(operation: Operation | None) -> bool:
+    """Return whether an operation that keeps height and width also keeps every value in its place."""
+    if operation is None or operation.name in _MIXING:
+        return False
+    return operation.kind != "multilinear" or operation.name in _POINTWISE
+
+
+def _read_window(name: str, args: Any, kwargs: Any) -> Window:
+    arguments = dict(zip(_SLIDING[name], args, strict=False)) | kwargs
+    is_conv = name == "conv2d"
     kernel = _to_pair(arguments["weight"].shape[-2:] if is_conv else arguments["kernel_size"])
     # The default stride is the kernel size for a pool, 1 for a convolution.
     stride = _to_pair(arguments.get("stride") or ((1, 1) if is_conv else kernel))

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grokkit.device.model_check import check_two_classes, make_gradient_error, run_classifier
 from grokkit.device.preserved_state import device_of, preserved_state, require_full_precision
-from grokkit.errors import ModelContractError, NumericsError, UsageError
+from grokkit.errors import NumericsError, UsageError
 from grokkit.interrupt import check_interrupt
 from grokkit.literals import AttackLoss, AttackNorm
 from grokkit.registry import did_you_mean
@@ -212,13 +213,8 @@ def _start_point(clean: Tensor, attack: _Attack, source: torch.Generator) -> Ten
 def _predict_logits(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     check_interrupt()
     # A copy, because a model may modify its input in place.
-    logits = net(images.clone())
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        received = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelContractError(
-            f"the model must return logits of shape ({len(images)}, classes) with two classes or more; got {received}. "
-            "Wrap it in a module that returns only them"
-        )
+    logits = run_classifier(net, images.clone())
+    check_two_classes(logits, "an attack needs")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise UsageError(f"`labels` must be in 0..{logits.shape[1] - 1} (the model's classes); got {low}..{high}")
@@ -232,10 +228,7 @@ def _predict_logits(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 def _compute_gradient(loss: Tensor, point: Tensor) -> Tensor:
     gradient = torch.autograd.grad(loss.sum(), point, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
-        raise ModelContractError(
-            "the model's logits have no gradient with respect to its input, which gradient attacks need; "
-            "remove `detach` or `no_grad` from its forward pass"
-        )
+        raise make_gradient_error()
     return gradient
 
 

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError, NumericsError
 from grokkit.operations import Activation, Pool, find_operation
 from grokkit.spline.affine_rules import RULES, Invocation, MapForm, bind_arguments, bind_operands, make_error
+from grokkit.spline.record_tape import record_tape
 from grokkit.spline.rule_table import tree_map
-from grokkit.spline.tape import BatchRow, Node, Var, fill_arguments, find_freed_variables, record_tape
+from grokkit.spline.tape import BatchRow, Node, Tape, Var, fill_arguments, find_freed_variables
+from grokkit.spline.uncounted import list_uncounted
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest difference between a program and its model, relative to the output; far above rounding errors."""
@@ -118,8 +121,7 @@ def build_program(model: nn.Module, images: Tensor) -> Program:
     assert tape.output is not None
     nodes = list(_split_comparisons(tape.nodes))
     freed = find_freed_variables(nodes, tape.output)
-    steps = [_to_step(node, unused) for node, unused in zip(nodes, freed, strict=True)]
-    program = Program(steps, tape.output.index)
+    program = Program(_to_steps(nodes, freed, tape), tape.output.index)
     _check_agreement(program, model, images)
     return program
 
@@ -204,7 +206,7 @@ def _bind_kinks(node: Node, activation: Activation) -> tuple[Any, ...]:
 def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None:
     # different points from the recorded ones, in a different order
     images = 0.75 * images[:8].flip(0)
-    expected, got = model(images.clone()).double(), program.forward(images.double())
+    expected, got = run_model(model, images.clone()).double(), program.forward(images.double())
     if not expected.isfinite().all():
         raise NumericsError("the model's output is not finite: its weights have diverged")
     error = (expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)
@@ -215,9 +217,28 @@ def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None
         )
 
 
+def _to_steps(nodes: list[Node], freed: list[list[int]], tape: Tape) -> list[ProgramStep]:
+    """Return the steps of all calls, or raise an error that names the first one that is not piecewise affine."""
+    steps: list[ProgramStep] = []
+    errors: list[ModelContractError] = []
+    for node, unused in zip(nodes, freed, strict=True):
+        try:
+            steps.append(_to_step(node, unused))
+        except ModelContractError as error:
+            errors.append(error)
+    # a call that bends says more of a network than one whose result cannot be split into images
+    errors += [make_error(node, node.problem) for node in nodes if node.problem]
+    if errors:
+        remedy = ""
+        if list_uncounted(tape).counted_share:
+            remedy = '; use `grokkit.local_complexity` with method="vertex" instead'
+        raise ModelContractError(
+            f"{errors[0]}, so an exact partition or bound cannot be computed for this network{remedy}"
+        )
+    return steps
+
+
 def _to_step(node: Node, freed: list[int]) -> ProgramStep:
-    if node.problem:
-        raise make_error(node, node.problem)
     node = node._replace(args=tree_map(_to_double, node.args), kwargs=tree_map(_to_double, node.kwargs))
     activation = node.activation
     if activation is not None:
@@ -239,6 +260,8 @@ def _to_step(node: Node, freed: list[int]) -> ProgramStep:
 
 def _describe_refusal(node: Node) -> str:
     kind = None if node.operation is None else node.operation.kind
+    if not (node.inputs() and node.outputs()):
+        return node.problem
     if not any(var.floating for var in node.outputs()):
         return "compares values, by which a call can select"
     if kind == "smooth":

@@ -330,10 +330,7 @@ def describe_call(node: Node) -> str:
 
 
 def make_error(node: Node, reason: str) -> ModelContractError:
-    return ModelContractError(
-        f"{describe_call(node)} {reason}, so an exact partition or bound cannot be computed for this network;"
-        ' use `grokkit.local_complexity` with method="vertex" instead'
-    )
+    return ModelContractError(f"{describe_call(node)} {reason}")
 
 
 RULES: dict[str, Callable[[Node, MapForm], Invocation]] = {
@@ -342,7 +339,8 @@ RULES: dict[str, Callable[[Node, MapForm], Invocation]] = {
         "view permute transpose movedim t T squeeze unsqueeze chunk split tensor_split hsplit unbind narrow slice "
         "select expand contiguous flip roll rot90 __getitem__ index_select gather take masked_select repeat "
         "repeat_interleave diagonal diag diag_embed diagflat pixel_shuffle pixel_unshuffle channel_shuffle unfold "
-        "atleast_1d adjoint positive mean sum cumsum trace tril fold avg_pool1d adaptive_avg_pool1d deg2rad",
+        "reflection_pad1d atleast_1d adjoint positive mean sum cumsum trace tril fold avg_pool1d adaptive_avg_pool1d "
+        "deg2rad",
     ),
     **build_rule_table(_apply_identity, "detach conj to float cpu requires_grad_"),
     **build_rule_table(_apply_jointly, JOINT_ROWS),

@@ -44,7 +44,9 @@ class Hull(NamedTuple):
     def range(self) -> tuple[Tensor, Tensor]:
         """Compute certified lower and upper bounds of every value; equal if the value does not change."""
         reach = self.directions.abs().amax(dim=0) + self.box
-        slack = torch.where(reach > 0, ROUNDING_SLACK * (reach + self.centre.abs().amax()), 0.0)
+        sizes = self.centre.abs()
+        largest = sizes.masked_fill_(sizes.isinf(), 0.0).amax()  # padding of a max-pool is infinite
+        slack = torch.where(reach > 0, ROUNDING_SLACK * (reach + largest), 0.0)
         return self.centre - reach - slack, self.centre + reach + slack
 
 

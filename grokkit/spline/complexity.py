@@ -37,7 +37,7 @@ def local_complexity(
     frames: FrameChoice = "shared",
     seed: int = 0,
     frame: Tensor | None = None,
-    tangents: TangentPrecision | None = None,
+    tangents: TangentPrecision = "exact",
 ) -> LocalComplexity:
     """Count, for each point and layer, the units whose pre-activation changes sign over a neighbourhood.
 
@@ -81,7 +81,7 @@ def local_complexity(
     if method == "tangent":
         spectrum = complexity_spectrum(model, images, [radius], directions, frames, seed, frame, tangents, quantiles=())
         return spectrum.at(0)
-    if tangents is not None:
+    if tangents != "exact":
         raise UsageError(f"`tangents` applies only to method='tangent'; got {tangents!r} with method={method!r}")
     with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames):
         uncounted = find_uncounted(inner, points)
@@ -104,7 +104,7 @@ def complexity_spectrum(
     frames: FrameChoice = "shared",
     seed: int = 0,
     frame: Tensor | None = None,
-    tangents: TangentPrecision | None = None,
+    tangents: TangentPrecision = "exact",
     quantiles: Iterable[float] = (0.001, 0.01, 0.1, 0.5),
 ) -> ComplexitySpectrum:
     """Measure local complexity at every radius in one pass, by the "tangent" method of `local_complexity`.
@@ -118,8 +118,7 @@ def complexity_spectrum(
         tangents: precision of the derivatives; the values themselves are always computed in full float32 or float64.
             "exact": the model's precision. "bfloat16", for a float32 model: tangents and the weights they are
             multiplied with are rounded; this uses the tensor cores of a GPU, and is many times slower on a CPU. A few
-            crossings differ; `tangent_error` is their share on the first 4 points. None: "bfloat16" for a float32
-            model on a GPU, else "exact".
+            crossings differ; `tangent_error` is their share on the first 4 points.
         quantiles: levels in (0, 1] at which the critical radii of a point's units are given; () for none.
 
     Returns:
@@ -135,7 +134,7 @@ def complexity_spectrum(
     checked, levels = _validate_radii(radii, "radii"), validate_quantiles(quantiles)
     with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames):
         uncounted = find_uncounted(inner, points)
-        dtype = choose_tangent_dtype(tangents, points.dtype, points.device)
+        dtype = choose_tangent_dtype(tangents, points.dtype)
         size = points[0].numel()
         statistics = PointStatistics(levels, point_frames.directions, size)
         fields = _gather(

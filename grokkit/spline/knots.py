@@ -44,8 +44,8 @@ class KnotGrid:
     def slice(self, first: int, last: int) -> KnotGrid:
         """Return the grid of the knots first..last, both included."""
         rows = slice(first, last + 1)
-        left = None if self.left is None else self.left[rows]
-        return KnotGrid(self.segment[rows], self.t[rows], self.layer[rows], self.parent, left)
+        left = torch.arange(first, last + 1, device=self.t.device)
+        return KnotGrid(self.segment[rows], self.t[rows], self.layer[rows], self, left)
 
     def interpolate(self, values: Tensor, origin: KnotGrid) -> Tensor:
         """Interpolate values at the knots of `origin`, a coarser grid, to these knots; returns a new tensor."""
@@ -62,8 +62,11 @@ class KnotGrid:
         result = values.index_select(0, left)
         if len(between):
             shape = (-1, *(1,) * (values.dim() - 1))
-            ends = values.index_select(0, right[between])
-            result.index_copy_(0, between, torch.lerp(result[between], ends, weight[between].view(shape)))
+            starts, ends = result[between], values.index_select(0, right[between])
+            mixed = torch.lerp(starts, ends, weight[between].view(shape))
+            if values[0].isinf().any():  # padding of a max-pool, which is the same at every knot
+                mixed = torch.where(starts == ends, ends, mixed)
+            result.index_copy_(0, between, mixed)
         return result
 
 
@@ -92,7 +95,8 @@ def find_crossings(z: Tensor, kink: float, is_piece: Tensor) -> Crossings:
 def compute_zero_tolerance(values: Tensor) -> Tensor:
     """Return the magnitude below which values (knot, ...) count as zero."""
     # from both ends: without biases all values are 0 at the origin, where a path often begins, but not at its end
-    return ZERO * torch.maximum(values[0].abs().max(), values[-1].abs().max())
+    sizes = values[[0, -1]].abs()
+    return ZERO * sizes.masked_fill_(sizes.isinf(), 0.0).max()  # padding of a max-pool is infinite
 
 
 def _find_differences(above: Tensor) -> tuple[Tensor, Tensor]:

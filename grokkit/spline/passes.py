@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
-from grokkit.spline.measurement_mode import run_model
 from grokkit.units import Call, PoolCall, intercept
 
 _PASS_ELEMENTS = {"cpu": 2**18}
@@ -109,8 +109,8 @@ def choose_memory_format(model: nn.Module, images: Tensor) -> torch.memory_forma
         return torch.contiguous_format
     pair = images[:1].repeat(2, 1, 1, 1).contiguous(memory_format=torch.channels_last)
     try:
-        model(pair)
-    except RuntimeError as error:
+        run_model(model, pair)
+    except ModelContractError as error:
         if "view size is not compatible" not in str(error):
             raise
         return torch.contiguous_format

@@ -310,7 +310,8 @@ ROW_RULES: dict[str, Callable[..., Any]] = {
     **build_rule_table(apply_linear, "mean sum cumsum trace tril neg positive conj deg2rad div"),
     **build_rule_table(
         _apply_per_image,
-        "avg_pool1d adaptive_avg_pool1d interpolate pixel_shuffle pixel_unshuffle channel_shuffle fold",
+        "avg_pool1d adaptive_avg_pool1d interpolate reflection_pad1d pixel_shuffle pixel_unshuffle channel_shuffle "
+        "fold",
     ),
     **build_rule_table(_add, "add sub rsub"),
     **build_rule_table(_cast, "to float cpu"),

@@ -18,6 +18,7 @@ from grokkit.spline.affine import Program, build_program
 from grokkit.spline.knots import KnotGrid
 from grokkit.spline.measurement_mode import measurement_mode
 from grokkit.spline.segment_sweep import StopSweep, Sweep
+from grokkit.spline.uncounted import record_independent
 
 _SEGMENTS_PER_SWEEP = 32
 _BEND_TOLERANCE = 1e-12
@@ -156,16 +157,20 @@ def prepare_segments(
         rows = torch.stack([end.detach().to(device_of(inner), torch.float64) for end in (a, b)])
         single = not (_is_batch(inner, rows[0]) if batched is None else batched)
         ends = rows.unsqueeze(0) if single else rows.transpose(0, 1)
-        yield build_program(inner, ends.flatten(0, 1)[:8].to(dtype_of(inner))), ends, single
+        images = ends.flatten(0, 1)[:8].to(dtype_of(inner))
+        record_independent(inner, images)
+        yield build_program(inner, images), ends, single
 
 
 def _is_batch(model: nn.Module, images: Tensor) -> bool:
     """Return whether the model takes the first dimension as the batch: it returns one row for one row."""
+    if images.dim() < 2:
+        return False  # numbers are one image
     try:
         out = model(images[:1].to(dtype_of(model)))
     except Exception:  # whatever a model raises for an image without its batch dimension
         return False
-    return isinstance(out, Tensor) and out.dim() > 1 and len(out) == 1
+    return not isinstance(out, Tensor) or (out.dim() > 0 and len(out) == 1)
 
 
 def _check_ends(a: Tensor, b: Tensor) -> None:
@@ -208,7 +213,7 @@ class _Collector:
         repeated = bool(self._grids) and _is_same_knot(self._grids[-1], grid)
         rows = slice(1 if repeated else 0, None)
         self._grids.append(KnotGrid(grid.segment[rows], grid.t[rows], grid.layer[rows]))
-        self._outputs.append(outputs.flatten(1)[rows])
+        self._outputs.append(outputs.reshape(len(outputs), -1)[rows])
         self._pieces += int(grid.bounds_piece.sum())
         self._advance(self._pieces, (float(grid.segment[-1]) + float(grid.t[-1])) / self._segments)
         if self._pieces >= self._max_pieces and (int(grid.segment[-1]), float(grid.t[-1])) != (self._segments - 1, 1.0):

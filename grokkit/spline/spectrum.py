@@ -28,19 +28,18 @@ def validate_quantiles(levels: Iterable[float]) -> tuple[float, ...]:
     return values
 
 
-def choose_tangent_dtype(tangents: str | None, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+def choose_tangent_dtype(tangents: str, dtype: torch.dtype) -> torch.dtype | None:
     """Return the dtype in which to store the tangents of a model in `dtype`; None: exact, in the model's dtype.
 
     Raises:
         UsageError: unknown `tangents`.
         ModelContractError: bfloat16 is requested for a float64 model.
     """
-    if tangents not in (None, "exact", "bfloat16"):
-        raise UsageError(f"`tangents` must be 'exact', 'bfloat16' or None (the faster one here); got {tangents!r}")
+    if tangents not in ("exact", "bfloat16"):
+        raise UsageError(f"`tangents` must be 'exact' or 'bfloat16'; got {tangents!r}")
     if tangents == "bfloat16" and dtype != torch.float32:
         raise ModelContractError(f"bfloat16 tangents need a float32 model; this one is {dtype}. Use tangents='exact'")
-    use_bfloat16 = tangents is None and dtype == torch.float32 and device.type == "cuda"
-    return torch.bfloat16 if tangents == "bfloat16" or use_bfloat16 else None
+    return torch.bfloat16 if tangents == "bfloat16" else None
 
 
 class PointStatistics:

@@ -64,7 +64,8 @@ class TangentReach:
     def on_output(self, output: Tensor) -> None:
         """Add the model's output to `jacobian_squares`."""
         if isinstance(output, Dual):
-            self.jacobian_squares += output.tangent.flatten(2).double().square().sum(dim=(0, 2))
+            rows = output.tangent.reshape(*output.tangent.shape[:2], -1)
+            self.jacobian_squares += rows.double().square().sum(dim=(0, 2))
         else:
             self.jacobian_squares.fill_(torch.nan)
 

@@ -11,13 +11,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine_rules import RULES, describe_call
+from grokkit.spline.record_tape import record_twice
 from grokkit.spline.rule_table import tree_leaves
-from grokkit.spline.tape import Node, Tape, Var, record_twice
+from grokkit.spline.tape import Node, Tape, Var
 
 _BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative change of an output when another image is added to the batch; far above rounding errors."""
+
+_NOISE_FACTOR = 100.0
+"""A change is no rounding error if it is larger than this many changes by one rounding error of the images."""
 
 _NAMED_AT_MOST = 5
 """Calls that an error message lists."""
@@ -30,10 +35,23 @@ class Uncounted(NamedTuple):
         layers: module paths of the calls, each once, in call order.
         counted_share: values returned by counted calls, as a share of those returned by all nonlinear calls, for one
             image; 1 if there is no nonlinear call.
+        calls: the same calls by function and place, for a message.
     """
 
     layers: tuple[str, ...]
     counted_share: float
+    calls: tuple[str, ...]
+
+    def require_counted(self) -> Uncounted:
+        """Return itself; raise ModelContractError if there are nonlinear calls and none of them is counted."""
+        if not self.counted_share:
+            more = f" and {len(self.calls) - _NAMED_AT_MOST} more" if len(self.calls) > _NAMED_AT_MOST else ""
+            raise ModelContractError(
+                "no nonlinear call of the model is counted, so its local complexity would be 0 whatever it computes; "
+                f"not counted: {', '.join(self.calls[:_NAMED_AT_MOST])}{more}. Counted: relu, leaky_relu, gelu, silu, "
+                "hardswish, clamp, abs, maximum, and others in docs/local-complexity.md"
+            )
+        return self
 
 
 def find_uncounted(model: nn.Module, images: Tensor) -> Uncounted:
@@ -49,40 +67,57 @@ def find_uncounted(model: nn.Module, images: Tensor) -> Uncounted:
 
     Cost: forward passes of two and of three images.
     """
+    return list_uncounted(record_independent(model, images)).require_counted()
+
+
+def record_independent(model: nn.Module, images: Tensor) -> Tape:
+    """Record the forward pass of the first two images; raise ModelContractError if it depends on other images.
+
+    Cost: forward passes of two and of three images.
+    """
     first, second = record_twice(model, images)
-    _check_images_independent(first, second)
+    _check_images_independent(model, first, second)
+    return first
+
+
+def list_uncounted(tape: Tape) -> Uncounted:
+    """List the nonlinear calls of a recorded pass that local complexity does not count; reads no values of tensors."""
     sizes: dict[str, int] = {}
     names: dict[str, str] = {}
-    for node in first.nodes:
+    for node in tape.nodes:
         if _is_uncounted(node):
             sizes[node.layer] = sizes.get(node.layer, 0) + max(node.size, 1)
             names.setdefault(node.layer, describe_call(node))
-    if first.output is None:
+    if tape.output is None:
         layer = "(the output, computed by code that is not seen)"
-        sizes[layer], names[layer] = first.result[0].numel(), layer
-    counted = sum(node.size for node in first.nodes if node.counted)
-    if sizes and not counted:
-        shown = list(names.values())[:_NAMED_AT_MOST]
-        more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
-        raise ModelContractError(
-            "no nonlinear call of the model is counted, so its local complexity would be 0 whatever it computes; not "
-            f"counted: {', '.join(shown)}{more}. Counted: relu, leaky_relu, gelu, silu, hardswish, clamp, abs, "
-            "maximum, and others in docs/local-complexity.md"
-        )
-    return Uncounted(tuple(sizes), counted / (counted + sum(sizes.values())) if sizes else 1.0)
+        sizes[layer], names[layer] = tape.result[0].numel(), layer
+    counted = sum(node.size for node in tape.nodes if node.counted)
+    share = counted / (counted + sum(sizes.values())) if sizes else 1.0
+    return Uncounted(tuple(sizes), share, tuple(names.values()))
 
 
-def _check_images_independent(first: Tape, second: Tape) -> None:
+def _check_images_independent(model: nn.Module, first: Tape, second: Tape) -> None:
     expected, joint = first.result, second.result[1:]
     tolerance = _BATCH_TOLERANCE.get(expected.dtype, 0.0)
     error, size = (expected.double() - joint.double()).abs().max(), expected.abs().max()
-    if error > tolerance * size and size.isfinite():
+    if error > tolerance * size and size.isfinite() and not _is_noise(model, first, error, tolerance * size):
         suspect = next((f" ({text})" for text in map(_describe_suspect, first.nodes) if text), "")
         raise ModelContractError(
             f"the model's output for an image changes by {error / size:.2g} of its size when another image is added to "
             f"the batch: it mixes the images of a batch, or is random{suspect}; measure a model that processes each "
             "image independently"
         )
+
+
+def _is_noise(model: nn.Module, tape: Tape, error: Tensor, tolerance: Tensor) -> bool:
+    """Return whether a change may be rounding error of a deep net: such nets magnify it a million times and more."""
+
+    def change(images: Tensor) -> Tensor:
+        return (run_model(model, images).double() - tape.result.double()).abs().max()
+
+    is_random = change(tape.images.clone()) > tolerance
+    noise = change(tape.images * (1 + torch.finfo(tape.images.dtype).eps))
+    return bool(error <= _NOISE_FACTOR * noise) and not is_random
 
 
 def _describe_suspect(node: Node) -> str:

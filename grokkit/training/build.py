@@ -15,8 +15,8 @@ from grokkit.config.run_config import RunConfig, Spec
 from grokkit.data.base import Dataset
 from grokkit.data.resident import to_pixels
 from grokkit.errors import UsageError
+from grokkit.measures.profile import measure_cost
 from grokkit.models.classifier import Classifier, Normalise, channels_last_is_safe, scale_init
-from grokkit.models.profile import profile
 from grokkit.seeding import derive_seed, seeded
 from grokkit.trajectory import Run, to_path
 
@@ -80,7 +80,7 @@ def build_model(config: RunConfig, facts: Mapping[str, Any], dataset: Dataset | 
 
 def count_macs(model: Classifier, input_shape: Sequence[int]) -> int:
     """Count the multiply-adds (MACs) of the forward pass of one image."""
-    return profile(model.net, tuple(input_shape)).macs
+    return measure_cost(model.net, tuple(input_shape)).macs
 
 
 def load_config(run: Run) -> RunConfig:

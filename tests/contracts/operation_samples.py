@@ -240,6 +240,16 @@ CALLS: dict[str, tuple[Body, ...]] = {
         lambda f, x: f(x, (1, 1, 1, 1), "replicate"),
     ),
     "constant_pad_nd": (lambda f, x: f(x, (1, 1), 0.7),),
+    **{
+        f"{kind}_pad{spatial}d": (body,)
+        for kind in ("reflection", "replication")
+        for spatial, body in (
+            (1, lambda f, x: f(x.flatten(2), (1, 2))),
+            (2, lambda f, x: f(x, (1, 2, 0, 1))),
+            (3, lambda f, x: f(x.unsqueeze(1), (1, 2, 0, 1, 0, 1))),
+        )
+    },
+    "_pad_circular": (lambda f, x: f(x, (1, 2, 0, 1)),),
     "__setitem__": (
         lambda f, x: _after(f(x, (slice(None), 1), C[1]), x),
         lambda f, x: _after(f(x, (slice(None), 0), x[:, 1].clone()), x),

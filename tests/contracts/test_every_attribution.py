@@ -1,5 +1,6 @@
 """What every attribution method must keep, whichever they are."""
 
+import itertools
 import random
 
 import numpy as np
@@ -35,9 +36,15 @@ def _images(count: int = 5) -> torch.Tensor:
     return torch.rand(count, 3, 9, 8, generator=torch.Generator().manual_seed(1))
 
 
-def _fail_under_gradients(module, inputs, output):
-    if output.requires_grad:
-        raise RuntimeError("deliberate")
+def _fail_under_gradients():
+    """Return a hook that raises in the second forward pass with gradients; the first is the check of the model."""
+    calls = itertools.count()
+
+    def hook(*_):
+        if torch.is_grad_enabled() and next(calls):
+            raise RuntimeError("deliberate")
+
+    return hook
 
 
 def _hooks(model: nn.Module) -> list[int]:
@@ -98,7 +105,7 @@ def test_a_call_leaves_no_trace_also_after_an_exception(method, fail):
     model, images = _Net().train(), _images().requires_grad_()
     model.norm.eval()
     model.first.weight.requires_grad_(False)
-    model.second.register_forward_hook(_fail_under_gradients if fail else lambda *_: None)
+    model.second.register_forward_hook(_fail_under_gradients() if fail else lambda *_: None)
     before, kept = _trace(model), images.detach().clone()
     if fail:
         with pytest.raises(RuntimeError, match="deliberate"):

@@ -9,7 +9,7 @@ from torch import nn
 
 from grokkit import models
 from grokkit.errors import UsageError
-from grokkit.models.profile import profile
+from grokkit.measures.profile import profile
 from grokkit.seeding import make_generator, seeded
 from grokkit.spline import local_complexity
 

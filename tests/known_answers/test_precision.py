@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from grokkit import models
-from grokkit.device import preserved_state
+from grokkit.device import model_check, preserved_state
 from grokkit.errors import ModelContractError
 from grokkit.spline import local_complexity
 from grokkit.spline.dual import Dual
@@ -47,6 +47,7 @@ def test_case_31_autocast_changes_no_count(method, monkeypatch):
     expected = local_complexity(net, images, RADIUS, 5, method).counts
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(local_complexity(net, images, RADIUS, 5, method).counts, expected)
+        monkeypatch.setattr(model_check, "WithoutAutocast", nullcontext)
         monkeypatch.setattr(preserved_state, "strict_precision", nullcontext)  # what it would be without the guard
         with pytest.raises(ModelContractError, match="computes in bfloat16, whose rounding counts as crossings"):
             local_complexity(net, images, RADIUS, 5, method)
