@@ -318,7 +318,7 @@ _NAMES_OF_ARGUMENTS = {
     for keys, names in _ARGUMENTS.items()
     for key in keys.split()
 }
-_FIRST = ("input", "self", "x", "a", "x1", "A", "tensor")
+_FIRST = ("input", "self", "x", "x1", "A", "tensor", "a")
 """Names of the first argument; torch also takes NumPy's names."""
 
 
@@ -344,7 +344,8 @@ def place_arguments(
     placed, rest = list(args), dict(kwargs)
     for names in get_argument_names(func)[len(args) :]:
         known = (*names, *_FIRST) if names[0] == "input" else names
-        name = next((name for name in known if name in rest), None)
+        # some of the names of a first tensor are those of numbers elsewhere
+        name = next((name for name in known if name in rest and (name != "a" or isinstance(rest[name], Tensor))), None)
         if name is None:
             break
         placed.append(rest.pop(name))

@@ -164,6 +164,8 @@ def prepare_segments(
 
 def _is_batch(model: nn.Module, images: Tensor) -> bool:
     """Return whether the model takes the first dimension as the batch: it returns one row for one row."""
+    if images.dim() < 2:
+        return False  # numbers are one image
     try:
         out = model(images[:1].to(dtype_of(model)))
     except Exception:  # whatever a model raises for an image without its batch dimension

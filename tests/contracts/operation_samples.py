@@ -17,6 +17,7 @@ Body = Callable[[Any, Tensor], Any]
 MASK = draw(2, 4, 4, seed=3) > 0
 C, COLUMN, SQUARE, W = draw(2, 4, 4, seed=4), draw(32, seed=5), draw(4, 4, seed=6), draw(32, 5, seed=7)
 INDEX = torch.tensor([5, 0, 31, 5, 7])
+FIRST, ODD = torch.tensor([0, 0]), torch.tensor([1, 3])
 K1, K2, K3 = draw(3, 2, 3, seed=8), draw(3, 2, 2, 2, seed=9), draw(3, 1, 1, 2, 2, seed=10)
 BIAS = draw(3, seed=11)
 SCALES = draw(2, seed=12), draw(2, seed=13).abs() + 0.5, draw(2, seed=14), draw(2, seed=15)
@@ -253,10 +254,12 @@ CALLS: dict[str, tuple[Body, ...]] = {
         lambda f, x: _after(f(x, (slice(None), 1), C[1]), x),
         lambda f, x: _after(f(x, (slice(None), 0), x[:, 1].clone()), x),
         lambda f, x: _after(f(x, (slice(None), MASK), 0.5), x),
+        # positions around a slice come first
+        lambda f, x: _after(f(x, (slice(None), FIRST, slice(None), ODD), x[..., :2].mean(1).permute(2, 0, 1)), x),
     ),
     "copy_": (lambda f, x: f(x, x.flip(3)), lambda f, x: f(x, x[:, :1].clone())),
     # multilinear
-    "mul": (lambda f, x: f(x, C), lambda f, x: f(x, -2.0)),
+    "mul": (lambda f, x: f(x, C), lambda f, x: f(x, -2.0), lambda f, x: f(x, MASK)),
     "div": (lambda f, x: f(x, C), lambda f, x: f(x, -2.0)),
     "matmul": (lambda f, x: f(x, SQUARE),),
     "__rmatmul__": (lambda f, x: f(x, SQUARE),),

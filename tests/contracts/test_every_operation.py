@@ -33,7 +33,7 @@ MIXING = ("dot", "vdot", "trace", "unique", "dist")
 """Aliases that make one value of a whole batch, so that no net may call them on images."""
 WITHOUT_ROWS = (
     *("ravel", "t", "T", "vsplit", "flipud", "vstack", "take", "masked_select", "diag", "diagflat"),
-    *("put", "outer", "ger", "index_put 1"),
+    *("put", "outer", "ger", "index_put 1", "__setitem__ 3"),
 )
 """Aliases, or numbers of their samples, that make a tensor without a row for each image: no exact program has them."""
 WITHOUT_JVP = ("detach", "data", "alias", "requires_grad_", "native_channel_shuffle", "rrelu", "heaviside", "take")
