@@ -52,8 +52,8 @@ class Precision(NamedTuple):
 
 
 _FLOAT64 = Precision(1e-15, ON_KINK, 1e-6, 1e-4)
-_FINER = Precision(1e-15, ON_KINK, 1e-7, 1e-3)
-"""Tried where the counts differ: a unit that changes within a step changes the differences of all behind it."""
+_FINER = tuple(Precision(1e-15, ON_KINK, step, 1e-3) for step in (1e-7, 1e-8, 1e-9, 1e-10))
+"""Tried in turn where the counts differ: a unit that changes within a step changes the differences of all behind it."""
 _ROUNDED = Precision(1e-7, 1e-5, 1e-2, 0.05)
 """Of a float64 model that computes in float32 in places."""
 
@@ -110,9 +110,10 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     verdicts: dict[str, Verdict] = {}
     for method in ("vertex", "tangent"):
         verdicts[method] = judge_count(model, image, frame, method, structure, layers, pools)
-    if verdicts["tangent"].verdict == "wrong" and not structure.is_rounded:
-        finer = count_kernels(model, image, directions, structure, _FINER)
-        verdicts["tangent"] = judge_count(model, image, frame, "tangent", structure, *finer)
+    for precision in () if structure.is_rounded else _FINER:
+        if verdicts["tangent"].verdict == "wrong":
+            finer = count_kernels(model, image, directions, structure, precision)
+            verdicts["tangent"] = judge_count(model, image, frame, "tangent", structure, *finer)
     line = choose_line(model, image, directions[0], structure, record["vertex_total"], _CHANGES[kind])
     record["half_length"] = float(line[1].sub(line[0]).norm() / 2)
     scan = Scan(model, line, structure)

@@ -192,20 +192,20 @@ def test_every_activation_call_is_seen_before_it_happens_in_order() -> None:
 
 def test_a_call_on_a_wrong_batch_is_refused_and_nothing_leaks() -> None:
     hooks = torch.nn.modules.module._global_forward_pre_hooks, torch.nn.modules.module._global_forward_hooks
-    model = nn.Sequential(nn.Flatten(0), nn.ReLU())
+    model, images = nn.Sequential(nn.Flatten(0), nn.ReLU()), torch.ones(1, 3)
     with (
-        pytest.raises(ModelContractError, match=r"relu in '1' must have the batch \(1\) as its first"),
-        intercept(model, lambda call: None, batch=1),
+        pytest.raises(ModelContractError, match=r"relu in '1' must have the batch \(2\) as its first"),
+        intercept(model, lambda call: None, batch=2),
     ):
-        model(torch.ones(1, 2))
+        model(images)
     assert [len(each) for each in hooks] == [0, 0]
 
 
 def test_torchvision_names_follow_the_module_path() -> None:
     names: list[str] = []
-    model = torchvision.models.resnet18().eval()
+    model, images = torchvision.models.resnet18().eval(), torch.zeros(1, 3, 32, 32)
     with torch.no_grad(), intercept(model, lambda call: names.append(call.layer)):
-        model(torch.zeros(1, 3, 32, 32))
+        model(images)
     assert names[:3] == ["relu", "layer1.0.relu", "layer1.0.relu#2"] and len(names) == 17 == len(set(names))
 
 
