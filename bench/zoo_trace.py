@@ -342,9 +342,10 @@ class _Counter(TorchDispatchMode):
         z = args[0]
         kinks = KINKED[name](*args, **kwargs)
         gaps = [z - kink for kink in kinks]
-        if any(gap.dim() == 0 or len(gap) != self._rows for gap in gaps):
-            gaps = [gap.new_zeros(self._rows, 0) for gap in gaps]  # not one row an image: cannot be counted
-        rows = [gap.flatten(1) for gap in gaps]
+        if any(gap.dim() == 0 or len(gap) % self._rows for gap in gaps):
+            gaps = [gap.new_zeros(self._rows, 0) for gap in gaps]  # images are not in front: cannot be counted
+        # the first dimension may hold windows or tokens of each image
+        rows = [gap.reshape(self._rows, -1) for gap in gaps]
         return Kinks(self._place.path, self._place.function, name, rows, find_scale(z))
 
 

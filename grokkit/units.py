@@ -349,7 +349,7 @@ def intercept(
             which `spline.uncounted` checks to be in this order. None: the inputs are reported as they are.
 
     Raises:
-        ModelContractError: the model calls a nonlinearity without a counting rule, or the batch dimension is not
+        ModelContractError: an activation is called on complex or low-precision values, or the batch dimension is not
             first.
     """
     path = ModulePath(model)

@@ -70,6 +70,25 @@ def test_a_net_with_smooth_calls_is_partial_and_its_output_bends_between_the_cha
     assert record["vertex"]["share"] == record["vertex"]["share_of_kernels"]
 
 
+class Windows(nn.Module):
+    """Processes the two halves of an image as images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(15, 300), nn.Linear(600, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = torch.relu(self.first(x.reshape(-1, 15)))
+        return torch.sigmoid(self.last(halves.reshape(len(x), 600)))
+
+
+def test_windows_of_an_image_in_front_are_units_of_the_image() -> None:
+    record = judge(Windows().double().eval(), *images(30))
+    assert verdicts(record) == ["partial", "partial", "refused", "refused"], record
+    assert record["units"] == 600
+
+
 def test_whether_a_kernel_bends_is_found_by_calling_it() -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

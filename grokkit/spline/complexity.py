@@ -65,9 +65,9 @@ def local_complexity(
 
     Raises:
         UsageError: an argument is out of range, or the images are not finite or not floating.
-        ModelContractError: the model is in half precision, has a nonlinearity without a counting rule, mixes the images
-            of a batch, does not return one tensor, has no derivative ("tangent"), or is not piecewise affine ("ray",
-            "bound").
+        ModelContractError: the model is in half precision, has nonlinear calls of which none is counted, mixes the
+            images of a batch, decides by their values, does not return one tensor, has no derivative ("tangent"), or
+            is not piecewise affine ("ray", "bound").
         NumericsError: the pre-activations are not finite.
 
     Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); in float64, 2 P and one for every breakpoint on
