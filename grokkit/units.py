@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import EllipsisType, NoneType
 from typing import Any, NamedTuple
 
@@ -63,11 +64,11 @@ class PoolCall(NamedTuple):
 
 
 def is_counted_call(operation: Operation | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a call is counted: of a max-pool or activation, but not on indices, nor `max` of one tensor."""
+    """Return whether a call is counted: a max-pool or activation of real numbers, but not `max` of one tensor."""
     if operation is None or operation.activation is None:
         return operation is not None and operation.pool is not None
     operands = [leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor)]
-    has_slope = bool(operands) and (operands[0].is_floating_point() or operands[0].is_complex())
+    has_slope = bool(operands) and operands[0].is_floating_point()
     return has_slope and (not operation.activation.pair or len(operands) > 1)
 
 
@@ -119,6 +120,19 @@ def normalise_pool_arguments(
     kernel = per_dimension(kernel_size)
     # the stride defaults to the kernel size; torch also passes an empty list for "no stride"
     return kernel, per_dimension(stride) if stride else kernel, per_dimension(padding), per_dimension(dilation)
+
+
+_KNOWN_CONSTANTS: ContextVar[Sequence[Tensor]] = ContextVar("known_constants", default=())
+
+
+@contextmanager
+def known_constants(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Count no calls on these tensors within the block: they were found not to depend on the images."""
+    token = _KNOWN_CONSTANTS.set(tensors)
+    try:
+        yield
+    finally:
+        _KNOWN_CONSTANTS.reset(token)
 
 
 class Constants:
@@ -198,7 +212,7 @@ def list_vmapped_sizes(tensor: Tensor) -> list[int]:
     return sizes
 
 
-def _expand_vmapped(z: Tensor) -> Tensor:
+def expand_vmapped(z: Tensor) -> Tensor:
     """Return pre-activations with the dimensions that `torch.vmap` hides, (batch, members, ...)."""
     while functorch.is_batchedtensor(z):
         z = functorch.get_unwrapped(z).movedim(functorch.maybe_get_bdim(z), 1)
@@ -255,6 +269,7 @@ class _Interception(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._constants = Constants(model)
+        self._constants.add(list(_KNOWN_CONSTANTS.get()))
         # tensors that a module holds without registering them, such as a list of bounds
         self._constants.add([list(vars(module).values()) for module in model.modules()])
         self._path = path
@@ -289,13 +304,8 @@ class _Interception(TorchFunctionMode):
 
     def _report_activation(self, activation: Activation, args: Any, kwargs: Any) -> Call:
         z, kinks = find_preactivation(activation, args, kwargs)
-        z = _expand_vmapped(z)
+        z = expand_vmapped(z)
         layer = _number_layers(self._call_counts, self._path.layer_name(activation.name))
-        if not z.is_floating_point():
-            raise ModelContractError(
-                f"{activation.name} in {layer!r} is called on complex numbers, which have no sign; measure a model "
-                "that processes real and imaginary parts separately"
-            )
         check_full_precision(z, activation.name, layer)
         call = Call(layer, activation, self._split_images(z, 0, activation.name, layer), kinks)
         self._on_call(call)

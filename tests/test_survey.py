@@ -40,7 +40,6 @@ def _measured(body):
         (lambda x: x.clamp(x.flip(1), BOUND), ("clamp",)),
         (lambda x: BOUND.expand(len(x), 6).clamp(x, BOUND + 1), ("clamp",)),
         (lambda x: x * x.new_tensor(x), ("new_tensor", "mul")),
-        (lambda x: x[:, (x[:, 0] > 0).any().long() :].repeat(1, 2)[:, :6], ("__getitem__",)),
     ],
 )
 def test_what_mixes_is_named(body, named):
@@ -230,6 +229,80 @@ def test_parts_of_several_images_in_turn_are_refused(method):
         local_complexity(Quarters(in_front=False), torch.randn(3, 2, 8, 8), 0.1, 2, method)
 
 
+def _sorted(x):
+    order = x.sum(1).argsort()
+    return torch.empty_like(x).index_copy(0, order, torch.relu(x[order]))
+
+
+@pytest.mark.parametrize("method", ["vertex", "tangent", "ray", "bound"])
+@pytest.mark.parametrize("points", [1, 2, 5])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: torch.relu(x.flip(0)).flip(0),
+        lambda x: torch.relu(x.roll(1, 0)).roll(-1, 0),
+        _sorted,
+    ],
+)
+def test_images_that_change_places_inside_are_refused(body, points, method):
+    torch.manual_seed(0)
+    images = torch.randn(points, 6, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ModelContractError, match=r"the values of 'relu' must .* keep the images in their order"):
+        local_complexity(Net(body), images, 0.1, 2, method)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda x: x / x.abs().max(),
+        lambda x: x * (x.amin(0) / 7),
+        lambda x: x + (x > 100).any() * 1.0,
+        lambda x: x[:, (x[:, 0] > 1e9).any().long() :][:, :6],
+        lambda x: (x / (x.max() / 255)).round() * (x.max() / 255),
+    ],
+)
+@pytest.mark.parametrize("largest", [0, 1])
+def test_what_is_reduced_over_the_batch_is_refused_also_if_no_image_changes_it(body, largest):
+    images = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 3.0, 0.3])[:, None]
+    with pytest.raises(ModelContractError, match="mixes the images of a batch"):
+        local_complexity(Net(body), images.roll(largest, 0), 0.1, 2)
+
+
+def test_what_is_reduced_over_the_batch_to_be_logged_is_not_refused():
+    def body(x):
+        net.seen = x.detach().max()
+        return x
+
+    net = Net(body)
+    assert local_complexity(net, torch.randn(3, 6), 0.1, 2).layers == ("relu",)
+
+
+class Tokens(nn.Module):
+    """Members under `torch.vmap`, on images that are not in front."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.randn(3, 2, 8))
+
+    def forward(self, x):
+        tokens = x.flatten(2).permute(2, 0, 1)
+        return torch.vmap(lambda weight: torch.relu(tokens @ weight))(self.weights).mean((0, 1))
+
+
+@pytest.mark.parametrize("points", [1, 4])
+def test_images_that_are_not_in_front_under_a_map_over_members_are_refused(points):
+    with pytest.raises(ModelContractError, match=r"the values of 'relu' must have the batch as their first"):
+        local_complexity(Tokens(), torch.randn(points, 2, 6, 6), 0.3, 3)
+
+
+def test_a_loop_over_parts_of_the_batch_is_refused_where_it_is_replayed():
+    net = Net(lambda x: torch.cat([part * 2 for part in x.split(4)]))
+    with pytest.raises(ModelContractError, match="`split` in 'split' takes the images of a batch apart"):
+        local_complexity(net, torch.randn(9, 6), 0.1, 2, "ray")
+    whole = Net(lambda x: x.split(6, 1)[0] * 2)
+    assert local_complexity(whole, torch.randn(9, 6), 0.1, 2, "ray").layers == ("relu",)
+
+
 class Cached(nn.Module):
     """Computes its constants in the first pass, as the attention biases of some vision transformers."""
 
@@ -344,11 +417,15 @@ def test_what_is_made_from_numbers_or_held_by_a_module_adds_no_units(method):
     assert found.units == {"relu": 6} and found.counts.sum() > 0
 
 
-@pytest.mark.parametrize("method", ["ray", "bound"])
-def test_a_tensor_from_elsewhere_that_is_counted_in_the_net_but_not_in_its_program_is_refused(method):
-    net = Net(lambda x: x + BOUND[None].abs().expand(1, 6)).double()
-    with pytest.raises(ModelContractError, match="register that tensor as a buffer"):
-        local_complexity(net, torch.randn(1, 6, dtype=torch.float64), 0.5, 3, method)
+@pytest.mark.parametrize("method", ["vertex", "tangent", "ray", "bound"])
+@pytest.mark.parametrize("points", [1, 2, 6])
+def test_a_constant_from_outside_the_net_adds_no_units(method, points):
+    net, images = Net(lambda x: x + BOUND[None].abs().expand(1, 6)).double(), torch.randn(points, 6).double()
+    found = local_complexity(net, images, 0.5, 3, method)
+    net.body = lambda x: x + abs(net.bound)
+    net.register_buffer("bound", BOUND)
+    twin = local_complexity(net, images, 0.5, 3, method)
+    assert found.units == twin.units == {"relu": 6} and torch.equal(found.counts, twin.counts)
 
 
 @pytest.mark.parametrize("method", ["ray", "bound"])

@@ -98,9 +98,9 @@ def test_maxima_of_one_tensor_of_indices_and_of_masks_are_no_units(method):
     assert result.layers == ("relu",) and result.uncounted == ("max", "min")
 
 
-def test_complex_numbers_have_no_sign():
-    with pytest.raises(ModelContractError, match="abs in 'abs' is called on complex numbers"):
-        _count(lambda net, z: torch.fft.fft(z).abs(), _draw(2, 5), "vertex")
+def test_complex_numbers_have_no_sign_and_are_named():
+    result = _count(lambda net, z: torch.fft.fft(z).abs().relu(), _draw(2, 5), "vertex")
+    assert result.layers == ("relu",) and result.uncounted[-1] == "abs"
 
 
 # --- what the images do not reach -------------------------------------------------------------------------------

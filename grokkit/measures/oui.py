@@ -15,7 +15,7 @@ from grokkit.measures.base import Context, select_probes, to_tensor, unwrap_norm
 from grokkit.names import Reading
 from grokkit.spline.passes import forward_with_interception
 from grokkit.spline.uncounted import find_uncounted
-from grokkit.units import Call
+from grokkit.units import Call, known_constants
 
 
 @register("oui")
@@ -78,8 +78,7 @@ def gate_distances(net: nn.Module, inputs: Tensor) -> np.ndarray:
             sum((_mean_pair_distance(call.z > kink) for kink in call.kinks), torch.zeros(())) / len(call.kinks)
         )
 
-    with preserved_state(net) as inner, torch.no_grad():
-        find_uncounted(inner, inputs)
+    with preserved_state(net) as inner, torch.no_grad(), known_constants(find_uncounted(inner, inputs).constants):
         forward_with_interception(inner, inputs.clone(), on_call)
     if not shares:
         raise ModelContractError(

@@ -26,11 +26,15 @@ from grokkit.units import (
     Constants,
     ModulePath,
     check_full_precision,
+    expand_vmapped,
     is_counted_call,
     iter_tensors,
     list_vmapped_sizes,
     unwrap_vmapped,
 )
+
+_STEP = (5**0.5 - 1) / 2
+"""Radians between the phases of two weights of a sum; irrational, so that no two weights are alike."""
 
 
 class _CallRecorder(TorchFunctionMode):
@@ -42,7 +46,7 @@ class _CallRecorder(TorchFunctionMode):
         self.nodes: list[Node] = []
         self.origins: list[Origin] = []
         self.mapped: list[tuple[str, int]] = []
-        self.merged: dict[int, Tensor] = {}
+        self.rows: dict[int, Tensor] = {}
         self._path = path
         self._batch = len(images)
         self._constants = Constants(model)
@@ -57,7 +61,7 @@ class _CallRecorder(TorchFunctionMode):
     def bind(self, tensor: Tensor) -> Var:
         """Return a new variable for a tensor, which replaces the one that it had."""
         inner = unwrap_vmapped(tensor)
-        var = Var(len(self._alive), tensor.is_floating_point())
+        var = Var(len(self._alive), tensor.is_floating_point() or tensor.is_complex())
         self._alive.append(inner)
         self._vars[id(inner)] = var
         self._versions[id(inner)] = _get_version(inner)
@@ -83,7 +87,7 @@ class _CallRecorder(TorchFunctionMode):
     def _append(self, func: Any, args: Any, out: Var, layer: str, problem: str) -> None:
         """Append a node for a tensor that no recorded call made."""
         size = self._count_values([self._alive[out.index]])
-        self.nodes.append(Node(func, args, {}, out, layer, find_operation(func), False, size, problem))
+        self.nodes.append(Node(func, args, {}, out, layer, find_operation(func), False, size, problem, ()))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -111,6 +115,7 @@ class _CallRecorder(TorchFunctionMode):
         arguments = list(iter_tensors((args, kwargs)))
         self.mapped += [(layer, size) for tensor in arguments for size in list_vmapped_sizes(tensor)]
         problem = self._find_stale_argument(arguments) or _find_strides(operation, args)
+        problem = problem or self._find_split_batch(operation, args, kwargs)
         versions = [(tensor, _get_version(tensor)) for tensor in arguments]
         node_args, node_kwargs = self._copy_target(func, traced)
         out = func(*args, **kwargs)
@@ -123,7 +128,7 @@ class _CallRecorder(TorchFunctionMode):
         if not results and not hidden:
             if operation is None or operation.kind == "reading":
                 problem, size = "hands values to code that is not seen", self._count_values(arguments)
-                self.nodes.append(Node(func, node_args, node_kwargs, None, layer, operation, False, size, problem))
+                self.nodes.append(Node(func, node_args, node_kwargs, None, layer, operation, False, size, problem, ()))
             return out
         results += hidden
         for tensor in results:
@@ -135,9 +140,10 @@ class _CallRecorder(TorchFunctionMode):
         if hidden:
             bound = self.bind(hidden[0]) if out is None and len(hidden) == 1 else [bound, *map(self.bind, hidden)]
         size = self._count_values(results)
-        if counted and not list_vmapped_sizes(results[0]) and results[0].shape[:1] != (self._batch,):
-            self.merged[len(self.nodes)] = results[0].clone()
-        self.nodes.append(Node(func, node_args, node_kwargs, bound, layer, operation, counted, size, problem))
+        if counted:
+            self.rows[len(self.nodes)] = _project_rows(expand_vmapped(results[0]), self._batch)
+        shapes = tuple(tuple(unwrap_vmapped(tensor).shape) for tensor in results)
+        self.nodes.append(Node(func, node_args, node_kwargs, bound, layer, operation, counted, size, problem, shapes))
         return out
 
     def _note_origins(self, func: Any, arguments: Any) -> None:
@@ -148,11 +154,12 @@ class _CallRecorder(TorchFunctionMode):
                 continue
             name = get_function_name(func)
             layer = self._path.layer_name(name)
-            if len(self.origins) in self._unseen and not is_number:
+            is_unseen = len(self.origins) in self._unseen and not is_number
+            if is_unseen:
                 problem = "was computed by code that is not seen"
                 self._append(Tensor.clone, (), self.bind(leaf), f"{layer} (an input)", problem)
             value = leaf if is_number else unwrap_vmapped(leaf).clone()
-            self.origins.append(Origin(value, name, layer))
+            self.origins.append(Origin(value, name, layer, None if is_unseen else leaf))
 
     def _is_unseen(self, tensor: Tensor) -> bool:
         """Return whether a tensor, or its present value, was made by no recorded call."""
@@ -187,6 +194,14 @@ class _CallRecorder(TorchFunctionMode):
         is_assignment = func is Tensor.__setitem__
         return "writes into a tensor that it does not return" if hidden and not is_assignment else ""
 
+    def _find_split_batch(self, operation: Operation | None, args: Any, kwargs: Any) -> str:
+        """Return why a call that takes the images apart cannot be replayed for another number of images."""
+        if operation is None or operation.name not in ("split", "chunk", "tensor_split", "unbind"):
+            return ""
+        position = 1 if operation.name == "unbind" else 2
+        dim = args[position] if len(args) > position else kwargs.get("dim", 0)
+        return "takes the images of a batch apart" if dim in (0, -args[0].dim()) else ""
+
     def _find_lost_batch(self, results: list[Tensor]) -> str:
         has_row_per_image = all(leaf.dim() > 0 and len(leaf) == self._batch for leaf in results)
         return "" if has_row_per_image else f"returns {_format_shapes(results)}, which has no row for each image"
@@ -207,6 +222,18 @@ def _find_strides(operation: Operation | None, args: tuple[Any, ...]) -> str:
     is_by_strides = operation is not None and operation.name == "as_strided"
     is_whole = is_by_strides and args[0].is_contiguous() and args[0].storage_offset() == 0
     return "reads the memory around a view" if is_by_strides and not is_whole else ""
+
+
+def _project_rows(values: Tensor, batch: int) -> Tensor:
+    """Return (batch, 2): of the values of each image, a sum with fixed weights, and their norm.
+
+    Empty if the first dimension is no multiple of the batch.
+    """
+    if values.dim() == 0 or len(values) % batch:
+        return values.new_zeros(0, 2)
+    rows = values.detach().reshape(batch, -1).double()
+    weights = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device).mul_(_STEP).cos_()
+    return torch.stack([rows @ weights, rows.norm(dim=1)], dim=1)
 
 
 def _get_memory(tensor: Tensor) -> int:
@@ -242,7 +269,7 @@ def record_once(model: nn.Module, images: Tensor, unseen: frozenset[int] = froze
         recorder.nodes,
         recorder.origins,
         recorder.mapped,
-        recorder.merged,
+        recorder.rows,
         output if isinstance(output, Var) else None,
         result,
         images,

@@ -21,8 +21,9 @@ from grokkit.spline.ray import count_ray_crossings
 from grokkit.spline.results import ComplexitySpectrum, LocalComplexity
 from grokkit.spline.spectrum import PointStatistics, choose_tangent_dtype, estimate_tangent_error, validate_quantiles
 from grokkit.spline.tangent import count_tangent_crossings
-from grokkit.spline.uncounted import find_uncounted
+from grokkit.spline.uncounted import Uncounted, find_uncounted
 from grokkit.spline.vertex import count_vertex_crossings
+from grokkit.units import known_constants
 
 _COUNTS = {"vertex": count_vertex_crossings, "ray": count_ray_crossings, "bound": bound_crossings}
 METHODS: tuple[CountingMethod, ...] = get_args(CountingMethod)
@@ -83,8 +84,7 @@ def local_complexity(
         return spectrum.at(0)
     if tangents != "exact":
         raise UsageError(f"`tangents` applies only to method='tangent'; got {tangents!r} with method={method!r}")
-    with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames):
-        uncounted = find_uncounted(inner, points)
+    with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames, uncounted):
         fields = _gather(_COUNTS[method](inner, points, point_frames, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
         fields |= {
@@ -132,8 +132,7 @@ def complexity_spectrum(
     quantiles; with rounded tangents also 2 (1 + P) passes for each of 4 points.
     """
     checked, levels = _validate_radii(radii, "radii"), validate_quantiles(quantiles)
-    with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames):
-        uncounted = find_uncounted(inner, points)
+    with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames, uncounted):
         dtype = choose_tangent_dtype(tangents, points.dtype)
         size = points[0].numel()
         statistics = PointStatistics(levels, point_frames.directions, size)
@@ -176,12 +175,15 @@ def _validate_radii(radii: Iterable[float], argument: str) -> tuple[float, ...]:
 @contextmanager
 def _prepare(
     model: nn.Module, images: Tensor, directions: int, frames: FrameChoice, seed: int, frame: Tensor | None
-) -> Iterator[tuple[nn.Module, Tensor, Frames]]:
-    """Yield the model in `measurement_mode`, the images in its device and dtype, and the frames; restore on exit."""
+) -> Iterator[tuple[nn.Module, Tensor, Frames, Uncounted]]:
+    """Yield the model in `measurement_mode`, the images in its device and dtype, the frames, what is not counted."""
     validate_images(images)
     with measurement_mode(model) as inner:
         points = images.detach().to(device_of(inner), dtype_of(inner))
-        yield inner, points, make_frames(points, directions, frames, seed, frame)
+        point_frames = make_frames(points, directions, frames, seed, frame)
+        uncounted = find_uncounted(inner, points)
+        with known_constants(uncounted.constants):
+            yield inner, points, point_frames, uncounted
 
 
 def _gather(blocks: Iterable[BlockCount], points: int, radii: int) -> dict[str, Any]:

@@ -18,8 +18,6 @@ from grokkit.spline.rule_table import tree_leaves, tree_map
 from grokkit.spline.tape import BatchMultiple, BatchRow, Tape
 
 BATCHES = (2, 3)
-_MOVED = 1e-3
-"""Relative difference above which values are those of another image, and not rounded otherwise."""
 DATA_DEPENDENT_CALLS = (
     "the model calls different operations for different batches of images; only a model whose layers do not depend on "
     "the data can be measured"
@@ -27,7 +25,7 @@ DATA_DEPENDENT_CALLS = (
 
 
 def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
-    """Record the forward passes of two images, and of the same two behind a third one.
+    """Record the forward passes of two images, and of the same two in reverse order behind a third one.
 
     Args:
         model: in `measurement_mode`.
@@ -37,8 +35,9 @@ def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
         ModelContractError: the calls differ between the two, or a value that depends on the images is turned into a
             Python value.
     """
-    pair = images[torch.arange(BATCHES[0], device=images.device) % len(images)]
-    batches = pair, torch.cat([0.75 * pair[:1].flip(-1), pair])
+    pair = images[:2] if len(images) > 1 else torch.cat([images, 0.75 * images.flip(-1)])
+    # a larger image, so that a maximum over the batch changes; the others in reverse, so that no order remains
+    batches = pair, torch.cat([1.5 * pair[:1].flip(-1), pair.flip(0)])
     unseen: frozenset[int] = frozenset()
     first, second = (record_once(model, batch) for batch in batches)
     if _list_calls(first) != _list_calls(second):
@@ -48,34 +47,11 @@ def record_twice(model: nn.Module, images: Tensor) -> tuple[Tape, Tape]:
         if _list_calls(first) != _list_calls(second):
             raise ModelContractError(DATA_DEPENDENT_CALLS)
         _check_images_not_mapped(first, second)
-        _check_images_in_front(first, second)
         new = _find_unseen(first, second, unseen)
         if new is None:
             return first, second
         unseen |= {new}
         first, second = (record_once(model, batch, unseen) for batch in batches)
-
-
-def _check_images_in_front(first: Tape, second: Tape) -> None:
-    """Raise ModelContractError unless the values of one image lie together in front, in every counted call."""
-    values, joint = first.merged, second.merged
-    for position in sorted({*values, *joint}):
-        # one that has the batch in front for two images, and not for three, is in one of the two only
-        if not (position in values and position in joint and _is_in_front(values[position], joint[position])):
-            layer, shape = first.nodes[position].layer, tuple((values | joint)[position].shape)
-            raise ModelContractError(
-                f"the values of {layer!r} must have the batch as their first dimension, or begin with all values of "
-                f"the first image, so that units are distinguished from images; got shape {shape} for "
-                f"{BATCHES[position in joint]} images. Move the batch to the front"
-            )
-
-
-def _is_in_front(values: Tensor, joint: Tensor) -> bool:
-    """Return whether the values of two images are, image by image, the last ones of those of three."""
-    rows = len(values) // BATCHES[0] if values.dim() else 0
-    if not rows or len(values) != rows * BATCHES[0] or len(joint) != rows * BATCHES[1]:
-        return False
-    return bool((joint[rows:].double() - values.double()).abs().max() <= _MOVED * values.abs().max())
 
 
 def _list_calls(tape: Tape) -> tuple[list[Any], list[str]]:

@@ -46,6 +46,7 @@ class Node(NamedTuple):
         counted: whether local complexity counts it: an activation or a max-pool.
         size: number of floating-point values that it returns for one image.
         problem: why the call cannot be replayed, or "".
+        shapes: shapes of the tensors that it returns or writes to.
     """
 
     func: Callable[..., Any]
@@ -57,6 +58,7 @@ class Node(NamedTuple):
     counted: bool
     size: int
     problem: str
+    shapes: tuple[tuple[int, ...], ...]
 
     @property
     def name(self) -> str:
@@ -88,11 +90,13 @@ class Origin(NamedTuple):
         value: the tensor or number.
         name: name of the function that it enters.
         layer: module path of that call.
+        source: the tensor itself, which may be written to later, or the number; None for what depends on the images.
     """
 
     value: Any
     name: str
     layer: str
+    source: Any
 
 
 class Tape(NamedTuple):
@@ -102,7 +106,8 @@ class Tape(NamedTuple):
         nodes: its calls on image-dependent tensors, in order.
         origins: what entered any call and was not made by a recorded one, in order.
         mapped: module path, and size of the dimension that `torch.vmap` hides, of every argument that has one.
-        merged: position in `nodes` -> result of every counted call whose first dimension is not the batch alone.
+        rows: position in `nodes` -> (N, 2) for every counted call: of its values for each image, a sum with fixed
+            weights, and their norm; empty if the values of an image do not lie together.
         output: the variable that the model returned; None if the result is not a recorded tensor.
         result: the returned tensor.
         images: the images (N, ...), as they were before the model ran.
@@ -111,7 +116,7 @@ class Tape(NamedTuple):
     nodes: list[Node]
     origins: list[Origin]
     mapped: list[tuple[str, int]]
-    merged: dict[int, Tensor]
+    rows: dict[int, Tensor]
     output: Var | None
     result: Tensor
     images: Tensor

@@ -6,6 +6,7 @@ depend on the image, values that are selected by a comparison, and whatever is d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine_rules import RULES, describe_call
-from grokkit.spline.record_tape import record_twice
+from grokkit.spline.record_tape import BATCHES, record_twice
 from grokkit.spline.rule_table import tree_leaves
 from grokkit.spline.tape import Node, Tape, Var
 
@@ -23,6 +24,11 @@ _BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 _NOISE_FACTOR = 100.0
 """A change is no rounding error if it is larger than this many changes by one rounding error of the images."""
+
+_SPREAD = 0.05
+"""The same, relative to the difference of two images: a deep net may magnify rounding errors to a part of it."""
+_MOVED = 1e-3
+"""Relative difference above which values are those of another image, and not rounded otherwise."""
 
 _NAMED_AT_MOST = 5
 """Calls that an error message lists."""
@@ -36,11 +42,13 @@ class Uncounted(NamedTuple):
         counted_share: values returned by counted calls, as a share of those returned by all nonlinear calls, for one
             image; 1 if there is no nonlinear call.
         calls: the same calls by function and place, for a message.
+        constants: tensors that the model did not make and that do not depend on the images.
     """
 
     layers: tuple[str, ...]
     counted_share: float
     calls: tuple[str, ...]
+    constants: tuple[Tensor, ...]
 
     def require_counted(self) -> Uncounted:
         """Return itself; raise ModelContractError if there are nonlinear calls and none of them is counted."""
@@ -93,11 +101,16 @@ def list_uncounted(tape: Tape) -> Uncounted:
         sizes[layer], names[layer] = tape.result[0].numel(), layer
     counted = sum(node.size for node in tape.nodes if node.counted)
     share = counted / (counted + sum(sizes.values())) if sizes else 1.0
-    return Uncounted(tuple(sizes), share, tuple(names.values()))
+    return Uncounted(tuple(sizes), share, tuple(names.values()), _list_constants(tape))
+
+
+def _list_constants(tape: Tape) -> tuple[Tensor, ...]:
+    """Return the tensors of unknown origin that were equal in two passes."""
+    return tuple(origin.source for origin in tape.origins if isinstance(origin.source, Tensor))
 
 
 def _check_images_independent(model: nn.Module, first: Tape, second: Tape) -> None:
-    expected, joint = first.result, second.result[1:]
+    expected, joint = first.result, second.result[1:].flip(0)
     tolerance = _BATCH_TOLERANCE.get(expected.dtype, 0.0)
     error, size = (expected.double() - joint.double()).abs().max(), expected.abs().max()
     if error > tolerance * size and size.isfinite() and not _is_noise(model, first, error, tolerance * size):
@@ -107,6 +120,43 @@ def _check_images_independent(model: nn.Module, first: Tape, second: Tape) -> No
             f"the batch: it mixes the images of a batch, or is random{suspect}; measure a model that processes each "
             "image independently"
         )
+    _check_images_in_front(first, second)
+    for node, shapes in _list_reductions(first, second):
+        raise ModelContractError(
+            f"{describe_call(node)} returns {shapes} for {BATCHES[0]} images as for {BATCHES[1]}: it mixes the images "
+            "of a batch; measure a model that processes each image independently"
+        )
+
+
+def _check_images_in_front(first: Tape, second: Tape) -> None:
+    """Raise ModelContractError unless each image has its values together, at its own place, in every counted call."""
+    for position, alone in first.rows.items():
+        node, joint = first.nodes[position], second.rows[position]
+        if len(alone) != BATCHES[0] or len(joint) != BATCHES[1] or _are_apart(alone, joint, node.shapes[0]):
+            raise ModelContractError(
+                f"the values of {node.layer!r} must have the batch as their first dimension, or begin with all values "
+                "of the first image, and keep the images in their order, so that units are told from images; got shape "
+                f"{second.nodes[position].shapes[0]} for {BATCHES[1]} images. Move the batch to the front, in its order"
+            )
+
+
+def _are_apart(alone: Tensor, joint: Tensor, shape: tuple[int, ...]) -> bool:
+    """Return whether two images have other values among three than alone."""
+    limit = _MOVED * alone[:, 1]
+    if shape[:1] == (len(alone),):  # rows can only be permuted, and a deep net may magnify rounding errors
+        limit = torch.maximum(limit, _SPREAD * (alone[0, 0] - alone[1, 0]).abs())
+    return bool(((joint[1:].flip(0) - alone)[:, 0].abs() > limit).any())
+
+
+def _list_reductions(first: Tape, second: Tape) -> Iterator[tuple[Node, str]]:
+    """Yield the calls that reach the output and whose results have the same shape for any number of images."""
+    needed = set() if first.output is None else {first.output.index}
+    for node, other in zip(reversed(first.nodes), reversed(second.nodes), strict=True):
+        if not any(var.index in needed for var in node.outputs()):
+            continue
+        needed |= {var.index for var in node.inputs()}
+        if node.inputs() and node.shapes and node.shapes == other.shapes:
+            yield node, ", ".join(map(str, node.shapes))
 
 
 def _is_noise(model: nn.Module, tape: Tape, error: Tensor, tolerance: Tensor) -> bool:
