@@ -298,3 +298,24 @@ def find_field(run: Callable[[Tensor], Tensor]) -> int | None:
     with torch.no_grad(), tracker:
         run(image)
     return tracker.largest
+
+
+@pytest.mark.parametrize(
+    "move",
+    [lambda z: z.cumsum(-1), lambda z: z.flip(-1), lambda z: z.roll(3, 2), lambda z: z.sort(-1)[0], lambda z: z.mT],
+)
+def test_a_field_behind_values_that_move_is_not_known(move: Callable[[Tensor], Tensor]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(move(self.first(x))).relu()
+
+    assert profile(Net(), (1, 11, 11)).receptive_field is None
+
+
+def test_a_field_in_front_of_a_transposed_convolution_is_not_that_of_the_net() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(2, 2, 3, padding=1))
+    assert profile(net, (1, 11, 11)).receptive_field is None and profile(net[:2], (1, 11, 11)).receptive_field == 3

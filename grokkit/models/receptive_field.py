@@ -22,9 +22,13 @@ _PADS = frozenset(("pad", "constant_pad_nd", "reflection_pad1d"))
 _POINTWISE = frozenset(("mul", "div", "batch_norm"))
 """Multilinear rows that keep every value in its place; matrix products mix the values of a line."""
 _MIXING = frozenset(
-    ("scaled_dot_product_attention", "multi_head_attention_forward", "bilinear", "grid_sample", "cdist")
+    (
+        *("scaled_dot_product_attention", "multi_head_attention_forward", "bilinear", "grid_sample", "cdist"),
+        *("cumsum", "cumprod", "cummax", "cummin", "sort", "msort", "flip", "roll", "rot90"),
+        *("t", "T", "transpose", "movedim", "take", "gather", "index_select"),
+    )
 )
-"""Smooth rows that mix the places of an image even if they keep its height and width."""
+"""Rows that mix the places of an image, or move values to others, even if they keep its height and width."""
 
 
 class Window(NamedTuple):
@@ -91,6 +95,8 @@ class FieldTracker(TorchFunctionMode):
         if not fields:
             # 1x1 convolutions after a global pool are squeeze-and-excitation gates, which do not enlarge the field.
             self._lost = self._lost or (name == "conv2d" and max(_read_window(name, args, kwargs).kernel) > 1)
+        elif get_function_name(func).startswith("conv_transpose"):
+            self._lost = True  # a window that spreads values
         elif name:
             self._apply_window(name, args, kwargs, fields[0][1], result)
         else:
