@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import grokkit as gk
 from bench.zoo_lines import (
@@ -114,6 +115,8 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
         if verdicts["tangent"].verdict == "wrong":
             finer = count_kernels(model, image, directions, structure, precision)
             verdicts["tangent"] = judge_count(model, image, frame, "tangent", structure, *finer)
+    if verdicts["tangent"].verdict == "wrong" and (exact := count_by_derivatives(model, image, directions, layers)):
+        verdicts["tangent"] = judge_count(model, image, frame, "tangent", structure, exact, pools)
     line = choose_line(model, image, directions[0], structure, record["vertex_total"], _CHANGES[kind])
     record["half_length"] = float(line[1].sub(line[0]).norm() / 2)
     scan = Scan(model, line, structure)
@@ -133,6 +136,42 @@ def judge(model: nn.Module, image: Tensor, other: Tensor, seed: int = 0) -> dict
     for name in FUNCTIONS:
         record[name] = {"verdict": verdicts[name].verdict, "why": verdicts[name].why, **verdicts[name].facts}
     return record
+
+
+def count_by_derivatives(
+    model: nn.Module, image: Tensor, directions: Tensor, layers: list[LayerTruth]
+) -> list[LayerTruth]:
+    """Count to first order by torch's forward-mode derivatives, for a net all of whose counted calls are ReLU modules.
+
+    Where units lie so close to their kinks that they change within every step, differences say nothing. Empty for
+    other nets.
+    """
+    seen: list[tuple[str, Tensor, Tensor]] = []
+    reaches: list[Tensor] = []
+
+    def on_call(path: str, inputs: tuple[Tensor, ...]) -> None:
+        value, tangent = forward_ad.unpack_dual(inputs[0])
+        seen.append((path, value.abs().clone(), tangent.abs().clone()))
+
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs, path=path: on_call(path, inputs))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ReLU)
+    ]
+    try:
+        for direction in directions:
+            seen.clear()
+            with forward_ad.dual_level():
+                model(forward_ad.make_dual(image.unsqueeze(0), direction.unsqueeze(0)))
+            moved = [tangent for _, _, tangent in seen]
+            reaches = [torch.maximum(*pair) for pair in zip(reaches, moved, strict=True)] if reaches else moved
+    finally:
+        for handle in handles:
+            handle.remove()
+    if [path for path, _, _ in seen] != [layer.path for layer in layers]:
+        return []
+    counts = [int((value < RADIUS * reach).sum()) for (_, value, _), reach in zip(seen, reaches, strict=True)]
+    return [layer._replace(tangent=(count, count)) for layer, count in zip(layers, counts, strict=True)]
 
 
 def count_kernels(

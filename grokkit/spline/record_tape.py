@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from grokkit.errors import ModelContractError
 from grokkit.spline.call_recorder import record_once
 from grokkit.spline.rule_table import tree_leaves, tree_map
-from grokkit.spline.tape import BatchMultiple, BatchRow, Tape
+from grokkit.spline.tape import BatchMultiple, BatchRow, Node, Tape
 
 BATCHES = (2, 3)
 DATA_DEPENDENT_CALLS = (
@@ -105,16 +105,19 @@ def record_tape(model: nn.Module, images: Tensor) -> Tape:
             "partition or bound cannot be computed for this network; use `grokkit.local_complexity` with "
             'method="vertex" instead'
         )
-    nodes = [
-        node._replace(
-            args=_generalise_batch(node.args, other.args),
-            kwargs=_generalise_batch(node.kwargs, other.kwargs),
-            # a dimension of the size of the smaller batch may look like one
-            problem=node.problem or other.problem,
-        )
-        for node, other in zip(first.nodes, second.nodes, strict=True)
-    ]
+    nodes = [_generalise_node(node, other) for node, other in zip(first.nodes, second.nodes, strict=True)]
     return first._replace(nodes=nodes)
+
+
+def _generalise_node(node: Node, other: Node) -> Node:
+    """Return the node for any batch size; with a problem if its arguments do not follow from the batch size."""
+    # a dimension of the size of the smaller batch may look like one
+    node = node._replace(problem=node.problem or other.problem)
+    try:
+        args, kwargs = (_generalise_batch(*pair) for pair in ((node.args, other.args), (node.kwargs, other.kwargs)))
+    except ModelContractError as error:
+        return node._replace(problem=node.problem or str(error))
+    return node._replace(args=args, kwargs=kwargs)
 
 
 def _is_same(first: Any, second: Any) -> bool:
@@ -143,7 +146,7 @@ def _merge_leaf(first: Any, second: Any) -> Any:
     elif first is second or (_is_same(first, second) if isinstance(first, Tensor) else first == second):
         return first
     raise ModelContractError(
-        f"the model computes with {_format_leaf(first)} for {BATCHES[0]} images and {_format_leaf(second)} for "
+        f"computes with {_format_leaf(first)} for {BATCHES[0]} images and {_format_leaf(second)} for "
         f"{BATCHES[1]}, which is not one row per image"
     )
 
