@@ -201,7 +201,7 @@ def test_rounded_tangents_differ_little_on_a_net_of_every_kind_of_layer(radius) 
 
 
 REFUSED = {"max_pool_unbatched", "switched", "largest_of_one", "larger_of_two", "subtracted"}
-"""No batch in front of a pool, control flow, a maximum over the batch, and two that broadcast one image over another."""
+"""No batch in front of a pool, control flow, a maximum over the batch, and two that broadcast an image."""
 
 
 @pytest.mark.parametrize("name", sorted(bodies.BODIES.keys() - REFUSED))
