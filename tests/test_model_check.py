@@ -156,10 +156,12 @@ def test_a_compiled_function_inside_is_run_uncompiled():
     _assert_counted_alike(net, twin)
 
 
-def test_a_frozen_net_is_attacked_and_explained():
-    net = _net().requires_grad_(False)
-    for function in EVERY.values():
-        function(net)
+def test_a_frozen_net_is_attacked_and_explained_like_any_other():
+    frozen, free = _net().requires_grad_(False), _net()
+    one, other = (GRADIENTS["pgd"](net).adversarial for net in (frozen, free))
+    assert torch.equal(one, other) and not torch.equal(one, IMAGES)
+    assert torch.equal(*(GRADIENTS["attribute"](net).values for net in (frozen, free)))
+    _assert_counted_alike(frozen, free)
 
 
 @pytest.mark.parametrize("width", [64, 5000])

@@ -277,6 +277,19 @@ def test_what_is_reduced_over_the_batch_to_be_logged_is_not_refused():
     assert local_complexity(net, torch.randn(3, 6), 0.1, 2).layers == ("relu",)
 
 
+def test_rows_of_a_larger_tensor_that_the_images_are_written_to_are_images():
+    def body(x):
+        rows = torch.zeros(64, 6)
+        rows[: len(x)] = x
+        return rows[: len(x)] * 2
+
+    images = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    net = Net(body)
+    found = local_complexity(net, images, 0.3, 3)
+    net.body = lambda x: x * 2
+    assert torch.equal(found.counts, local_complexity(net, images, 0.3, 3).counts) and found.layers == ("relu",)
+
+
 class Tokens(nn.Module):
     """Members under `torch.vmap`, on images that are not in front."""
 

@@ -12,6 +12,7 @@ import grokkit.spline.complexity
 import grokkit.spline.segment_sweep
 import grokkit.spline.vertex
 from bench.zoo import Record, read_records, run, summarise, write_summary
+from bench.zoo_counts import FLOAT64, count_by_derivatives, count_kernels
 from bench.zoo_judge import FUNCTIONS, judge
 from bench.zoo_trace import trace_structure
 from grokkit.spline.affine import RULES
@@ -183,3 +184,19 @@ def test_the_summary_lists_what_is_wrong_and_what_did_not_run() -> None:
     assert summary["refusals"] == {"x: tangent": "because"}
     assert summary["refused by vertex or tangent, of the others"] == {"vertex": 0.0, "tangent": 1.0}
     assert summary["not_run"] == {"y": "memory"}
+
+
+def test_derivatives_count_what_differences_count_where_no_unit_changes_within_a_step() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(12, 80), nn.ReLU(), nn.Linear(80, 80), nn.ReLU(inplace=True), nn.Linear(80, 3)
+    ).double()
+    first, second = images(12)
+    structure = trace_structure(net, torch.stack([first, second]))
+    directions = torch.linalg.qr(torch.randn(12, 2, dtype=torch.float64))[0].T
+    counted, _ = count_kernels(net, first, directions, structure, FLOAT64)
+    exact = count_by_derivatives(net, first, directions, counted)
+    assert [layer.path for layer in exact] == ["1", "3"] and all(layer.tangent[0] > 5 for layer in exact)
+    for one, other in zip(exact, counted, strict=True):
+        assert other.tangent[0] <= one.tangent[0] == one.tangent[1] <= other.tangent[1]
+    assert count_by_derivatives(conv_net(), *images(3, 10, 10)[:1], torch.randn(2, 3, 10, 10).double(), counted) == []

@@ -97,7 +97,6 @@ def attribute(
     with (
         preserved_state(model) as net,
         seeded(seed, "attribution", method),
-        torch.inference_mode(False),
         torch.enable_grad(),
         WithoutAutocast(),
     ):

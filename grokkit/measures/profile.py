@@ -163,7 +163,7 @@ def profile(model: nn.Module, input_shape: tuple[int, ...]) -> Profile:
     Raises:
         ModelContractError: as `check_model`, or the forward pass fails.
 
-    Cost: forward passes of 12 images in eval mode; no arithmetic on the meta device.
+    Cost: forward passes of about 14 images in eval mode; no arithmetic on the meta device.
     """
     with preserved_state(model, allow_meta=True) as inner, torch.no_grad():
         cost = measure_cost(inner, input_shape)

@@ -163,7 +163,7 @@ def pgd(
     _validate_attack(attack, batch_size)
     _validate_images(images, labels)
     source = make_generator(seed, "attack", loss, norm)
-    with preserved_state(model) as net, torch.inference_mode(False), torch.enable_grad():
+    with preserved_state(model) as net, torch.enable_grad():
         device, dtype = device_of(net), require_full_precision(net, "an attack needs")
         parts = [
             _attack_batch(net, x.to(device, dtype), y.to(device, torch.int64).clone(), attack, source)

@@ -20,10 +20,7 @@ from grokkit.spline.affine_rules import RULES, Invocation, MapForm, bind_argumen
 from grokkit.spline.record_tape import record_tape
 from grokkit.spline.rule_table import tree_map
 from grokkit.spline.tape import BatchRow, Node, Tape, Var, fill_arguments, find_freed_variables
-from grokkit.spline.uncounted import list_uncounted
-
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
-"""Largest difference between a program and its model, relative to the output; far above rounding errors."""
+from grokkit.spline.uncounted import OUTPUT_TOLERANCE, list_uncounted
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +207,7 @@ def _check_agreement(program: Program, model: nn.Module, images: Tensor) -> None
     if not expected.isfinite().all():
         raise NumericsError("the model's output is not finite: its weights have diverged")
     error = (expected - got).abs().max() / expected.abs().max().clamp_min(1e-30)
-    if not error <= _TOLERANCE[images.dtype]:
+    if not error <= OUTPUT_TOLERANCE[images.dtype]:
         raise ModelContractError(
             f"the recorded program of the model differs from the model by {error:.2g} of its output: its layers depend "
             "on the data, or it calls code that hides its operations"

@@ -72,7 +72,8 @@ def local_complexity(
         NumericsError: the pre-activations are not finite.
 
     Cost: 2 P + 1 forward passes a point ("vertex"), 1 + P ("tangent"); in float64, 2 P and one for every breakpoint on
-    the rays ("ray"), or 2 + P ("bound"). Memory does not grow with N nor, except for "bound", with P.
+    the rays ("ray"), or 2 + P ("bound"); and five images once. Memory does not grow with N nor, except for "bound",
+    with P.
 
     Source: Humayun, Balestriero and Baraniuk, "Deep Networks Always Grok and Here is Why", arXiv:2402.15555.
     """
@@ -87,12 +88,7 @@ def local_complexity(
     with _prepare(model, images, directions, frames, seed, frame) as (inner, points, point_frames, uncounted):
         fields = _gather(_COUNTS[method](inner, points, point_frames, radius), len(points), 1)
         fields |= {name: fields[name][0] for name in ("counts", "zones", "switches", "pool_signs")}
-        fields |= {
-            "uncounted": uncounted.layers,
-            "counted_share": uncounted.counted_share,
-            "frames": _frames_kind(frames, frame),
-            "directions": point_frames.directions,
-        }
+        fields |= _describe_setting(uncounted, point_frames, frames, frame)
     return LocalComplexity(**fields, radius=radius, method=method, tangents=None, tangent_error=None)
 
 
@@ -141,14 +137,12 @@ def complexity_spectrum(
             len(points),
             len(checked),
         )
-        fields |= {"uncounted": uncounted.layers, "counted_share": uncounted.counted_share}
+        fields |= _describe_setting(uncounted, point_frames, frames, frame)
         error = None if dtype is None else estimate_tangent_error(inner, points, point_frames, checked, dtype)
     return ComplexitySpectrum(
         **fields,
         radii=checked,
         method="tangent",
-        directions=point_frames.directions,
-        frames=_frames_kind(frames, frame),
         tangents="exact" if dtype is None else "bfloat16",
         tangent_error=error,
         quantiles=levels,
@@ -158,8 +152,16 @@ def complexity_spectrum(
     )
 
 
-def _frames_kind(frames: FrameChoice, frame: Tensor | None) -> str:
-    return frames if frame is None else "own"
+def _describe_setting(
+    uncounted: Uncounted, point_frames: Frames, frames: FrameChoice, frame: Tensor | None
+) -> dict[str, Any]:
+    """Return the fields of a result that say what was not counted, and along which directions."""
+    return {
+        "uncounted": uncounted.layers,
+        "counted_share": uncounted.counted_share,
+        "frames": frames if frame is None else "own",
+        "directions": point_frames.directions,
+    }
 
 
 def _validate_radii(radii: Iterable[float], argument: str) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ depend on the image, values that are selected by a comparison, and whatever is d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -16,11 +15,11 @@ from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine_rules import RULES, describe_call
 from grokkit.spline.record_tape import BATCHES, record_twice
-from grokkit.spline.rule_table import tree_leaves
+from grokkit.spline.rule_table import tree_leaves, writes_in_place
 from grokkit.spline.tape import Node, Tape, Var
 
-_BATCH_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
-"""Largest relative change of an output when another image is added to the batch; far above rounding errors."""
+OUTPUT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
+"""Largest relative difference of two outputs that should be equal; far above rounding errors."""
 
 _NOISE_FACTOR = 100.0
 """A change is no rounding error if it is larger than this many changes by one rounding error of the images."""
@@ -111,7 +110,7 @@ def _list_constants(tape: Tape) -> tuple[Tensor, ...]:
 
 def _check_images_independent(model: nn.Module, first: Tape, second: Tape) -> None:
     expected, joint = first.result, second.result[1:].flip(0)
-    tolerance = _BATCH_TOLERANCE.get(expected.dtype, 0.0)
+    tolerance = OUTPUT_TOLERANCE.get(expected.dtype, 0.0)
     error, size = (expected.double() - joint.double()).abs().max(), expected.abs().max()
     if error > tolerance * size and size.isfinite() and not _is_noise(model, first, error, tolerance * size):
         suspect = next((f" ({text})" for text in map(_describe_suspect, first.nodes) if text), "")
@@ -121,10 +120,12 @@ def _check_images_independent(model: nn.Module, first: Tape, second: Tape) -> No
             "image independently"
         )
     _check_images_in_front(first, second)
-    for node, shapes in _list_reductions(first, second):
+    reduction = _find_reduction(first, second)
+    if reduction is not None:
+        shapes = ", ".join(map(str, reduction.shapes))
         raise ModelContractError(
-            f"{describe_call(node)} returns {shapes} for {BATCHES[0]} images as for {BATCHES[1]}: it mixes the images "
-            "of a batch; measure a model that processes each image independently"
+            f"{describe_call(reduction)} returns {shapes} for {BATCHES[0]} images as for {BATCHES[1]}: it mixes the "
+            "images of a batch; measure a model that processes each image independently"
         )
 
 
@@ -148,15 +149,22 @@ def _are_apart(alone: Tensor, joint: Tensor, shape: tuple[int, ...]) -> bool:
     return bool(((joint[1:].flip(0) - alone)[:, 0].abs() > limit).any())
 
 
-def _list_reductions(first: Tape, second: Tape) -> Iterator[tuple[Node, str]]:
-    """Yield the calls that reach the output and whose results have the same shape for any number of images."""
+def _find_reduction(first: Tape, second: Tape) -> Node | None:
+    """Return a call that reaches the output and whose result has the same shape for any number of images.
+
+    A tensor that is written to keeps its shape, and may hold the images in some of its rows.
+    """
     needed = set() if first.output is None else {first.output.index}
+    node: Node
+    other: Node
     for node, other in zip(reversed(first.nodes), reversed(second.nodes), strict=True):
         if not any(var.index in needed for var in node.outputs()):
             continue
         needed |= {var.index for var in node.inputs()}
-        if node.inputs() and node.shapes and node.shapes == other.shapes:
-            yield node, ", ".join(map(str, node.shapes))
+        is_write = writes_in_place(node.func)
+        if node.inputs() and node.shapes and node.shapes == other.shapes and not is_write:
+            return node
+    return None
 
 
 def _is_noise(model: nn.Module, tape: Tape, error: Tensor, tolerance: Tensor) -> bool:
