@@ -216,7 +216,7 @@ NAMES = {
     "grokkit.spline.passes.OTHER_LAYERS": "grokkit.spline.passes.DATA_DEPENDENT_LAYERS",
     "grokkit.spline.passes.extremes": "grokkit.spline.passes.reduce_min_max",
     "grokkit.spline.ray.ray_counts": "grokkit.spline.ray.count_ray_crossings",
-    "grokkit.spline.rule_table.leaves": "grokkit.spline.rule_table.tree_leaves",
+    "grokkit.spline.rule_table.leaves": "grokkit.units.list_leaves",
     "grokkit.spline.rule_table.map_leaves": "grokkit.spline.rule_table.tree_map",
     "grokkit.spline.rule_table.rule_table": "grokkit.spline.rule_table.build_rule_table",
     "grokkit.spline.segment_sweep.Seen": "grokkit.spline.segment_sweep.OnCall",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -380,6 +380,7 @@ def _find_overload(func: Any) -> Operation | None:
     return next((_BY_ALIAS[name] for name in names if name in _BY_ALIAS), None)
 
 
+@lru_cache(maxsize=4096)
 def get_function_name(func: Callable[..., Any]) -> str:
     """Return the name of an intercepted function without its module; an operator by the name of its operation."""
     if isinstance(func, torch._ops.OpOverload):

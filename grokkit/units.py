@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import EllipsisType, NoneType
@@ -148,7 +148,7 @@ class Constants:
 
     def add(self, tree: Any) -> None:
         """Add the tensors of a call's result."""
-        for tensor in iter_tensors((tree,)):
+        for tensor in list_tensors(tree):
             inner = unwrap_vmapped(tensor)
             if not inner.is_inference():
                 self._constants[id(inner)] = (inner, inner._version)  # the reference keeps its id unique
@@ -165,34 +165,38 @@ class Constants:
         """Return whether the result of a call is a constant: it computes with constants, numbers and names alone."""
         return all(
             self.contains(leaf) if isinstance(leaf, Tensor) else isinstance(leaf, _PLAIN)
-            for leaf in _iter_leaves(select_values(func, (args, kwargs)))
+            for leaf in list_leaves(select_values(func, (args, kwargs)))
         )
 
 
-_TORCH_NAMES = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_TORCH_NAMES = (torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _PLAIN = (int, float, complex, str, NoneType, EllipsisType, *_TORCH_NAMES)
 """Arguments that hold no values of images, unless a call read these."""
 
 
-def _iter_leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, tuple | list | dict):
-        for branch in tree.values() if isinstance(tree, dict) else tree:
-            yield from _iter_leaves(branch)
+def list_leaves(tree: Any) -> list[Any]:
+    """Return the leaves of nested lists, tuples, dicts and slices, in order; the size of a tensor is one leaf."""
+    leaves: list[Any] = []
+    _append_leaves(tree, leaves)
+    return leaves
+
+
+def _append_leaves(tree: Any, leaves: list[Any]) -> None:
+    if isinstance(tree, tuple | list) and not isinstance(tree, torch.Size):
+        for branch in tree:
+            _append_leaves(branch, leaves)
+    elif isinstance(tree, dict):
+        for branch in tree.values():
+            _append_leaves(branch, leaves)
     elif isinstance(tree, slice):
-        yield from (tree.start, tree.stop, tree.step)
+        leaves += (tree.start, tree.stop, tree.step)
     else:
-        yield tree
+        leaves.append(tree)
 
 
-def iter_tensors(trees: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors in nested lists, tuples and dicts."""
-    for tree in trees:
-        if isinstance(tree, Tensor):
-            yield tree
-        elif isinstance(tree, tuple | list):
-            yield from iter_tensors(tree)
-        elif isinstance(tree, dict):
-            yield from iter_tensors(tree.values())
+def list_tensors(tree: Any) -> list[Tensor]:
+    """Return the tensors among the leaves."""
+    return [leaf for leaf in list_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def unwrap_vmapped(tensor: Tensor) -> Tensor:
@@ -270,8 +274,6 @@ class _Interception(TorchFunctionMode):
         super().__init__()
         self._constants = Constants(model)
         self._constants.add(list(_KNOWN_CONSTANTS.get()))
-        # tensors that a module holds without registering them, such as a list of bounds
-        self._constants.add([list(vars(module).values()) for module in model.modules()])
         self._path = path
         self._on_call = on_call
         self._on_pool = on_pool

@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from grokkit.operations import Operation, find_operation, get_function_name
-from grokkit.units import iter_tensors
+from grokkit.units import list_tensors
 
 _SLIDING: dict[str, tuple[str, ...]] = {
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation"),
@@ -86,7 +86,7 @@ class FieldTracker(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tracked = [tensor for tensor in iter_tensors((args, kwargs)) if tensor in self._fields]
+        tracked = [tensor for tensor in list_tensors((args, kwargs)) if tensor in self._fields]
         # Look up before the call: an in-place call may change its input's shape.
         fields = [(tuple(tensor.shape[-2:]), self._fields[tensor]) for tensor in tracked]
         operation = find_operation(func)
@@ -101,13 +101,13 @@ class FieldTracker(TorchFunctionMode):
             self._apply_window(name, args, kwargs, fields[0][1], result)
         else:
             # an assignment to a slice returns nothing, and its first argument has the new values
-            for output in iter_tensors((args[0] if _is_assignment(operation) else result,)):
+            for output in list_tensors(args[0] if _is_assignment(operation) else result):
                 self._propagate(operation, fields, output)
         return result
 
     def _apply_window(self, name: str, args: Any, kwargs: Any, field: Field, result: Any) -> None:
         through = field.through(_read_window(name, args, kwargs))
-        self._fields[next(iter_tensors((result,)))] = through
+        self._fields[list_tensors(result)[0]] = through
         if name == "conv2d":
             self._largest = max(self._largest or 0, *through.size)
 

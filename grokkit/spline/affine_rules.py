@@ -16,10 +16,10 @@ from grokkit.spline.rule_table import (
     build_rule_table,
     find_value_positions,
     get_out_of_place,
-    tree_leaves,
     tree_map,
 )
 from grokkit.spline.tape import BatchRow, Node, Var
+from grokkit.units import list_leaves
 
 MapForm = Literal["value", "linear", "magnitude"]
 """Form of an affine map W x + b: the map itself ("value"), W x ("linear"), or |W| x ("magnitude")."""
@@ -118,7 +118,7 @@ def _multiply_matrices(node: Node, form: MapForm) -> Invocation:
 
 
 def _check_one_factor(node: Node, *factors: Any) -> None:
-    if sum(isinstance(factor, Var) for factor in tree_leaves(factors)) > 1:
+    if sum(isinstance(factor, Var) for factor in list_leaves(factors)) > 1:
         raise make_error(node, "multiplies two tensors that both depend on the image")
 
 
@@ -202,7 +202,7 @@ def _subtract_neighbours(node: Node, form: MapForm) -> Invocation:
 def _assign(node: Node, form: MapForm) -> Invocation:
     """Return the call of an assignment to a slice, on a copy of what is written to."""
     base, index, value = node.args
-    if any(isinstance(leaf, Var) for leaf in tree_leaves(index)):
+    if any(isinstance(leaf, Var) for leaf in list_leaves(index)):
         raise make_error(node, "selects by a mask or an index that depends on the image")
 
     def assign(base: Tensor, value: Any) -> Tensor:
@@ -221,7 +221,7 @@ def _copy(node: Node, form: MapForm) -> Invocation:
 def _interpolate(node: Node, form: MapForm) -> Invocation:
     """Return the call; interpolation that is not cubic has no negative weight."""
     func, args, kwargs = _keep_operation(node, form)
-    if form != "magnitude" or "bicubic" not in tree_leaves((args, kwargs)):
+    if form != "magnitude" or "bicubic" not in list_leaves((args, kwargs)):
         return func, args, kwargs
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -273,7 +273,7 @@ def _apply_jointly(node: Node, form: MapForm) -> Invocation:
     """Return the call of an operation that is affine in several arguments together; constants there are offsets."""
     values = find_value_positions(node.func, len(node.args))
     others = [argument for at, argument in enumerate(node.args) if at not in values]
-    if any(isinstance(leaf, Var) for leaf in tree_leaves((others, node.kwargs))):
+    if any(isinstance(leaf, Var) for leaf in list_leaves((others, node.kwargs))):
         raise make_error(node, "selects by a mask or an index that depends on the image")
     if node.kwargs.get("reduce") is not None:
         raise make_error(node, "combines values otherwise than by their sum")

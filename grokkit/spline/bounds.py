@@ -20,9 +20,8 @@ from grokkit.spline.affine_rules import MapForm
 from grokkit.spline.envelope import index_windows
 from grokkit.spline.frames import Frames
 from grokkit.spline.passes import BlockCount, LayerCount, check_same_calls, count_per_point, find_live_units
-from grokkit.spline.rule_table import tree_leaves
 from grokkit.spline.tape import Var
-from grokkit.units import Call
+from grokkit.units import Call, list_leaves
 
 ROUNDING_SLACK = 1e-12
 """Widening of every range, relative to its size and its tensor's; float64 rounding errors are smaller."""
@@ -100,7 +99,7 @@ def _bound_affine(step: ProgramStep, env: dict[int, Hull]) -> None:
 
         return step.run(values, points * count if form == "linear" else points, form)
 
-    centre, directions, box = (tree_leaves(run_form(form)) for form in ("value", "linear", "magnitude"))
+    centre, directions, box = (list_leaves(run_form(form)) for form in ("value", "linear", "magnitude"))
     hulls = [Hull(c, d.unflatten(0, (count, points)), b) for c, d, b in zip(centre, directions, box, strict=True)]
     for var, hull in zip(step.node.outputs(), hulls, strict=True):
         env[var.index] = hull

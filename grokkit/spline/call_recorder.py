@@ -20,7 +20,7 @@ from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.interrupt import check_interrupt
 from grokkit.operations import Operation, find_operation, get_function_name, place_arguments, select_values
-from grokkit.spline.rule_table import tree_leaves, tree_map, writes_in_place
+from grokkit.spline.rule_table import tree_map, writes_in_place
 from grokkit.spline.tape import Node, Origin, Tape, Var
 from grokkit.units import (
     Constants,
@@ -28,7 +28,8 @@ from grokkit.units import (
     check_full_precision,
     expand_vmapped,
     is_counted_call,
-    iter_tensors,
+    list_leaves,
+    list_tensors,
     list_vmapped_sizes,
     unwrap_vmapped,
 )
@@ -97,7 +98,7 @@ class _CallRecorder(TorchFunctionMode):
         args, kwargs = place_arguments(func, args, kwargs)
         self._note_origins(func, (args, kwargs))
         traced = tree_map(self.to_var, (args, kwargs))
-        if not any(isinstance(leaf, Var) for leaf in tree_leaves(select_values(func, traced))):
+        if not any(isinstance(leaf, Var) for leaf in list_leaves(select_values(func, traced))):
             out = func(*args, **kwargs)
             self._constants.add(out)
             return out
@@ -112,14 +113,14 @@ class _CallRecorder(TorchFunctionMode):
                 "value, on which the model can decide what to compute for a whole batch; compute with tensors, or read "
                 "such values only under `if self.training`"
             )
-        arguments = list(iter_tensors((args, kwargs)))
+        arguments = list_tensors((args, kwargs))
         self.mapped += [(layer, size) for tensor in arguments for size in list_vmapped_sizes(tensor)]
         problem = self._find_stale_argument(arguments) or _find_strides(operation, args)
         problem = problem or self._find_split_batch(operation, args, kwargs)
         versions = [(tensor, _get_version(tensor)) for tensor in arguments]
         node_args, node_kwargs = self._copy_target(func, traced)
         out = func(*args, **kwargs)
-        results = list(iter_tensors((out,)))
+        results = list_tensors(out)
         written = [tensor for tensor, version in versions if _get_version(tensor) != version]
         # views of one tensor are written to together; the result, or the first of them, is the one that is meant
         meant = results or written[:1]
@@ -148,12 +149,12 @@ class _CallRecorder(TorchFunctionMode):
 
     def _note_origins(self, func: Any, arguments: Any) -> None:
         """Append what enters a call and no recorded call made: numbers, and tensors of unknown origin."""
-        for leaf in tree_leaves(arguments):
+        name = get_function_name(func)
+        layer = self._path.layer_name(name)
+        for leaf in list_leaves(arguments):
             is_number = isinstance(leaf, int | float | complex)
             if not (is_number or (isinstance(leaf, Tensor) and self._is_unseen(leaf) and not self._bind_view(leaf))):
                 continue
-            name = get_function_name(func)
-            layer = self._path.layer_name(name)
             is_unseen = len(self.origins) in self._unseen and not is_number
             if is_unseen:
                 problem = "was computed by code that is not seen"

@@ -21,7 +21,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from grokkit.errors import GrokkitError, ModelContractError
 from grokkit.operations import find_operation, get_function_name, place_arguments
-from grokkit.spline.rule_table import tree_leaves, tree_map, writes_in_place
+from grokkit.spline.rule_table import tree_map, writes_in_place
+from grokkit.units import list_leaves
 
 _tangent_dtype: ContextVar[torch.dtype | None] = ContextVar("tangent_dtype", default=None)
 
@@ -93,7 +94,7 @@ def _match_strides(primal: Tensor, tangent: Tensor) -> Tensor:
 
 def has_dual(*trees: Any) -> bool:
     """Return whether any leaf of the trees is a `Dual`."""
-    return any(isinstance(leaf, Dual) for leaf in tree_leaves(trees))
+    return any(isinstance(leaf, Dual) for leaf in list_leaves(trees))
 
 
 def round_like_tangent(x: Dual, tree: Any) -> Any:
@@ -182,7 +183,7 @@ def apply_forward_ad(func: Any, *args: Any, **kwargs: Any) -> Any:
     Raises:
         ModelContractError: the operation has no forward-mode derivative, or writes into a tensor that cannot hold one.
     """
-    directions = next(len(leaf.tangent) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Dual))
+    directions = next(len(leaf.tangent) for leaf in list_leaves((args, kwargs)) if isinstance(leaf, Dual))
     results: list[_UnpackedCall] = []
     with _enter_dual_level():
         for direction in range(directions):
@@ -213,7 +214,7 @@ class _DirectionalCall:
     def __init__(self, func: Any, args: Any, kwargs: Any, direction: int) -> None:
         self.copies: list[tuple[Dual, Tensor, int]] = []
         arguments = tree_map(partial(self._copy, direction), (args, kwargs))
-        plain = [(leaf, leaf._version) for leaf in tree_leaves((args, kwargs)) if _is_plain(leaf)]
+        plain = [(leaf, leaf._version) for leaf in list_leaves((args, kwargs)) if _is_plain(leaf)]
         self.out = func(*arguments[0], **arguments[1])
         if any(leaf._version != version for leaf, version in plain):
             raise make_hidden_write_error(func)
@@ -240,7 +241,7 @@ class _DirectionalCall:
             return False
         ((_, copy, _),) = self.copies
         memory = copy.untyped_storage().data_ptr()
-        results = [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor) and leaf is not copy]
+        results = [leaf for leaf in list_leaves(self.out) if isinstance(leaf, Tensor) and leaf is not copy]
         return any(leaf.untyped_storage().data_ptr() == memory for leaf in results)
 
 
@@ -249,7 +250,7 @@ class _UnpackedCall:
 
     def __init__(self, call: _DirectionalCall) -> None:
         self.tree = call.out
-        self.leaves = tree_leaves(call.out)
+        self.leaves = list_leaves(call.out)
         self.sources = [call.find_source(leaf) for leaf in self.leaves]
         self.values = [self._unpack(leaf) for leaf in self.leaves]
         self.written = [(source, *self._unpack(copy)) for source, copy in call.list_written()]

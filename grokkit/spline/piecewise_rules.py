@@ -12,8 +12,8 @@ from torch import Tensor
 
 from grokkit.operations import RELU, Operation, find_operation
 from grokkit.spline.dual import Dual, apply_forward_ad, has_dual, make_hidden_write_error, scale_tangent
-from grokkit.spline.rule_table import get_out_of_place, tree_leaves, tree_map, writes_in_place
-from grokkit.units import is_counted_call
+from grokkit.spline.rule_table import get_out_of_place, tree_map, writes_in_place
+from grokkit.units import is_counted_call, list_leaves
 
 
 def apply_activation(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -21,7 +21,7 @@ def apply_activation(func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     activation = _get_row(func).activation
     if not is_counted_call(_get_row(func), (x, *args), kwargs):
         return apply_forward_ad(func, x, *args, **kwargs)
-    compares = any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
+    compares = any(isinstance(leaf, Tensor) for leaf in list_leaves((args, kwargs)))
     if activation is not None and compares and (activation.pair or activation.name == "clamp"):
         return _apply_comparison(func, x, *args, **kwargs)
     if not isinstance(x, Dual) or has_dual(args, kwargs):
@@ -42,8 +42,8 @@ def _apply_comparison(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Apply an activation that compares tensors, by its slope in each of them."""
     if writes_in_place(func) and not isinstance(args[0], Dual):
         raise make_hidden_write_error(func)
-    duals = list({id(leaf): leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Dual)}.values())
-    shape = torch.broadcast_shapes(*(leaf.shape for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)))
+    duals = list({id(leaf): leaf for leaf in list_leaves((args, kwargs)) if isinstance(leaf, Dual)}.values())
+    shape = torch.broadcast_shapes(*(leaf.shape for leaf in list_leaves((args, kwargs)) if isinstance(leaf, Tensor)))
     with torch.enable_grad():
         leaves = {id(dual): dual.primal.detach().expand(shape).clone().requires_grad_() for dual in duals}
         filled_args, filled_kwargs = tree_map(lambda leaf: leaves.get(id(leaf), leaf), (args, kwargs))

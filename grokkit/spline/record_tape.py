@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from grokkit.errors import ModelContractError
 from grokkit.spline.call_recorder import record_once
-from grokkit.spline.rule_table import tree_leaves, tree_map
+from grokkit.spline.rule_table import tree_map
 from grokkit.spline.tape import BatchMultiple, BatchRow, Node, Tape
+from grokkit.units import list_leaves
 
 BATCHES = (2, 3)
 DATA_DEPENDENT_CALLS = (
@@ -132,7 +133,7 @@ def _is_same(first: Any, second: Any) -> bool:
 
 def _generalise_batch(first: Any, second: Any) -> Any:
     """Return the arguments of one call with batch-dependent leaves replaced by `BatchMultiple` and `BatchRow`."""
-    second_leaves = iter(tree_leaves(second))
+    second_leaves = iter(list_leaves(second))
     return tree_map(lambda leaf: _merge_leaf(leaf, next(second_leaves)), first)
 
 

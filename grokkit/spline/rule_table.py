@@ -51,13 +51,6 @@ def tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
     return function(tree)
 
 
-def tree_leaves(tree: Any) -> list[Any]:
-    """Return the leaves, in order."""
-    leaves: list[Any] = []
-    tree_map(leaves.append, tree)
-    return leaves
-
-
 def writes_in_place(func: Any) -> bool:
     """Return whether an operation writes into its first argument, by its name."""
     name: str = getattr(func, "__name__", "").split(".")[0]

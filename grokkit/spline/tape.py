@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from grokkit.operations import Activation, Operation, get_function_name
-from grokkit.spline.rule_table import tree_leaves, tree_map
+from grokkit.spline.rule_table import tree_map
+from grokkit.units import list_leaves
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,15 @@ class Node(NamedTuple):
 
     def count_inputs(self) -> int:
         """Return the number of image-dependent arguments; one that is passed twice counts twice."""
-        return sum(isinstance(leaf, Var) for leaf in tree_leaves((self.args, self.kwargs)))
+        return sum(isinstance(leaf, Var) for leaf in list_leaves((self.args, self.kwargs)))
 
     def inputs(self) -> list[Var]:
         """Return the image-dependent arguments, each once, in order."""
-        return list(dict.fromkeys(leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Var)))
+        return list(dict.fromkeys(leaf for leaf in list_leaves((self.args, self.kwargs)) if isinstance(leaf, Var)))
 
     def outputs(self) -> list[Var]:
         """Return the image-dependent results."""
-        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Var)]
+        return [leaf for leaf in list_leaves(self.out) if isinstance(leaf, Var)]
 
 
 class Origin(NamedTuple):

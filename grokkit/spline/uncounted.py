@@ -15,8 +15,9 @@ from grokkit.device.model_check import run_model
 from grokkit.errors import ModelContractError
 from grokkit.spline.affine_rules import RULES, describe_call
 from grokkit.spline.record_tape import BATCHES, record_twice
-from grokkit.spline.rule_table import tree_leaves, writes_in_place
+from grokkit.spline.rule_table import writes_in_place
 from grokkit.spline.tape import Node, Tape, Var
+from grokkit.units import list_leaves
 
 OUTPUT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 """Largest relative difference of two outputs that should be equal; far above rounding errors."""
@@ -202,7 +203,7 @@ def _moves_its_kinks(node: Node) -> bool:
     """Return whether a counted call has a parameter that depends on the image in a way that is not counted."""
     if node.activation is None:
         return False
-    parameters = [leaf for leaf in tree_leaves((node.args[1:], node.kwargs)) if leaf is not None]
+    parameters = [leaf for leaf in list_leaves((node.args[1:], node.kwargs)) if leaf is not None]
     moving = any(isinstance(leaf, Var) for leaf in parameters)
     if node.activation.name == "clamp":
         return moving and len(parameters) > 1  # where its bounds meet, it bends

@@ -20,8 +20,8 @@ from grokkit.spline import dual, piecewise_rules, rules
 from grokkit.spline.affine import Program, bind_results, build_program
 from grokkit.spline.affine_rules import MapForm
 from grokkit.spline.dual import Dual
-from grokkit.spline.rule_table import tree_leaves
 from grokkit.spline.uncounted import find_uncounted
+from grokkit.units import list_leaves
 from tests.contracts.operation_samples import CALLS, OWNERS, ROWS, SAME_AS, Body, Form, draw_images, iter_forms
 from tests.reference.bends import draw_line, find_bends, find_explained
 from tests.reference.lc_nets import draw
@@ -48,7 +48,7 @@ def named(*kinds: str) -> Any:
 
 def join(result: Any, images: int) -> Tensor:
     """(N, ...): the floating tensors of a result side by side."""
-    leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = [leaf for leaf in list_leaves(result) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
     return torch.cat([leaf.reshape(images, -1) for leaf in leaves], 1)
 
 
