@@ -1,0 +1,61 @@
+"""Runs are grouped by their configuration without the seed, and groups are labelled by what differs."""
+
+from __future__ import annotations
+
+import pytest
+
+from grokkit.config.groups import Group, group_of, label_groups, strip_seed
+
+
+@pytest.mark.parametrize(
+    ("name", "stripped"),
+    [
+        ("quickstart/constant-s0-ab12cd34", "quickstart/constant"),
+        ("runs/mine-s12", "runs/mine"),
+        ("runs/mine", "runs/mine"),
+        ("runs/mine-s0-long", "runs/mine-s0-long"),  # a word is not a config hash
+        ("runs/resnet-s2-deadbeef00", "runs/resnet-s2-deadbeef00"),
+    ],
+)
+def test_only_seed_and_hash_are_stripped(name: str, stripped: str) -> None:
+    assert strip_seed(name) == stripped
+
+
+def test_seeds_share_a_group_and_hyper_parameters_do_not() -> None:
+    slow = [group_of(f"a/b-s{seed}-0000000{seed}", {"seed": seed, "optimizer": {"lr": 0.1}}) for seed in (0, 1)]
+    fast = group_of("a/b-s0-11111111", {"seed": 0, "optimizer": {"lr": 0.2}})
+    assert slow[0] == slow[1] != fast and fast.name == slow[0].name == "a/b"
+
+
+def test_labels_name_what_differs() -> None:
+    configs = [
+        {"seed": 0, "steps": 5, "optimizer": {"name": "sgd", "lr": lr, "momentum": 0.9}, "data": {"name": "digits"}}
+        for lr in (0.1, 0.2)
+    ]
+    labels = label_groups({group_of("a/b", config): config for config in configs} | {Group("a/c", "x"): configs[0]})
+    assert list(labels.values()) == ["a/b (optimizer.lr=0.1)", "a/b (optimizer.lr=0.2)", "a/c"]
+
+
+def test_keys_that_change_together_are_named_once_and_missing_ones_as_missing() -> None:
+    configs = [{"policy": {"name": "wsd", "decay": 0.2}}, {"policy": {"name": "constant"}}]
+    assert list(label_groups({group_of("a/b", config): config for config in configs}).values()) == [
+        "a/b (policy.name=wsd)",
+        "a/b (policy.name=constant)",
+    ]
+    configs = [{"clip": 1.0}, {"steps": 5}]
+    assert list(label_groups({group_of("a/b", config): config for config in configs}).values()) == [
+        "a/b (clip=1.0)",
+        "a/b (no clip)",
+    ]
+
+
+def test_labels_are_unique_also_if_long_values_are_cut_off() -> None:
+    configs = [{"data": "x" * 60 + tail} for tail in "abc"]
+    labels = list(label_groups({group_of("a/b", config): config for config in configs}).values())
+    assert len(set(labels)) == 3 and all(len(label) < 90 for label in labels)
+
+
+def test_a_grid_is_labelled_by_all_its_axes() -> None:
+    configs = [{"lr": lr, "wd": wd} for lr in (1, 2) for wd in (0, 3)]
+    labels = list(label_groups({group_of("g", config): config for config in configs}).values())
+    assert labels == ["g (lr=1, wd=0)", "g (lr=1, wd=3)", "g (lr=2, wd=0)", "g (lr=2, wd=3)"]
