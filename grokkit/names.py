@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 TABLE_COLUMNS = (
     "run",
     "seed",
+    "group",
+    "config",
     "step",
     "probe_set",
     "layer",
@@ -31,7 +33,8 @@ TABLE_COLUMNS = (
     "n",
     "unit",
 )
-"""Columns of a table, one row per number. `low` and `high` bound `value` (NaN if no interval is known),
+"""Columns of a table, one row per number. Runs of one `group` differ only in their seed: it is a label, `config` a hash
+of their configuration without the seed. `low` and `high` bound `value` (NaN if no interval is known),
 `n` counts the images behind it, `radius` is in the input space of the net, `directions` counts those of the frame,
 `epsilon` is in pixels."""
 
@@ -149,3 +152,9 @@ class FigureData:
     table: pd.DataFrame
     arrays: Mapping[str, np.ndarray]
     events: pd.DataFrame
+
+
+def format_epsilon(epsilon: float) -> str:
+    """Format an l_inf radius in pixels as k/255 if it is a multiple of 1/255, else as a decimal number."""
+    levels = 255 * epsilon
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"

@@ -247,20 +247,20 @@ def test_phases_draws_the_lowest_attack_strong_and_each_attack_thin():
     assert sorted(line.get_ydata()[-1] for line in thin) == sorted([margin.iloc[-1], cross.iloc[-1]])
 
 
-def test_phases_draws_seeds_as_mean_and_range_and_variants_by_line_style():
+def test_phases_draws_seeds_as_mean_and_range_and_groups_by_colour():
     data = synthetic(BOTH)
     figure = drawn("phases", BOTH)
     rows = data.table[(data.table["measure"] == "accuracy") & (data.table["probe_set"] == "test")]
-    styles = []
+    colours = []
     for variant in ("demo/constant", "demo/decay_at_peak"):
         by_step = rows[rows["run"].str.startswith(variant)].groupby("step")["value"]
         expected = by_step.mean().to_numpy()
         found = [x for x in figure.axes[0].lines if len(x.get_ydata()) and np.allclose(x.get_ydata(), expected)]
         assert len(found) == 1
-        styles.append(str(found[0]._unscaled_dash_pattern))
+        colours.append(found[0].get_color())
         low = [c.get_paths()[0].vertices[:, 1].min() for c in figure.axes[0].collections]
         assert np.isclose(low, by_step.min().min()).any()
-    assert styles[0] != styles[1]
+    assert colours[0] != colours[1]
     words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert {"train", "test", "random", "demo/constant", "demo/decay_at_peak"} <= set(words)
 
@@ -431,7 +431,7 @@ def test_policy_draws_every_run():
     assert sum(len(line.get_xdata()) > 2 for line in figure.axes[0].lines) == len(BOTH)
 
 
-def test_paired_draws_both_variants_each_pair_and_their_mean_ratio():
+def test_paired_draws_both_groups_each_pair_and_their_mean_ratio():
     data = synthetic(BOTH)
     figure = drawn("paired", BOTH)
     for column, name in enumerate(("train", "test", "random")):
@@ -450,8 +450,8 @@ def test_paired_draws_both_variants_each_pair_and_their_mean_ratio():
         np.testing.assert_allclose(mean.get_ydata(), np.exp(np.log(ratios).mean(axis=1)))
 
 
-def test_paired_asks_for_two_variants_with_a_seed_in_common():
-    with pytest.raises(UsageError, match=r"draws two variants.*got 1: demo/constant"):
+def test_paired_asks_for_two_groups_with_a_seed_in_common():
+    with pytest.raises(UsageError, match=r"draws two groups.*got 1: demo/constant"):
         figures.create("paired", synthetic())
     strangers = synthetic((RUN, "demo/decay_at_peak-s7-ef12cd34"))
     with pytest.raises(UsageError, match="share no seed and step; pair them: grokkit train --seed"):

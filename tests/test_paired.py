@@ -11,7 +11,7 @@ from grokkit.analysis.paired import find_separation, paired_ratio
 def rows_of(over: np.ndarray, under: np.ndarray) -> pd.DataFrame:
     """Tables of (seed, step) values as rows of one probe set."""
     parts = [
-        {"variant": name, "seed": seed, "step": step, "probe_set": "train", "value": value}
+        {"group": name, "seed": seed, "step": step, "probe_set": "train", "value": value}
         for name, table in (("a", over), ("b", under))
         for (seed, step), value in np.ndenumerate(table)
     ]
@@ -40,7 +40,7 @@ def test_a_common_factor_is_found_exactly_and_equal_arms_are_one() -> None:
 def test_what_has_no_partner_is_left_out() -> None:
     rows = rows_of(np.ones((3, 2)), np.ones((3, 2)))
     rows.loc[0, "value"] = 0.0
-    found = paired_ratio(rows[~((rows.variant == "b") & (rows.seed == 1))], "a", "b")
+    found = paired_ratio(rows[~((rows.group == "b") & (rows.seed == 1))], "a", "b")
     assert found.n.tolist() == [1, 2] and np.isnan(found.low[0])
 
 

@@ -228,8 +228,32 @@ def test_a_reading_comes_back_with_the_same_rows(tmp_path, changes):
 
 
 def test_a_missing_reading_is_said(tmp_path):
-    with pytest.raises(TrajectoryError, match="is missing"):
-        new_run(tmp_path / "a").reading("lc-1", 5)
+    made = new_run(tmp_path / "a")
+    with pytest.raises(TrajectoryError, match="has no 'lc-1'; it has nothing"):
+        made.reading("lc-1", 5)
+    write_value(made.path / "measures" / "lc-1", 4)
+    with pytest.raises(TrajectoryError, match="has lc-1, but not at step 5; the nearest step is 4"):
+        made.reading("lc-1", 5)
+    with pytest.raises(TrajectoryError, match="has no 'l'; it has lc-1"):
+        made.reading("l", 4)
+
+
+def test_a_reading_is_found_by_the_name_of_its_measure_if_it_is_the_only_one(tmp_path):
+    made = new_run(tmp_path / "a")
+    for identity, step in (("robust_accuracy-1a", 4), ("robust_accuracy-2b", 9), ("robust-1a", 9)):
+        write_value(made.path / "measures" / identity, step)
+    assert made.reading("robust_accuracy", 4).values.tolist() == [4.0]
+    assert made.reading("robust_accuracy", 9).values.tolist() == [9.0]
+    assert made.reading("robust", 9).values.tolist() == [9.0]
+    write_value(made.path / "measures" / "robust_accuracy-1a", 9)
+    with pytest.raises(TrajectoryError, match="2 of 'robust_accuracy' at step 9.*robust_accuracy-1a, robust_accuracy"):
+        made.reading("robust_accuracy", 9)
+    with pytest.raises(TrajectoryError, match="has no '../measures/robust-1a'"):
+        made.reading("../measures/robust-1a", 9)
+
+
+def write_value(folder, step):
+    store.write_reading(folder, step, Reading("m", np.array([float(step)]), ("probe_set",), {"probe_set": ["a"]}, "1"))
 
 
 def test_an_attribution_comes_back(tmp_path):
@@ -238,6 +262,7 @@ def test_an_attribution_comes_back(tmp_path):
     folder = made.path / "attributions" / "gradient-1"
     store.write_attribution(folder, 7, values, np.array([1, 0]), {"method": "gradient", "completeness": 1e-7})
     assert made.attributions() == {"gradient-1": [7]}
+    assert made.attribution("gradient", 7)[0].tobytes() == values.tobytes()
     got, labels, note = made.attribution("gradient-1", 7)
     assert got.dtype == np.float32 and got.tobytes() == values.tobytes() and labels.tolist() == [1, 0]
     assert note == {"method": "gradient", "completeness": 1e-7, "step": 7}

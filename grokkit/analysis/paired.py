@@ -1,4 +1,4 @@
-"""Compare two variants of an experiment that were run with the same seeds, as a ratio over steps."""
+"""Compare two groups of runs with the same seeds, as a ratio over steps."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
     One ratio per step and probe set.
 
     Args:
-        rows: with columns `variant`, `seed`, `step`, `probe_set` and `value`, one row for each of them; pairs share a
-            seed. Steps and sets that one of the variants lacks are left out, as is a pair with a value of 0.
-        over, under: the variants.
+        rows: with columns `group`, `seed`, `step`, `probe_set` and `value`, one row for each of them; pairs share a
+            seed. Steps and sets that one of the groups lacks are left out, as is a pair with a value of 0.
+        over, under: the groups.
 
     Returns:
         step, probe_set, value, low, high (95 %; NaN for fewer than 2 pairs), p (two-sided t test of log ratio = 0;
         NaN if all ratios are equal) and n, the number of pairs.
 
     Raises:
-        UsageError: the variants share no seed.
+        UsageError: the groups share no seed.
     """
     from scipy.special import stdtr, stdtrit
 
-    positive = rows[rows["variant"].isin((over, under)) & (rows["value"] > 0)]
-    wide = positive.pivot(index=["step", "probe_set", "seed"], columns="variant", values="value").dropna()
+    positive = rows[rows["group"].isin((over, under)) & (rows["value"] > 0)]
+    wide = positive.pivot(index=["step", "probe_set", "seed"], columns="group", values="value").dropna()
     if over not in wide or under not in wide or wide.empty:
-        raise UsageError(f"the variants {over} and {under} share no seed and step; pair them: grokkit train --seed")
+        raise UsageError(f"the groups {over} and {under} share no seed and step; pair them: grokkit train --seed")
     logs = (wide[over] / wide[under]).map(math.log).groupby(["step", "probe_set"])
     statistics = pd.DataFrame({"mean": logs.mean(), "error": logs.sem(), "n": logs.size()})
     half = stdtrit(statistics["n"] - 1, 0.975) * statistics["error"]

@@ -12,13 +12,17 @@ import pandas as pd
 
 from grokkit.analysis.csv_text import unquote_text
 from grokkit.analysis.derived_rows import derive_rows
-from grokkit.errors import DataError, GrokkitError, TrajectoryError
+from grokkit.analysis.run_groups import complete_groups, label_rows
+from grokkit.config.groups import group_of
+from grokkit.errors import DataError, GrokkitError, TrajectoryError, UsageError
 from grokkit.names import TABLE_COLUMNS, FigureData
 from grokkit.policies.signal import UNITS
 from grokkit.trajectory import Run, open_run
 from grokkit.trajectory.documents import escape_surrogates
 
-_TEXT = ("run", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
+_TEXT = ("run", "group", "config", "probe_set", "layer", "measure", "measure_id", "attack", "unit")
+_GROUP_COLUMNS = ("group", "config")
+"""Columns that tables of older versions lack."""
 _UNITS = {"accuracy": "share of images", "learning_rate": "1", **UNITS}
 _MISSING_VALUES = ["", "nan", "NaN"]
 T = TypeVar("T")
@@ -31,7 +35,8 @@ def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     (`dead_share`, by layer and in total) and, if noise was measured, LC(set) / LC(random) of the total at each radius
     (`local_complexity_ratio`, Fieller's interval); its density is value / radius. Metrics have their split as
     `probe_set` (`batch`, `test_set`, `validation`, `signal`) and measure_id `log`. Values that do not apply are empty
-    in text columns and NaN in numeric ones.
+    in text columns and NaN in numeric ones. Runs that differ only in their seed have the same `group`, a label that
+    names what differs from the other runs given.
 
     If one of several runs cannot be read, it is skipped with a warning.
 
@@ -39,7 +44,26 @@ def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
         TrajectoryError: none of the runs can be read, or a path is not a run.
     """
     runs = [runs] if isinstance(runs, Run | str | Path) else runs
-    return _concat(read_each([run if isinstance(run, Run) else open_run(run) for run in runs], _build_run_table))
+    opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
+    return _concat(read_each(drop_repeated(opened), lambda run: (run, _build_run_table(run))))
+
+
+def drop_repeated(runs: Sequence[Run]) -> list[Run]:
+    """Return each run once, also if it was given several times.
+
+    Raises:
+        UsageError: two folders hold runs of the same name, whose rows could not be told apart.
+    """
+    by_path = {run.path.resolve(): run for run in runs}
+    by_name: dict[str, Run] = {}
+    for run in by_path.values():
+        other = by_name.setdefault(run.name, run)
+        if other is not run:
+            raise UsageError(
+                f"{other.path} and {run.path} hold runs of the same name, {run.name}; give one of them, or rename a "
+                "folder"
+            )
+    return list(by_path.values())
 
 
 def read_each(runs: Sequence[Run], read: Callable[[Run], T]) -> list[T]:
@@ -69,8 +93,12 @@ def describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, GrokkitError) else f"{type(error).__name__}: {error}"
 
 
-def _concat(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(TABLE_COLUMNS))
+def _concat(parts: Sequence[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
+    """Concatenate the rows of the runs and label their groups."""
+    if not parts:
+        return pd.DataFrame(columns=list(TABLE_COLUMNS))
+    rows = pd.concat([frame for _, frame in parts], ignore_index=True)
+    rows = label_rows(rows, {group_of(run.name, run.config): run.config for run, _ in parts})
     return rows.sort_values(["run", "measure", "step"], kind="stable", ignore_index=True)
 
 
@@ -93,7 +121,9 @@ def _build_run_table(run: Run) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
-    frame["run"], frame["seed"] = run.name, run.config.get("seed", 0)
+    config = run.config
+    frame["run"], frame["seed"] = run.name, config.get("seed", 0)
+    frame["group"], frame["config"] = group_of(run.name, config)
     return _set_dtypes(frame)
 
 
@@ -108,9 +138,10 @@ def read_table(path: str | Path) -> pd.DataFrame:
     try:
         # A layer may be called `007` or `NA`: text columns are not parsed.
         frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=numbers)
-        if list(frame.columns) != list(TABLE_COLUMNS):
+        older = [column for column in TABLE_COLUMNS if column not in _GROUP_COLUMNS]
+        if list(frame.columns) not in (list(TABLE_COLUMNS), older):
             raise DataError(f"{path} is not a table: its columns must be {', '.join(TABLE_COLUMNS)}")
-        return _set_dtypes(unquote_text(frame))
+        return _set_dtypes(unquote_text(frame).reindex(columns=list(TABLE_COLUMNS)))
     except (OSError, ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} cannot be read as a table: {error}") from error
 
@@ -148,7 +179,7 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
             tables.append(read_table(source))
         else:
             run_list.append(open_run(source))
-    parts = read_each(run_list, lambda run: (run, _build_run_table(run), _read_events(run)))
+    parts = read_each(drop_repeated(run_list), lambda run: (run, _build_run_table(run), _read_events(run)))
     arrays: dict[str, np.ndarray] = {}
     for run, *_ in parts:
         try:
@@ -157,9 +188,9 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
             warnings.warn(f"skipped the attribution maps of {run.path}: {describe_error(error)}", stacklevel=2)
     events = [event for _, _, run_events in parts for event in run_events]
     columns = ["run", "seed", "step", "kind", "text"]
-    rows = _concat([frame for _, frame, _ in parts])
+    rows = _concat([(run, frame) for run, frame, _ in parts])
     frames = [*tables, rows] if run_list or not tables else tables
-    rows = pd.concat(frames, ignore_index=True)
+    rows = complete_groups(pd.concat(frames, ignore_index=True))
     return FigureData(rows, arrays, pd.DataFrame(events) if events else pd.DataFrame(columns=columns))
 
 

@@ -3,16 +3,18 @@ summary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from grokkit.cli.text import align_table
 from grokkit.config.run_config import Spec
 from grokkit.errors import UsageError
+from grokkit.names import format_epsilon
 
 if TYPE_CHECKING:
     from grokkit.measures import Measure
+    from grokkit.names import Reading
     from grokkit.trajectory import Run
 
 
@@ -65,27 +67,50 @@ def replay_with_progress(
 
 
 def print_measure(run: Path, measure: Spec) -> None:
-    """Print the readings of `measure` at about eight steps, summed over layers."""
-    from grokkit.analysis.tables import table
+    """Print the stored readings of `measure` at about eight steps, with the layers' total if there is one."""
     from grokkit.measures.runner import make_measure_id
     from grokkit.recording.instruments import as_measure
     from grokkit.trajectory import open_run
 
     opened = open_run(run)
     identity = make_measure_id(as_measure(measure), opened.probes, opened.config.get("seed", 0))
-    rows = table([opened]).query("measure_id == @identity and layer in ('', 'total')")
-    rows = rows[rows.measure == measure.name]  # not those derived from the readings: dead share, ratio to noise
-    if rows.empty:
-        return
-    steps = sorted(rows.step.unique())
-    printed = {*steps[:: max(1, len(steps) // 8)], steps[-1]}
-    columns = [name for name in ("probe_set", "radius", "epsilon", "attack") if rows[name].astype(str).nunique() > 1]
-    wide = rows[rows.step.isin(printed)].pivot_table(index="step", columns=columns or "probe_set", values="value")
-    print(f"{identity}, {rows.unit.iloc[0]}")
-    values = [[str(step), *(f"{value:.4g}" for value in row)] for step, row in wide.iterrows()]
-    print(align_table(["step", *(_format_column(column) for column in wide.columns)], values))
+    steps = opened.measures().get(identity, [])
+    readings = {
+        step: opened.reading(identity, step) for step in sorted({*steps[:: max(1, len(steps) // 8)], *steps[-1:]})
+    }
+    if readings:
+        print("\n".join(format_readings(identity, readings)))
 
 
-def _format_column(column: object) -> str:
-    parts = column if isinstance(column, tuple) else (column,)
-    return " ".join(f"{part:.4g}" if isinstance(part, float) else str(part) for part in parts)
+def format_readings(identity: str, readings: Mapping[int, Reading]) -> list[str]:
+    """Return the values of one measure as lines: a row per step and a column per value, named by the dims in which the
+    values differ; of layers only the total."""
+    tables = {step: dict(_name_values(reading)) for step, reading in readings.items()}
+    columns = list(dict.fromkeys(name for values in tables.values() for name in values))
+    rows = [
+        [str(step), *(f"{values[name]:.4g}" if name in values else "-" for name in columns)]
+        for step, values in tables.items()
+    ]
+    unit = " or ".join(dict.fromkeys(reading.unit for reading in readings.values()))
+    dims = ", ".join(dict.fromkeys(dim for reading in readings.values() for dim in _list_named_dims(reading)))
+    caption = f"{identity}, {unit}" + (f"; a column per {dims.replace('_', ' ')}" if dims else "")
+    return [caption, align_table(["step", *columns], rows)]
+
+
+def _name_values(reading: Reading) -> Iterator[tuple[str, float]]:
+    """Yield each value of a reading with a name of its own."""
+    has_total, named = "total" in reading.coords.get("layer", ()), _list_named_dims(reading)
+    for row in reading.rows():
+        if not has_total or row["layer"] == "total":
+            yield " ".join(_format_label(dim, row[dim]) for dim in named) or reading.measure, row["value"]
+
+
+def _list_named_dims(reading: Reading) -> list[str]:
+    has_total = "total" in reading.coords.get("layer", ())
+    return [dim for dim in reading.dims if len(reading.coords[dim]) > 1 and not (dim == "layer" and has_total)]
+
+
+def _format_label(dim: str, label: object) -> str:
+    if dim == "epsilon" and isinstance(label, float):
+        return format_epsilon(label)
+    return f"{label:.6g}" if isinstance(label, float) else str(label)

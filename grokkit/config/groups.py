@@ -90,4 +90,5 @@ def _format(key: str, flat: Mapping[str, Any]) -> str:
     if key not in flat:
         return f"no {key}"
     value = flat[key] if isinstance(flat[key], str) else json.dumps(flat[key], default=str)
+    value = value.encode(errors="backslashreplace").decode()
     return f"{key}={value if len(value) <= MAX_VALUE_CHARACTERS else value[:MAX_VALUE_CHARACTERS] + '...'}"

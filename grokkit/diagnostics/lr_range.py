@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from grokkit.config.groups import group_of
 from grokkit.config.run_config import RunConfig, Spec, spec
 from grokkit.device.placement import explain_device_mismatch
 from grokkit.device.select import fit_threads, select_device
@@ -94,12 +95,15 @@ class LRRange:
 
     def _rows(self, seed: int, curve: RangeCurve) -> list[dict[str, Any]]:
         unit_of_loss = "nats" if self.config.loss == "cross_entropy" else "squared logits"
-        run = self.config.replace(seed=seed).run_name
+        config = self.config.replace(seed=seed)
+        run, group = config.run_name, group_of(config.run_name, config.to_dict())
 
         def row(name: str, step: int, value: float, unit: str = "1") -> dict[str, Any]:
             return {
                 "run": run,
                 "seed": seed,
+                "group": group.name,
+                "config": group.config,
                 "step": step,
                 "probe_set": "batch",
                 "measure": f"range_test_{name}",

@@ -1,4 +1,4 @@
-"""Draw curves against training: select rows of the table, average seeds, and the figure `phases`."""
+"""Draw curves against training: select rows of the table, average the seeds of a group, and the figure `phases`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
+from grokkit.analysis.run_groups import complete_groups
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.theme import COLUMN, LINES, MARKERS, get_probe_colour, themed
-from grokkit.names import FigureData
+from grokkit.figures.styles import CurveStyles
+from grokkit.figures.theme import COLUMN, MARKERS, themed
+from grokkit.names import FigureData, format_epsilon
 
 COMMAND_OF_MEASURE = {
     "local_complexity": "`grokkit lc RUN`",
@@ -31,20 +33,19 @@ _KEYS = ["run", "step", "probe_set", "layer", "radius", "epsilon", "attack"]
 
 
 def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return the rows of one measure, with a column `variant`: the run's name before its seed.
+    """Return the rows of one measure in the recording that is drawn (`select_recording`), with their `group`.
 
     Raises:
         UsageError: there are none (the message names the command that adds them), or a run has two values under one
             measure_id.
     """
-    rows = select_recording(require_rows(data, measure, probe_sets))
-    rows["variant"] = parse_variants(rows["run"])
-    return rows
+    return select_recording(require_rows(data, measure, probe_sets))
 
 
 def require_rows(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:
     """Return all recordings of one measure. Raise UsageError if there are none, with the command that adds them."""
-    rows = data.table[data.table["measure"] == measure].copy()
+    table = complete_groups(data.table)
+    rows = table[table["measure"] == measure].copy()
     for column in ("probe_set", "layer", "attack"):
         rows[column] = rows[column].astype(object).where(rows[column].notna(), "")
     if probe_sets is not None:
@@ -57,33 +58,48 @@ def require_rows(data: FigureData, measure: str, probe_sets: Sequence[str] | Non
 
 
 def select_recording(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the recording with the most steps, then the most images, if the same numbers were recorded several times.
+    """Return, of each curve that a run has several recordings of, the one with settings that most runs of its group
+    share, then the one with the most steps, then the most images.
 
-    Recordings differ by parameters or points; curves that mix them would jump at the end of one. A warning names the
-    one that is used.
+    Recordings differ by parameters or points; curves that mix them would jump at the end of one. A warning names those
+    that are drawn, and another the groups whose runs have no settings in common.
     """
-    if not rows.duplicated(_KEYS).any():
-        return rows
-    group = [key for key in _KEYS if key != "step"]
-    recordings = rows.groupby([*group, "measure_id"], dropna=False, as_index=False).agg(
-        steps=("step", "nunique"), images=("n", "max")
+    curve = [key for key in _KEYS if key != "step"]
+    settings = [*(key for key in curve if key != "run"), "group", "images", "directions"]
+    recordings = rows.groupby([*curve, "group", "measure_id"], dropna=False, as_index=False).agg(
+        steps=("step", "nunique"), images=("n", "max"), directions=("directions", "max")
     )
-    ranked = recordings.sort_values(["steps", "images", "measure_id"], ascending=False, kind="stable")
-    selected = rows.merge(ranked.drop_duplicates(group)[[*group, "measure_id"]], on=[*group, "measure_id"])
-    if selected.duplicated(_KEYS).any():
-        raise UsageError(f"run {selected['run'].iloc[0]} has {selected['measure'].iloc[0]} twice under one measure_id")
-    ids = sorted(set(selected["measure_id"]))
-    warnings.warn(
-        f"{selected['measure'].iloc[0]} was recorded with several settings; drawing {', '.join(ids)}. "
-        "Pass a filtered table to draw another",
-        stacklevel=4,
-    )
-    return selected
+    shared = recordings.groupby(settings, dropna=False)["run"].transform("nunique")
+    order = ["shared", "steps", "images", "measure_id"]
+    chosen = recordings.assign(shared=shared).sort_values(order, ascending=False, kind="stable").drop_duplicates(curve)
+    if len(chosen) < len(recordings):
+        rows = rows.merge(chosen[[*curve, "measure_id"]], on=[*curve, "measure_id"])
+        warnings.warn(
+            f"{rows['measure'].iloc[0]} was recorded with several settings; of each run the one that most seeds share "
+            f"is drawn, then the one with the most steps and images: {', '.join(sorted(set(chosen['measure_id'])))}. "
+            "To draw another, pass a table with only its measure_id",
+            stacklevel=4,
+        )
+    _check_repeated(rows)
+    _warn_of_mixed_seeds(chosen, str(rows["measure"].iloc[0]))
+    return rows
 
 
-def parse_variants(runs: pd.Series) -> pd.Series:
-    """Strip seed and hash from run names: `quickstart/default-s0-ab12cd34` -> `quickstart/default`."""
-    return runs.astype(str).str.replace(r"-s\d+(-[0-9a-z]+)?$", "", regex=True)
+def _check_repeated(rows: pd.DataFrame) -> None:
+    if rows.duplicated(_KEYS).any():
+        raise UsageError(f"run {rows['run'].iloc[0]} has {rows['measure'].iloc[0]} twice under one measure_id")
+
+
+def _warn_of_mixed_seeds(chosen: pd.DataFrame, measure: str) -> None:
+    by_curve = chosen.groupby([key for key in _KEYS if key not in ("run", "step")] + ["group"], dropna=False)
+    mixed = chosen[(by_curve["images"].transform("nunique") > 1) | (by_curve["directions"].transform("nunique") > 1)]
+    for group in dict.fromkeys(mixed["group"]):
+        images = sorted(set(mixed["images"][mixed["group"] == group]))
+        warnings.warn(
+            f"{measure} of the seeds of {group} was taken with different settings (images: "
+            f"{', '.join(str(count) for count in images)}); their mean mixes them. Measure all of them alike",
+            stacklevel=5,
+        )
 
 
 def select_radius(rows: pd.DataFrame, radius: float | None) -> tuple[pd.DataFrame, float]:
@@ -102,14 +118,18 @@ def select_radius(rows: pd.DataFrame, radius: float | None) -> tuple[pd.DataFram
 def sum_layers(rows: pd.DataFrame, power: int = 1) -> pd.DataFrame:
     """Return one row per run, step and probe set, summed over layers.
 
-    The layer `total` is used if there is one, else the sum of the layers (`power` 2: root of the sum of squares).
+    Of a run with the layer `total` that is used, else the sum of the layers (`power` 2: root of the sum of squares).
     """
     total = rows[rows["layer"] == "total"]
-    if len(total):
+    layers = rows[~rows["run"].isin(total["run"])]
+    if layers.empty:
         return total
-    groups = rows.assign(value=rows["value"] ** power).groupby(["run", "variant", "step", "probe_set"], sort=False)
+    groups = layers.assign(value=layers["value"] ** power).groupby(
+        ["run", "group", "step", "probe_set"], sort=False, dropna=False
+    )
     summed = groups["value"].sum(min_count=1).reset_index()
-    return summed.assign(value=summed["value"] ** (1 / power), low=math.nan, high=math.nan)
+    summed = summed.assign(value=summed["value"] ** (1 / power), low=math.nan, high=math.nan)
+    return summed if total.empty else pd.concat([total, summed], ignore_index=True)
 
 
 def average_seeds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -117,10 +137,18 @@ def average_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
     One run: its values and their own interval. Several: mean, minimum and maximum at the steps that all of them have
     (a mean over ever fewer seeds would jump).
+
+    Raises:
+        UsageError: a run has two values at a step, the rows are of several groups, or the runs share no step.
     """
+    if rows["group"].nunique() > 1:
+        raise UsageError(f"only seeds of one group can be averaged; got {', '.join(sorted(set(rows['group'])))}")
+    if (twice := rows[rows.duplicated(["run", "step"])]).shape[0]:
+        first = twice.iloc[0]
+        raise UsageError(f"run {first['run']} has two values at step {first['step']} of what is drawn as one curve")
     if rows["run"].nunique() == 1:
         return rows.sort_values("step")[["step", "value", "low", "high"]]
-    table = rows.pivot_table(index="step", columns="run", values="value", sort=True).dropna()
+    table = rows.pivot(index="step", columns="run", values="value").sort_index().dropna()
     if table.empty:
         raise UsageError(f"the runs {', '.join(table.columns)} share no recorded step; draw them separately")
     columns = {"value": table.mean(axis=1), "low": table.min(axis=1), "high": table.max(axis=1)}
@@ -128,7 +156,7 @@ def average_seeds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_band(axes: Axes, rows: pd.DataFrame, **style: Any) -> Line2D:
-    """Draw one line with its band from the rows of one variant; infinite values leave a gap."""
+    """Draw one line with its band from the rows of one group; infinite values leave a gap."""
     curve = average_seeds(rows)
     curve = curve.assign(value=curve["value"].where(np.isfinite(curve["value"])))
     (line,) = axes.plot(curve["step"], curve["value"], **style)
@@ -162,9 +190,9 @@ STEP_LABEL = "step (optimizer updates, log scale)"
 def phases(data: FigureData, radius: float | None = None) -> Figure:
     """Draw accuracy, robust accuracy, local complexity and the size of weights and logits on one axis of updates.
 
-    Colour is the probe set, line style the variant. Seeds of a variant are drawn as their mean in a band from the
-    lowest to the highest; a single run has the band of its readings' own interval. Of several attacks the lowest
-    accuracy is drawn thick, each attack thin.
+    Runs that differ only in their seed are a group, drawn as their mean in a band from the lowest to the highest; a
+    single run has the band of its readings' own interval. Of one group, colour is the probe set; of several, colour is
+    the group and line style the probe set. Of several attacks the lowest accuracy is drawn thick, each attack thin.
 
     Args:
         data: needs the measures accuracy and local_complexity; robust_accuracy, weight_norm and logit_scale are drawn
@@ -175,72 +203,62 @@ def phases(data: FigureData, radius: float | None = None) -> Figure:
         A figure one column wide.
 
     Raises:
-        UsageError: a measure is missing; the message names the command that adds it.
+        UsageError: a measure is missing (the message names the command that adds it), or there are too many groups.
     """
     accuracy = select(data, "accuracy", ("train", "test"))
     complexity, radius = select_radius(select(data, "local_complexity"), radius)
+    styles = CurveStyles(pd.concat([accuracy, complexity]))
     measures = set(data.table["measure"])
     sizes = [name for name in ("weight_norm", "logit_scale") if name in measures]
     heights = [1.35, 1.35, *(0.8 for _ in sizes)]
-    figure = Figure(figsize=(COLUMN, 0.75 + 0.97 * sum(heights)), layout="constrained")
+    height = 0.75 + 0.97 * sum(heights) + styles.legend_height()
+    figure = Figure(figsize=(COLUMN, height), layout="constrained")
     panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    draw_by_probe_set(panels[0], accuracy)
-    marks = _draw_robust(panels[0], select(data, "robust_accuracy")) if "robust_accuracy" in measures else []
+    draw_by_probe_set(panels[0], accuracy, styles)
+    robust = select(data, "robust_accuracy") if "robust_accuracy" in measures else None
+    marks = [] if robust is None else _draw_robust(panels[0], robust, styles)
     panels[0].set(ylabel="accuracy\n(share of images)", ylim=(-0.02, 1.02))
-    _draw_complexity(panels[1], complexity, radius)
+    _draw_complexity(panels[1], complexity, radius, styles)
     for panel, name in zip(panels[2:], sizes, strict=True):
-        _draw_size(panel, select(data, name), name)
+        _draw_size(panel, select(data, name), name, styles)
     panels[-1].set_xlabel(STEP_LABEL)
     set_log_steps(panels[-1], pd.concat([accuracy["step"], complexity["step"]]))
     figure.align_ylabels(panels)
-    probe_sets = pd.concat([accuracy["probe_set"], complexity["probe_set"]])
-    _add_legend(figure, list(dict.fromkeys(probe_sets)), list(dict.fromkeys(accuracy["variant"])), marks)
+    styles.add_legends(figure, marks)
     return figure
 
 
-def _draw_complexity(axes: Axes, rows: pd.DataFrame, radius: float) -> None:
-    draw_by_probe_set(axes, sum_layers(rows))
+def _draw_complexity(axes: Axes, rows: pd.DataFrame, radius: float, styles: CurveStyles) -> None:
+    draw_by_probe_set(axes, sum_layers(rows), styles)
     unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
     axes.set_ylabel(f"local complexity\n({unit})")
     axes.set_title(f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}", fontsize=7, color="0.35")
 
 
-def _draw_size(axes: Axes, rows: pd.DataFrame, measure: str) -> None:
-    if measure == "logit_scale":
-        draw_by_probe_set(axes, rows)
-        axes.set_ylabel("logit scale\n(logits)")
-        return
-    for line, part in _group_by_variant(sum_layers(rows, power=2)):
-        draw_band(axes, part, color="black", linestyle=line)
-    axes.set_ylabel("weights\n(L2 norm)")
+def _draw_size(axes: Axes, rows: pd.DataFrame, measure: str, styles: CurveStyles) -> None:
+    if measure == "weight_norm":
+        rows = sum_layers(rows, power=2)
+    draw_by_probe_set(axes, rows, styles)
+    axes.set_ylabel("weights\n(L2 norm)" if measure == "weight_norm" else "logit scale\n(logits)")
 
 
-def _group_by_variant(rows: pd.DataFrame) -> list[tuple[Any, pd.DataFrame]]:
-    """Return the rows of each variant with its line style, in order of appearance."""
-    parts = [part for _, part in rows.groupby("variant", sort=False)]
-    return [(LINES[index % len(LINES)], part) for index, part in enumerate(parts)]
+def draw_by_probe_set(axes: Axes, rows: pd.DataFrame, styles: CurveStyles) -> None:
+    """Draw a line per group and probe set."""
+    for style, part in styles.split(rows):
+        draw_band(axes, part, **style)
 
 
-def draw_by_probe_set(axes: Axes, rows: pd.DataFrame) -> None:
-    """Draw a line per variant and probe set: the style is the variant, the colour the set."""
-    names = list(dict.fromkeys(rows["probe_set"]))
-    for line, part in _group_by_variant(rows):
-        for name, curve in part.groupby("probe_set", sort=False):
-            colour = get_probe_colour(str(name), names)
-            draw_band(axes, curve, color=colour, linestyle=line)
-
-
-def _draw_robust(axes: Axes, rows: pd.DataFrame) -> list[Line2D]:
+def _draw_robust(axes: Axes, rows: pd.DataFrame, styles: CurveStyles) -> list[Line2D]:
     """Draw each attack thin and their minimum thick with a marker per epsilon; return the legend's handles."""
-    names, epsilons = list(dict.fromkeys(rows["probe_set"])), sorted(set(rows["epsilon"]))
-    for line, part in _group_by_variant(rows):
-        for (name, epsilon), group in part.groupby(["probe_set", "epsilon"], sort=False):
-            style = {"color": get_probe_colour(str(name), names), "linestyle": line}
-            for _, attack in group.groupby("attack", sort=False):
+    epsilons = sorted(set(rows["epsilon"]))
+    for style, part in styles.split(rows):
+        for epsilon, attacked in part.groupby("epsilon"):
+            for _, attack in attacked.groupby("attack", sort=False):
                 curve = average_seeds(attack)
                 axes.plot(curve["step"], curve["value"], lw=0.5, alpha=0.7, **style)
-            lowest = group.groupby(["run", "step"], as_index=False)["value"].min().assign(low=math.nan, high=math.nan)
-            draw_band(axes, lowest, marker=MARKERS[epsilons.index(epsilon) % len(MARKERS)], mew=0, lw=0.9, **style)
+            lowest = attacked.groupby(["group", "run", "step"], as_index=False)["value"].min()
+            marker = MARKERS[epsilons.index(epsilon) % len(MARKERS)]
+            draw_band(axes, lowest.assign(low=math.nan, high=math.nan), marker=marker, mew=0, lw=0.9, **style)
     count = rows["attack"].nunique()
     suffix = f", lowest of {count} attacks" if count > 1 else f", {rows['attack'].iloc[0]}"
     handles = [
@@ -250,24 +268,3 @@ def _draw_robust(axes: Axes, rows: pd.DataFrame) -> list[Line2D]:
         for epsilon, marker in zip(epsilons, MARKERS * len(epsilons), strict=False)
     ]
     return [*handles, Line2D([], [], color="0.2", lw=0.5, label="each attack")] if count > 1 else handles
-
-
-def format_epsilon(epsilon: float) -> str:
-    """Format an l_inf radius as k/255 if it is a multiple of 1/255."""
-    levels = 255 * epsilon
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"
-
-
-def _add_legend(figure: Figure, probe_sets: list[str], variants: list[str], marks: list[Line2D]) -> None:
-    """Add a legend above the panels: a column of colours beside a column of line styles and markers."""
-    colours = [Line2D([], [], color=get_probe_colour(name, probe_sets), label=name) for name in probe_sets]
-    styles = [
-        Line2D([], [], color="0.2", linestyle=LINES[index % len(LINES)], label=name)
-        for index, name in enumerate(variants)
-    ]
-    others = [*(styles if len(variants) > 1 else []), *marks]
-    # A legend fills its columns evenly, so the shorter column is padded with blank entries.
-    rows = max(len(colours), len(others))
-    blank = [Line2D([], [], linestyle="none", label=" ")]
-    handles = [*colours, *blank * (rows - len(colours)), *others, *blank * (rows - len(others))] if others else colours
-    figure.legend(handles=handles, loc="outside upper left", ncols=2 if others else len(colours), labelspacing=0.25)

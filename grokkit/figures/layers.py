@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -15,9 +16,12 @@ from matplotlib.figure import Figure
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps
+from grokkit.figures.styles import check_group_count
 from grokkit.figures.theme import COLUMN, FULL, themed
 from grokkit.names import FigureData
 
+MAX_GROUPS = 5
+"""What fits on one page."""
 MAX_NAMED_LAYERS = 12
 """Maximum number of layers named at the colour bar; of more, evenly spaced ones are."""
 
@@ -25,9 +29,9 @@ MAX_NAMED_LAYERS = 12
 @register("layers")
 @themed
 def layers(data: FigureData, radius: float | None = None, scale: Literal["linear", "log"] = "linear") -> Figure:
-    """Draw one line per layer, coloured by depth; a panel per probe set and variant, all on the same axes.
+    """Draw one line per layer, coloured by depth; a panel per probe set and group, all on the same axes.
 
-    Counts are as measured, not normalised: a wider layer has more units to count. Seeds of a variant are drawn as
+    Counts are as measured, not normalised: a wider layer has more units to count. Seeds of a group are drawn as
     their mean in a band from the lowest to the highest.
 
     Args:
@@ -39,7 +43,8 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
         A figure as wide as the page, or one column wide if there is one probe set.
 
     Raises:
-        UsageError: the measure or its layers are missing, or `scale` is neither `linear` nor `log`.
+        UsageError: the measure or its layers are missing, there are more groups than fit on a page, or `scale` is
+            neither `linear` nor `log`.
     """
     if scale not in ("linear", "log"):
         raise UsageError(f"`scale` must be linear or log; got {scale!r}")
@@ -48,16 +53,18 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
     if rows.empty:
         raise UsageError("the table has no layers of local_complexity; add them with `grokkit lc RUN`")
     names, sets = list(dict.fromkeys(rows["layer"])), list(dict.fromkeys(rows["probe_set"]))
-    variants = list(dict.fromkeys(rows["variant"]))
-    figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 0.7 + 1.4 * len(variants)), layout="constrained")
-    panels = figure.subplots(len(variants), len(sets), sharex=True, sharey=True, squeeze=False)
+    groups = list(dict.fromkeys(rows["group"]))
+    check_group_count(groups, MAX_GROUPS)
+    figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 0.7 + 1.4 * len(groups)), layout="constrained")
+    panels = figure.subplots(len(groups), len(sets), sharex=True, sharey=True, squeeze=False)
     colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, len(names)))
     unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
-    for row, variant in zip(panels, variants, strict=True):
+    for row, group in zip(panels, groups, strict=True):
         for axes, probe_set in zip(row, sets, strict=True):
-            part = rows[(rows["variant"] == variant) & (rows["probe_set"] == probe_set)]
+            part = rows[(rows["group"] == group) & (rows["probe_set"] == probe_set)]
             _draw_panel(axes, part, names, colours)
-        row[0].set_ylabel(f"local complexity\n({unit})" if len(variants) == 1 else f"{variant}\n({unit})")
+        name = "local complexity" if len(groups) == 1 else textwrap.fill(group, 24)
+        row[0].set_ylabel(f"{name}\n({unit})")
     for axes, probe_set in zip(panels[0], sets, strict=True):
         axes.set_title(f"{probe_set} points")
     # The axes are shared, so this sets all panels. After the last line: setting the bottom also stops autoscaling.

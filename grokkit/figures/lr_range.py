@@ -11,12 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from grokkit.analysis.run_groups import complete_groups
 from grokkit.figures import register
-from grokkit.figures.curves import parse_variants, require_rows
+from grokkit.figures.curves import require_rows
+from grokkit.figures.styles import check_group_count
 from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed
 from grokkit.names import FigureData
 
 PREFIX = "range_test_"
+MAX_GROUPS = 12
+"""What fits on one page."""
 LOG_AXIS_RATIO = 20.0
 """Ratio of highest to lowest smoothed loss above which the losses have a logarithmic axis."""
 CURVE_MARKS = {"steepest": ("o", "steepest"), "suggestion": ("v", "suggested")}
@@ -26,7 +30,7 @@ CURVE_MARKS = {"steepest": ("o", "steepest"), "suggestion": ("v", "suggested")}
 @register("lr_range")
 @themed
 def lr_range(data: FigureData) -> Figure:
-    """Draw the loss of each batch against the rate of its update, a panel per variant and a colour per seed.
+    """Draw the loss of each batch against the rate of its update, a panel per group of seeds and a colour per seed.
 
     Thin: the losses. Thick: their moving average, over the equally averaged rate; it leaves the axis before the thin
     lines do, because one huge loss raises the whole average. The vertical line is the median of the seeds'
@@ -37,33 +41,34 @@ def lr_range(data: FigureData) -> Figure:
         data: the table that `grokkit lr-find` writes.
 
     Returns:
-        A figure one column wide for one variant, as wide as the page for more.
+        A figure one column wide for one group, as wide as the page for more.
 
     Raises:
-        UsageError: the table has no range test.
+        UsageError: the table has no range test, or more groups than fit on a page.
     """
     losses = require_rows(data, f"{PREFIX}loss")
-    units = dict(zip(parse_variants(losses["run"]), losses["unit"], strict=True))
-    rows = data.table[data.table["measure"].str.startswith(PREFIX)]
-    rows = rows.assign(variant=parse_variants(rows["run"]))
-    variants = list(dict.fromkeys(rows["variant"]))
+    units = dict(zip(losses["group"], losses["unit"], strict=True))
+    table = complete_groups(data.table)
+    rows = table[table["measure"].str.startswith(PREFIX)]
+    groups = list(dict.fromkeys(rows["group"]))
+    check_group_count(groups, MAX_GROUPS)
     seeds = sorted(set(rows["seed"]))
     colours = {seed: PALETTE[place % len(PALETTE)] for place, seed in enumerate(seeds)}
-    columns = min(len(variants), 2 if len(variants) <= 4 else 3)
-    lines = -(-len(variants) // columns)
+    columns = min(len(groups), 2 if len(groups) <= 4 else 3)
+    lines = -(-len(groups) // columns)
     figure = Figure(figsize=(COLUMN if columns == 1 else FULL, 0.8 + 1.9 * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
-    for place, (axes, name) in enumerate(zip(panels, variants, strict=False)):
-        _draw_panel(axes, rows[rows["variant"] == name], colours)
+    for place, (axes, name) in enumerate(zip(panels, groups, strict=False)):
+        _draw_panel(axes, rows[rows["group"] == name], colours)
         axes.set_title(name)
         axes.tick_params(labelbottom=True)
         if place % columns == 0 or len(set(units.values())) > 1:
             axes.set_ylabel(f"batch loss ({units[name]})")
-        if place + columns >= len(variants):
+        if place + columns >= len(groups):
             axes.set_xlabel("learning rate (rising over optimizer updates)")
     rates = rows.loc[rows["measure"] == f"{PREFIX}rate", "value"]
     panels[0].set_xlim(rates.min() / 1.5, max(1.5 * rates.max(), 100 * rates.min()))
-    for axes in panels[len(variants) :]:
+    for axes in panels[len(groups) :]:
         axes.set_axis_off()
     handles = _build_handles(colours)
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3 if columns == 1 else 8))
@@ -71,7 +76,7 @@ def lr_range(data: FigureData) -> Figure:
 
 
 def _draw_panel(axes: Axes, rows: pd.DataFrame, colours: dict[Any, str]) -> None:
-    """Draw the sweeps of one variant, one per run."""
+    """Draw the sweeps of one group, one per run."""
     sweeps = [_parse_sweep(run_rows) for _, run_rows in rows.groupby("run", sort=False)]
     for seed, series, marks in sweeps:
         colour = colours[seed]
@@ -94,7 +99,7 @@ def _draw_panel(axes: Axes, rows: pd.DataFrame, colours: dict[Any, str]) -> None
 
 def _parse_sweep(rows: pd.DataFrame) -> tuple[int, pd.DataFrame, dict[str, float]]:
     """Return the seed, the series by update, and the marks of the sweep, from one run's rows."""
-    named = rows.assign(measure=rows["measure"].str.removeprefix(PREFIX)).drop_duplicates(["measure", "step"])
+    named = rows.assign(measure=rows["measure"].str.removeprefix(PREFIX))
     wide = named.pivot(index="step", columns="measure", values="value").sort_index()
     marks = {name: float(wide[name].dropna().iloc[0]) for name in (*CURVE_MARKS, "diverged_at") if name in wide}
     return int(rows["seed"].iloc[0]), wide[["rate", "loss", "centre", "smoothed"]], marks

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_by_probe_set, select, select_radius, set_log_steps
-from grokkit.figures.theme import COLUMN, LINES, get_probe_colour, themed
+from grokkit.figures.styles import CurveStyles
+from grokkit.figures.theme import COLUMN, PROBE_COLOURS, themed
 from grokkit.names import FigureData
 
 
@@ -16,8 +16,9 @@ from grokkit.names import FigureData
 def migration(data: FigureData, radius: float | None = None) -> Figure:
     """Draw LC(set) / LC(random) against updates; above 1 the net's boundaries are denser at these images than at noise.
 
-    Colour is the probe set, line style the variant. A single run has the band of its readings' own interval
-    (Fieller's), seeds of a variant their mean in a band from the lowest to the highest.
+    A single run has the band of its readings' own interval (Fieller's), the seeds of a group their mean in a band from
+    the lowest to the highest. Of one group, colour is the probe set; of several, colour is the group and line style
+    the probe set.
 
     Args:
         data: needs the measure local_complexity_ratio, that is, local complexity with the probe set `random`.
@@ -30,19 +31,14 @@ def migration(data: FigureData, radius: float | None = None) -> Figure:
         UsageError: the measure is missing.
     """
     rows, radius = select_radius(select(data, "local_complexity_ratio"), radius)
-    sets, variants = list(dict.fromkeys(rows["probe_set"])), list(dict.fromkeys(rows["variant"]))
-    figure = Figure(figsize=(COLUMN, 2.2), layout="constrained")
+    styles = CurveStyles(rows)
+    figure = Figure(figsize=(COLUMN, 2.2 + styles.legend_height()), layout="constrained")
     axes = figure.subplots()
-    axes.axhline(1, color=get_probe_colour("random", sets), lw=0.8)
-    draw_by_probe_set(axes, rows)
+    axes.axhline(1, color=PROBE_COLOURS["random"], lw=0.8)
+    draw_by_probe_set(axes, rows, styles)
     axes.set_ylabel("local complexity, data / noise\n(1: same as at random points)")
     axes.set_xlabel(STEP_LABEL)
     axes.set_title(f"radius {radius:g}", fontsize=7, color="0.35")
     set_log_steps(axes, rows["step"])
-    handles = [Line2D([], [], color=get_probe_colour(name, sets), label=name) for name in sets]
-    if len(variants) > 1:
-        handles += [
-            Line2D([], [], color="0.2", linestyle=LINES[i % len(LINES)], label=v) for i, v in enumerate(variants)
-        ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    styles.add_legends(figure)
     return figure

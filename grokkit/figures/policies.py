@@ -27,10 +27,10 @@ from grokkit.analysis.comparison import ALPHA, compare_all
 from grokkit.analysis.outcomes import ATTACK, LARGER_IS_BETTER, compute_outcomes, select_robust_rows
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.curves import average_seeds, draw_band, format_epsilon, select
+from grokkit.figures.curves import average_seeds, draw_band, select
 from grokkit.figures.forest import ROW, draw_forest
 from grokkit.figures.theme import FULL, LINES, PALETTE, themed
-from grokkit.names import TABLE_COLUMNS, FigureData
+from grokkit.names import TABLE_COLUMNS, FigureData, format_epsilon
 
 LIMITS = {"lc_ arms": 5, "pairs": 20}
 """What fits on one page."""
@@ -83,6 +83,7 @@ def policies(
     """
     rows_by_measure = _select_rows(data)
     task, decay = _require_one_task(rows_by_measure["learning_rate"])
+    rows_by_measure = {measure: _group_by_arm(rows) for measure, rows in rows_by_measure.items()}
     accuracy_rows = pd.concat([rows for name, rows in rows_by_measure.items() if name.endswith("accuracy")])[
         list(TABLE_COLUMNS)
     ]
@@ -124,7 +125,23 @@ def _select_rows(data: FigureData) -> dict[str, pd.DataFrame]:
         selected["log_density"] = select(data, "log_density", ("signal",))
     if (data.table["attack"] == ATTACK).any():
         selected["robust_accuracy"] = select(data, "robust_accuracy", ("test",))
-    return selected | {"accuracy": select(data, "accuracy", ("test",))}
+    selected["accuracy"] = select(data, "accuracy", ("test",))
+    return selected
+
+
+def _group_by_arm(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with the arm as their group: the seeds of a control that replays other runs differ in what they
+    replay. Raise UsageError if the runs of an arm differ in more than their seed otherwise."""
+    rows = rows.assign(arm=parse_arms(rows["run"])["arm"].to_numpy())
+    controls = {arm for arms in group_arms(sorted(set(rows["arm"]))).controls.values() for arm in arms}
+    for arm, part in rows.groupby("arm"):
+        runs = part[["run", "seed"]].drop_duplicates()
+        if (part["group"].nunique() > 1 and arm not in controls) or runs["seed"].duplicated().any():
+            raise UsageError(
+                f"`policies` averages the runs of an arm, but those of {arm} differ in more than their seed: "
+                f"{', '.join(sorted(set(part['run'])))}. Pass those of one configuration"
+            )
+    return rows.assign(group=rows["arm"]).drop(columns="arm")
 
 
 def _require_one_task(rows: pd.DataFrame) -> tuple[str, str]:

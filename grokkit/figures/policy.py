@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
+from grokkit.analysis.run_groups import complete_groups
 from grokkit.figures import register
-from grokkit.figures.curves import parse_variants, select
-from grokkit.figures.theme import FULL, PALETTE, themed
+from grokkit.figures.curves import select
+from grokkit.figures.styles import MAX_GROUPS, add_group_legend, check_group_count, group_legend_height
+from grokkit.figures.theme import FULL, get_group_colours, themed
 from grokkit.names import FigureData
 
 MAX_DECISIONS = 12
@@ -26,9 +28,9 @@ _LINE = 0.118  # inches per line of notes
 def policy(data: FigureData) -> Figure:
     """Draw learning rate and signal against updates, each decision a numbered line with its reason printed below.
 
-    Every run is a line; a colour is a variant. A signal with a companion `<name>_se` has a band of one standard error
-    on each side, one with `<name>_low` and `<name>_high` a band between them; a slope has a line at 0. There is no
-    signal panel for a policy without a signal.
+    Every run is a line; a colour is a group of runs that differ only in their seed. A signal with a companion
+    `<name>_se` has a band of one standard error on each side, one with `<name>_low` and `<name>_high` a band between
+    them; a slope has a line at 0. There is no signal panel for a policy without a signal.
 
     Args:
         data: needs the measure learning_rate; uses rows with measure or probe_set `signal`, and events of kind
@@ -38,14 +40,18 @@ def policy(data: FigureData) -> Figure:
         A figure as wide as the page.
 
     Raises:
-        UsageError: the learning rate is missing.
+        UsageError: the learning rate is missing, or there are too many groups.
     """
-    rates, signals = select(data, "learning_rate"), _select_signals(data.table)
+    rates, signals = select(data, "learning_rate"), _select_signals(complete_groups(data.table))
+    groups = list(dict.fromkeys(rates["group"]))
+    check_group_count(groups, MAX_GROUPS)
+    group_of_run = dict(zip(rates["run"], rates["group"], strict=True))
     decisions = _select_decisions(data.events)
-    colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(rates["variant"]))}
+    decisions = decisions.assign(group=decisions["run"].map(group_of_run))
+    colours = get_group_colours(groups)
     lines = _format_reasons(decisions)
     note_height = _LINE * (len(lines) + 1) if lines else 0.0
-    height = 0.9 + 1.25 * (1 + len(signals)) + note_height
+    height = 0.9 + 1.25 * (1 + len(signals)) + note_height + group_legend_height(groups, FULL)
     rect = (0.0, note_height / height, 1.0, 1 - note_height / height)
     figure = Figure(figsize=(FULL, height), layout=ConstrainedLayoutEngine(rect=rect))
     panels = figure.subplots(1 + len(signals), 1, sharex=True, squeeze=False)[:, 0]
@@ -65,8 +71,7 @@ def policy(data: FigureData) -> Figure:
     _mark_decisions(panels, decisions, colours)
     figure.align_ylabels(panels)
     if len(colours) > 1:
-        handles = [panels[0].plot([], [], color=colour, label=name)[0] for name, colour in colours.items()]
-        figure.legend(handles=handles, loc="outside upper left", ncols=3)
+        add_group_legend(figure, colours, "outside upper left")
     if lines:
         figure.text(
             0.01, note_height / height, "\n".join(lines), va="top", fontsize=6.5, parse_math=False, linespacing=1.25
@@ -76,8 +81,7 @@ def policy(data: FigureData) -> Figure:
 
 def _select_signals(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the rows of each signal by name, with `low` and `high` from its logged bounds."""
-    rows = table[(table["measure"] == "signal") | (table["probe_set"] == "signal")].copy()
-    rows["variant"] = parse_variants(rows["run"])
+    rows = table[(table["measure"] == "signal") | (table["probe_set"] == "signal")]
     parts = {str(name): part for name, part in rows.groupby("measure", sort=False)}
     return {name: _add_bounds(name, part, parts) for name, part in parts.items() if not _is_bound_of(name, parts)}
 
@@ -110,7 +114,7 @@ def _select_decisions(events: pd.DataFrame) -> pd.DataFrame:
 def _draw_lines(axes: Axes, rows: pd.DataFrame, colours: dict[str, str]) -> None:
     for _, part in rows.groupby("run", sort=False):
         part = part.sort_values("step")
-        colour = colours.get(str(part["variant"].iloc[0]), "0.4")
+        colour = colours.get(str(part["group"].iloc[0]), "0.4")
         axes.plot(part["step"], part["value"].where(np.isfinite(part["value"])), color=colour, lw=1)
         if np.isfinite(part[["low", "high"]]).all(axis=1).any():
             low, high = (part[side].where(np.isfinite(part[side])) for side in ("low", "high"))
@@ -129,11 +133,9 @@ def _mark_decisions(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[s
     """Draw a thin line through all panels per decision and its number above; numbers of near decisions are stacked."""
     spacing = 0.025 * panels[0].get_xlim()[1]
     ends: list[float] = []
-    for number, (step, run) in enumerate(
-        zip(decisions["step"], parse_variants(decisions["run"]), strict=True), start=1
-    ):
+    for number, (step, group) in enumerate(zip(decisions["step"], decisions["group"], strict=True), start=1):
         for axes in panels:
-            axes.axvline(step, color=colours.get(run, "0.4"), lw=0.6, linestyle=(0, (2, 1.5)), zorder=0)
+            axes.axvline(step, color=colours.get(group, "0.4"), lw=0.6, linestyle=(0, (2, 1.5)), zorder=0)
         level = next((i for i, end in enumerate(ends) if step - end >= spacing), len(ends))
         ends[level : level + 1] = [float(step)]
         panels[0].annotate(
@@ -145,7 +147,7 @@ def _mark_decisions(panels: np.ndarray, decisions: pd.DataFrame, colours: dict[s
             ha="center",
             va="bottom",
             fontsize=6.5,
-            color=colours.get(run, "0.4"),
+            color=colours.get(group, "0.4"),
         )
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -21,7 +23,7 @@ PROBE_COLOURS = {"train": "#0072B2", "test": "#D55E00", "random": "#707070"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Colours in order, for runs and for probe sets with other names."""
 LINES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (8, 2)))
-"""Line styles in order, one per variant."""
+"""Line styles in order, one per probe set where colour is the group."""
 MARKERS = ("o", "s", "^", "D", "v")
 """Markers in order, one per epsilon."""
 
@@ -111,6 +113,15 @@ def get_probe_colour(name: str, names: list[str]) -> str:
     """Return the colour of a probe set; sets with other names use the palette, in order."""
     others = [other for other in names if other not in PROBE_COLOURS]
     return PROBE_COLOURS[name] if name in PROBE_COLOURS else PALETTE[(2 + others.index(name)) % len(PALETTE)]
+
+
+def get_group_colours(groups: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each group of runs, different for each: the palette, or, for more groups than it has, a
+    spectrum in their order."""
+    if len(groups) <= len(PALETTE):
+        return dict(zip(groups, PALETTE, strict=False))
+    spectrum = mpl.colormaps["turbo"](np.linspace(0.04, 0.96, len(groups)))
+    return {group: to_hex(colour) for group, colour in zip(groups, spectrum, strict=True)}
 
 
 def hide_ticks(axes: Axes) -> None:

@@ -266,8 +266,7 @@ class Run:
         to_safetensors(self, step, to_path(path))
 
     def pack(self, path: str | Path, steps: Iterable[int] | None = None) -> None:
-        """Write all snapshots, or those at `steps`, to one compressed HDF5 file with time as the first dimension; see
-        `grokkit.trajectory.pack`."""
+        """Write all snapshots, or those at `steps`, to one HDF5 file, time first; see `grokkit.trajectory.pack`."""
         from grokkit.trajectory.pack import pack
 
         pack(self, to_path(path), steps)
@@ -313,8 +312,12 @@ class Run:
         return self._list_results("measures")
 
     def reading(self, measure_id: str, step: int) -> Reading:
-        """Read one stored reading."""
-        return store.read_reading(self.path / "measures" / measure_id, step)
+        """Read one stored reading, by its identity (`measures`) or by the measure's name if only one has it.
+
+        Raises:
+            TrajectoryError: there is none, or there are several; the message lists them.
+        """
+        return store.read_reading(store.find_identity(self.path / "measures", measure_id, step), step)
 
     def readings(self) -> Iterator[tuple[str, int, Reading]]:
         """Yield every stored reading with its measure's identity and step."""
@@ -327,8 +330,8 @@ class Run:
         return self._list_results("attributions")
 
     def attribution(self, identity: str, step: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        """Read values (image, channel, height, width), target labels (image,) and settings at one step."""
-        return store.read_attribution(self.path / "attributions" / identity, step)
+        """Read values (image, channel, height, width), target labels (image,), settings; raises as `reading`."""
+        return store.read_attribution(store.find_identity(self.path / "attributions", identity, step), step)
 
     def _list_results(self, subdir: str) -> dict[str, list[int]]:
         folder = self.path / subdir
@@ -359,9 +362,8 @@ class Run:
         return list(dict.fromkeys(problems))
 
     def unlisted(self) -> list[str]:
-        """Return the files that the manifest does not list, by their path below the run: published just before a kill,
-        written by an older version of grokkit, or added by hand. Raises TrajectoryError if the manifest cannot be
-        read."""
+        """Return the files that the manifest does not list, by path below the run: published just before a kill,
+        written by an older version, or added by hand. Raises TrajectoryError if the manifest cannot be read."""
         return manifest.find_unlisted(self.path)
 
 

@@ -45,6 +45,34 @@ def list_identities(folder: Path) -> list[str]:
     return [name for name in list_names(folder) if _IDENTITY.fullmatch(name) and os.path.isdir(folder / name)]
 
 
+def find_identity(folder: Path, name: str, step: int) -> Path:
+    """Return the folder of the measure or attribution in `folder` with this identity, or with this name if only one of
+    that name has a result at `step`.
+
+    Raises:
+        TrajectoryError: there is none, or there are several; the message lists what there is.
+    """
+    if _IDENTITY.fullmatch(name) and (folder / name / step_file_name(step)).exists():
+        return folder / name
+    known = list_identities(folder) if folder.is_dir() else []
+    candidates = [name] if name in known else [each for each in known if each.rpartition("-")[0] == name]
+    if not candidates:
+        raise TrajectoryError(f"{folder} has no {name!r}; it has {', '.join(known) or 'nothing'}")
+    with_step = [each for each in candidates if step in list_steps(folder / each)]
+    if len(with_step) > 1:
+        raise TrajectoryError(
+            f"{folder} has {len(with_step)} of {name!r} at step {step}, which differ in their parameters or probe "
+            f"sets; give one of {', '.join(with_step)}"
+        )
+    if not with_step:
+        steps = sorted({known_step for each in candidates for known_step in list_steps(folder / each)})
+        nearest = min(steps, key=lambda known_step: abs(known_step - step), default="none")
+        raise TrajectoryError(
+            f"{folder} has {', '.join(candidates)}, but not at step {step}; the nearest step is {nearest}"
+        )
+    return folder / with_step[0]
+
+
 def list_probe_files(folder: Path) -> list[Path]:
     """Return the files that may be probe sets; the manifest lists those of the run."""
     return [folder / name for name in list_names(folder) if name.endswith(".h5") and not name.startswith(".")]

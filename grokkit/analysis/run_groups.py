@@ -1,0 +1,47 @@
+"""Which rows of a table belong to runs that differ only in their seed: the column `group`, a label for each group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from grokkit.config.groups import Group, label_groups, strip_seed
+
+_KEYS = ["run", "seed", "group", "config"]
+
+
+def label_rows(rows: pd.DataFrame, configs: Mapping[Group, Mapping[str, Any]]) -> pd.DataFrame:
+    """Return rows whose `group` is a group's name with the group's label in its place; `configs` as for
+    `grokkit.config.groups.label_groups`."""
+    labels = label_groups(configs)
+    keys = rows[["group", "config"]].drop_duplicates().itertuples(index=False, name=None)
+    return _relabel(rows, ["group", "config"], [labels[Group(*key)] for key in keys])
+
+
+def complete_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with a `group` for every row, and none that holds runs of different configurations.
+
+    A table that was written by an older version, or by hand, has no groups: there they are the runs' names without the
+    seed, or, if a seed then has several runs, the runs' whole names. Groups of different tables that have the same
+    label are told apart by the hash of their configuration.
+    """
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_KEYS])))
+    table[["group", "config"]] = table[["group", "config"]].astype(object).fillna("")
+    keys = table[_KEYS].drop_duplicates()
+    names = keys["run"].astype(str).map(strip_seed)
+    is_ambiguous = keys.assign(name=names).groupby(["name", "seed"], dropna=False)["run"].transform("nunique") > 1
+    whole = keys["run"].astype(str).where(names.isin(names[is_ambiguous & (keys["group"] == "")]), names)
+    labels = keys["group"].where(keys["group"] != "", whole)
+    several = keys["config"].groupby(labels).transform("nunique") > 1
+    suffixes = " (config " + keys["config"].replace("", "unknown") + ")"
+    unique = labels.where(~several, labels + suffixes)
+    return _relabel(table, _KEYS, unique.tolist())
+
+
+def _relabel(rows: pd.DataFrame, keys: list[str], labels: list[str]) -> pd.DataFrame:
+    """Return the rows with new groups: one label for each combination of `keys`, in order of appearance."""
+    places = rows.groupby(keys, sort=False, dropna=False).ngroup()
+    return rows.assign(group=np.array([*labels, ""], dtype=object)[places.to_numpy(int)])
