@@ -146,7 +146,7 @@ def test_snapshots_are_listed_by_step_and_loaded(tmp_path):
         (made.path / "snapshots" / stray).write_text("")
     assert made.steps() == [0, 20, 100]
     assert made.load(20)["w"].tolist() == [20] and list(made.load(20, ["b"])) == ["b"]
-    with pytest.raises(TrajectoryError, match="has no snapshot at step 30; the nearest is 20"):
+    with pytest.raises(TrajectoryError, match=r"has no snapshot at step 30; the nearest is 20"):
         made.load(30)
 
 
@@ -229,12 +229,12 @@ def test_a_reading_comes_back_with_the_same_rows(tmp_path, changes):
 
 def test_a_missing_reading_is_said(tmp_path):
     made = new_run(tmp_path / "a")
-    with pytest.raises(TrajectoryError, match="has no 'lc-1'; it has nothing"):
+    with pytest.raises(TrajectoryError, match=r"has no 'lc-1'; it has nothing"):
         made.reading("lc-1", 5)
     write_value(made.path / "measures" / "lc-1", 4)
     with pytest.raises(TrajectoryError, match="has lc-1, but not at step 5; the nearest step is 4"):
         made.reading("lc-1", 5)
-    with pytest.raises(TrajectoryError, match="has no 'l'; it has lc-1"):
+    with pytest.raises(TrajectoryError, match=r"has no 'l'; it has lc-1"):
         made.reading("l", 4)
 
 
@@ -246,9 +246,9 @@ def test_a_reading_is_found_by_the_name_of_its_measure_if_it_is_the_only_one(tmp
     assert made.reading("robust_accuracy", 9).values.tolist() == [9.0]
     assert made.reading("robust", 9).values.tolist() == [9.0]
     write_value(made.path / "measures" / "robust_accuracy-1a", 9)
-    with pytest.raises(TrajectoryError, match="2 of 'robust_accuracy' at step 9.*robust_accuracy-1a, robust_accuracy"):
+    with pytest.raises(TrajectoryError, match=r"2 of 'robust_accuracy' at step 9.*robust_accuracy-1a, robust_accuracy"):
         made.reading("robust_accuracy", 9)
-    with pytest.raises(TrajectoryError, match="has no '../measures/robust-1a'"):
+    with pytest.raises(TrajectoryError, match=r"has no '\.\./measures/robust-1a'"):
         made.reading("../measures/robust-1a", 9)
 
 

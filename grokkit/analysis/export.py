@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from grokkit.analysis.csv_text import encode_csv
 from grokkit.analysis.tables import read_each, table
 from grokkit.errors import UsageError
@@ -70,12 +72,20 @@ def export_tensorboard(runs: Sequence[Run], out: Path) -> None:
 
 
 def iter_scalars(run: Run) -> Iterator[tuple[str, int, float]]:
-    """Yield `<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run."""
-    for row in table(run).to_dict("records"):
-        numbers = [f"{name}={row[name]:g}" for name in ("radius", "epsilon") if not math.isnan(row[name])]
-        parts = [row["measure"], row["probe_set"], row["layer"], row["attack"], *numbers]
-        if math.isfinite(row["value"]):
-            yield "/".join(part for part in parts if part), row["step"], row["value"]
+    """Yield `<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run.
+
+    The tag ends in the number of directions or in the measure's identity where the measure has several of them, so
+    that no two numbers of a step have the same tag.
+    """
+    rows = table(run)
+    rows = rows[np.isfinite(rows["value"])]
+    several = rows.groupby("measure")[["directions", "measure_id"]].transform("nunique") > 1
+    for row, has_several in zip(rows.to_dict("records"), several.to_dict("records"), strict=True):
+        numbers = ["radius", "epsilon", *(["directions"] if has_several["directions"] else [])]
+        labels = [row["measure"], row["probe_set"], row["layer"], row["attack"]]
+        labels += [f"{name}={row[name]:g}" for name in numbers if not math.isnan(row[name])]
+        labels += [row["measure_id"]] if has_several["measure_id"] else []
+        yield "/".join(label for label in labels if label), row["step"], row["value"]
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _explain_no_choice(without_range: list[LinearRange], snapshots: tuple[Linear
 def _choose_directions(counts: pd.DataFrame) -> int:
     """Return the smallest sufficient P, from the rows of one radius at all snapshots and P."""
     widths = counts.assign(width=(counts["high"] - counts["low"]) / counts["value"])
-    table = widths.pivot_table(index="step", columns="directions", values="width")
+    table = widths.pivot(index="step", columns="directions", values="width")
     enough = table.le(MAX_WIDTH * table.iloc[:, -1], axis=0).all(axis=0)
     return int(min(enough.index[enough.to_numpy()]))
 
@@ -138,5 +138,5 @@ def compare_with_kappa(rows: pd.DataFrame, radius: float) -> pd.DataFrame:
     """
     counts = rows[(rows["measure"] == "calibration") & (rows["radius"] == radius)]
     kappas = rows[rows["measure"] == "calibration_kappa"].groupby("directions")["value"].first()
-    scaled = counts.pivot_table(index="step", columns="directions", values="value") / kappas
+    scaled = counts.pivot(index="step", columns="directions", values="value") / kappas
     return scaled.div(scaled.iloc[:, -1], axis=0)

@@ -36,10 +36,17 @@ def select(data: FigureData, measure: str, probe_sets: Sequence[str] | None = No
     """Return the rows of one measure in the recording that is drawn (`select_recording`), with their `group`.
 
     Raises:
-        UsageError: there are none (the message names the command that adds them), or a run has two values under one
-            measure_id.
+        UsageError: there are none (the message names the command that adds them), a run has two values under one
+            measure_id, or the runs have different units.
     """
-    return select_recording(require_rows(data, measure, probe_sets))
+    rows = select_recording(require_rows(data, measure, probe_sets))
+    units = [unit for unit in dict.fromkeys(rows["unit"]) if isinstance(unit, str) and unit]
+    if len(units) > 1:
+        raise UsageError(
+            f"the runs have {measure} in different units, which one axis cannot show: {'; '.join(units)}. Draw them "
+            "separately"
+        )
+    return rows
 
 
 def require_rows(data: FigureData, measure: str, probe_sets: Sequence[str] | None = None) -> pd.DataFrame:

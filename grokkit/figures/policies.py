@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
@@ -285,8 +286,11 @@ def _draw_others(axes: Axes, arms: Mapping[str, pd.DataFrame], names: Sequence[s
         style = {"color": _GREYS[i % len(_GREYS)], "linestyle": LINES[i % len(LINES)], "lw": 0.9}
         if name in arms:
             curve = average_seeds(arms[name])
-            axes.plot(curve["step"], curve["value"], **style)
-            ends.append((float(curve["value"].iloc[-1]), float(curve["step"].iloc[-1]), name, style))
+            axes.plot(curve["step"], curve["value"].where(np.isfinite(curve["value"])), **style)
+            finite = curve[np.isfinite(curve["value"])]
+            ends += [
+                (float(value), float(step), name, style) for step, value in finite[["step", "value"]].tail(1).to_numpy()
+            ]
     low, high = axes.get_ylim()
     ends.sort(key=lambda end: end[0])
     heights = _spread_labels([(end[0] - low) / (high - low) for end in ends], _LABEL_GAP / (72 * 0.8 * _PANEL))

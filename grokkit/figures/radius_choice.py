@@ -14,11 +14,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from grokkit.analysis.radius_choice import TOLERANCE, RadiusChoice, choose_radius, compare_with_kappa, middle_directions
+from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import require_rows
 from grokkit.figures.theme import FULL, themed
 from grokkit.names import FigureData
 
+MAX_RUNS = 4
+"""What fits on one page."""
 MAX_LISTED = 8
 """Maximum number of snapshots in the legend; of more, evenly spaced ones are listed."""
 MAX_HALF_WIDTH = 0.25
@@ -42,14 +45,17 @@ def calibration(data: FigureData) -> Figure:
         A figure as wide as the page.
 
     Raises:
-        UsageError: the measure is missing.
+        UsageError: the measure is missing, or there are more runs than fit on a page.
     """
     parts = [part for _, part in _select_recordings(data).groupby("run", sort=False)]
+    if len(parts) > MAX_RUNS:
+        raise UsageError(f"`calibration` draws at most {MAX_RUNS} runs; got {len(parts)}. Draw fewer at a time")
     figure = Figure(figsize=(FULL, 0.6 + 1.95 * len(parts)), layout="constrained")
     grid = figure.subplots(len(parts), 3, squeeze=False, width_ratios=(1.1, 1.1, 0.8))
-    images, probe_set = int(parts[0]["n"].max()), parts[0]["probe_set"].iloc[0]
-    figure.suptitle(f"{images} {probe_set} points; colour: snapshot at step (optimizer updates)", x=0.01, ha="left")
-    for panels, rows in zip(grid, parts, strict=True):
+    points = [f"{int(rows['n'].max())} {rows['probe_set'].iloc[0]} points" for rows in parts]
+    shared = f"{points[0]}; " if len(set(points)) == 1 else ""
+    figure.suptitle(f"{shared}colour: snapshot at step (optimizer updates)", x=0.01, ha="left")
+    for panels, rows, own_points in zip(grid, parts, points, strict=True):
         choice, steps = choose_radius(rows), sorted(set(rows["step"]))
         colours = dict(zip(steps, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(steps))), strict=True))
         _draw_density(panels[0], rows, choice, colours)
@@ -57,7 +63,7 @@ def calibration(data: FigureData) -> Figure:
         _draw_growth(panels[2], rows, choice, colours)
         _add_legend(panels[2], colours)
         if len(parts) > 1:
-            panels[0].set_title(str(rows["run"].iloc[0]), fontsize=6.5)
+            panels[0].set_title(f"{rows['run'].iloc[0]}{'' if shared else f', {own_points}'}", fontsize=6.5)
     return figure
 
 
@@ -136,7 +142,7 @@ def _draw_growth(axes: Axes, rows: pd.DataFrame, choice: RadiusChoice, colours: 
     radii = sorted(set(rows["radius"].dropna()))
     radius = choice.smallest_linear_end or radii[len(radii) // 2]
     counts = rows[(rows["measure"] == "calibration") & (rows["radius"] == radius)]
-    uncorrected = counts.pivot_table(index="step", columns="directions", values="value")
+    uncorrected = counts.pivot(index="step", columns="directions", values="value")
     for table, corrected in (
         (uncorrected.div(uncorrected.iloc[:, -1], axis=0), False),
         (compare_with_kappa(rows, radius), True),

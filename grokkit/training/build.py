@@ -93,8 +93,9 @@ def load_config(run: Run) -> RunConfig:
     """
     if not {"experiment", "model", "data"} <= run.config.keys():
         raise UsageError(
-            f"{run.path} was not made by grokkit.train: pass its architecture as `model`, or resume it with "
-            "gk.record(..., resume=True) in the loop that made it"
+            f"{run.path} was recorded by another loop, whose model only its code can build. Measure its snapshots with "
+            f"gk.replay_run({str(run.path)!r}, measures=[...], model=model); resume it with gk.record(..., "
+            "resume=True) in that loop"
         )
     return RunConfig.from_dict(run.config)
 
