@@ -452,7 +452,7 @@ def test_a_users_own_module_in_a_users_own_loop(tmp_path: Path) -> None:
     reading = run.reading(next(name for name in run.measures() if name.startswith("local_complexity")), 5)
     assert list(reading.coords["layer"]) == ["act", "relu", "act#2", "total"]
     assert reading.unit == "units per point (input space as given)"
-    with pytest.raises(UsageError, match="pass its architecture as `model`"):
+    with pytest.raises(UsageError, match="replay_run"):
         gk.replay_run(run, ["weight_norm"], device="cpu")
     assert gk.replay_run(run, ["robust_accuracy"], model=Own()) == 3
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from grokkit.config.run_config import RunConfig, Spec
-from grokkit.config.schedule import log_spaced, validate_steps
+from grokkit.config.schedule import as_step, log_spaced, validate_steps
 from grokkit.device.preserved_state import device_of
 from grokkit.device.select import describe_device, describe_environment
 from grokkit.literals import LossName
@@ -61,7 +61,8 @@ def record(
         probes: probe sets by name, such as `grokkit.probe_sets(data)`.
         measures: names, specs or objects; taken at every step of the schedule.
         attributions: names, specs or objects; taken at every step of the schedule.
-        schedule: steps to record, by default `log_spaced()`; 0 is always among them.
+        schedule: steps to record, by default log-spaced (`log_spaced`) up to `total_steps`. Step 0 and the last one are
+            always recorded; the last one when the recorder is closed if `total_steps` is not known.
         signal: the readings for a policy; None for none.
         seed: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`.
@@ -88,7 +89,7 @@ def record(
     path, cost_limit = to_path(path), Budget.create(price)
     get_loss(loss)
     instances, specs, signal = as_measures(measures), as_attribution_specs(attributions), Signal.from_fields(signal)
-    steps = validate_steps(log_spaced() if schedule is None else schedule)
+    steps = _resolve_schedule(schedule, total_steps)
     if not resume:
         settings = config or requested_config(instances, specs, steps, signal, {"seed": seed, "loss": loss})
         clear_path(path, overwrite)
@@ -105,6 +106,14 @@ def record(
     if initial and not resume:
         recorder.begin()
     return recorder
+
+
+def _resolve_schedule(schedule: Iterable[int] | None, total_steps: int | None) -> tuple[int, ...]:
+    """Return the steps to record, with the last one if it is known."""
+    if total_steps is None:
+        return validate_steps(log_spaced() if schedule is None else schedule)
+    last = as_step(total_steps)
+    return validate_steps([*(log_spaced(last=max(last, 1)) if schedule is None else schedule), last])
 
 
 def _create(

@@ -26,6 +26,7 @@ from grokkit.recording.budget import CostTracker
 from grokkit.recording.signal import LocalComplexitySignal, Signal
 from grokkit.recording.state import Stateful, collect_state, load_state
 from grokkit.recording.timers import Timers
+from grokkit.recording.weight_versions import WeightVersions
 from grokkit.trajectory import Run, manifest, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.log import Log
@@ -40,7 +41,8 @@ class Recorder:
     """Writer of a trajectory; created by `record`.
 
     The schedule alone decides what is written at a step, so a resumed run writes the same files as an uninterrupted
-    one.
+    one. The last step is always recorded: it is on the schedule if the run's length is known, else a clean `close`
+    records it.
 
     Snapshots and resume states are copied at once and written by a background thread; a disk error is raised by the
     next call that writes, and by `close`. Everything that status.json reports for a running run is already on disk.
@@ -74,7 +76,8 @@ class Recorder:
         self._modifications, quarantined = check_and_recover(path, previous.status)
         self.timers = Timers(device_of(context.model), previous.status.get("costs"))
         self._cost_tracker = CostTracker.resume(previous.status, price)
-        self._step = -1
+        self._step = self._recorded = -1
+        self._versions = WeightVersions(context.model)
         self._first: dict[str, float] | None = None
         self._metrics, self._events = (Log(path / f"{name}.jsonl", self._attempt) for name in ("metrics", "events"))
         self._writer, self._resume_states = Writer(), resume.ResumeStore(path / "resume")
@@ -165,6 +168,7 @@ class Recorder:
             raise UsageError(f"`step` must increase from call to call; got {step} after {self._step}")
         self._report_modifications()
         self._step = step
+        self._versions.note()
         if step in self._due:
             self._record(step)
         elif time.monotonic() - self._last_status_time > HEARTBEAT_SECONDS and not self._writer.is_busy:
@@ -264,6 +268,7 @@ class Recorder:
         return step
 
     def _record(self, step: int) -> None:
+        self._recorded = step
         path = self.path / "snapshots" / store.step_file_name(step)
         with self.timers.section("snapshots"):
             state = unwrap(self._context.model).state_dict()
@@ -300,6 +305,17 @@ class Recorder:
             )
         self.event(step, "differs", f"{path} holds other weights than the run has now at step {step}; it is kept")
         return False
+
+    def _record_last_step(self) -> None:
+        """Record the last step of this attempt, unless it is recorded or its weights are gone."""
+        if self._step == self._recorded or self._versions.is_new:
+            return
+        if self._versions.have_changed():
+            text = f"step {self._step}, the last one, is not recorded: the weights have changed since"
+            warnings.warn(f"{self.path}: {text}", stacklevel=4)
+            self.event(self._step, "not_recorded", text)
+            return
+        self._record(self._step)
 
     def _run_instruments(self, step: int) -> None:
         instruments: list[Measure | AttributionSpec] = [*self._measures, *self._attributions]
@@ -362,6 +378,8 @@ class Recorder:
     def close(self, state: FinalState = "done", reason: str = "") -> None:
         """Wait for pending writes, sync the logs, store the outcome in status.json and release the lock; idempotent.
 
+        If the run is `done`, the last step is recorded first.
+
         Raises:
             TrajectoryError: the disk failed, now or before; the run then ends as failed. Or another writer has taken
                 the run over; its status.json is kept.
@@ -374,10 +392,22 @@ class Recorder:
             return
         failure: BaseException | None = None
         try:
+            if state == "done":
+                self._record_last_step()
+        except (StopRequested, KeyboardInterrupt) as stop:
+            self._finish("interrupted", "interrupted while the last step was recorded", None)
+            raise stop
+        except Exception as error:
+            failure = error
+        self._finish(state, reason, failure)
+
+    def _finish(self, state: FinalState, reason: str, failure: BaseException | None) -> None:
+        """Close writer and logs, store the outcome, release the lock; raise the first failure, `failure` or later."""
+        try:
             try:
                 self._writer.close()
             except Exception as error:
-                failure = error
+                failure = failure or error
             if state == "done":
                 failure = failure or self._writer.failure
             if failure is not None:
