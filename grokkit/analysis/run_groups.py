@@ -29,7 +29,9 @@ def complete_groups(table: pd.DataFrame) -> pd.DataFrame:
     label are told apart by the hash of their configuration.
     """
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_KEYS])))
-    table[["group", "config"]] = table[["group", "config"]].astype(object).fillna("")
+    for column in ("group", "config"):
+        if table[column].isna().any():
+            table[column] = table[column].astype(object).fillna("")
     keys = table[_KEYS].drop_duplicates()
     names = keys["run"].astype(str).map(strip_seed)
     is_ambiguous = keys.assign(name=names).groupby(["name", "seed"], dropna=False)["run"].transform("nunique") > 1
@@ -44,4 +46,5 @@ def complete_groups(table: pd.DataFrame) -> pd.DataFrame:
 def _relabel(rows: pd.DataFrame, keys: list[str], labels: list[str]) -> pd.DataFrame:
     """Return the rows with new groups: one label for each combination of `keys`, in order of appearance."""
     places = rows.groupby(keys, sort=False, dropna=False).ngroup()
-    return rows.assign(group=np.array([*labels, ""], dtype=object)[places.to_numpy(int)])
+    groups = pd.Series(np.array([*labels, ""], dtype=object)[places.to_numpy(int)], rows.index)
+    return rows.assign(group=groups.astype(rows["run"].dtype))

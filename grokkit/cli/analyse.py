@@ -62,8 +62,13 @@ def replay_with_progress(
             on_step=lambda done, _: bar.update(task, completed=done),
             trust=trust,
         )
-    instruments = len(measures) + len(attributions)
-    print(f"{added} added, {len(steps) * instruments - added} already stored: {instruments} x {len(steps)} snapshots")
+    what = _count(len(measures), "measure") if measures else _count(len(attributions), "method")
+    stored = len(steps) * (len(measures) + len(attributions)) - added
+    print(f"{what} at {_count(len(steps), 'snapshot')}: {added} added, {stored} already stored")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def print_measure(run: Path, measure: Spec) -> None:

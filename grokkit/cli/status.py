@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from grokkit.cli.parse import parse_arguments
-from grokkit.cli.text import pretty_json
+from grokkit.cli.text import align_table, pretty_json
 from grokkit.errors import TrajectoryError
 from grokkit.escape import escape_controls
 
 if TYPE_CHECKING:
     from grokkit.trajectory import Run
+
+
+UNITS = {
+    "seconds": " s",
+    "costs": " s",
+    "price": " dollars/h",
+    "spent": " dollars",
+    "measures": " snapshots",
+    "attributions": " snapshots",
+}
+LABELS = {"seconds": "time", "costs": "time of"}
 
 
 def main(argv: list[str]) -> None:
@@ -46,7 +58,7 @@ def status(
         facts = _describe(opened)
     except TrajectoryError as error:
         raise TrajectoryError("\n".join(opened.verify() or [str(error)]) if verify else str(error)) from error
-    print(pretty_json(facts) if as_json else "\n".join(_format_line(key, value) for key, value in facts.items()))
+    print(pretty_json(facts) if as_json else "\n".join(_format_lines(facts)))
     if verify:
         problems = opened.verify()
         if problems:
@@ -71,14 +83,16 @@ def _describe(opened: Run) -> dict[str, Any]:
     }
 
 
-def _format_line(key: str, value: object) -> str:
-    text = _format_value(value)
-    if isinstance(value, dict):
-        text = ", ".join(f"{name} {_format_value(item)}" for name, item in value.items()) or "none"
-    return escape_controls(f"{key:12} {text}", keep="\n")
+def _format_lines(facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line per fact that is known, with its unit; of a table of facts one per entry."""
+    for key, value in facts.items():
+        label, unit = LABELS.get(key, key), UNITS.get(key, "")
+        if isinstance(value, dict):
+            rows = [[f"  {name}", f"{_format_value(item)}{unit}"] for name, item in value.items()]
+            yield align_table([label, ""], rows) if rows else f"{label:12} none"
+        elif value is not None and value != "":
+            yield escape_controls(f"{label:12} {_format_value(value)}{unit}", keep="\n")
 
 
 def _format_value(value: object) -> str:
-    if value is None:
-        return "unknown"
     return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)

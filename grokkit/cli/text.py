@@ -32,13 +32,13 @@ def pretty_json(value: Any) -> str:
 
 
 def format_final_accuracy(newest: Mapping[str, float]) -> str:
-    """Format the final test accuracy of a run, plain and with test-time augmentation if it was evaluated; `newest` is
+    """Format the final test accuracy of a run, and that with test-time augmentation if it was evaluated; `newest` is
     `Run.newest_metrics()`. Empty if the training loop did not log any."""
     if "test_set.accuracy" not in newest:
         return ""
     tta = newest.get("test_set.accuracy_tta")
-    with_views = "" if tta is None else f", {tta:.4f} with TTA (mean over image and mirror)"
-    return f", test accuracy {newest['test_set.accuracy']:.4f} plain{with_views}"
+    with_views = "" if tta is None else f" plain, {tta:.4f} with TTA (mean over image and mirror)"
+    return f", test accuracy {newest['test_set.accuracy']:.4f}{with_views}"
 
 
 def format_cost(status: Mapping[str, Any]) -> str:

@@ -131,7 +131,15 @@ def _print_outcome(runs: list[Run]) -> None:
         status, accuracy = run.status, format_final_accuracy(run.newest_metrics())
         print(f"{shorten_path(run.path)}: done at step {status['step']}{accuracy}{format_cost(status)}")
     paths = " ".join(shorten_path(run.path) for run in runs)
-    print(f"{len(runs[0].steps())} snapshots. Draw the measures with: grokkit figure phases {paths}")
+    print(f"{len(runs[0].steps())} snapshots{'' if len(runs) == 1 else ' each'}. {_suggest_next(runs[0], paths)}")
+
+
+def _suggest_next(run: Run, paths: str) -> str:
+    """Return the command that draws the run's measures, or that takes those that a figure needs."""
+    measured = {identity.rpartition("-")[0] for identity in run.measures()}
+    if {"accuracy", "local_complexity"} <= measured:
+        return f"Draw the measures with: grokkit figure phases {paths}"
+    return f"Measure them with: grokkit lc {shorten_path(run.path)}; see also grokkit attack, grokkit attribute"
 
 
 def _read_config(path: Path) -> RunConfig:

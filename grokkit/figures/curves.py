@@ -21,13 +21,14 @@ from grokkit.figures.styles import CurveStyles
 from grokkit.figures.theme import COLUMN, MARKERS, themed
 from grokkit.names import FigureData, format_epsilon
 
-COMMAND_OF_MEASURE = {
-    "local_complexity": "`grokkit lc RUN`",
-    "local_complexity_ratio": "`grokkit lc RUN`, if the run has random points",
-    "calibration": "`grokkit choose-radius RUN`",
-    "robust_accuracy": "`grokkit attack RUN`",
-    "range_test_loss": "`grokkit lr-find EXPERIMENT`",
-    "learning_rate": "`grokkit train EXPERIMENT`, which logs it",
+WAYS_TO_MEASURE = {
+    "local_complexity": "add it with `grokkit lc RUN`",
+    "local_complexity_ratio": "add it with `grokkit lc RUN`, if the run has random points",
+    "calibration": "add it with `grokkit choose-radius RUN`",
+    "robust_accuracy": "add it with `grokkit attack RUN`",
+    "range_test_loss": "it is in the table that `grokkit lr-find EXPERIMENT` writes beside this figure",
+    "loop_images_per_s": "it is in the table that `grokkit bench throughput` writes beside this figure",
+    "learning_rate": "`grokkit train` logs it, or your own loop with `recorder.log(step, 'batch', learning_rate=...)`",
 }
 _KEYS = ["run", "step", "probe_set", "layer", "radius", "epsilon", "attack"]
 
@@ -59,8 +60,8 @@ def require_rows(data: FigureData, measure: str, probe_sets: Sequence[str] | Non
         rows = rows[rows["probe_set"].isin(probe_sets)]
     if rows.empty:
         on_sets = f" on {' or '.join(probe_sets)}" if probe_sets is not None else ""
-        command = COMMAND_OF_MEASURE.get(measure, f"`grokkit.replay_run(RUN, measures=[{measure!r}])`")
-        raise UsageError(f"the table has no {measure}{on_sets}, which this figure draws; add it with {command}")
+        way = WAYS_TO_MEASURE.get(measure, f"add it with `grokkit.replay_run(RUN, measures=[{measure!r}])`")
+        raise UsageError(f"the table has no {measure}{on_sets}, which this figure draws; {way}")
     return rows
 
 

@@ -460,7 +460,7 @@ def _newest_identity(run: Run, measure: str) -> str:
 def check_attribute(run: Run, capsys, tmp_path: Path) -> None:
     text = printed(capsys, "attribute", run.path, "--method", "input_x_gradient", "--images", "2")
     count = len(run.attributions()[next(each for each in run.attributions() if each.startswith("input_x_gradient"))])
-    assert f"{count} added, 0 already stored: 1 x {count} snapshots" in text
+    assert f"1 method at {count} snapshots: {count} added, 0 already stored" in text
 
 
 def check_choose_radius(run: Run, capsys, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ def check_status(run: Run, capsys, tmp_path: Path) -> None:
     assert found["measures"] == {name: len(steps) for name, steps in run.measures().items()}
     text = printed(capsys, "status", run.path)
     for name, value in newest(run).items():
-        assert f"{name} {value:.4g}" in text.splitlines()[-1]
+        assert [name, f"{value:.4g}"] in [line.split() for line in text.splitlines()]
 
 
 def check_ls(run: Run, capsys, tmp_path: Path) -> None:
@@ -527,7 +527,7 @@ def check_watch(run: Run, capsys, tmp_path: Path) -> None:
 def check_resume(run: Run, capsys, tmp_path: Path) -> None:
     if (run.path / "resume").exists() and "variant" in run.config:
         text = printed(capsys, "resume", run.path)
-        assert f"done at step {run.status['step']}, test accuracy {newest(run)['test_set.accuracy']:.4f} plain" in text
+        assert f"done at step {run.status['step']}, test accuracy {newest(run)['test_set.accuracy']:.4f}" in text
 
 
 def check_note(run: Run, capsys, tmp_path: Path) -> None:
