@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
+import pandas as pd
 import pytest
 
+import grokkit as gk
+from grokkit.analysis.run_groups import complete_groups
 from grokkit.config.groups import Group, group_of, label_groups, strip_seed
+from grokkit.errors import UsageError
+from tests import live_runs
 
 
 @pytest.mark.parametrize(
@@ -59,3 +67,41 @@ def test_a_grid_is_labelled_by_all_its_axes() -> None:
     configs = [{"lr": lr, "wd": wd} for lr in (1, 2) for wd in (0, 3)]
     labels = list(label_groups({group_of("g", config): config for config in configs}).values())
     assert labels == ["g (lr=1, wd=0)", "g (lr=1, wd=3)", "g (lr=2, wd=0)", "g (lr=2, wd=3)"]
+
+
+def frame(*rows: tuple[str, int, str, str]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["run", "seed", "group", "config"])
+
+
+def test_tables_with_the_same_label_are_told_apart_by_their_configuration() -> None:
+    rows = frame(("a/b-s0", 0, "a/b", "1111"), ("a/b-s1", 1, "a/b", "1111"), ("c/b-s0", 0, "a/b", "2222"))
+    found = complete_groups(rows)["group"].tolist()
+    assert found == ["a/b (config 1111)", "a/b (config 1111)", "a/b (config 2222)"]
+    assert complete_groups(complete_groups(rows))["group"].tolist() == found
+
+
+def test_a_table_without_groups_is_grouped_by_name_if_no_seed_has_two_runs() -> None:
+    old = frame(("a/b-s0-11111111", 0, "", ""), ("a/b-s1-22222222", 1, "", ""), ("a/c-s0-33333333", 0, "", ""))
+    assert complete_groups(old.drop(columns=["group", "config"]))["group"].tolist() == ["a/b", "a/b", "a/c"]
+    other = frame(("a/b-s0-11111111", 0, "", ""), ("a/b-s0-22222222", 0, "", ""), ("a/c-s0-33333333", 0, "", ""))
+    assert complete_groups(other)["group"].tolist() == ["a/b-s0-11111111", "a/b-s0-22222222", "a/c"]
+
+
+def test_an_old_table_beside_a_new_one_of_the_same_name_is_a_group_of_its_own() -> None:
+    rows = frame(("a/b-s0", 0, "a/b", "1111"), ("a/b-s1-22222222", 1, "", ""))
+    assert complete_groups(rows)["group"].tolist() == ["a/b (config 1111)", "a/b (config unknown)"]
+
+
+def test_rows_without_a_seed_and_empty_tables_are_grouped() -> None:
+    rows = frame(("a/b-s0", 0, "", "")).assign(seed=math.nan)
+    assert complete_groups(rows)["group"].tolist() == ["a/b"]
+    assert complete_groups(rows.iloc[:0]).columns.tolist() == ["run", "seed", "group", "config"]
+
+
+def test_a_run_given_twice_is_read_once_and_namesakes_are_refused(tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        live_runs.log(live_runs.make(tmp_path / place / "a" / "b-s0"), (1, 0.5))
+    first = tmp_path / "one" / "a" / "b-s0"
+    pd.testing.assert_frame_equal(gk.table([first, first]), gk.table(first))
+    with pytest.raises(UsageError, match="hold runs of the same name, a/b-s0"):
+        gk.table([first, tmp_path / "two" / "a" / "b-s0"])
