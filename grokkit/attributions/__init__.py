@@ -33,7 +33,8 @@ class Attribution:
         values: (N, C, H, W) float32 on the CPU, in units of the target's logit; (N, 1, H, W) for `grad_cam`, whose
             maps are upsampled to the image.
         checks: for methods with the completeness property `complete`, `tolerance` and, as (N,) float64 tensors,
-            `completeness_gap` and `output_difference`; empty for the others.
+            `completeness_gap` and `output_difference`; for `deep_lift` also `without_rule`, the operations that
+            pass back their plain gradient, and `precision`, in which it was computed; empty for the others.
         settings: the method with all its parameters, seed, targets, precision and Captum's version.
     """
 
@@ -53,6 +54,10 @@ class AttributionMethod(ABC):
     def reference(self, images: Tensor) -> Tensor | None:
         """Return the baselines (n, ...) that the values are relative to, or None for a method without completeness."""
         return None
+
+    def further_checks(self, net: nn.Module) -> dict[str, Any]:
+        """Return what the result's `checks` say besides completeness, of the module that `prepare` returned."""
+        return {}
 
     @abstractmethod
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
@@ -110,9 +115,12 @@ def attribute(
     values = torch.cat([part for part, _ in parts])
     if not torch.isfinite(values).all():
         raise NumericsError(f"attribution {method!r} gave values that are not finite")
-    checks = check_completeness(
-        [check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype
-    )
+    checks = {
+        **check_completeness(
+            [check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype
+        ),
+        **explainer.further_checks(module),
+    }
     settings = {
         "method": method,
         **asdict(explainer),
@@ -163,14 +171,21 @@ def _to_targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
     count, classes = logits.shape
     if target is None:
         return logits.argmax(1)
-    targets = torch.as_tensor(target)
     check_two_classes(logits, "targets need")
     expected = f"`target` must be None, one class in 0..{classes - 1} or a tensor of {count} of them"
-    if targets.dtype.is_floating_point or targets.dtype == torch.bool or targets.shape not in ((), (count,)):
+    try:
+        targets = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{expected}; got {target!r:.80} ({type(target).__name__})") from error
+    if not _is_integer(targets.dtype) or targets.shape not in ((), (count,)):
         raise UsageError(f"{expected}; got {targets.dtype} of shape {tuple(targets.shape)}")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:
         raise UsageError(f"{expected}; got {int(targets.min())}..{int(targets.max())}")
     return targets.to(logits.device, torch.int64).expand(count).clone()
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _validate_inputs(images: Tensor, batch_size: int) -> None:
