@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from grokkit.attributions.rules import RescaledActivation
 
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
-"""Rounding error allowed, as a share of the summands' size."""
+_ROUNDING = {torch.float32: (1e-3, 1e-3), torch.float64: (1e-6, 1e-12)}
+"""Rounding error allowed, as shares of the size of the changes and of the size of the values that change."""
 
 
 class RescaledNet(nn.Module):
@@ -100,23 +100,22 @@ def _is_explained(runner: fx.Interpreter, node: fx.Node, here: Any, there: Any) 
         outputs = _float_tensors(_call(runner, node, _copy_tensors(here, detach=False)))
     with torch.no_grad():
         at_baseline = _float_tensors(_call(runner, node, _copy_tensors(there)))
-    weights = [torch.linspace(1, 2, each.numel()).to(each).reshape(each.shape) for each in outputs]
-    changes = [
-        weight * (one.detach() - other) for weight, one, other in zip(weights, outputs, at_baseline, strict=True)
-    ]
-    followed = [(weight, each) for weight, each in zip(weights, outputs, strict=True) if each.requires_grad]
-    shares: list[Tensor] = []
+    terms: list[tuple[Tensor, Tensor]] = []
+    followed: list[Tensor] = []
+    for output, other in zip(outputs, at_baseline, strict=True):
+        weights = torch.linspace(1, 2, output.numel()).to(output).reshape(output.shape)
+        terms.append((weights * output.detach(), weights * other))
+        followed += [(weights * output).sum()] if output.requires_grad else []
     if followed:
-        total = torch.stack([(weight * each).sum() for weight, each in followed]).sum()
-        slopes = torch.autograd.grad(total, [leaf for leaf, _ in varying], allow_unused=True)
-        shares = [
-            slope * (leaf.detach() - other)
-            for slope, (leaf, other) in zip(slopes, varying, strict=True)
-            if slope is not None
-        ]
-    gap = sum(float(each.sum()) for each in changes) - sum(float(each.sum()) for each in shares)
-    size = sum(float(each.abs().sum()) for each in (*changes, *shares))
-    return abs(gap) <= max((_TOLERANCE[each.dtype] for each in outputs), default=0.0) * size
+        leaves = [leaf for leaf, _ in varying]
+        slopes = torch.autograd.grad(torch.stack(followed).sum(), leaves, allow_unused=True)
+        used = [(slope, pair) for slope, pair in zip(slopes, varying, strict=True) if slope is not None]
+        terms += [(-slope * leaf.detach(), -slope * other) for slope, (leaf, other) in used]
+    gap = sum(float((one - other).sum()) for one, other in terms)
+    size = sum(float((one - other).abs().sum()) for one, other in terms)
+    magnitude = sum(float((one.abs() + other.abs()).sum()) for one, other in terms)
+    tolerance, rounding = max((_ROUNDING[each.dtype] for each in outputs), default=(0.0, 0.0))
+    return abs(gap) <= tolerance * size + rounding * magnitude
 
 
 def _call(runner: fx.Interpreter, node: fx.Node, inputs: tuple[Any, Any]) -> Any:
