@@ -184,6 +184,7 @@ FORMS = {
     "tanh": [nn.Tanh(), torch.tanh, F.tanh, lambda z: z.tanh(), torch.tanh_],
     "softplus": [nn.Softplus(2, 5), lambda z: F.softplus(z, 2, 5), lambda z: F.softplus(z, beta=2, threshold=5)],
     "clamp": [nn.Hardtanh(-0.5, 0.5), lambda z: z.clamp(-0.5, 0.5), lambda z: torch.clamp(z, min=-0.5, max=0.5)],
+    "prelu": [nn.PReLU(init=0.2), lambda z: F.prelu(z, torch.tensor([0.2])), lambda z: z.prelu(torch.tensor([0.2]))],
     "silu": [nn.SiLU(), F.silu, lambda z: F.silu(z, inplace=True)],
     "gelu": [nn.GELU(), F.gelu],
 }
@@ -349,6 +350,12 @@ def test_deep_lift_names_what_has_no_rule():
     checks = attribute(Attention(), _draw(4, 2, 1, 2, 3), 0, "deep_lift").checks
     assert checks["without_rule"] == ["LayerNorm", "mul", "sin", "softmax"]
     assert not checks["complete"]
+
+
+def test_a_bound_that_depends_on_the_image_is_a_second_input_without_a_rule():
+    found = attribute(_Sum(lambda z: torch.clamp(z, max=z) + z.clamp(min=2 - z)), _row(1.5, 3, -1), 0, "deep_lift")
+    assert found.checks["without_rule"] == ["clamp"]
+    assert not found.checks["complete"]
 
 
 class _Gated(nn.Module):

@@ -1,4 +1,4 @@
-"""Attribute a prediction to pixels: relevance per pixel, computed by Captum with checks on its inputs and results."""
+"""Attribute a prediction to pixels: relevance per pixel, with checks on the inputs and the results."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def attribute(
         ModelContractError: a model that the method cannot handle; the message names an alternative.
         NumericsError: values that are not finite.
 
-    Cost: one forward pass, plus that of the method. Source: Captum (Kokhlikyan et al., 2020, arXiv 2009.07896).
+    Cost: one forward pass, plus that of the method. Most are Captum's (Kokhlikyan et al., 2020, arXiv 2009.07896).
     """
     explainer = create(method, **parameters)
     _validate_inputs(images, batch_size)
@@ -115,12 +115,7 @@ def attribute(
     values = torch.cat([part for part, _ in parts])
     if not torch.isfinite(values).all():
         raise NumericsError(f"attribution {method!r} gave values that are not finite")
-    checks = {
-        **check_completeness(
-            [check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype
-        ),
-        **explainer.further_checks(module),
-    }
+    checks = _collect_checks(explainer, module, [check for _, check in parts], dtype)
     settings = {
         "method": method,
         **asdict(explainer),
@@ -154,6 +149,15 @@ def _explain_chunks(
             else completeness_sums(values, outputs, _compute_logits(net, baselines, rows), target)
         )
         yield values.float().cpu(), check
+
+
+def _collect_checks(
+    explainer: AttributionMethod, module: nn.Module, sums: list[Tensor | None], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the `checks` of an attribution from the completeness sums of its chunks."""
+    tolerance = getattr(explainer, "tolerance", 0.0)
+    completeness = check_completeness([each for each in sums if each is not None], tolerance, dtype)
+    return {**completeness, **explainer.further_checks(module)}
 
 
 def _compute_logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:

@@ -161,9 +161,9 @@ def _find_activation(
     if node.op not in ("call_function", "call_method") or "out" in node.kwargs:
         return None
     # A bound or a slope that depends on the image makes it a function of several values; a parameter does not.
-    if [each for each in node.all_input_nodes if each.op != "get_attr"] != [
-        node.args[0] if node.args else node.kwargs.get("input")
-    ]:
+    others: list[fx.Node] = []
+    fx.map_arg((node.args[1:], {key: each for key, each in node.kwargs.items() if key != "input"}), others.append)
+    if any(each.op != "get_attr" for each in others):
         return None
     names = {form for name in activations for form in (name, f"{name}_")}
     if node.op == "call_method":
