@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from grokkit.attributions import attribute, create, names
-from grokkit.attributions.prepare import insert_relu_modules
+from grokkit.attributions.prepare import RELUS, insert_rules
+from grokkit.attributions.rules import GuidedReLU
 from grokkit.errors import ModelContractError, NumericsError, UnknownNameError, UsageError
 
 
@@ -256,10 +257,10 @@ def test_a_graph_that_computes_something_else_or_cannot_be_traced_is_refused():
 
 def test_preparing_shares_the_weights_and_gives_each_call_its_own_relu():
     net = _Conv("reused")
-    prepared = insert_relu_modules(net, _images(1))
-    assert prepared.get_submodule("first") is net.first
-    assert sum(name.startswith("grokkit_relu") for name, _ in prepared.named_modules()) == 3
-    assert "act" not in {node.target for node in prepared.graph.nodes}
+    prepared = insert_rules(net, _images(1), RELUS, lambda _: GuidedReLU())
+    assert prepared.get_submodule("net.first") is net.first
+    assert sum(isinstance(module, GuidedReLU) for module in prepared.modules()) == 3
+    assert "net.act" not in {node.target for node in prepared.graph.nodes}
     assert sorted(dict(net.named_modules())) == sorted(dict(_Conv("reused").named_modules()))
 
 

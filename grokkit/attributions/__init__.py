@@ -1,4 +1,4 @@
-"""Attribute a prediction to pixels: relevance per pixel, computed by Captum with checks on its inputs and results."""
+"""Attribute a prediction to pixels: relevance per pixel, with checks on the inputs and the results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Attribution:
         values: (N, C, H, W) float32 on the CPU, in units of the target's logit; (N, 1, H, W) for `grad_cam`, whose
             maps are upsampled to the image.
         checks: for methods with the completeness property `complete`, `tolerance` and, as (N,) float64 tensors,
-            `completeness_gap` and `output_difference`; empty for the others.
+            `completeness_gap` and `output_difference`; for `deep_lift` also `without_rule`, the operations that
+            pass back their plain gradient, and `precision`, in which it was computed; empty for the others.
         settings: the method with all its parameters, seed, targets, precision and Captum's version.
     """
 
@@ -53,6 +54,10 @@ class AttributionMethod(ABC):
     def reference(self, images: Tensor) -> Tensor | None:
         """Return the baselines (n, ...) that the values are relative to, or None for a method without completeness."""
         return None
+
+    def further_checks(self, net: nn.Module) -> dict[str, Any]:
+        """Return what the result's `checks` say besides completeness, of the module that `prepare` returned."""
+        return {}
 
     @abstractmethod
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
@@ -90,7 +95,7 @@ def attribute(
         ModelContractError: a model that the method cannot handle; the message names an alternative.
         NumericsError: values that are not finite.
 
-    Cost: one forward pass, plus that of the method. Source: Captum (Kokhlikyan et al., 2020, arXiv 2009.07896).
+    Cost: one forward pass, plus that of the method. Most are Captum's (Kokhlikyan et al., 2020, arXiv 2009.07896).
     """
     explainer = create(method, **parameters)
     _validate_inputs(images, batch_size)
@@ -110,9 +115,7 @@ def attribute(
     values = torch.cat([part for part, _ in parts])
     if not torch.isfinite(values).all():
         raise NumericsError(f"attribution {method!r} gave values that are not finite")
-    checks = check_completeness(
-        [check for _, check in parts if check is not None], getattr(explainer, "tolerance", 0.0), dtype
-    )
+    checks = _collect_checks(explainer, module, [check for _, check in parts], dtype)
     settings = {
         "method": method,
         **asdict(explainer),
@@ -148,6 +151,15 @@ def _explain_chunks(
         yield values.float().cpu(), check
 
 
+def _collect_checks(
+    explainer: AttributionMethod, module: nn.Module, sums: list[Tensor | None], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the `checks` of an attribution from the completeness sums of its chunks."""
+    tolerance = getattr(explainer, "tolerance", 0.0)
+    completeness = check_completeness([each for each in sums if each is not None], tolerance, dtype)
+    return {**completeness, **explainer.further_checks(module)}
+
+
 def _compute_logits(net: nn.Module, images: Tensor, rows: int) -> Tensor:
     """Compute the (N, classes) logits without a gradient."""
     outputs = []
@@ -163,14 +175,21 @@ def _to_targets(target: int | Tensor | None, logits: Tensor) -> Tensor:
     count, classes = logits.shape
     if target is None:
         return logits.argmax(1)
-    targets = torch.as_tensor(target)
     check_two_classes(logits, "targets need")
     expected = f"`target` must be None, one class in 0..{classes - 1} or a tensor of {count} of them"
-    if targets.dtype.is_floating_point or targets.dtype == torch.bool or targets.shape not in ((), (count,)):
+    try:
+        targets = torch.as_tensor(target)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{expected}; got {target!r:.80} ({type(target).__name__})") from error
+    if not _is_integer(targets.dtype) or targets.shape not in ((), (count,)):
         raise UsageError(f"{expected}; got {targets.dtype} of shape {tuple(targets.shape)}")
     if int(targets.min()) < 0 or int(targets.max()) >= classes:
         raise UsageError(f"{expected}; got {int(targets.min())}..{int(targets.max())}")
     return targets.to(logits.device, torch.int64).expand(count).clone()
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _validate_inputs(images: Tensor, batch_size: int) -> None:

@@ -1,13 +1,11 @@
-"""Wrap Captum's attribution methods.
+"""The attribution methods: Captum's, and guided backpropagation and DeepLIFT with rules of our own.
 
 Captum is imported only when a method runs, because the import is slow.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from grokkit.attributions import AttributionMethod, register
-from grokkit.attributions.prepare import find_max_pools, insert_relu_modules
+from grokkit.attributions.layers import choose_layer
+from grokkit.attributions.prepare import ELEMENTWISE, RELUS, find_max_pools, insert_rules, to_float64
+from grokkit.attributions.rescaled import RescaledNet
+from grokkit.attributions.rules import GuidedReLU, RescaledActivation
 from grokkit.errors import ModelContractError, UsageError
 from grokkit.literals import BaselineName
 from grokkit.registry import did_you_mean
 
-CONVOLUTION_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
     "black": torch.zeros_like,
     "mean": lambda images: images.mean(dim=(2, 3), keepdim=True).expand_as(images).contiguous(),
@@ -100,35 +100,14 @@ class GradCam(AttributionMethod):
     The map (N, 1, h, w) is upsampled bilinearly to the image. For a layer called several times the last call is used.
 
     Args:
-        layer: dotted name of a module whose output is (N, channels, h, w); by default the convolution called last.
+        layer: dotted name of a module whose output is a map (N, channels, h, w) with h * w > 1 that reaches the logits;
+            by default the convolution called last among those with such a map.
     """
 
     layer: str | None = None
 
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
-        modules = dict(net.named_modules())
-        if self.layer is not None and self.layer not in modules:
-            raise UsageError(f"the model has no module {self.layer!r}.{did_you_mean(self.layer, list(modules))}")
-        candidates = [
-            n
-            for n, m in modules.items()
-            if (isinstance(m, CONVOLUTION_TYPES) if self.layer is None else n == self.layer)
-        ]
-        calls = _record_calls(net, example, {name: modules[name] for name in candidates})
-        if not calls:
-            problem = "calls no convolution module" if self.layer is None else f"never calls {self.layer!r}"
-            raise ModelContractError(
-                f"Grad-CAM needs a layer with (channels, height, width), but the model {problem}; pass one with "
-                "`layer=...`, or use integrated_gradients or saliency, which support any net"
-            )
-        name, output = calls[-1]
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            received = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ModelContractError(
-                f"Grad-CAM needs a layer whose output is (N, channels, height, width); {name!r} gives {received}. "
-                "Pass another with `layer=...`"
-            )
-        return replace(self, layer=name), net
+        return replace(self, layer=choose_layer(net, example, self.layer)), net
 
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
         from captum.attr import LayerAttribution, LayerGradCam
@@ -149,8 +128,8 @@ class GuidedBackprop(AttributionMethod):
     """
 
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
-        traced = insert_relu_modules(net, example)
-        if not any(isinstance(module, nn.ReLU) for module in traced.modules()):
+        traced = insert_rules(net, example, RELUS, lambda _: GuidedReLU())
+        if not any(isinstance(module, GuidedReLU) for module in traced.modules()):
             raise ModelContractError(
                 "guided backpropagation modifies ReLUs, but the model calls none: the result would be the plain "
                 "gradient. Use saliency or input_x_gradient"
@@ -158,11 +137,7 @@ class GuidedBackprop(AttributionMethod):
         return self, traced
 
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
-        from captum.attr import GuidedBackprop as Captum
-
-        with _silence_hook_warnings():
-            values: Tensor = Captum(net).attribute(images, target=target)
-        return values
+        return _compute_gradient(net, images, target)
 
 
 @register("deep_lift")
@@ -170,70 +145,60 @@ class GuidedBackprop(AttributionMethod):
 class DeepLift(AttributionMethod):
     """Differences to a baseline propagated back by the rescale rule (Shrikumar et al., 2017, arXiv 1704.02685).
 
-    Nets with max-pooling are rejected: Captum 0.9's rule for it is off by 30 to 300 % and mixes the images of a
-    batch.
+    The rule holds for elementwise activations. What else bends (softmax, layer norm, products of two values that depend
+    on the image) passes back its plain gradient; the check `without_rule` names it, as found on the first image. Nets
+    with max-pooling are refused.
+
+    The net runs in float64, also a float32 one, because the values of a deep net can change by 1 % and more with the
+    rounding of float32 while their sum stays right: where an image and its baseline differ little at a sigmoid, and
+    where a ReLU's input is 0 up to rounding. The check `precision` says float32 if the net cannot.
 
     Args:
         baseline: `black` (all 0) or `mean` (each image's own mean colour).
+
+    Cost: two forward passes and one backward pass of a float64 copy of the net, which has twice the memory of a float32
+    net; on a CPU about five times the time of float32, on a GPU without fast float64 more.
     """
 
     baseline: BaselineName = "black"
-    tolerance = 0.01  # exact up to rounding: a larger gap means an activation that Captum has no rule for
+    tolerance = 0.01  # exact up to rounding: a larger gap means an operation without a rule
 
     def __post_init__(self) -> None:
         _check_baseline(self.baseline)
 
     def prepare(self, net: nn.Module, example: Tensor) -> tuple[AttributionMethod, nn.Module]:
-        traced = insert_relu_modules(net, example)
+        traced = insert_rules(net, example, ELEMENTWISE, RescaledActivation)
         pools = find_max_pools(traced)
         if pools:
             raise ModelContractError(
-                f"deep_lift gives wrong values for max-pooling, which the model uses in {', '.join(pools)} "
-                "(captum issues 1104 and 1276). Use integrated_gradients"
+                "deep_lift has no rule for max-pooling, which moves relevance between pixels and which the model uses "
+                f"in {', '.join(pools)}. Use integrated_gradients"
             )
-        return self, traced
+        exact = to_float64(traced, example)
+        image = example if exact is None else example.double()
+        return self, RescaledNet(exact or traced, image, self.reference(image))
 
     def reference(self, images: Tensor) -> Tensor:
         return BASELINES[self.baseline](images)
 
     def explain(self, net: nn.Module, images: Tensor, target: Tensor, rows: int) -> Tensor:
-        from captum.attr import DeepLift as Captum
+        assert isinstance(net, RescaledNet)
+        points = images.detach().to(net.dtype).requires_grad_()
+        baselines = self.reference(points.detach())
+        with net.keep_references(baselines):
+            return (points.detach() - baselines) * _compute_gradient(net, points, target)
 
-        # Captum runs each image together with its baseline: two rows per image.
-        half = max(1, rows // 2)
-        with _silence_hook_warnings():
-            parts = [
-                Captum(net).attribute(part.detach().requires_grad_(), self.reference(part.detach()), classes)
-                for part, classes in zip(torch.split(images, half), torch.split(target, half), strict=True)
-            ]
-        return torch.cat([part.detach() for part in parts])
+    def further_checks(self, net: nn.Module) -> dict[str, Any]:
+        assert isinstance(net, RescaledNet)
+        return {"precision": str(net.dtype).removeprefix("torch."), "without_rule": net.without_rule}
+
+
+def _compute_gradient(net: nn.Module, images: Tensor, target: Tensor) -> Tensor:
+    """Compute the gradient of each image's logit; `images` is a leaf that requires a gradient."""
+    logits = net(images).gather(1, target[:, None]).sum()
+    return torch.autograd.grad(logits, images)[0]
 
 
 def _forward_on_copy(net: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return the forward pass on a copy of its input: a model may modify its input in place."""
     return lambda images: net(images.clone())
-
-
-def _record_calls(net: nn.Module, example: Tensor, modules: dict[str, nn.Module]) -> list[tuple[str, Any]]:
-    """Return the modules in the order of their calls on `example`, each with its output."""
-    calls: list[tuple[str, Any]] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: calls.append((name, output))
-
-    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
-    try:
-        with torch.no_grad():
-            net(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
-@contextmanager
-def _silence_hook_warnings() -> Iterator[None]:
-    """Silence Captum's warning about hooks: here they are set on modules of our own graph."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"\s*Setting (forward, )?backward hooks")
-        yield

@@ -185,6 +185,38 @@ def test_random_draws_are_common_to_all_calls_with_one_seed(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_arguments_that_are_not_given_keep_their_defaults(method):
+    class Optional(_Net):
+        def forward(self, x, mask=None, scale=1.0, *more, flip=False, **rest):
+            x = x.mul_(scale) if mask is None else x * mask
+            return super().forward(x.flip(-1) if flip or more or rest else x)
+
+    expected = attributions.attribute(_Net(), _images(), 1, method).values
+    torch.testing.assert_close(attributions.attribute(Optional(), _images(), 1, method).values, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_residual_net_of_reused_activations_is_explained_as_one_with_a_module_for_each_call(method):
+    class Residual(nn.Module):
+        def __init__(self, activations):
+            super().__init__()
+            self.convs, self.activations = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3)), activations
+            for number, parameter in enumerate(self.parameters()):
+                parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) / 3
+
+        def forward(self, x):
+            for conv, activation in zip(self.convs, self.activations, strict=True):
+                x = activation(x) - conv(activation(x)) + 0.5 * x
+            return x.mean((2, 3))
+
+    own, one = nn.ModuleList(nn.ReLU() for _ in range(3)), nn.ReLU()
+    expected = attributions.attribute(Residual(own), _images(), 1, method).values
+    assert expected.any()
+    for activations in (nn.ModuleList([one] * 3), [nn.functional.relu] * 3, [lambda z: z.relu()] * 3):
+        torch.testing.assert_close(attributions.attribute(Residual(activations), _images(), 1, method).values, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_parameter_is_answered_with_those_the_method_takes(method):
     with pytest.raises(UsageError, match="unknown parameter 'steps_n'"):
         attributions.attribute(_Net(), _images(), 0, method, steps_n=3)
