@@ -134,7 +134,7 @@ def test_versions_of_tensors_made_in_inference_mode_are_not_known() -> None:
         net = nn.Linear(2, 2)
     versions = WeightVersions(net)
     assert versions.is_new
-    versions.note()
+    versions.remember()
     assert versions.have_changed()
 
 

@@ -20,7 +20,7 @@ from grokkit.figures.styles import check_group_count
 from grokkit.figures.theme import COLUMN, FULL, themed
 from grokkit.names import FigureData
 
-MAX_GROUPS = 5
+MAX_ROWS = 5
 """What fits on one page."""
 MAX_NAMED_LAYERS = 12
 """Maximum number of layers named at the colour bar; of more, evenly spaced ones are."""
@@ -54,7 +54,7 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
         raise UsageError("the table has no layers of local_complexity; add them with `grokkit lc RUN`")
     names, sets = list(dict.fromkeys(rows["layer"])), list(dict.fromkeys(rows["probe_set"]))
     groups = list(dict.fromkeys(rows["group"]))
-    check_group_count(groups, MAX_GROUPS)
+    check_group_count(groups, MAX_ROWS)
     figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 0.7 + 1.4 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), len(sets), sharex=True, sharey=True, squeeze=False)
     colours = mpl.colormaps["viridis"](np.linspace(0.0, 0.9, len(names)))

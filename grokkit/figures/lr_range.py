@@ -19,7 +19,7 @@ from grokkit.figures.theme import COLUMN, FULL, PALETTE, themed
 from grokkit.names import FigureData
 
 PREFIX = "range_test_"
-MAX_GROUPS = 12
+MAX_PANELS = 12
 """What fits on one page."""
 LOG_AXIS_RATIO = 20.0
 """Ratio of highest to lowest smoothed loss above which the losses have a logarithmic axis."""
@@ -51,7 +51,7 @@ def lr_range(data: FigureData) -> Figure:
     table = complete_groups(data.table)
     rows = table[table["measure"].str.startswith(PREFIX)]
     groups = list(dict.fromkeys(rows["group"]))
-    check_group_count(groups, MAX_GROUPS)
+    check_group_count(groups, MAX_PANELS)
     seeds = sorted(set(rows["seed"]))
     colours = {seed: PALETTE[place % len(PALETTE)] for place, seed in enumerate(seeds)}
     columns = min(len(groups), 2 if len(groups) <= 4 else 3)

@@ -168,7 +168,7 @@ class Recorder:
             raise UsageError(f"`step` must increase from call to call; got {step} after {self._step}")
         self._report_modifications()
         self._step = step
-        self._versions.note()
+        self._versions.remember()
         if step in self._due:
             self._record(step)
         elif time.monotonic() - self._last_status_time > HEARTBEAT_SECONDS and not self._writer.is_busy:

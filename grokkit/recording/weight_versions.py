@@ -8,7 +8,7 @@ from grokkit.device.preserved_state import unwrap
 
 
 class WeightVersions:
-    """Versions of a model's parameters and buffers at the last call of `note`.
+    """Versions of a model's parameters and buffers at the last call of `remember`.
 
     Every in-place operation of PyTorch counts the version of its tensor up. Cost: some microseconds a call.
     """
@@ -20,15 +20,15 @@ class WeightVersions:
 
     @property
     def is_new(self) -> bool:
-        """Whether `note` was never called."""
+        """Whether `remember` was never called."""
         return self._noted is None
 
-    def note(self) -> None:
+    def remember(self) -> None:
         """Remember the present versions."""
         self._noted = self._read(self._tensors)
 
     def have_changed(self) -> bool:
-        """Return whether a tensor was changed or replaced since `note`, or whether that cannot be known."""
+        """Return whether a tensor was changed or replaced since `remember`, or whether that cannot be known."""
         tensors = self._list_tensors()
         replaced = [id(each) for each in tensors] != [id(each) for each in self._tensors]
         return replaced or self._noted is None or self._read(tensors) != self._noted
