@@ -585,6 +585,7 @@ def base() -> RunConfig:
 '''
 
 
+@pytest.mark.slow
 def test_train_and_sweep_print_the_stored_accuracy(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("rates.py").write_text(STUDY)
@@ -594,10 +595,10 @@ def test_train_and_sweep_print_the_stored_accuracy(tmp_path: Path, capsys, monke
         assert (
             f"{run.name.split('/')[1]}: done at step 12, test accuracy {newest(run)['test_set.accuracy']:.4f}" in text
         )
-    Path("grid.toml").write_text('experiment = "rates.py"\nseeds = [0, 1]\n[grid]\n"optimizer.lr" = [0.3, 0.002]\n')
+    Path("grid.toml").write_text('experiment = "rates.py"\nseeds = [0]\n[grid]\n"optimizer.lr" = [0.3, 0.002]\n')
     text = printed(capsys, "sweep", "grid.toml")
     header, *rows = rows_under(text[text.rindex("\nrun") :], "run")
-    assert len(rows) == 4
+    assert len(rows) == 2
     for row in rows:
         run = gk.open_run(tmp_path / "runs" / row[0])
         cells = dict(zip(header, row, strict=False))
