@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import DataError, UnknownNameError, UsageError
+from grokkit.errors import UnknownNameError, UsageError
 from grokkit.registry import Registry, did_you_mean
 
 registry: Registry[Dataset] = Registry("dataset", "grokkit.data")
 register, names, create = registry.register, registry.names, registry.create
 
-from grokkit.data.archive import read_images  # noqa: E402
+from grokkit.data.archive import read_images, require_path  # noqa: E402
 from grokkit.data.base import Dataset  # noqa: E402
 
 __all__ = ["Dataset", "create", "load_data", "names", "register"]
@@ -56,8 +56,8 @@ def check_dataset_options(
 ) -> None:
     """Raise what `load_data` would raise for wrong names, options or missing paths, without reading data."""
     path = _resolve_path(os.fspath(source), options)
-    if path is not None and not path.exists():
-        raise DataError(f"no data found at {path}")
+    if path is not None:
+        require_path(path)
 
 
 def find_dataset(source: str) -> Any:
@@ -75,7 +75,7 @@ def _resolve_path(text: str, options: dict[str, Any]) -> Path | None:
     """Check `options`; return `text` as a path, or None if it is a registered name."""
     if text not in names() and _is_path(text):
         _check_path_options(options)
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))
     try:
         registry.check(text, options)
     except UnknownNameError as error:
@@ -85,7 +85,7 @@ def _resolve_path(text: str, options: dict[str, Any]) -> Path | None:
 
 def _is_path(text: str) -> bool:
     separators = {os.sep, os.altsep or os.sep}
-    return text.endswith(".npz") or any(mark in text for mark in separators) or Path(text).is_dir()
+    return text.endswith(".npz") or any(mark in text for mark in separators) or os.path.isdir(text)
 
 
 def _check_path_options(options: dict[str, Any]) -> None:

@@ -182,6 +182,8 @@ def attach_recorder(
         price=price,
         overwrite=overwrite,
     )
+    for finding in () if resumed else trainer.dataset.findings or ():
+        recorder.event(0, "data", finding)
     trainer.ranks.barrier()
     return recorder
 
