@@ -50,7 +50,7 @@ def require_file(path: Path) -> bytes:
             raise DataError(f"{path} is {text}")
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().lower().startswith(PAGES):
         raise DataError(
-            f"{path} is a web page or a server's text, not the data: its download failed, or needs a login. Look at "
-            "its first lines and download it again"
+            f"{path} is text (HTML, XML or JSON), not the data: its download failed, or needs a login. Look at its "
+            "first lines and download it again"
         )
     return head
