@@ -49,6 +49,8 @@ def find_implausible(name: str, splits: Mapping[str, Split], classes: Sequence[s
     findings = [*_find_empty_classes(name, splits, classes), *_find_odd_classes(name, y_train, classes)]
     for split, (x, _) in splits.items():
         findings += _find_odd_pixels(f"{split} images of {name!r}", x)
+    if splits["training"][0].max() <= 1:  # most such images are equal, for that reason alone
+        return tuple(findings)
     hashes = {split: _hash_images(x) for split, (x, _) in splits.items()}
     findings += _find_conflicts(name, hashes["training"], y_train)
     for split, found in hashes.items():
@@ -105,9 +107,9 @@ def _find_odd_pixels(images: str, x: np.ndarray) -> Iterator[str]:
     highest, lowest = pixels.max(2), pixels.min(2)
     top = int(highest.max())
     constant = int((highest == lowest).all(1).sum()) if pixels.shape[2] > 1 else 0
-    if constant > CONSTANT_SHARE * len(x):
-        yield f"{constant} of {len(x)} {images} are of a single colour. Check how they were read, or leave them out"
-    elif top <= 1:
+    if top == 0:
+        yield f"the {images} are all black. Check how they were read"
+    elif top == 1:
         yield (
             f"the {images} hold no values but 0 and 1, nearly black in 0..255: floats in [0, 1] that were cast to "
             "uint8? Give the floats, or multiply by 255 before the cast"
@@ -117,6 +119,8 @@ def _find_odd_pixels(images: str, x: np.ndarray) -> Iterator[str]:
             f"the {images} hold no value above {top}, nearly black in 0..255. Scale them to 0..255, or give floats in "
             "[0, 1]"
         )
+    elif constant > CONSTANT_SHARE * len(x):
+        yield f"{constant} of {len(x)} {images} are of a single colour. Check how they were read, or leave them out"
     elif _is_wrapped(x):
         yield (
             f"the {images} hold only values below {WRAPPED} and above {255 - WRAPPED}: normalised floats that were "
