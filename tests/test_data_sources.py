@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import struct
 import sys
 import tarfile
@@ -521,6 +522,36 @@ def test_a_download_that_does_not_match_its_checksum_is_refused(mnist_mirror, tm
     with pytest.raises(DataError, match=r"mnist could not be downloaded.*place an archive"):
         data.load_data("mnist", root=tmp_path / "cache")
     assert not (tmp_path / "cache" / "mnist.npz").exists()
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("damage", [lambda good: good[:-5], lambda good: b"", lambda good: b"<html>not found</html>"])
+def test_a_damaged_official_file_is_named_as_such_not_as_a_failed_download(mnist_mirror, tmp_path, name, damage):
+    data.load_data("mnist", root=tmp_path / "cache")
+    (tmp_path / "cache" / "mnist.npz").unlink()
+    file = tmp_path / "cache" / "MNIST" / "raw" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        DataError, match=r"mnist cannot be read from .*damaged or incomplete: .*Delete \S+/MNIST and try"
+    ):
+        data.load_data("mnist", root=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "MNIST")
+    assert len(data.load_data("mnist", root=tmp_path / "cache").y_train) == 20, "the remedy works"
+
+
+def test_a_damaged_official_archive_is_named_as_such(cifar_root, tmp_path):
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+    with pytest.raises(DataError, match=r"damaged or incomplete: .*Delete \S+/cifar-10-python\.tar\.gz and try again"):
+        data.load_data("cifar10", root=tmp_path / "third")
+
+
+def test_an_empty_folder_of_an_earlier_attempt_is_no_damaged_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(official.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"mnist could not be downloaded into .*Try again with a network"):
+            data.load_data("mnist", root=tmp_path)
+    assert (tmp_path / "MNIST" / "raw").is_dir()
 
 
 # ---- .npz
