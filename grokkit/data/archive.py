@@ -155,15 +155,15 @@ def _check_member(archive: zipfile.ZipFile, key: str, path: Path) -> None:
         )
     with archive.open(info) as member:
         version = np.lib.format.read_magic(member)
-        if version not in HEADERS:
+        if version not in NPY_HEADERS:
             return
-        shape, _, dtype = HEADERS[version](member)
+        shape, _, dtype = NPY_HEADERS[version](member)
         declared, held = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
     if not dtype.hasobject and declared != held:
         raise ValueError(f"{key} declares the shape {shape} of {dtype}, {declared:,} bytes, and holds {held:,}")
 
 
-HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
+NPY_HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }

@@ -10,7 +10,7 @@ from grokkit.data.archive import Standard, cache_archive
 from grokkit.data.base import Dataset, to_images, to_labels
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-STANDARD = Standard("cifar10", (3, 32, 32), CLASSES, ("cifar-10-batches-py", "cifar-10-python.tar.gz"))
+_STANDARD = Standard("cifar10", (3, 32, 32), CLASSES, ("cifar-10-batches-py", "cifar-10-python.tar.gz"))
 
 
 @register("cifar10")
@@ -28,7 +28,7 @@ def cifar10(
     Raises:
         DataError: the download failed, or the file is malformed or holds another dataset.
     """
-    return cache_archive(STANDARD, root, _fetch).subset(train, test, seed)
+    return cache_archive(_STANDARD, root, _fetch).subset(train, test, seed)
 
 
 def _fetch(folder: Path) -> Dataset:

@@ -10,7 +10,7 @@ from grokkit.data.archive import Standard, cache_archive
 from grokkit.data.base import Dataset, to_images, to_labels
 
 CLASSES = tuple("0123456789")
-STANDARD = Standard("mnist", (1, 28, 28), CLASSES, ("MNIST",))
+_STANDARD = Standard("mnist", (1, 28, 28), CLASSES, ("MNIST",))
 
 
 @register("mnist")
@@ -28,7 +28,7 @@ def mnist(
     Raises:
         DataError: the download failed, or the file is malformed or holds another dataset.
     """
-    return cache_archive(STANDARD, root, _fetch).subset(train, test, seed)
+    return cache_archive(_STANDARD, root, _fetch).subset(train, test, seed)
 
 
 def _fetch(folder: Path) -> Dataset:

@@ -31,11 +31,11 @@ MANY_CLASSES = 100
 LISTED = 5
 """Most class names listed in a finding."""
 
-Split = tuple[np.ndarray, np.ndarray]
+LabelledImages = tuple[np.ndarray, np.ndarray]
 """Images (N, C, H, W) uint8 and labels (N,) int64."""
 
 
-def find_implausible(name: str, splits: Mapping[str, Split], classes: Sequence[str]) -> tuple[str, ...]:
+def find_implausible(name: str, splits: Mapping[str, LabelledImages], classes: Sequence[str]) -> tuple[str, ...]:
     """Return what is plainly not meant in a dataset, one sentence each; empty if nothing is.
 
     Args:
@@ -76,7 +76,7 @@ def describe_lost_classes(name: str, before: np.ndarray, after: np.ndarray, clas
     )
 
 
-def _find_empty_classes(name: str, splits: Mapping[str, Split], classes: Sequence[str]) -> Iterator[str]:
+def _find_empty_classes(name: str, splits: Mapping[str, LabelledImages], classes: Sequence[str]) -> Iterator[str]:
     trained = np.unique(splits["training"][1])
     empty = np.setdiff1d(np.arange(len(classes)), trained)
     if len(empty):
