@@ -309,7 +309,7 @@ def test_a_photograph_followed_by_previews_is_read(tmp_path):
         ("a.png", b"\n <!DOCTYPE html><html>", r"is text \(HTML, XML or JSON\), not the data"),
         ("a.png", b"", "is empty"),
         ("a.png.gz", b"\x1f\x8b\x08\x00", "compressed by gzip"),
-        ("notes.txt", b"hello", "cannot be read as an image: Pillow does not know its format"),
+        ("notes.txt", b"hello", "cannot be read as an image: it is damaged, or Pillow does not know its format"),
     ],
 )
 def test_files_that_are_no_images_are_named_for_what_they_are(tmp_path, name, content, message):

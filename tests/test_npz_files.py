@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from grokkit import data
-from grokkit.data import archive, foreign_files
-from grokkit.errors import DataError, GrokkitError
+from grokkit.data import archive, download, foreign_files
+from grokkit.errors import DataError, GrokkitError, UsageError
 
 TRAIN, TEST, CLASSES = 60, 30, 3
 
@@ -365,12 +365,21 @@ def test_odd_paths_are_data_errors(tmp_path, monkeypatch, path):
             call(path)
 
 
+@pytest.mark.parametrize("value", [5, None, b"own.npz", np.zeros(2)])
+def test_what_is_no_path_is_a_usage_error(value):
+    with pytest.raises(UsageError, match="`source` must be a string or a path; got"):
+        data.load_data(value)
+    if value is not None and not isinstance(value, np.ndarray):
+        with pytest.raises(UsageError, match="`root` must be a string or a path; got"):
+            data.load_data("mnist", root=value)
+
+
 def test_a_file_that_cannot_be_cached_is_a_data_error(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     made = data.Dataset("toy", *(arrays()[key] for key in archive.ARCHIVE_KEYS), ("a", "b", "c"))
-    monkeypatch.setattr(archive, "write_npz", full)
+    monkeypatch.setattr(download, "write_npz", full)
     toy = archive.Standard("toy", (3, 6, 5), ("a", "b", "c"), ())
     with pytest.raises(DataError, match=r"toy\.npz cannot be written: No space left on device\. Make room or choose"):
-        archive.cache_archive(toy, tmp_path, lambda folder: made)
+        download.cache_archive(toy, tmp_path, lambda folder: made)

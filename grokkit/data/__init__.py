@@ -14,6 +14,7 @@ register, names, create = registry.register, registry.names, registry.create
 
 from grokkit.data.archive import read_images, require_path  # noqa: E402
 from grokkit.data.base import Dataset  # noqa: E402
+from grokkit.data.foreign_files import to_text  # noqa: E402
 
 __all__ = ["Dataset", "create", "load_data", "names", "register"]
 
@@ -44,7 +45,7 @@ def load_data(
     """
     if not isinstance(shuffle_labels, bool):
         raise UsageError(f"`shuffle_labels` must be true or false; got {shuffle_labels!r}")
-    dataset = _load_dataset(os.fspath(source), options)
+    dataset = _load_dataset(to_text("source", source), options)
     seed = options.get("seed", 0)
     if validation is not None:
         dataset = dataset.with_validation(validation, seed)
@@ -55,7 +56,7 @@ def check_dataset_options(
     source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
 ) -> None:
     """Raise what `load_data` would raise for wrong names, options or missing paths, without reading data."""
-    path = _resolve_path(os.fspath(source), options)
+    path = _resolve_path(to_text("source", source), options)
     if path is not None:
         require_path(path)
 

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from grokkit.data import register
-from grokkit.data.archive import Standard, cache_archive
+from grokkit.data.archive import Standard
 from grokkit.data.base import Dataset, to_images, to_labels
+from grokkit.data.download import cache_archive
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _STANDARD = Standard("cifar10", (3, 32, 32), CLASSES, ("cifar-10-batches-py", "cifar-10-python.tar.gz"))

@@ -26,9 +26,8 @@ def read_folder(path: Path) -> Dataset:
     """
     classes = _find_common_classes(path)
     files = {split: _list_class_files(path / split, classes) for split in ("train", "test")}
-    decoded = {split: [decode_image(file) for file, _ in listed] for split, listed in files.items()}
-    every = [image for images in decoded.values() for image in images]
-    _check_sizes([file for listed in files.values() for file, _ in listed], every)
+    every = _decode_all([file for listed in files.values() for file, _ in listed])
+    decoded = {"train": every[: len(files["train"])], "test": every[len(files["train"]) :]}
     grey = all(image.pixels.ndim == 2 for image in every)
     x = {split: np.stack([_to_channels(image.pixels, grey) for image in images]) for split, images in decoded.items()}
     y = {split: np.array([label for _, label in listed], np.int64) for split, listed in files.items()}
@@ -53,14 +52,18 @@ def _describe_transparent(path: Path, images: list[Decoded]) -> tuple[str, ...]:
     )
 
 
-def _check_sizes(files: list[Path], images: list[Decoded]) -> None:
-    height, width = images[0].pixels.shape[:2]
-    for file, image in zip(files, images, strict=True):
-        if image.pixels.shape[:2] != (height, width):
+def _decode_all(files: list[Path]) -> list[Decoded]:
+    """Decode image files; DataError at the first that has another size than the first of all."""
+    images: list[Decoded] = []
+    for file in files:
+        images.append(decode_image(file))
+        first, size = images[0].pixels.shape[:2], images[-1].pixels.shape[:2]
+        if size != first:
             raise DataError(
-                f"all images must have the same size; {files[0]} has {width}x{height}, {file} has "
-                f"{image.pixels.shape[1]}x{image.pixels.shape[0]}. Resize them first"
+                f"all images must have the same size; {files[0]} has {first[1]}x{first[0]}, {file} has "
+                f"{size[1]}x{size[0]}. Resize them first"
             )
+    return images
 
 
 def _list_visible(folder: Path) -> list[Path]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
-from grokkit.errors import DataError
+from grokkit.errors import DataError, UsageError
 
 HEAD = 512
 """Bytes at the start of a file by which its kind is recognised."""
@@ -27,6 +29,14 @@ KINDS = (
 
 PAGES = (b"<!doctype html", b"<html", b"<head", b"<?xml", b"{")
 """First bytes, in lower case, of what a server sends instead of a file."""
+
+
+def to_text(argument: str, value: Any) -> str:
+    """Return a name or path as text; UsageError if it is neither."""
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise UsageError(f"`{argument}` must be a string or a path; got {value!r}")
+    return text
 
 
 def require_file(path: Path) -> bytes:

@@ -54,8 +54,8 @@ def decode_image(file: Path) -> Decoded:
         raise DataError(f"{file} is too large to be one of many training images: {error}. Resize it first") from error
     except UnidentifiedImageError as error:
         raise DataError(
-            f"{file} cannot be read as an image: Pillow does not know its format. Remove it, or rename it to begin "
-            "with a dot"
+            f"{file} cannot be read as an image: it is damaged, or Pillow does not know its format. Replace or "
+            "remove it, or rename it to begin with a dot"
         ) from error
     except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, ValueError, ...
         raise DataError(f"{file} cannot be decoded: {type(error).__name__}: {error}. Replace or remove it") from error

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from grokkit.data import register
-from grokkit.data.archive import Standard, cache_archive
+from grokkit.data.archive import Standard
 from grokkit.data.base import Dataset, to_images, to_labels
+from grokkit.data.download import cache_archive
 
 CLASSES = tuple("0123456789")
 _STANDARD = Standard("mnist", (1, 28, 28), CLASSES, ("MNIST",))
