@@ -97,12 +97,12 @@ FINDINGS = {
     ),
     "the same image with two labels": (
         {"x_train": changed("x_train", set_rows(1, arrays()["x_train"][0]))},
-        "2 of 400 (0.005) training images of 'own' are equal to others with another label. Check how images and labels "
+        "2 of 400 (0.5 %) training images of 'own' are equal to others with another label. Check how images and labels "
         "were paired",
     ),
     "a test image in the training set": (
         {"x_test": changed("x_test", set_rows(7, arrays()["x_train"][9]))},
-        "1 of 100 (0.01) test images of 'own' are also training images, so that the test accuracy is not that of "
+        "1 of 100 (1 %) test images of 'own' are also training images, so that the test accuracy is not that of "
         "unseen images. Remove them from one of the two",
     ),
     "a validation image in the training set": (

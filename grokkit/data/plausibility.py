@@ -160,7 +160,7 @@ def _find_shared(name: str, split: str, hashes: np.ndarray, trained: np.ndarray)
 
 
 def _format_share(count: int, total: int) -> str:
-    return f"{count} of {total} ({count / total:.2g})" if count < total else f"all {total}"
+    return f"{count} of {total} ({100 * count / total:.2g} %)" if count < total else f"all {total}"
 
 
 def _count(numbers: np.ndarray, classes: Sequence[str]) -> str:
