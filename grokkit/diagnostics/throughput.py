@@ -170,9 +170,9 @@ def make_subject(
 def make_random_images(count: int = IMAGES) -> Dataset:
     """Make `count` random images of CIFAR-10's shape: speed does not depend on the pixels."""
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (count + 10, 3, 32, 32), dtype=np.uint8)
-    y = np.arange(count + 10) % 10
-    return Dataset("random", x[:count], y[:count], x[count:], y[count:], tuple("0123456789"))
+    x = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    y = np.arange(count) % 10
+    return Dataset("random", x, y, x[:10], y[:10], tuple("0123456789"), findings=())
 
 
 def validate_batch_sizes(sizes: Sequence[int], images: int) -> list[int]:
