@@ -105,7 +105,7 @@ def trainer(settings: Settings) -> list[Row]:
     optimizer = sgd(model, fused=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "random.npz"
-        np.savez(data, x_train=images, y_train=labels, x_test=images[:BATCH], y_test=labels[:BATCH])
+        np.savez(data, x_train=images, y_train=labels, x_test=255 - images[:BATCH], y_test=labels[:BATCH])
         found = medians(
             {
                 "long": lambda: _train(data, LONG),

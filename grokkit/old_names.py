@@ -138,7 +138,6 @@ NAMES = {
     "grokkit.figures.curves.pixels": "grokkit.figures.curves.format_epsilon",
     "grokkit.figures.curves.rows_of": "grokkit.figures.curves.require_rows",
     "grokkit.figures.curves.totals": "grokkit.figures.curves.sum_layers",
-    "grokkit.figures.curves.variants_of": "grokkit.figures.curves.parse_variants",
     "grokkit.figures.forest.forest": "grokkit.figures.forest.draw_forest",
     "grokkit.figures.layers.NAMED": "grokkit.figures.layers.MAX_NAMED_LAYERS",
     "grokkit.figures.lr_range.WIDE": "grokkit.figures.lr_range.LOG_AXIS_RATIO",

@@ -3,12 +3,13 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from grokkit import seeding
+from grokkit import measures, seeding
 from grokkit.errors import ModelContractError, NumericsError, UsageError
 from grokkit.robustness import pgd
 
@@ -315,10 +316,26 @@ def test_a_model_in_training_mode_is_attacked_in_eval_mode():
         ({"images": torch.ones(4, 6, dtype=torch.uint8)}, r"Divide bytes by 255"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, r"images \(4, 6\) and labels \(3,\)"),
         ({"labels": torch.tensor([0, 1, 2, 7])}, r"`labels` must be in 0..2 \(the model's classes\); got 0..7"),
-        ({"epsilon": -0.1}, r"`epsilon` must be a finite number of pixels, 0 or more; got -0.1"),
-        ({"steps": 0}, r"`steps` must be at least 1; got 0"),
-        ({"batch_size": 0}, r"`batch_size` must be at least 1; got 0"),
+        (
+            {"labels": [0, 1, 2, 0]},
+            r"`labels` must be a torch tensor; got list\. Convert it: torch\.as_tensor\(labels\)",
+        ),
+        ({"labels": np.array([0, 1, 2, 0])}, r"`labels` must be a torch tensor; got ndarray"),
+        ({"labels": torch.tensor([0.0, 1.9, 2.0, 0.0])}, r"integer dtype; got torch\.float32\. .*labels\.long\(\)"),
+        ({"images": np.full((4, 6), 0.5)}, r"`images` must be a torch tensor; got ndarray"),
+        ({"images": torch.tensor(0.5)}, r"images \(\) and labels \(4,\)"),
+        ({"epsilon": -0.1}, r"`epsilon` must be a number in 0..1, an linf distance between .*; got -0.1"),
+        ({"epsilon": 8}, r"in 0..1, .*; got 8\. Divide levels of 0..255 by 255: 8/255 is 0.031"),
+        ({"epsilon": 2.5, "norm": "l2"}, r"in 0..2.449, an l2 distance between .*; got 2.5"),
+        ({"epsilon": None}, r"`epsilon` must be a number in 0..1, .*; got None"),
+        ({"epsilon": "0.1"}, r"`epsilon` must be a number in 0..1, .*; got '0.1'"),
+        ({"epsilon": math.nan}, r"`epsilon` must be a number in 0..1, .*; got nan"),
+        ({"steps": 0}, r"`steps` must be an int of at least 1; got 0"),
+        ({"steps": 2.5}, r"`steps` must be an int of at least 1; got 2.5"),
+        ({"batch_size": 0}, r"`batch_size` must be an int of at least 1; got 0"),
+        ({"batch_size": None}, r"`batch_size` must be an int of at least 1; got None"),
         ({"step_size": -1.0}, r"`step_size`.*got -1.0"),
+        ({"step_size": 2}, r"`step_size` must be a number in 0..1.*got 2"),
         ({"norm": "l1"}, r"`norm` must be one of linf, l2; got 'l1'"),
         ({"loss": "margins"}, r"Did you mean 'margin'\?"),
     ],
@@ -327,6 +344,22 @@ def test_arguments_out_of_range_are_refused_with_what_came(change, message):
     arguments = {"images": torch.full((4, 6), 0.5), "labels": torch.tensor([0, 1, 2, 0]), "epsilon": 0.1} | change
     with pytest.raises(UsageError, match=message):
         pgd(_linear(_draw(0, 3, 6), torch.zeros(3)), **arguments)
+
+
+def test_measure_and_attack_refuse_the_same_epsilons():
+    for wrong in (8, -0.1, None, math.inf, True):
+        messages = []
+        for call in (
+            lambda epsilon: measures.create("robust_accuracy", epsilons=(epsilon,)),
+            lambda epsilon: pgd(nn.Identity(), torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), epsilon),
+        ):
+            with pytest.raises(UsageError) as caught:
+                call(wrong)
+            messages.append(str(caught.value).replace("`epsilons`", "`epsilon`"))
+        assert messages[0] == messages[1], wrong
+    with pytest.raises(UsageError, match="`epsilons` must be a tuple of one or more numbers"):
+        measures.create("robust_accuracy", epsilons=0.1)
+    assert pgd(_linear(_draw(0, 3, 6), torch.zeros(3)), torch.rand(4, 6), torch.arange(4) % 3, 2, norm="l2")
 
 
 class _Odd(nn.Module):

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import struct
 import sys
 import tarfile
@@ -35,6 +36,12 @@ def small(name="toy", train=12, test=6, classes=3):
     return Dataset(name, bytes_of(train, 3, 4, 5), labels[0], bytes_of(test, 3, 4, 5, seed=1), labels[1], words)
 
 
+def like_mnist(train=60, test=30):
+    labels = [np.arange(count, dtype=np.int64) % 10 for count in (train, test)]
+    x_train, x_test = bytes_of(train, 1, 28, 28), bytes_of(test, 1, 28, 28, seed=1)
+    return Dataset("mnist", x_train, labels[0], x_test, labels[1], tuple("0123456789"))
+
+
 def same(left, right):
     return left.hash == right.hash and left.classes == right.classes
 
@@ -46,7 +53,7 @@ def test_moments_equal_numpy_over_several_blocks():
     x = bytes_of(2500, 2, 3, 3)
     x[:, 1] //= 7
     y = np.zeros(2500, np.int64)
-    made = Dataset("toy", x, y, x[:1], y[:1], ("a",))
+    made = Dataset("toy", x, y, x[:1], y[:1], ("a",), findings=())
     pixels = x.astype(np.float64) / 255
     np.testing.assert_allclose(made.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(made.std, pixels.std(axis=(0, 2, 3)), rtol=1e-12)
@@ -56,14 +63,14 @@ def test_moments_equal_numpy_over_several_blocks():
 def test_moments_of_half_black_half_white_are_one_half():
     x = np.zeros((2, 1, 1, 1), np.uint8)
     x[1] = 255
-    made = Dataset("toy", x, np.zeros(2, np.int64), x, np.zeros(2, np.int64), ("a",))
+    made = Dataset("toy", x, np.zeros(2, np.int64), x, np.zeros(2, np.int64), ("a",), findings=())
     assert made.mean == (0.5,) and made.std == (0.5,)
 
 
 def test_a_constant_channel_has_no_standard_deviation_to_divide_by():
     x = bytes_of(4, 3, 2, 2)
     x[:, 1] = 9
-    made = Dataset("toy", x, np.zeros(4, np.int64), x, np.zeros(4, np.int64), ("a",))
+    made = Dataset("toy", x, np.zeros(4, np.int64), x, np.zeros(4, np.int64), ("a",), findings=())
     with pytest.raises(DataError, match="channel 1 of 'toy' is constant"):
         _ = made.std
     assert made.mean[1] == pytest.approx(9 / 255)
@@ -178,7 +185,8 @@ def test_subsets_depend_on_the_seed_alone_and_keep_images_with_their_labels():
     home = {x.tobytes(): y for x, y in zip(base.x_train, base.y_train, strict=True)}
     assert all(home[x.tobytes()] == y for x, y in zip(again.x_train, again.y_train, strict=True))
     assert base.subset() is base
-    twins = Dataset("toy", base.x_train, base.y_train, base.x_train, base.y_train, base.classes).subset(9, 9)
+    with pytest.warns(UserWarning, match="all 60 test images of 'toy' are also training images"):
+        twins = Dataset("toy", base.x_train, base.y_train, base.x_train, base.y_train, base.classes).subset(9, 9)
     assert not np.array_equal(twins.x_train, twins.x_test)
     assert base.subset(test=6, seed=4).x_train is base.x_train
 
@@ -247,17 +255,17 @@ def test_a_count_that_cannot_be_held_out_is_refused():
 
 
 def test_every_source_takes_validation_out_of_what_was_kept(tmp_path, monkeypatch):
-    archive.write_npz(tmp_path / "mnist.npz", small(train=60, test=30))
+    archive.write_npz(tmp_path / "mnist.npz", like_mnist(train=60, test=30))
     monkeypatch.setenv("GROKKIT_DATA", str(tmp_path))
     for source, options in ((tmp_path / "mnist.npz", {}), ("mnist", {}), ("digits", {"size": 8})):
-        kept = data.load_data(source, train=30, seed=2, **options)
-        held = data.load_data(source, train=30, seed=2, validation=6, **options)
-        assert same(held, kept.with_validation(6, seed=2)) and len(held.y_train) == 24
-        control = data.load_data(source, train=30, seed=2, validation=6, shuffle_labels=True, **options)
+        kept = data.load_data(source, train=30, seed=3, **options)
+        held = data.load_data(source, train=30, seed=3, validation=6, **options)
+        assert same(held, kept.with_validation(6, seed=3)) and len(held.y_train) == 24
+        control = data.load_data(source, train=30, seed=3, validation=6, shuffle_labels=True, **options)
         assert np.array_equal(control.y_val, held.y_val), "validated on true labels"
         assert sorted(control.y_train) == sorted(held.y_train)
         assert not np.array_equal(control.y_train, held.y_train)
-        assert same(data.load_data(source, train=30, seed=2, validation=None, **options), kept)
+        assert same(data.load_data(source, train=30, seed=3, validation=None, **options), kept)
     with pytest.raises(UsageError, match="Did you mean 'validation'"):
         data.load_data(tmp_path / "mnist.npz", validaton=3)
 
@@ -280,12 +288,13 @@ def test_shuffled_labels_keep_images_counts_and_test_labels():
 def test_every_source_takes_shuffle_labels(tmp_path, monkeypatch):
     base = small(train=60, test=30)
     archive.write_npz(tmp_path / "toy.npz", base)
-    archive.write_npz(tmp_path / "mnist.npz", base)
+    archive.write_npz(tmp_path / "mnist.npz", like_mnist(train=60, test=30))
     for number, (image, label) in enumerate(zip(base.x_train, base.y_train, strict=True)):
         for split in ("train", "test"):
             place = tmp_path / "folder" / split / base.classes[label]
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.transpose(1, 2, 0)).save(place / f"{number}.png")
+            shown = image if split == "train" else 255 - image
+            Image.fromarray(shown.transpose(1, 2, 0)).save(place / f"{number}.png")
     monkeypatch.setenv("GROKKIT_DATA", str(tmp_path))
     for source, options in (
         (tmp_path / "toy.npz", {}),
@@ -293,12 +302,12 @@ def test_every_source_takes_shuffle_labels(tmp_path, monkeypatch):
         ("mnist", {}),
         ("digits", {"size": 8}),
     ):
-        true = data.load_data(source, train=30, seed=2, **options)
-        control = data.load_data(source, train=30, seed=2, shuffle_labels=True, **options)
+        true = data.load_data(source, train=30, seed=3, **options)
+        control = data.load_data(source, train=30, seed=3, shuffle_labels=True, **options)
         assert np.array_equal(control.x_train, true.x_train) and np.array_equal(control.y_test, true.y_test)
-        assert np.array_equal(control.y_train, true.with_shuffled_labels(2).y_train)
+        assert np.array_equal(control.y_train, true.with_shuffled_labels(3).y_train)
         assert not np.array_equal(control.y_train, true.y_train)
-        assert same(data.load_data(source, train=30, seed=2, shuffle_labels=False, **options), true)
+        assert same(data.load_data(source, train=30, seed=3, shuffle_labels=False, **options), true)
         held = probe_sets(control, train=30, test=0, random=0)["train"]
         assert np.array_equal(held.labels, control.y_train[held.indices])
 
@@ -464,7 +473,8 @@ def test_a_second_load_reads_only_the_cache(cifar_root, monkeypatch):
 def test_a_batch_with_a_wrong_checksum_is_never_used(cifar_root):
     with open(cifar_root / "cifar-10-batches-py" / "data_batch_3", "ab") as file:
         file.write(b"x")
-    with pytest.raises(DataError, match=r"cifar10 could not be downloaded into .* place an .*cifar10\.npz.* --data"):
+    left = r"damaged or incomplete: .*Delete \S+/cifar-10-batches-py and try again .* place an .*cifar10\.npz.* --data"
+    with pytest.raises(DataError, match=left):
         data.load_data("cifar10", root=cifar_root)
     assert not (cifar_root / "cifar10.npz").exists()
 
@@ -514,6 +524,36 @@ def test_a_download_that_does_not_match_its_checksum_is_refused(mnist_mirror, tm
     assert not (tmp_path / "cache" / "mnist.npz").exists()
 
 
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize("damage", [lambda good: good[:-5], lambda good: b"", lambda good: b"<html>not found</html>"])
+def test_a_damaged_official_file_is_named_as_such_not_as_a_failed_download(mnist_mirror, tmp_path, name, damage):
+    data.load_data("mnist", root=tmp_path / "cache")
+    (tmp_path / "cache" / "mnist.npz").unlink()
+    file = tmp_path / "cache" / "MNIST" / "raw" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(
+        DataError, match=r"mnist cannot be read from .*damaged or incomplete: .*Delete \S+/MNIST and try"
+    ):
+        data.load_data("mnist", root=tmp_path / "cache")
+    shutil.rmtree(tmp_path / "cache" / "MNIST")
+    assert len(data.load_data("mnist", root=tmp_path / "cache").y_train) == 20, "the remedy works"
+
+
+def test_a_damaged_official_archive_is_named_as_such(cifar_root, tmp_path):
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+    with pytest.raises(DataError, match=r"damaged or incomplete: .*Delete \S+/cifar-10-python\.tar\.gz and try again"):
+        data.load_data("cifar10", root=tmp_path / "third")
+
+
+def test_an_empty_folder_of_an_earlier_attempt_is_no_damaged_download(tmp_path, monkeypatch):
+    monkeypatch.setattr(official.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"mnist could not be downloaded into .*Try again with a network"):
+            data.load_data("mnist", root=tmp_path)
+    assert (tmp_path / "MNIST" / "raw").is_dir()
+
+
 # ---- .npz
 
 
@@ -541,10 +581,15 @@ def test_a_write_that_fails_keeps_the_old_file_and_no_temporary_one(tmp_path, mo
 
 def test_an_archive_without_class_names_counts_them_over_both_splits(tmp_path):
     x = bytes_of(3, 4, 4)
-    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.uint8([0, 1, 1]), x_test=x / 255, y_test=[[0], [3], [1]])
-    made = data.load_data(tmp_path / "a.npz")
-    assert made.classes == ("0", "1", "2", "3") and made.y_test.tolist() == [0, 3, 1]
-    np.testing.assert_array_equal(made.x_train, made.x_test)
+    np.savez(tmp_path / "a.npz", x_train=x, y_train=np.uint8([0, 1, 3]), x_test=x[::-1] / 256, y_test=[[0], [3], [2]])
+    with pytest.warns(UserWarning) as caught:
+        made = data.load_data(tmp_path / "a.npz")
+    assert [str(each.message).partition(",")[0] for each in caught] == [
+        "'a' has no training image of 1 of 4 classes ('2')",
+        "'a' has training images but no test image of 1 of 4 classes ('1')",
+    ]
+    assert made.classes == ("0", "1", "2", "3") and made.y_test.tolist() == [0, 3, 2]
+    np.testing.assert_array_equal(np.rint(made.x_train[::-1, 0] / 256 * 255), made.x_test[:, 0])
 
 
 def test_missing_keys_are_named_with_those_present(tmp_path):
@@ -568,7 +613,7 @@ def test_nothing_in_an_archive_is_unpickled(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"no zip at all", b"PK\x03\x04torn"])
 def test_a_damaged_archive_is_a_data_error(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"cannot be read as an \.npz archive"):
+    with pytest.raises(DataError, match=r"a\.npz (cannot be read as an \.npz archive|is empty)"):
         data.load_data(tmp_path / "a.npz")
 
 
@@ -587,13 +632,13 @@ def test_a_bare_array_and_odd_class_names_are_refused(tmp_path):
 
 
 def write_images(root, mode="RGB", sizes=((5, 4),), names=("cat", "dog"), suffix="png"):
-    for split in ("train", "test"):
+    for start, split in enumerate(("train", "test")):
         for number, word in enumerate(names):
             folder = root / split / word
             folder.mkdir(parents=True)
             for i, (width, height) in enumerate(sizes):
                 shape = (height, width, 3) if mode == "RGB" else (height, width)
-                Image.fromarray(bytes_of(*shape, seed=10 * number + i)).save(folder / f"{i}.{suffix}")
+                Image.fromarray(bytes_of(*shape, seed=100 * start + 10 * number + i)).save(folder / f"{i}.{suffix}")
 
 
 def test_class_folders_become_labelled_images(tmp_path, monkeypatch):

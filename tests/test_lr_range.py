@@ -424,7 +424,7 @@ def test_the_verb_prints_a_line_per_seed_and_how_to_use_it(study: Path, capsys) 
 
 def test_the_verb_takes_one_variant_other_data_and_another_folder(study: Path, capsys) -> None:
     x = np.random.default_rng(0).integers(0, 256, (300, 6, 6), dtype=np.uint8)
-    np.savez("own.npz", x_train=x, y_train=np.arange(300) % 3, x_test=x, y_test=np.arange(300) % 3)
+    np.savez("own.npz", x_train=x, y_train=np.arange(300) % 3, x_test=255 - x, y_test=np.arange(300) % 3)
     words = ["study.py:sgd", "--data", "own.npz", "--seed", "7", "--high", "1e-4", "--steps", "20", "--out", "here"]
     assert main(["lr-find", *words, "--device", "cpu"]) == 0
     said = capsys.readouterr().out

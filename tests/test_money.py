@@ -164,7 +164,7 @@ def test_processes_share_price_and_budget(tmp_path) -> None:
 
 
 def test_a_recorder_in_a_loop_of_ones_own_counts_too(tmp_path) -> None:
-    model, data = torch.nn.Linear(64, 10), gk.load_data("digits", size=8, train=20, test=10)
+    model, data = torch.nn.Linear(64, 10), gk.load_data("digits", size=8, train=60, test=10)
     model = torch.nn.Sequential(torch.nn.Flatten(), model)
     with gk.record(
         tmp_path / "mine", model, probes=gk.probe_sets(data, train=4, test=4, random=4), measures=(), price=36.0

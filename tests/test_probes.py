@@ -53,7 +53,7 @@ def test_probes_are_fixed_by_their_seed_and_one_set_does_not_move_another():
     others = probe_sets(marked(), train=9, test=9, random=9, seed=4)
     assert all(others[name].hash != hashes[name] for name in hashes)
     equal_splits = probe_sets(
-        Dataset("m", *(2 * (marked().x_train, marked().y_train)), ("a", "b", "c")), train=9, test=9
+        Dataset("m", *(2 * (marked().x_train, marked().y_train)), ("a", "b", "c"), findings=()), train=9, test=9
     )
     assert not np.array_equal(equal_splits["train"].indices, equal_splits["test"].indices)
 

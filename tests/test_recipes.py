@@ -86,6 +86,7 @@ def test_every_variant_starts(name: str, monkeypatch) -> None:
         "noise",
         *(2 * (np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8), np.arange(20) % 10)),
         tuple("0123456789"),
+        findings=(),
     )
     monkeypatch.setattr(data, "load_data", lambda *_, **__: noise)
     for make in recipes.load_shipped(name).variants.values():

@@ -152,7 +152,7 @@ def test_the_file_in_the_docs_asks_for_what_they_say(folder) -> None:
 
 
 def test_missing_files_are_named(folder, capsys) -> None:
-    with pytest.raises(DataError, match=r"no data found at own\.npz"):
+    with pytest.raises(DataError, match=r"no file or folder .own\.npz"):
         validate_plan(planned('experiment = "study.py"\ndata = "own.npz"'))
     assert main(["sweep", "nowhere.toml"]) == 4 and "sweep file nowhere.toml not found" in capsys.readouterr().err
     Path("torn.toml").write_text("a = ")

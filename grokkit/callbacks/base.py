@@ -25,8 +25,9 @@ class Callback(Protocol):
     To write one, subclass `BaseCallback` and override the methods you need.
 
     `start` is called before the first step, `report` with the metrics after a step, `event` for each entry of
-    events.jsonl (`policy`, `slow`, `measure_failed`, ...), `close` with a summary of the run's timers. The last call is
-    always an event with the outcome: `done`, `interrupted`, `budget` or `failed`.
+    events.jsonl (`policy`, `slow`, `measure_failed`, ...) but those of the data, which are logged before, `close` with
+    a summary of the run's timers. The last call is always an event with the outcome: `done`, `interrupted`, `budget` or
+    `failed`.
     """
 
     def start(self, title: str, done: int, total: int) -> None: ...

@@ -6,14 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-from grokkit.errors import DataError, UnknownNameError, UsageError
+from grokkit.errors import UnknownNameError, UsageError
 from grokkit.registry import Registry, did_you_mean
 
 registry: Registry[Dataset] = Registry("dataset", "grokkit.data")
 register, names, create = registry.register, registry.names, registry.create
 
-from grokkit.data.archive import read_images  # noqa: E402
+from grokkit.data.archive import read_images, require_path  # noqa: E402
 from grokkit.data.base import Dataset  # noqa: E402
+from grokkit.data.foreign_files import to_text  # noqa: E402
 
 __all__ = ["Dataset", "create", "load_data", "names", "register"]
 
@@ -44,7 +45,7 @@ def load_data(
     """
     if not isinstance(shuffle_labels, bool):
         raise UsageError(f"`shuffle_labels` must be true or false; got {shuffle_labels!r}")
-    dataset = _load_dataset(os.fspath(source), options)
+    dataset = _load_dataset(to_text("source", source), options)
     seed = options.get("seed", 0)
     if validation is not None:
         dataset = dataset.with_validation(validation, seed)
@@ -55,9 +56,9 @@ def check_dataset_options(
     source: str | os.PathLike[str], *, validation: int | None = None, shuffle_labels: bool = False, **options: Any
 ) -> None:
     """Raise what `load_data` would raise for wrong names, options or missing paths, without reading data."""
-    path = _resolve_path(os.fspath(source), options)
-    if path is not None and not path.exists():
-        raise DataError(f"no data found at {path}")
+    path = _resolve_path(to_text("source", source), options)
+    if path is not None:
+        require_path(path)
 
 
 def find_dataset(source: str) -> Any:
@@ -75,7 +76,7 @@ def _resolve_path(text: str, options: dict[str, Any]) -> Path | None:
     """Check `options`; return `text` as a path, or None if it is a registered name."""
     if text not in names() and _is_path(text):
         _check_path_options(options)
-        return Path(text).expanduser()
+        return Path(os.path.expanduser(text))
     try:
         registry.check(text, options)
     except UnknownNameError as error:
@@ -85,7 +86,7 @@ def _resolve_path(text: str, options: dict[str, Any]) -> Path | None:
 
 def _is_path(text: str) -> bool:
     separators = {os.sep, os.altsep or os.sep}
-    return text.endswith(".npz") or any(mark in text for mark in separators) or Path(text).is_dir()
+    return text.endswith(".npz") or any(mark in text for mark in separators) or os.path.isdir(text)
 
 
 def _check_path_options(options: dict[str, Any]) -> None:

@@ -1,77 +1,172 @@
-"""Read datasets from disk (an .npz file, or class folders of images) and cache downloaded ones as .npz."""
+"""Read and write datasets as .npz files."""
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from grokkit.data.base import Dataset, to_images, to_labels
+from grokkit.data.folder import read_folder
+from grokkit.data.foreign_files import require_file
 from grokkit.errors import DataError
 
 ARCHIVE_KEYS = ("x_train", "y_train", "x_test", "y_test")
-GREY_MODES = {"L", "1"}
-DEEP_MODES = ("I", "F")
+
+MAX_CLASSES = 10_000
+"""Labels above this and above the number of images are rejected: they are unlikely to be class numbers."""
+
+PLAUSIBLE_BYTES, PLAUSIBLE_RATIO = 2**30, 500
+"""An array above this size that is compressed by more than this factor holds next to nothing and is not unpacked."""
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What is known of a standard dataset.
+
+    Args:
+        name: of the dataset, and stem of its file.
+        input_shape: (C, H, W) of an image.
+        classes: class names, if the file has none.
+        downloads: what its download leaves in the data folder.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    downloads: tuple[str, ...]
 
 
 def read_images(path: Path) -> Dataset:
     """Read the dataset in an .npz file or a folder and name it after that; DataError if it is missing or malformed."""
-    if path.is_dir():
+    if require_path(path).is_dir():
         return read_folder(path)
-    if not path.exists():
-        raise DataError(f"no file or folder {str(path)!r}; give an .npz file, or a folder with train/ and test/")
     if path.suffix != ".npz":
         raise DataError(f"a dataset file must end in .npz; got {str(path)!r}")
     return read_npz(path)
 
 
-MAX_CLASSES = 10_000
-"""Labels above this and above the number of images are rejected: they are unlikely to be class numbers."""
+def require_path(path: Path) -> Path:
+    """Return the path; DataError if nothing is there, or the operating system does not say."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise DataError(
+            f"no file or folder {str(path)!r}; give an .npz file, or a folder with train/ and test/"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{str(path)!r} cannot be opened: {error}. Check the path and its permissions") from error
+    return path
 
 
-def read_npz(path: Path, name: str | None = None, classes: tuple[str, ...] | None = None) -> Dataset:
+def read_npz(path: Path, standard: Standard | None = None) -> Dataset:
     """Read a dataset from the keys `x_train y_train x_test y_test` of an .npz file, without unpickling.
 
     Args:
-        path: the file, with images in a form accepted by `to_images` and integer labels.
-        name: None = the file's stem.
-        classes: class names if the file has no key `classes` (strings); None = the class numbers as strings.
+        path: the file, with images in a form accepted by `to_images` and integer labels, and perhaps `classes`
+            (strings); without them, the class numbers as strings are the names. It is named after the file's stem.
+        standard: what the file must be, with name and classes. It may hold fewer images.
 
     Raises:
-        DataError: not a readable archive, a missing key, or malformed arrays.
+        DataError: not a readable archive, a missing key, malformed arrays, labels that do not begin at 0 without
+            `classes`, or another dataset than `standard`.
     """
     arrays = _read_arrays(path)
     images = {key: to_images(arrays[key], f"{key} in {path}") for key in ("x_train", "x_test")}
     labels = {key: to_labels(arrays[key], f"{key} in {path}") for key in ("y_train", "y_test")}
     if "classes" in arrays:
         classes = _parse_class_names(arrays["classes"], path)
-    elif classes is None:
-        top = max((int(y.max()) for y in labels.values() if len(y)), default=0)
-        if top >= max(len(labels["y_train"]), MAX_CLASSES):
+    else:
+        classes = _number_classes(labels, path) if standard is None else standard.classes
+    if standard is not None:
+        _check_standard(standard, path, images, classes)
+    name = path.stem if standard is None else standard.name
+    return Dataset(name, images["x_train"], labels["y_train"], images["x_test"], labels["y_test"], classes)
+
+
+def _number_classes(labels: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    """Return the class numbers as names; DataError if the labels are no class numbers from 0."""
+    every, images = np.concatenate(list(labels.values())), len(labels["y_train"])
+    low, top = (int(every.min()), int(every.max())) if len(every) else (0, 0)
+    if low != 0:
+        raise DataError(
+            f"labels in {path} start at {low}; number the classes 0, 1, 2, ... (labels - labels.min() if there are no "
+            "gaps), or add their names as `classes`"
+        )
+    if top >= max(images, MAX_CLASSES):
+        raise DataError(
+            f"labels in {path} reach {top}, but there are only {images} training images; number the classes 0, 1, "
+            "2, ..."
+        )
+    return tuple(str(number) for number in range(top + 1))
+
+
+def _check_standard(standard: Standard, path: Path, images: dict[str, np.ndarray], classes: tuple[str, ...]) -> None:
+    for key, x in images.items():
+        if x.shape[1:] != standard.input_shape or len(classes) != len(standard.classes):
             raise DataError(
-                f"labels in {path} reach {top}, but there are only {len(labels['y_train'])} training images; number "
-                "the classes 0, 1, 2, ..."
+                f"{path} is not {standard.name}, which has images {standard.input_shape} of {len(standard.classes)} "
+                f"classes; its {key} has images {x.shape[1:]} of {len(classes)}. Rename the file and load it by its "
+                f"path; without it, {standard.name} is downloaded"
             )
-        classes = tuple(str(number) for number in range(top + 1))
-    return Dataset(name or path.stem, **images, **labels, classes=classes)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    require_zip(path)
     try:
-        with open(path, "rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             _check_keys(path, archive.files)
-            return {key: archive[key] for key in (*ARCHIVE_KEYS, "classes") if key in archive.files}
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            wanted = [key for key in (*ARCHIVE_KEYS, "classes") if key in archive.files]
+            for key in wanted:
+                _check_member(archive.zip, key, path)
+            return {key: archive[key] for key in wanted}
+    except DataError:
+        raise
+    except Exception as error:  # zlib.error, BadZipFile, NotImplementedError, struct.error, MemoryError, ...
         raise DataError(
-            f"{path} cannot be read as an .npz archive of plain arrays: {error}. Write it with "
-            "numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
+            f"{path} cannot be read as an .npz archive of plain arrays: {type(error).__name__}: {error}. Copy or "
+            "download it again, or write it with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
         ) from error
+
+
+def require_zip(path: Path) -> None:
+    """Raise DataError unless the file begins as a zip archive; the message says what it is, if that is recognised."""
+    head = require_file(path)
+    if not head.startswith(b"PK"):
+        raise DataError(
+            f"{path} cannot be read as an .npz archive: it is not a zip file (it begins with {head[:8]!r}). Write it "
+            "with numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
+        )
+
+
+def _check_member(archive: zipfile.ZipFile, key: str, path: Path) -> None:
+    """Raise if an array's header declares another size than is stored, before that much memory is allocated."""
+    info = archive.getinfo(f"{key}.npy")
+    if info.file_size > max(PLAUSIBLE_BYTES, PLAUSIBLE_RATIO * info.compress_size):
+        raise DataError(
+            f"{key} in {path} would grow from {info.compress_size:,} to {info.file_size:,} bytes when unpacked, as "
+            "images never do. Check where the file comes from"
+        )
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version not in NPY_HEADERS:
+            return
+        shape, _, dtype = NPY_HEADERS[version](member)
+        declared, held = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+    if not dtype.hasobject and declared != held:
+        raise ValueError(f"{key} declares the shape {shape} of {dtype}, {declared:,} bytes, and holds {held:,}")
+
+
+NPY_HEADERS: dict[tuple[int, int], Callable[..., Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def _check_keys(path: Path, present: list[str]) -> None:
@@ -103,115 +198,3 @@ def write_npz(path: Path, dataset: Dataset) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def cache_archive(
-    name: str, root: str | os.PathLike[str] | None, fetch: Callable[[Path], Dataset], classes: tuple[str, ...]
-) -> Dataset:
-    """Read the dataset in `<root>/<name>.npz`; if the file is missing, call `fetch(root)` and write its result first.
-
-    Args:
-        name: name of the dataset and stem of its file.
-        root: folder; None = the environment's GROKKIT_DATA, else `./data`.
-        fetch: downloads into the folder and decodes.
-        classes: class names if the file has none.
-
-    Raises:
-        DataError: the download failed (the message names the remedies), or the file is malformed.
-    """
-    folder = Path(root or os.environ.get("GROKKIT_DATA") or "data")
-    path = folder / f"{name}.npz"
-    if not path.exists():
-        try:
-            dataset = fetch(folder)
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"{name} could not be downloaded into {folder}: {reason}. Try again with a network, or place an "
-                f"archive with {', '.join(ARCHIVE_KEYS)} at {path}, or use your own file with --data FILE.npz"
-            ) from error
-        write_npz(path, dataset)
-    return read_npz(path, name, classes)
-
-
-def read_folder(path: Path) -> Dataset:
-    """Read a dataset from image files `train/<class>/*` and `test/<class>/*`, decoded by Pillow.
-
-    Classes are the sorted folder names, the same in both splits. All images must have the same size. They are
-    converted to RGB (an alpha channel is dropped), or to one channel if every file is greyscale. Names that begin with
-    a dot are ignored.
-
-    Raises:
-        DataError: class folders that differ, a file that is not an 8-bit image, or an image of another size.
-    """
-    classes = _find_common_classes(path)
-    files = {split: _list_class_files(path / split, classes) for split in ("train", "test")}
-    mode = _find_common_mode([file for listed in files.values() for file, _ in listed])
-    parts: dict[str, np.ndarray] = {}
-    for split, listed in files.items():
-        pixels = np.stack([_decode(file, mode) for file, _ in listed])
-        parts[f"x_{split}"] = to_images(pixels, f"{split} images of {path}")
-        parts[f"y_{split}"] = np.array([label for _, label in listed], np.int64)
-    return Dataset(path.resolve().name, classes=classes, **parts)
-
-
-def _list_visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-
-
-def _find_common_classes(path: Path) -> tuple[str, ...]:
-    for split in ("train", "test"):
-        if not (path / split).is_dir():
-            raise DataError(f"{path} must hold train/<class>/* and test/<class>/*; there is no {split}/")
-    train, test = ({e.name for e in _list_visible(path / split) if e.is_dir()} for split in ("train", "test"))
-    if train != test:
-        only = [
-            f"only in {s}: {', '.join(sorted(d))}" for s, d in (("train", train - test), ("test", test - train)) if d
-        ]
-        raise DataError(f"{path} must hold the same class folders in train/ and test/; {'; '.join(only)}")
-    if not train:
-        raise DataError(f"{path} must hold train/<class>/* and test/<class>/*; there are no class folders")
-    return tuple(sorted(train))
-
-
-def _list_class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    listed = [(file, label) for label, name in enumerate(classes) for file in _list_visible(folder / name)]
-    if not listed:
-        raise DataError(f"{folder} must hold at least one image in its class folders; they are empty")
-    return listed
-
-
-def _find_common_mode(files: list[Path]) -> str:
-    """Return `L` or `RGB` from the files' headers; DataError for bit depths and sizes that would need conversion."""
-    from PIL import Image
-
-    modes: set[str] = set()
-    first: tuple[int, int] | None = None
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                mode, size = image.mode, image.size
-        except OSError as error:
-            raise DataError(
-                f"{file} cannot be read as an image: {error}. Remove it, or rename it to begin with a dot"
-            ) from error
-        if mode.startswith(DEEP_MODES):
-            raise DataError(f"images must have 8 bits per channel; {file} has Pillow mode {mode!r}. Convert it first")
-        first = first or size
-        if size != first:
-            raise DataError(
-                f"all images must have the same size; {files[0]} has {first[0]}x{first[1]}, {file} has "
-                f"{size[0]}x{size[1]}. Resize them first"
-            )
-        modes.add(mode)
-    return "L" if modes <= GREY_MODES else "RGB"
-
-
-def _decode(file: Path, mode: str) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert(mode))
-    except OSError as error:
-        raise DataError(f"{file} cannot be decoded: {error}. Replace or remove it") from error

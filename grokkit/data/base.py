@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from grokkit import seeding
+from grokkit.data.plausibility import describe_lost_classes, find_implausible
 from grokkit.errors import DataError, UsageError
 
 CHANNEL_COUNTS = (1, 3)
@@ -29,9 +31,13 @@ class Dataset:
         y_train, y_test: (N,) int64 class numbers in 0..len(classes)-1.
         classes: one name per class.
         x_val, y_val: images held out of the training set, in the same form; None = no validation split.
+        findings: what is plainly not meant in the content, one sentence each; None = look for it now and warn
+            (`plausibility.find_implausible`). Every run that is trained on the dataset logs them.
 
     Raises:
-        DataError: wrong dtype or shape, an empty split, or a label out of range.
+        DataError: wrong dtype or shape, an empty split, a label out of range, or equal class names.
+
+    Cost: looking for findings takes 0.2 s for CIFAR-10; datasets made from this one do not look again.
     """
 
     name: str
@@ -42,8 +48,10 @@ class Dataset:
     classes: tuple[str, ...]
     x_val: np.ndarray | None = None
     y_val: np.ndarray | None = None
+    findings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        _check_classes(self.name, self.classes)
         splits = [("train", self.x_train, self.y_train), ("test", self.x_test, self.y_test)]
         if self.x_val is not None or self.y_val is not None:
             splits.append(("val", self.x_val, self.y_val))  # type: ignore[arg-type]  # the checks below accept anything
@@ -55,6 +63,12 @@ class Dataset:
                     f"training and {split} images of {self.name!r} must have the same shape (C, H, W); got "
                     f"{self.x_train.shape[1:]} and {x.shape[1:]}. Resize one of them"
                 )
+        if self.findings is None:
+            words = {"train": "training", "val": "validation"}
+            named = {words.get(split, split): (x, y) for split, x, y in splits}
+            findings = find_implausible(self.name, named, self.classes)
+            object.__setattr__(self, "findings", findings)
+            _warn_of(findings)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -114,6 +128,8 @@ class Dataset:
                 with a UserWarning.
             seed: selects the images; the two splits use separate random streams.
 
+        A class that loses its last training image is a finding, with a UserWarning.
+
         Raises:
             UsageError: a count below 1 or not an int.
         """
@@ -126,7 +142,18 @@ class Dataset:
             rng = np.random.default_rng(seeding.derive_seed(seed, "subset", split))
             chosen = sample_stratified(y, limit_to_available(count, len(y), f"{self.name}/{split}"), rng)
             parts |= {f"x_{split}": x[chosen], f"y_{split}": y[chosen]}
-        return replace(self, **parts) if parts else self
+        return self._keep(parts) if parts else self
+
+    def _keep(self, parts: dict[str, Any]) -> Dataset:
+        """Return the dataset with these smaller splits; a class that loses its last training image is a finding."""
+        kept = replace(self, **parts)
+        lost = describe_lost_classes(self.name, self.y_train, kept.y_train, self.classes)
+        return kept.with_findings(lost)
+
+    def with_findings(self, findings: tuple[str, ...]) -> Dataset:
+        """Return the dataset with more findings, after a UserWarning for each."""
+        _warn_of(findings)
+        return replace(self, findings=(*(self.findings or ()), *findings)) if findings else self
 
     def with_validation(self, count: int, seed: int = 0) -> Dataset:
         """Return the dataset with `count` training images moved to a validation split.
@@ -153,13 +180,8 @@ class Dataset:
             self.y_train, count, np.random.default_rng(seeding.derive_seed(seed, "validation"))
         )
         rest = np.delete(np.arange(images), held_out)
-        return replace(
-            self,
-            x_train=self.x_train[rest],
-            y_train=self.y_train[rest],
-            x_val=self.x_train[held_out],
-            y_val=self.y_train[held_out],
-        )
+        x, y = self.x_train, self.y_train
+        return self._keep({"x_train": x[rest], "y_train": y[rest], "x_val": x[held_out], "y_val": y[held_out]})
 
     def with_shuffled_labels(self, seed: int = 0) -> Dataset:
         """Return the dataset with the training labels permuted among the training images, as a negative control.
@@ -225,7 +247,7 @@ def to_images(array: Any, description: str = "images") -> np.ndarray:
     Raises:
         DataError: unsupported dtype, shape or range.
     """
-    array = np.asarray(array)
+    array = _to_array(array, description)
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[3] in CHANNEL_COUNTS:
@@ -235,6 +257,15 @@ def to_images(array: Any, description: str = "images") -> np.ndarray:
             f"{description} must have shape (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; got {array.shape}"
         )
     return np.ascontiguousarray(_to_uint8(array, description))
+
+
+def _to_array(array: Any, description: str) -> np.ndarray:
+    try:
+        return np.asarray(array)
+    except Exception as error:  # a ragged list, a tensor on another device, and whatever a foreign array raises
+        raise DataError(
+            f"{description} must be convertible to one NumPy array; NumPy says of this {type(array).__name__}: {error}"
+        ) from error
 
 
 def _to_uint8(array: np.ndarray, description: str) -> np.ndarray:
@@ -253,16 +284,32 @@ def _to_uint8(array: np.ndarray, description: str) -> np.ndarray:
 
 def to_labels(array: Any, description: str = "labels") -> np.ndarray:
     """Convert class numbers of any integer dtype and shape (N,) or (N, 1) to (N,) int64; DataError otherwise."""
-    array = np.asarray(array)
+    array = _to_array(array, description)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(
             f"{description} must be integer class numbers of shape (N,) or (N, 1); got {array.dtype} of shape "
-            f"{array.shape}"
+            f"{array.shape}. Convert them: whole floats with .astype(int), one row of scores per image with .argmax(1)"
         )
     labels: np.ndarray = array.astype(np.int64)
     return labels
+
+
+def _warn_of(findings: tuple[str, ...]) -> None:
+    for finding in findings:
+        warnings.warn(finding, stacklevel=4)
+
+
+def _check_classes(name: str, classes: Any) -> None:
+    if isinstance(classes, str) or not all(isinstance(each, str) for each in classes):
+        raise DataError(f"the classes of {name!r} must be a tuple of strings, one per class; got {classes!r}")
+    repeated = sorted(each for each, count in Counter(classes).items() if count > 1)
+    if repeated:
+        raise DataError(
+            f"the classes of {name!r} must have different names; more than one is called "
+            f"{', '.join(map(repr, repeated))}. Rename or merge them"
+        )
 
 
 def _check_images(description: str, x: np.ndarray) -> None:

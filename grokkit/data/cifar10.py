@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 from grokkit.data import register
-from grokkit.data.archive import cache_archive
+from grokkit.data.archive import Standard
 from grokkit.data.base import Dataset, to_images, to_labels
+from grokkit.data.download import cache_archive
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_STANDARD = Standard("cifar10", (3, 32, 32), CLASSES, ("cifar-10-batches-py", "cifar-10-python.tar.gz"))
 
 
 @register("cifar10")
@@ -25,9 +27,9 @@ def cifar10(
         train, test, seed: stratified subsets, see `Dataset.subset`.
 
     Raises:
-        DataError: the download failed, or the file is malformed.
+        DataError: the download failed, or the file is malformed or holds another dataset.
     """
-    return cache_archive("cifar10", root, _fetch, CLASSES).subset(train, test, seed)
+    return cache_archive(_STANDARD, root, _fetch).subset(train, test, seed)
 
 
 def _fetch(folder: Path) -> Dataset:
@@ -41,4 +43,5 @@ def _fetch(folder: Path) -> Dataset:
         to_images(test.data),
         to_labels(test.targets),
         CLASSES,
+        findings=(),  # looked for when the cached file is read
     )

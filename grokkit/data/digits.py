@@ -7,12 +7,14 @@ import numpy as np
 from grokkit import seeding
 from grokkit.data import register
 from grokkit.data.base import Dataset, validate_count
+from grokkit.data.plausibility import describe_lost_classes
 from grokkit.errors import UsageError
 
 COUNT = 1797
 SIDE = 8
 TOP = 16
 USUAL_TRAIN = 500
+CLASSES = tuple("0123456789")
 
 
 @register("digits")
@@ -43,8 +45,8 @@ def digits(train: int | None = USUAL_TRAIN, test: int | None = None, seed: int =
     order = np.random.default_rng(seeding.derive_seed(seed, "digits")).permutation(COUNT)
     first, rest = order[:train], order[train:]
     y = labels.astype(np.int64)
-    whole = Dataset("digits", pixels[first], y[first], pixels[rest], y[rest], tuple("0123456789"))
-    return whole.subset(test=test, seed=seed)
+    whole = Dataset("digits", pixels[first], y[first], pixels[rest], y[rest], CLASSES, findings=())
+    return whole.with_findings(describe_lost_classes("digits", y, y[first], CLASSES)).subset(test=test, seed=seed)
 
 
 def resize_bilinear(source: int, target: int) -> np.ndarray:

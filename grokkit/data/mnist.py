@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 from grokkit.data import register
-from grokkit.data.archive import cache_archive
+from grokkit.data.archive import Standard
 from grokkit.data.base import Dataset, to_images, to_labels
+from grokkit.data.download import cache_archive
 
 CLASSES = tuple("0123456789")
+_STANDARD = Standard("mnist", (1, 28, 28), CLASSES, ("MNIST",))
 
 
 @register("mnist")
@@ -25,9 +27,9 @@ def mnist(
         train, test, seed: stratified subsets, see `Dataset.subset`.
 
     Raises:
-        DataError: the download failed, or the file is malformed.
+        DataError: the download failed, or the file is malformed or holds another dataset.
     """
-    return cache_archive("mnist", root, _fetch, CLASSES).subset(train, test, seed)
+    return cache_archive(_STANDARD, root, _fetch).subset(train, test, seed)
 
 
 def _fetch(folder: Path) -> Dataset:
@@ -41,4 +43,5 @@ def _fetch(folder: Path) -> Dataset:
         to_images(test.data.numpy()),
         to_labels(test.targets.numpy()),
         CLASSES,
+        findings=(),  # looked for when the cached file is read
     )

@@ -172,7 +172,7 @@ def make_random_images(count: int = IMAGES) -> Dataset:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     y = np.arange(count) % 10
-    return Dataset("random", x, y, x[:10], y[:10], tuple("0123456789"))
+    return Dataset("random", x, y, x[:10], y[:10], tuple("0123456789"), findings=())
 
 
 def validate_batch_sizes(sizes: Sequence[int], images: int) -> list[int]:

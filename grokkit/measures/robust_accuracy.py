@@ -14,6 +14,7 @@ from grokkit.measures import register
 from grokkit.measures.base import Context, select_labelled, to_tensor, wilson_interval
 from grokkit.names import Reading
 from grokkit.robustness import pgd
+from grokkit.robustness.checks import check_count, check_distance
 
 
 @register("robust_accuracy")
@@ -39,10 +40,11 @@ class RobustAccuracy:
     probe_sets: tuple[str, ...] = ("test",)
 
     def __post_init__(self) -> None:
-        if not self.epsilons or not all(0 <= epsilon <= 1 for epsilon in self.epsilons):
-            raise UsageError(
-                f"`epsilons` must be one or more pixel distances in 0..1 (8/255 is 0.031); got {self.epsilons}"
-            )
+        if not isinstance(self.epsilons, tuple | list) or not self.epsilons:
+            raise UsageError(f"`epsilons` must be a tuple of one or more numbers in 0..1; got {self.epsilons!r}")
+        for epsilon in self.epsilons:
+            check_distance("epsilons", epsilon)
+        check_count("steps", self.steps)
 
     def __call__(self, context: Context) -> Reading:
         """Measure robust accuracy. Dims (probe_set, epsilon, attack); unit: share of images."""

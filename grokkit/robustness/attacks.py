@@ -20,6 +20,7 @@ from grokkit.errors import NumericsError, UsageError
 from grokkit.interrupt import check_interrupt
 from grokkit.literals import AttackLoss, AttackNorm
 from grokkit.registry import did_you_mean
+from grokkit.robustness.checks import check_count, check_distance, check_images
 from grokkit.seeding import make_generator
 
 
@@ -138,12 +139,12 @@ def pgd(
     Args:
         model: classifier of pixels in [0, 1] with logits (N, classes); float32 or float64, run in eval mode.
         images: (N, ...) floating pixels in [0, 1].
-        labels: (N,) true classes.
-        epsilon: radius of the ball in pixels, 0 or more.
+        labels: (N,) true classes, of an integer dtype.
+        epsilon: radius of the ball, for pixels in [0, 1]: 0..1 for `linf`, 0..sqrt(pixels of an image) for `l2`.
         loss: maximised function; `cross_entropy`, or `margin`: the largest wrong logit minus the true one.
         norm: `linf` or `l2` over all pixels of an image.
         steps: gradient steps, at least 1.
-        step_size: length of a step in pixels; default 2.5 * epsilon / steps.
+        step_size: length of a step, in the same range; default 2.5 * epsilon / steps.
         random_start: start at a random point of the ball, else at the clean image.
         seed: root of the random start, which is drawn image by image and so is independent of `batch_size`.
         batch_size: images per forward pass; the result does not depend on it beyond rounding.
@@ -160,8 +161,8 @@ def pgd(
     loss is that of Carlini and Wagner, 2017 (arXiv 1608.04644).
     """
     attack = _Attack(epsilon, loss, norm, steps, step_size, random_start)
-    _validate_attack(attack, batch_size)
-    _validate_images(images, labels)
+    check_images(images, labels)
+    _validate_attack(attack, batch_size, images)
     source = make_generator(seed, "attack", loss, norm)
     with preserved_state(model) as net, torch.enable_grad():
         device, dtype = device_of(net), require_full_precision(net, "an attack needs")
@@ -232,32 +233,17 @@ def _compute_gradient(loss: Tensor, point: Tensor) -> Tensor:
     return gradient
 
 
-def _validate_attack(attack: _Attack, batch_size: int) -> None:
+def _validate_attack(attack: _Attack, batch_size: int, images: Tensor) -> None:
     for argument, value, allowed in (("loss", attack.loss, list(ATTACK_LOSSES)), ("norm", attack.norm, list(NORMS))):
         if value not in allowed:
             raise UsageError(
                 f"`{argument}` must be one of {', '.join(allowed)}; got {value!r}.{did_you_mean(value, allowed)}"
             )
     for argument, count in (("steps", attack.steps), ("batch_size", batch_size)):
-        if count < 1:
-            raise UsageError(f"`{argument}` must be at least 1; got {count}")
-    for argument, length in (("epsilon", attack.epsilon), ("step_size", attack.stride)):
-        if not 0 <= length < float("inf"):
-            raise UsageError(f"`{argument}` must be a finite number of pixels, 0 or more; got {length}")
-
-
-def _validate_images(images: Tensor, labels: Tensor) -> None:
-    if not len(images) or labels.shape != images.shape[:1]:
-        raise UsageError(
-            f"`labels` must hold one class per image, for one image or more; "
-            f"got images {tuple(images.shape)} and labels {tuple(labels.shape)}"
-        )
-    low, high = images.detach().min().item(), images.detach().max().item()
-    if not images.is_floating_point() or not (low >= 0 and high <= 1):
-        raise UsageError(
-            f"`images` must be floating pixels in [0, 1]; got {images.dtype} in [{low:g}, {high:g}]. "
-            "Divide bytes by 255, and let the model normalise: Classifier(normalise, net)"
-        )
+        check_count(argument, count)
+    for argument, distance in (("epsilon", attack.epsilon), ("step_size", attack.step_size)):
+        if distance is not None or argument == "epsilon":
+            check_distance(argument, distance, attack.norm, images[0].numel())
 
 
 def _mean(flags: Tensor) -> float:

@@ -40,6 +40,7 @@ from grokkit.training.evaluation import Split
 from grokkit.training.meter import Meter
 from grokkit.training.ranks import NullRecorder, Ranks
 from grokkit.training.slowdown import SlowdownDetector
+from grokkit.training.smallest_batch import check_smallest_batch
 from grokkit.training.step import TrainStep
 from grokkit.trust import add_trusted
 
@@ -94,11 +95,10 @@ def build_trainer(
     # Changes nothing (there are no gradients yet); stops PyTorch's warning that scheduler.step() came before
     # optimizer.step(), also if float16 skips the first update.
     optimizer.step()
-    images = dataset.x_train if data_from is None else data_from.batches.images
-    labels = dataset.y_train if data_from is None else data_from.batches.labels
-    batches = Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
+    batches = _make_batches(config, dataset, device, data_from)
     precision = resolve_precision(config.precision, device)
-    execution = ranks.validate(len(images), batches.batch_size, config.execution)
+    execution = ranks.validate(len(batches.images), batches.batch_size, config.execution)
+    check_smallest_batch(model, batches, config.steps, ranks.size)
     ranks.seed_rank(config.seed)
     loss = partial(get_loss(config.loss), label_smoothing=config.label_smoothing)
     update = TrainStep(
@@ -128,6 +128,12 @@ def build_trainer(
         precision,
         ranks,
     )
+
+
+def _make_batches(config: RunConfig, dataset: Dataset, device: torch.device, data_from: Trainer | None) -> Batches:
+    images = dataset.x_train if data_from is None else data_from.batches.images
+    labels = dataset.y_train if data_from is None else data_from.batches.labels
+    return Batches(images, labels, config.batch_size, seed=config.seed, device=device, augment=config.augment)
 
 
 def _load_held_out(dataset: Dataset, device: torch.device) -> tuple[Split, Split | None]:
@@ -182,6 +188,8 @@ def attach_recorder(
         price=price,
         overwrite=overwrite,
     )
+    for finding in () if resumed else trainer.dataset.findings or ():
+        recorder.event(0, "data", finding)
     trainer.ranks.barrier()
     return recorder
 
