@@ -237,7 +237,11 @@ def test_calibrate_prints_a_verdict_and_draws_from_what_it_stored(run, tmp_path:
     words += ["--device", "cpu", "--out", str(tmp_path / "a")]
     assert main(words) == 0
     first = capsys.readouterr().out
-    assert first.startswith("1 measure at 2 snapshots: 2 added, 0 already stored") and "recommended: " in first and "why: " in first
+    assert (
+        first.startswith("1 measure at 2 snapshots: 2 added, 0 already stored")
+        and "recommended: " in first
+        and "why: " in first
+    )
     assert [path.name for path in map(Path, first.split()[-3:])] == [
         "calibration.pdf",
         "calibration.png",
