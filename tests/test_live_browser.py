@@ -149,7 +149,7 @@ def check_pointer(tab: Tab) -> None:
     newest = tab.page.text_content(legends.format("accuracy"))
     tab.page.mouse.move(box["x"] + 3, middle)
     told = tab.page.text_content(legends.format("accuracy"))
-    assert told == tab.page.text_content(legends.format("loss")) != newest == "epoch 8"
+    assert told == tab.page.text_content(legends.format("loss")) != newest == "newest, epoch 8"
     tab.page.mouse.move(box["x"] + box["width"] / 2, middle)
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + box["width"] * 0.75, middle, steps=4)
@@ -188,11 +188,11 @@ def test_the_page_is_live_and_asks_nobody_but_its_server(browser, runs):
         check_charts(tab)
         assert tab.page.text_content(".run .name span") == "small/default"
         assert "2 seeds: 0, 1" in tab.page.text_content(".run") and "2 done" in tab.page.text_content(".run")
-        assert tab.get("page.charts.get('loss').lines.every((line) => line.low !== null && line.curve.seeds === 2)")
+        assert tab.get("page.charts.get('loss').lines.every((line) => line.low !== null && line.curve.runs === 2)")
         assert tab.get("page.decisions().length") >= 1 and tab.page.locator("#events li .number").count() >= 2
         tab.get("window.unloaded = false, addEventListener('beforeunload', () => { window.unloaded = true; })")
         train(SMALL.replace(seed=2), runs=runs, device="cpu")
-        tab.wait("page.charts.get('loss').lines.some((line) => line.curve.seeds === 3)")
+        tab.wait("page.charts.get('loss').lines.some((line) => line.curve.runs === 3)")
         path = next(run for run in (runs / "small").iterdir() if open_run(run).config["seed"] == 2)
         live_runs.log(path, (25, 0.125))
         tab.page.click(".chart[data-panel=loss] .legend button:has-text('batches')")

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from grokkit.live import run_browser as study_module
+from grokkit.live.curves import finite_json
 from grokkit.live.follow import Follower
 from grokkit.live.panels import metric_trace, reading_traces
-from grokkit.live.run_browser import RunBrowser, finite_json
+from grokkit.live.run_browser import RunBrowser
 from grokkit.names import Reading
 from grokkit.trajectory import log as log_room
 from grokkit.trajectory import open_run
@@ -196,7 +197,7 @@ def test_a_measure_of_one_s_own_gets_a_chart_with_a_curve_per_layer():
     coords = {"layer": ("a", "b"), "probe_set": ("train",)}
     rows = list(reading_traces(Reading("my_rank", np.array([[1.0], [2.0]]), tuple(coords), coords, "1")))
     found = [(trace.panel, trace.label, value) for trace, value, _, _ in rows]
-    assert found == [("my_rank", "train, a", 1.0), ("my_rank", "train, b", 2.0)]
+    assert found == [("my_rank", "a", 1.0), ("my_rank", "b", 2.0)] and {trace.probe for trace, *_ in rows} == {"train"}
 
 
 # ---- several runs
@@ -244,6 +245,24 @@ def test_a_client_is_told_only_what_is_new_and_has_all_of_it(tmp_path):
     assert client.ask()["curves"] == [] and client.ask()["runs"] == {}
 
 
+def test_runs_that_progress_unequally_are_told_piece_by_piece_as_at_once(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=9000) for seed in range(3)]
+    study, steps = RunBrowser([tmp_path]), [0, 0, 0]
+    client = Client(study)
+    for _ in range(40):
+        which, rows = int(rng.integers(3)), int(rng.integers(1, 60))
+        every = [10, 5, 10][which]
+        values = np.where(rng.random(rows) < 0.1, np.nan, rng.standard_normal(rows))
+        live_runs.log(paths[which], *((steps[which] + n * every, value) for n, value in enumerate(values.tolist())))
+        steps[which] += rows * every
+        if rng.random() < 0.6:
+            client.ask()
+            fresh = Client(study)
+            fresh.ask()
+            assert client.curves == fresh.curves
+
+
 def test_a_window_has_every_row_of_its_own_and_no_other(tmp_path):
     for seed in range(2):
         path = live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=60_000)
@@ -281,14 +300,14 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path
     assert (total["panel"], layer["panel"]) == ("complexity", "layers"), (
         "identities differ between seeds, curves do not"
     )
-    assert (total["y"], total["low"], total["high"], total["seeds"]) == ([4], [1], [8], 3)
+    assert (total["y"], total["low"], total["high"], total["runs"]) == ([4], [1], [8], 3)
 
 
 def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path):
     for root, rate in (("one", 0.1), ("two", 0.2)):
         live_runs.make(tmp_path / root / "a" / "x-s0", lr=rate, batch_size=5)
     told = RunBrowser([tmp_path / "one", tmp_path / "two"]).update()
-    assert sorted(group["label"] for group in told["groups"]) == ["a/x (lr 0.1)", "a/x (lr 0.2)"]
+    assert sorted(group["label"] for group in told["groups"]) == ["a/x (lr=0.1)", "a/x (lr=0.2)"]
 
 
 def test_runs_may_appear_later_and_go_again(tmp_path):

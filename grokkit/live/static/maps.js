@@ -36,10 +36,15 @@ class Maps {
     const runs = this.runs();
     this.find("body").hidden = !runs.length;
     this.find("empty").hidden = runs.length > 0;
-    this.find("empty").textContent = this.page.emptyMessage({ missing: "add maps with: grokkit attribute RUN" }, false);
-    this.fill("run", runs.map((run) => [run.id, run.name]));
-    this.fill("method", (this.page.maps.get(this.find("run").value) ?? []).map((set) => [set.identity, set.method.replaceAll("_", " ")]));
+    this.find("empty").textContent = this.page.emptyMessage({ missing: "add maps with: grokkit attribute RUN" }, []);
+    this.fill("run", runs.map((run) => [run.id, this.page.nameRun(run)]));
+    this.fill("method", (this.page.maps.get(this.find("run").value) ?? []).map((set) => [set.identity, this.nameMethod(set)]));
     if (runs.length) this.draw();
+  }
+
+  nameMethod(set) {
+    const settings = this.page.sources[set.identity], name = set.method.replaceAll("_", " ");
+    return settings ? `${name} (${settings})` : name;
   }
 
   fill(name, options) {
