@@ -177,7 +177,8 @@ def _format_number(dim: str, value: Any) -> str:
 def _plain_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     layers = list(reading.coords.get("layer", ()))
     drawn = ["total"] if "total" in layers else layers[:MAX_LAYERS]
-    note = f"the first {MAX_LAYERS} of {len(layers)} layers" if len(layers) > len(drawn) > 1 else ""
+    note = f"the first {MAX_LAYERS} of {len(layers)} layers" if len(layers) > MAX_LAYERS else ""
+    note = "all layers in total" if "total" in layers else note
     panel = reading.measure if reading.measure in ("accuracy", "loss") else _make_panel_key(reading.measure)
     others = [dim for dim in reading.dims if dim not in ("probe_set", "layer")]
     texts = {dim: _format_coords(reading, dim) for dim in others}

@@ -42,7 +42,7 @@ class Legend {
     this.head = element("th", "at");
     const heads = labels.map((label) => element("th", "", this.makeToggle(label, [makeSample({ ...this.lineOf(label), colour: "currentColor" }), element("span", "label", label)])));
     const table = element("table", "", [
-      element("thead", "", element("tr", "", [this.head, this.stepHead = element("th", "up-to", "up to " + this.page.unit), ...heads])),
+      element("thead", "", element("tr", "", [this.head, this.stepHead = element("th", "up-to"), ...heads])),
       element("tbody", "", groups.map((group) => this.buildRow(group, labels))),
     ]);
     this.element.replaceChildren(table);
@@ -54,6 +54,7 @@ class Legend {
     this.steps.set(group.key, step);
     const cells = labels.map((label) => {
       const line = this.lineOf(label, group.key), value = element("td", "value", "–");
+      value.title = `${group.label}\n${label}\nnot recorded`;
       if (line) this.cells.set(idOfCell(line), { value, host: value });
       value.classList.toggle("off", this.chart.off.has(label));
       return value;
@@ -109,6 +110,7 @@ class Legend {
   fillSteps(rows, isCommon) {
     if (!this.steps.size) return;
     this.element.classList.toggle("one-step", isCommon);
+    this.stepHead.textContent = `up to ${this.page.unit}`;
     for (const [group, cell] of this.steps) {
       const places = rows.filter(({ line }) => line.group === group).map(({ x }) => x);
       cell.textContent = places.length ? formatCount(Math.max(...places)) : "–";
