@@ -36,12 +36,16 @@ class RunGroup:
 
     @property
     def steps_per_epoch(self) -> float | None:
-        """Optimizer updates per epoch; None if the run does not record what is needed."""
-        size = self.members[0].config.get("batch_size")
-        images = self.members[0].environment.get("data", {}).get("train")
-        if not (is_count(size) and is_count(images) and size and images):
-            return None
-        return float(-(-images // min(size, images)))
+        """Optimizer updates per epoch; None if the runs do not record what is needed, or differ in it."""
+        numbers = {_count_steps_per_epoch(member) for member in self.members}
+        return numbers.pop() if len(numbers) == 1 else None
+
+
+def _count_steps_per_epoch(member: Follower) -> float | None:
+    size, images = member.config.get("batch_size"), member.environment.get("data", {}).get("train")
+    if not (is_count(size) and is_count(images) and size and images):
+        return None
+    return float(-(-images // min(size, images)))
 
 
 def collect_traces(group: RunGroup) -> Iterator[tuple[Trace, list[Follower]]]:

@@ -197,13 +197,18 @@ def compare_curve(curve: dict, rows: dict[int, tuple], steps: list[int], members
     assert curve["x"] == steps, curve["label"]
     for place, step in enumerate(steps):
         value, low, high, count = rows[step]
-        same = curve["y"][place] is None if value is None else curve["y"][place] == pytest.approx(value, rel=DIGITS)
+        same = (
+            curve["y"][place] is None if value is None else curve["y"][place] == pytest.approx(value, rel=DIGITS, abs=0)
+        )
         assert same, (curve["label"], step)
         if members > 1:
             assert curve["count"][place] == count
         for bound, number in (("low", low), ("high", high)):
             told = curve[bound][place] if curve[bound] else None
-            assert told is None if math.isnan(number) else told == pytest.approx(number, rel=DIGITS), (bound, step)
+            assert told is None if math.isnan(number) else told == pytest.approx(number, rel=DIGITS, abs=0), (
+                bound,
+                step,
+            )
 
 
 BOUNDED_BY = re.compile("_(se|low|high)$")

@@ -285,8 +285,8 @@ class Page {
     if (host.dataset.key === key) return;
     host.dataset.key = key;
     const most = Math.max(...total.values()), training = total.get("training") ?? 0;
-    const runs = this.shownRuns().length;
-    document.getElementById("cost-unit").textContent = total.size ? `seconds${runs > 1 ? ` of ${runs} runs` : ""}, and shares of training` : "";
+    const runs = this.shownRuns().filter((run) => Object.keys(run.costs).length).length;
+    document.getElementById("cost-unit").textContent = total.size ? `seconds${runs > 1 ? ` of ${runs} runs together` : ""}, and shares of training` : "";
     const rows = [...total].sort((a, b) => (b[0] === "training") - (a[0] === "training") || b[1] - a[1]);
     host.replaceChildren(...rows.flatMap(([name, seconds]) => {
       const fill = element("div");
@@ -350,7 +350,7 @@ class Page {
 }
 
 function idOf(piece) {
-  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source].join("|");
+  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source, piece.unit, piece.note].join("|");
 }
 
 // The curve with its rows within the window of `zoomed` replaced by those of `zoomed`.
