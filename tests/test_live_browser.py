@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from grokkit.cli import main
+from grokkit.live.page import build_single_file
 from grokkit.live.run_browser import RunBrowser
 from grokkit.live.server import Server
 from grokkit.training.loop import train
@@ -359,6 +360,41 @@ def test_every_number_of_several_groups_has_a_group_a_label_and_a_true_step(brow
         texts = tab.page.locator(".run").all_text_contents()
         assert "2 runs, seeds 0, 0" in texts[2] and "1,400 of 2,000 steps of 2 runs together" in texts[2]
         assert "seed 0: no luck" in texts[2] and "1 done, 1 failed" in texts[2]
+    assert tab.complaints == []
+
+
+def test_the_step_that_is_told_in_one_group_is_true_for_each_number(browser, tmp_path):
+    path = live_runs.make(tmp_path / "a" / "x-s0")
+    live_runs.log(path, (0, 2.0), (1000, 1.0))
+    live_runs.log(path, (0, 3.0), (900, 12345.67), split="test_set")
+    live_runs.log(path, (1000, 0.1), metric="learning_rate")
+    with served(tmp_path) as server:
+        tab = Tab(browser, server.url)
+        tab.wait("document.querySelectorAll('.chart[data-panel=loss] .toggle').length > 1")
+        head = ".chart[data-panel={}] .legend .at"
+        assert tab.page.text_content(head.format("loss")) == "newest, up to step 1,000"
+        assert tab.page.text_content(head.format("rate")) == "newest, step 1,000"
+        values = tab.page.locator(".chart[data-panel=loss] .toggle")
+        assert values.all_text_contents() == ["batches1", "test set12346"]
+        assert values.nth(1).get_attribute("title") == "test set\n12345.67 at step 900"
+        point_at_step(tab, "loss", 990)  # nearest to the row of 1,000
+        assert tab.page.text_content(head.format("loss")) == "at or before step 1,000"
+        assert values.all_text_contents() == ["batches1", "test set–"]
+        assert values.nth(1).get_attribute("title") == "test set\nits last value is of step 900"
+    assert tab.complaints == []
+
+
+def test_an_exported_page_draws_the_groups_that_are_chosen(browser, tmp_path):
+    make_groups(tmp_path / "runs", 3)
+    (tmp_path / "page.html").write_text(build_single_file(RunBrowser([tmp_path / "runs"])))
+    tab = Tab(browser, (tmp_path / "page.html").as_uri())
+    assert tab.page.text_content("#groups-drawn") == "3 of 3 groups of runs drawn"
+    before = tab.page.evaluate(LEGEND, "loss")
+    tab.page.click("#groups-none")
+    assert tab.page.text_content("#groups-drawn") == "0 of 3 groups of runs drawn"
+    assert tab.page.text_content(".chart[data-panel=loss] .empty") == "no group is drawn"
+    tab.page.click("#groups-all")
+    assert tab.page.evaluate(LEGEND, "loss") == before
     assert tab.complaints == []
 
 

@@ -138,6 +138,8 @@ class Legend {
       row.classList.toggle("emphasised", row.dataset.group === group);
       row.querySelector("button").setAttribute("aria-pressed", row.dataset.group === this.page.pinned);
     }
+    const row = this.element.querySelector(".emphasised");
+    if (row && !this.element.matches(":hover")) this.element.scrollTop = row.offsetTop - row.closest("table").tHead.offsetHeight;
   }
 }
 
