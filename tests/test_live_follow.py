@@ -255,6 +255,15 @@ def test_readings_of_equal_settings_in_one_run_are_not_mixed(run):
     assert found == {"reading=oui-00000000": [0.5], "reading=oui-00000001": [1.5]}
 
 
+def test_parameters_of_any_form_do_not_end_the_view(run):
+    for seed, parameters in enumerate(([1], "x", None, {"a": [math.nan]}, {"a": {"b": 2}}, {"": "\ud800"})):
+        live_runs.reading(run, 5, "oui", [0.5 + seed], seed, {"parameters": parameters}, probe_set=("test",))
+    told = RunBrowser([run]).update()
+    curves = [curve for curve in told["curves"] if curve["panel"] == "oui"]
+    assert len(curves) == 6 == len({told["sources"][curve["source"]] for curve in curves})
+    json.dumps(told, allow_nan=False)
+
+
 def test_what_a_chart_names_anyway_does_not_make_sources_differ():
     radii = [{"radii": [0.1], "points": 8}, {"radii": [0.1, 0.5], "points": 8}]
     sources = {str(n): Source("local_complexity", parameters) for n, parameters in enumerate(radii)}

@@ -240,11 +240,12 @@ class Follower:
         """Return the source of a reading: its measure with its parameters and, if this run has several with the same
         ones (they differ in probe images or random stream), its identity."""
         source, parameters = make_source(reading), reading.settings.get("parameters", {})
+        parameters = parameters if isinstance(parameters, dict) else {"parameters": parameters}
         identities = self._identities[source]
         identities.setdefault(identity, f"{source} {identity}" if identities else source)
         for known, key in identities.items():
             self.sources[key] = Source(
-                reading.measure, {**parameters, "reading": known} if len(identities) > 1 else parameters
+                str(reading.measure), {**parameters, "reading": known} if len(identities) > 1 else parameters
             )
         return identities[identity]
 

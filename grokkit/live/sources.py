@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -62,9 +63,9 @@ def _has_equal(values: list[Any]) -> bool:
 
 def _label_namesakes(name: str, parameters: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """Return the labels of the sources with one name; sources with equal parameters share one."""
-    keys = list(parameters)
-    first = {key: next(other for other in keys if parameters[other] == parameters[key]) for key in keys}
-    groups = {key: Group(name, key.rpartition("-")[2]) for key in dict.fromkeys(first.values())}
+    first: dict[str, str] = {}  # key of the first source with these parameters
+    texts = {key: json.dumps(value, sort_keys=True, default=str) for key, value in parameters.items()}
+    groups = {key: Group(name, first.setdefault(text, key).rpartition("-")[2]) for key, text in texts.items()}
     labels = label_groups({group: parameters[key] for key, group in groups.items()})
     # The label is the name, followed by the differences in brackets if there are any.
-    return {key: labels[groups[first[key]]].removeprefix(name)[2:-1] for key in keys}
+    return {key: labels[group].removeprefix(name)[2:-1] for key, group in groups.items()}
