@@ -159,7 +159,7 @@ class Chart {
         add(line, { ...hidden });
         bands.push({ series: [series.length - 1, series.length - 2], fill: withAlpha(line.colour, 0.15) });
       }
-      if (line.partial !== null) add(line, { stroke: withAlpha(line.colour, 0.6), width: 1, dash: line.dash, points: { size: 3, space: 14 } });
+      if (line.partial !== null) add(line, { stroke: withAlpha(line.colour, 0.6), width: 1, dash: line.dash, points: { size: 3, fill: line.colour, space: 14 } });
     }
     return { series, bands };
   }

@@ -30,7 +30,7 @@ function withAlpha(colour, alpha) {
 function makeSample({ colour, dash, width }) {
   const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), line = document.createElementNS(space, "line");
   for (const [name, value] of Object.entries({ width: 28, height: 8, class: "sample" })) svg.setAttribute(name, value);
-  const look = { x1: 0, x2: 28, y1: 4, y2: 4, stroke: colour, "stroke-width": Math.max(width, 1.5), "stroke-dasharray": dash.join(" ") || "none" };
+  const look = { x1: 0, x2: 28, y1: 4, y2: 4, stroke: colour, "stroke-width": width > 1 ? 2.25 : 1, "stroke-dasharray": dash.join(" ") || "none" };
   for (const [name, value] of Object.entries(look)) line.setAttribute(name, value);
   svg.append(line);
   return svg;

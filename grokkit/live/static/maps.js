@@ -65,7 +65,7 @@ class Maps {
     const step = set.steps[place];
     this.find("at").textContent = `step ${step.toLocaleString("en")}`;
     slider.setAttribute("aria-valuetext", `step ${step}`);
-    this.find("unit").textContent = `relevance for the true class, ${set.unit}; one scale for all snapshots`;
+    this.find("unit").textContent = `relevance for the true class, ${set.unit}; one scale for all snapshots${this.page.embedded && this.page.shownRuns().length > 1 ? "; this file has the maps of one run of each group" : ""}`;
     this.find("colours").style.background = `linear-gradient(90deg, ${set.colours.join(",")})`;
     this.find("low").textContent = set.signed ? `−${formatNumber(set.limit)}` : "0";
     this.find("high").textContent = formatNumber(set.limit);
