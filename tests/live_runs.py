@@ -52,3 +52,10 @@ def maps(path: Path, step: int, values: np.ndarray, method: str = "integrated_gr
     """Store attribution maps (image, channel, height, width)."""
     folder = path / "attributions" / f"{method}-00000000"
     store.write_attribution(folder, step, values, np.array([1, 0]), {"method": method, "probe_set": "test"})
+
+
+def reading(path: Path, step: int, measure: str, values: np.ndarray, seed: int = 0, settings=None, **coords) -> Reading:
+    """Store a reading of any measure with these coordinates, and return it."""
+    made = Reading(measure, np.asarray(values, float), tuple(coords), coords, "1", settings=settings or {})
+    store.write_reading(path / "measures" / f"{measure}-{seed:08x}", step, made)
+    return made

@@ -130,7 +130,7 @@ def test_the_page_in_one_file_holds_all_data_and_names_no_other_file(runs, tmp_p
         "robust",
         "rate",
     }
-    assert all(curve["seeds"] == 2 for curve in told["curves"])
+    assert all(curve["runs"] == 2 for curve in told["curves"])
     ((run, maps),) = told["maps"].items()
     assert len(told["pictures"]) == sum(1 + len(each["steps"]) for each in maps)
     assert all(

@@ -6,9 +6,11 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grokkit.cli import main
+from grokkit.live.page import build_single_file
 from grokkit.live.run_browser import RunBrowser
 from grokkit.live.server import Server
 from grokkit.training.loop import train
@@ -149,7 +151,7 @@ def check_pointer(tab: Tab) -> None:
     newest = tab.page.text_content(legends.format("accuracy"))
     tab.page.mouse.move(box["x"] + 3, middle)
     told = tab.page.text_content(legends.format("accuracy"))
-    assert told == tab.page.text_content(legends.format("loss")) != newest == "epoch 8"
+    assert told == tab.page.text_content(legends.format("loss")) != newest == "newest, epoch 8"
     tab.page.mouse.move(box["x"] + box["width"] / 2, middle)
     tab.page.mouse.down()
     tab.page.mouse.move(box["x"] + box["width"] * 0.75, middle, steps=4)
@@ -188,11 +190,11 @@ def test_the_page_is_live_and_asks_nobody_but_its_server(browser, runs):
         check_charts(tab)
         assert tab.page.text_content(".run .name span") == "small/default"
         assert "2 seeds: 0, 1" in tab.page.text_content(".run") and "2 done" in tab.page.text_content(".run")
-        assert tab.get("page.charts.get('loss').lines.every((line) => line.low !== null && line.curve.seeds === 2)")
+        assert tab.get("page.charts.get('loss').lines.every((line) => line.low !== null && line.curve.runs === 2)")
         assert tab.get("page.decisions().length") >= 1 and tab.page.locator("#events li .number").count() >= 2
         tab.get("window.unloaded = false, addEventListener('beforeunload', () => { window.unloaded = true; })")
         train(SMALL.replace(seed=2), runs=runs, device="cpu")
-        tab.wait("page.charts.get('loss').lines.some((line) => line.curve.seeds === 3)")
+        tab.wait("page.charts.get('loss').lines.some((line) => line.curve.runs === 3)")
         path = next(run for run in (runs / "small").iterdir() if open_run(run).config["seed"] == 2)
         live_runs.log(path, (25, 0.125))
         tab.page.click(".chart[data-panel=loss] .legend button:has-text('batches')")
@@ -294,4 +296,186 @@ def test_the_exported_file_is_the_same_page_without_a_server(browser, runs, tmp_
     check_charts(tab)
     assert "exported" in tab.page.text_content("#footer")
     assert [address for address in tab.stop_requested if not address.startswith("data:")] == [url]
+    assert tab.complaints == []
+
+
+def make_groups(folder: Path, count: int) -> None:
+    """Groups that differ in lr; the second ended early, the third has two runs of one seed, one of them short."""
+    for index in range(count):
+        for copy in range(2 if index == 2 else 1):
+            path = live_runs.make(folder / "a" / f"x-s0-{index:04x}{copy:04x}", batch_size=60, lr=0.01 * (index + 1))
+            last = 400 if index == 1 or copy else 1000
+            live_runs.log(path, *((n, 1.0 + index + n / 1000) for n in range(0, last + 1, 100)))
+            live_runs.log(path, *((n, 0.5) for n in range(0, last + 1, 200)), split="test_set", metric="accuracy")
+            live_runs.complexity(path, min(last, 900), 1.0, 2.0 + index)
+            if index == 0:
+                live_runs.log(path, (500, float("nan")), split="test_set")
+            state = "failed" if last == 400 else "done"
+            write_status(path, state=state, step=last, total_steps=1000, attempt=1, reason="no luck" * (last == 400))
+
+
+LEGEND = """(panel) => [...document.querySelectorAll(`.chart[data-panel=${panel}] .legend tr`)].map(
+    (row) => [...row.children].filter((cell) => cell.offsetParent).map((cell) => cell.textContent))"""
+SWATCHES = "(where) => [...document.querySelectorAll(`${where} .swatch`)].map((each) => each.style.background)"
+
+
+def test_every_number_of_several_groups_has_a_group_a_label_and_a_true_step(browser, tmp_path):
+    make_groups(tmp_path, 3)
+    with served(tmp_path) as server:
+        tab = Tab(browser, server.url)
+        tab.wait("page.curvesOf('loss').length > 3 && document.querySelectorAll('.legend tr').length > 0")
+        names = [f"a/x (lr={rate})" for rate in ("0.01", "0.02", "0.03")]
+        assert tab.page.evaluate(LEGEND, "loss") == [
+            ["newest", "up to step", "batches", "test set"],
+            [names[0], "1,000", "2", "not finite"],
+            [names[1], "400", "2.4", "–"],
+            [names[2], "1,000", "4", "–"],
+        ]
+        assert tab.page.evaluate(LEGEND, "complexity")[1:] == [
+            [names[0], "900", "3"],
+            [names[1], "400", "4"],
+            [names[2], "900", "5"],
+        ]
+        cells = "[...document.querySelectorAll('.chart[data-panel=loss] tbody td.value')].map((cell) => cell.title)"
+        assert tab.get(cells) == [
+            f"{names[0]}\nbatches\n2 at step 1,000",
+            f"{names[0]}\ntest set\nnot finite at step 500",
+            f"{names[1]}\nbatches\n2.4 at step 400",
+            f"{names[1]}\ntest set\nnot recorded",
+            f"{names[2]}\nbatches\n4 at step 1,000\n1 of 2 runs",
+            f"{names[2]}\ntest set\nnot recorded",
+        ]
+        point_at_step(tab, "loss", 700)
+        assert tab.page.evaluate(LEGEND, "loss")[:3] == [
+            ["at or before step 700", "up to step", "batches", "test set"],
+            [names[0], "700", "1.7", "–"],
+            [names[1], "–", "–", "–"],
+        ]
+        point_at_step(tab, "loss", 300)
+        assert tab.page.evaluate(LEGEND, "loss")[3] == [names[2], "300", "3.3", "–"]
+        assert tab.get(cells)[4].endswith("3.3 at step 300\nmean of 2 of 2 runs\nrange 3.3 to 3.3")
+        tab.page.mouse.move(2, 2)
+        tab.page.click("#unit [data-value=epoch]")
+        assert [row[1] for row in tab.page.evaluate(LEGEND, "loss")] == ["up to epoch", "500", "200", "500"]
+        texts = tab.page.locator(".run").all_text_contents()
+        assert "2 runs, seeds 0, 0" in texts[2] and "1,400 of 2,000 steps of 2 runs together" in texts[2]
+        assert "seed 0: no luck" in texts[2] and "1 done, 1 failed" in texts[2]
+    assert tab.complaints == []
+
+
+def test_the_step_that_is_told_in_one_group_is_true_for_each_number(browser, tmp_path):
+    path = live_runs.make(tmp_path / "a" / "x-s0")
+    live_runs.log(path, (0, 2.0), (1000, 1.0))
+    live_runs.log(path, (0, 3.0), (900, 12345.67), split="test_set")
+    live_runs.log(path, (1000, 0.1), metric="learning_rate")
+    with served(tmp_path) as server:
+        tab = Tab(browser, server.url)
+        tab.wait("document.querySelectorAll('.chart[data-panel=loss] .toggle').length > 1")
+        head = ".chart[data-panel={}] .legend .at"
+        assert tab.page.text_content(head.format("loss")) == "newest, up to step 1,000"
+        assert tab.page.text_content(head.format("rate")) == "newest, step 1,000"
+        values = tab.page.locator(".chart[data-panel=loss] .toggle")
+        assert values.all_text_contents() == ["batches1", "test set12346"]
+        assert values.nth(1).get_attribute("title") == "test set\n12345.67 at step 900"
+        point_at_step(tab, "loss", 990)  # nearest to the row of 1,000
+        assert tab.page.text_content(head.format("loss")) == "at or before step 1,000"
+        assert values.all_text_contents() == ["batches1", "test set–"]
+        assert values.nth(1).get_attribute("title") == "test set\nits last value is of step 900"
+    assert tab.complaints == []
+
+
+def test_an_exported_page_draws_the_groups_that_are_chosen(browser, tmp_path):
+    make_groups(tmp_path / "runs", 3)
+    (tmp_path / "page.html").write_text(build_single_file(RunBrowser([tmp_path / "runs"])))
+    tab = Tab(browser, (tmp_path / "page.html").as_uri())
+    assert tab.page.text_content("#groups-drawn") == "3 of 3 groups of runs drawn"
+    before = tab.page.evaluate(LEGEND, "loss")
+    tab.page.click("#groups-none")
+    assert tab.page.text_content("#groups-drawn") == "0 of 3 groups of runs drawn"
+    assert tab.page.text_content(".chart[data-panel=loss] .empty") == "no group is drawn"
+    tab.page.click("#groups-all")
+    assert tab.page.evaluate(LEGEND, "loss") == before
+    assert tab.complaints == []
+
+
+def point_at_step(tab: Tab, panel: str, step: int) -> None:
+    box = tab.page.locator(f".chart[data-panel={panel}] .u-over").bounding_box()
+    left = tab.get(f"page.charts.get('{panel}').plot.valToPos({step}, 'x')")
+    tab.page.mouse.move(box["x"] + left, box["y"] + 50)
+
+
+@pytest.mark.parametrize("count", [1, 3, 24])
+def test_groups_have_colours_of_their_own_and_nothing_sticks_out(browser, tmp_path, count):
+    make_groups(tmp_path, count)
+    with served(tmp_path) as server:
+        for scheme, width in (("light", 800), ("dark", 1400)):
+            tab = Tab(browser, server.url, width=width, scheme=scheme)
+            tab.wait("page.curvesOf('loss').length > 0")
+            if count == 24:
+                assert tab.page.text_content("#groups-drawn") == "4 of 24 groups of runs drawn"
+                tab.page.click("#groups-all")
+                tab.wait("page.shown.length === 24")
+                assert tab.page.text_content("#groups-drawn") == "24 of 24 groups of runs drawn"
+                assert tab.page.locator("#groups-all").is_disabled()
+            assert tab.page.locator("#groups").is_visible() == (count > 1)
+            tab.wait("document.querySelectorAll('.chart[data-panel=loss] .legend :is(tbody tr, .toggle)').length > 0")
+            assert tab.get("document.documentElement.scrollWidth") == width
+            swatches = tab.page.evaluate(SWATCHES, ".chart[data-panel=loss] .legend")
+            assert len(swatches) == len(set(swatches)) == (0 if count == 1 else count)
+            assert tab.page.evaluate(SWATCHES, "#runs .run")[: len(swatches)] == swatches[:count] or count == 1
+            if count > 1:
+                check_colours(tab)
+            heights = tab.get("[...document.querySelectorAll('.legend')].map((each) => each.offsetHeight)")
+            assert max(heights) <= 130
+            tab.page.close()
+    assert tab.complaints == []
+
+
+def check_colours(tab: Tab) -> None:
+    """A group keeps its colour in all charts, and while others are not drawn; its name singles its lines out."""
+    colours = """Object.fromEntries([...page.charts.values()].flatMap((chart) => chart.lines).map(
+        (line) => [`${line.group} ${line.colour}`, line.group]))"""
+    before = tab.get(colours)
+    assert len(before) == len(set(before.values())), "one colour for each group in all charts"
+    alphas = "page.charts.get('loss').plot.series.slice(1).map((series) => series.alpha)"
+    assert set(tab.get(alphas)) == {1}
+    tab.page.hover(".chart[data-panel=accuracy] .legend tbody tr:nth-child(2) .name")
+    assert sorted(set(tab.get(alphas))) == [0.1, 1] and tab.get(alphas).count(1) == 1
+    tab.page.mouse.move(2, 2)
+    assert set(tab.get(alphas)) == {1}
+    drawn = tab.get("page.shown.length")
+    tab.page.click("#runs .run:first-child input")
+    tab.wait(f"page.shown.length === {drawn - 1}")
+    assert tab.get(colours).items() <= before.items()
+    tab.page.click("#runs .run:first-child input")
+    tab.wait(f"page.shown.length === {drawn}")
+
+
+def test_many_settings_are_a_selection_and_many_layers_a_list_that_scrolls(browser, tmp_path):
+    path = live_runs.make(tmp_path / "a" / ("x" * 200 + "-s0"), note="y" * 100)
+    radii, layers = tuple(0.1 * n for n in range(1, 14)), tuple(f"layers.{n}.{'z' * 300}" for n in range(200))
+    for step in (0, 10):
+        live_runs.reading(
+            path,
+            step,
+            "calibration",
+            np.ones((1, 4, 13)),
+            probe_set=("train",),
+            directions=(5, 10, 20, 40),
+            radius=radii,
+        )
+        live_runs.reading(path, step, "my_rank", np.arange(200.0), layer=layers)
+    with served(tmp_path) as server:
+        tab = Tab(browser, server.url, width=800)
+        tab.wait("page.charts.size === 8 && page.charts.get('my_rank').lines.length === 64")
+        assert tab.get("page.charts.get('calibration').lines.length") == 1
+        assert tab.page.locator(".chart[data-panel=calibration] select[aria-label$='setting'] option").count() == 52
+        assert "the first 64 of 200 layers" in tab.page.text_content(".chart[data-panel=my_rank] .unit")
+        assert tab.get("document.documentElement.scrollWidth") == 800
+        assert tab.get("Math.max(...[...document.querySelectorAll('.legend')].map((each) => each.offsetHeight))") <= 130
+        tab.page.set_viewport_size({"width": 1400, "height": 900})
+        rows = """Object.values(Object.groupBy(
+            [...document.querySelectorAll('.chart')].map((each) => each.getBoundingClientRect()), (box) => box.top,
+        )).map((row) => new Set(row.map((box) => box.height)).size)"""
+        assert set(tab.get(rows)) == {1}, "the charts of a row have one height"
     assert tab.complaints == []

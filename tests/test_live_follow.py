@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from grokkit.live import run_browser as study_module
+from grokkit.live.curves import finite_json
 from grokkit.live.follow import Follower
 from grokkit.live.panels import metric_trace, reading_traces
-from grokkit.live.run_browser import RunBrowser, finite_json
+from grokkit.live.run_browser import RunBrowser
+from grokkit.live.sources import Source, label_sources
 from grokkit.names import Reading
 from grokkit.trajectory import log as log_room
 from grokkit.trajectory import open_run
@@ -196,7 +198,80 @@ def test_a_measure_of_one_s_own_gets_a_chart_with_a_curve_per_layer():
     coords = {"layer": ("a", "b"), "probe_set": ("train",)}
     rows = list(reading_traces(Reading("my_rank", np.array([[1.0], [2.0]]), tuple(coords), coords, "1")))
     found = [(trace.panel, trace.label, value) for trace, value, _, _ in rows]
-    assert found == [("my_rank", "train, a", 1.0), ("my_rank", "train, b", 2.0)]
+    assert found == [("my_rank", "a", 1.0), ("my_rank", "b", 2.0)] and {trace.probe for trace, *_ in rows} == {"train"}
+
+
+def test_of_the_worst_attack_the_interval_counts_and_all_attacks_are_named():
+    coords = {"probe_set": ("test",), "epsilon": (0.1,), "attack": ("a", "b", "c")}
+    values, low = np.array([[[math.nan, 0.5, 0.25]]]), np.array([[[0.0, 0.4, 0.2]]])
+    made = Reading("robust_accuracy", values, tuple(coords), coords, "share of images", low=low, high=low + 0.2)
+    ((trace, *numbers),) = reading_traces(made)
+    assert numbers == pytest.approx([0.25, 0.2, 0.4]) and trace.note == "the lowest of 3 attacks: a, b, c"
+
+
+def test_more_than_a_few_settings_are_selected_and_a_few_are_labelled():
+    def traces(**coords):
+        shape = tuple(map(len, coords.values()))
+        return [row[0] for row in reading_traces(Reading("calibration", np.ones(shape), tuple(coords), coords, "1"))]
+
+    many = traces(probe_set=("train",), directions=(5, 10), radius=(0.1, 0.2, 0.3, 0.4))
+    assert {trace.label for trace in many} == {"train"} and len({trace.choice for trace in many}) == 8
+    assert many[0].choice == "5 directions, r = 0.1"
+    few = traces(probe_set=("train",), directions=(5, 10), radius=(0.1, 0.2))
+    assert few[1].label == "train, 5 directions, r = 0.2" and {trace.choice for trace in few} == {""}
+    assert [trace.label for trace in traces(radius=(0.1, 0.1 + 1e-9))] == ["r = 0.1", "r = 0.100000001"]
+
+
+def test_layers_that_are_left_out_are_told():
+    layers = tuple(f"l{n}" for n in range(70))
+    rows = list(reading_traces(Reading("my_rank", np.ones(70), ("layer",), {"layer": layers}, "1")))
+    assert len(rows) == 64 and {trace.note for trace, *_ in rows} == {"the first 64 of 70 layers"}
+
+
+def test_a_chart_holds_only_what_it_is_called():
+    assert metric_trace("test_set", "accuracy_tta", "").label == "test set, test-time augmentation"
+    assert metric_trace("signal", "loss", "").panel == "signal", "the signal of a policy is no loss of the run"
+    for name in ("rate", "layers", "complexity", "robust"):
+        assert metric_trace("batch", name, "").panel == f"{name} (own)"
+        made = Reading(name, np.ones(1), ("probe_set",), {"probe_set": ("test",)}, "1")
+        assert [trace.panel for trace, *_ in reading_traces(made)] == [f"{name} (own)"]
+
+
+def test_one_measure_with_several_settings_is_as_many_curves_named_by_what_differs(run):
+    for seed, points in enumerate((8, 64)):
+        settings = {"parameters": {"points": points, "radii": [0.1]}}
+        live_runs.reading(run, 5, "oui", [0.5 + seed], seed, settings, probe_set=("test",))
+    told = RunBrowser([run]).update()
+    curves = [curve for curve in told["curves"] if curve["panel"] == "oui"]
+    found = {told["sources"][curve["source"]]: curve["y"] for curve in curves}
+    assert found == {"points=8": [0.5], "points=64": [1.5]}
+
+
+def test_readings_of_equal_settings_in_one_run_are_not_mixed(run):
+    for seed in range(2):
+        live_runs.reading(run, 5, "oui", [0.5 + seed], seed, {"parameters": {"points": 8}}, probe_set=("test",))
+    told = RunBrowser([run]).update()
+    found = {told["sources"][curve["source"]]: curve["y"] for curve in told["curves"] if curve["panel"] == "oui"}
+    assert found == {"reading=oui-00000000": [0.5], "reading=oui-00000001": [1.5]}
+
+
+def test_parameters_of_any_form_do_not_end_the_view(run):
+    for seed, parameters in enumerate(([1], "x", None, {"a": [math.nan]}, {"a": {"b": 2}}, {"": "\ud800"})):
+        live_runs.reading(run, 5, "oui", [0.5 + seed], seed, {"parameters": parameters}, probe_set=("test",))
+    told = RunBrowser([run]).update()
+    curves = [curve for curve in told["curves"] if curve["panel"] == "oui"]
+    assert len(curves) == 6 == len({told["sources"][curve["source"]] for curve in curves})
+    json.dumps(told, allow_nan=False)
+
+
+def test_what_a_chart_names_anyway_does_not_make_sources_differ():
+    radii = [{"radii": [0.1], "points": 8}, {"radii": [0.1, 0.5], "points": 8}]
+    sources = {str(n): Source("local_complexity", parameters) for n, parameters in enumerate(radii)}
+    assert label_sources([{"0": sources["0"]}, {"1": sources["1"]}]) == {"0": "", "1": ""}
+    assert label_sources([sources]) == {"0": "radii=[0.1]", "1": "radii=[0.1, 0.5]"}
+    maps = [{"n_steps": n, "seed": n, "targets": [n]} for n in (4, 50)]
+    sources = {str(n): Source("integrated_gradients", parameters) for n, parameters in enumerate(maps)}
+    assert label_sources([sources]) == {"0": "n_steps=4", "1": "n_steps=50"}
 
 
 # ---- several runs
@@ -244,6 +319,24 @@ def test_a_client_is_told_only_what_is_new_and_has_all_of_it(tmp_path):
     assert client.ask()["curves"] == [] and client.ask()["runs"] == {}
 
 
+def test_runs_that_progress_unequally_are_told_piece_by_piece_as_at_once(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=9000) for seed in range(3)]
+    study, steps = RunBrowser([tmp_path]), [0, 0, 0]
+    client = Client(study)
+    for _ in range(40):
+        which, rows = int(rng.integers(3)), int(rng.integers(1, 60))
+        every = [10, 5, 10][which]
+        values = np.where(rng.random(rows) < 0.1, np.nan, rng.standard_normal(rows))
+        live_runs.log(paths[which], *((steps[which] + n * every, value) for n, value in enumerate(values.tolist())))
+        steps[which] += rows * every
+        if rng.random() < 0.6:
+            client.ask()
+            fresh = Client(study)
+            fresh.ask()
+            assert client.curves == fresh.curves
+
+
 def test_a_window_has_every_row_of_its_own_and_no_other(tmp_path):
     for seed in range(2):
         path = live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, total=60_000)
@@ -281,14 +374,67 @@ def test_runs_that_differ_in_their_seed_alone_are_one_group_with_a_band(tmp_path
     assert (total["panel"], layer["panel"]) == ("complexity", "layers"), (
         "identities differ between seeds, curves do not"
     )
-    assert (total["y"], total["low"], total["high"], total["seeds"]) == ([4], [1], [8], 3)
+    assert (total["y"], total["low"], total["high"], total["runs"]) == ([4], [1], [8], 3)
 
 
 def test_groups_of_one_name_are_told_apart_by_what_differs(tmp_path):
     for root, rate in (("one", 0.1), ("two", 0.2)):
         live_runs.make(tmp_path / root / "a" / "x-s0", lr=rate, batch_size=5)
     told = RunBrowser([tmp_path / "one", tmp_path / "two"]).update()
-    assert sorted(group["label"] for group in told["groups"]) == ["a/x (lr 0.1)", "a/x (lr 0.2)"]
+    assert sorted(group["label"] for group in told["groups"]) == ["a/x (lr=0.1)", "a/x (lr=0.2)"]
+
+
+def test_labels_name_all_that_differs_and_follow_the_groups(tmp_path):
+    def add(name, **config):
+        live_runs.log(live_runs.make(tmp_path / "a" / f"x-s0-{name}", **config), (1, 1.0))
+
+    study = RunBrowser([tmp_path])
+    add("00000000", a=1, b=1, c=1, note="x" * 100)
+    assert [group["label"] for group in study.update()["groups"]] == ["a/x"]
+    add("00000001", a=1, b=1, c=2, note="x" * 100)
+    assert [group["label"] for group in study.update()["groups"]] == ["a/x (c=1)", "a/x (c=2)"]
+    add("00000002", a=1, b=2, c=2, d=4, note="x" * 100)
+    add("00000003", a=2, b=2, c=2, d=4, note="x" * 99 + "y")
+    labels = [group["label"] for group in study.update()["groups"]]
+    assert len(set(labels)) == 4 and labels[3].startswith("a/x (a=2, b=2, c=2"), labels
+
+
+def test_copies_of_a_run_are_runs_of_one_group(tmp_path):
+    for root in ("one", "two"):
+        live_runs.log(live_runs.make(tmp_path / root / "a" / "x-s0", lr=0.1), (1, 1.0))
+    told = RunBrowser([tmp_path / "one", tmp_path / "two"]).update()
+    (group,) = told["groups"]
+    assert [told["runs"][run]["seed"] for run in group["runs"]] == [0, 0]
+    assert told["curves"][0]["runs"] == 2 and told["curves"][0]["count"] == [2]
+
+
+def test_a_run_whose_config_changes_moves_to_its_group(tmp_path):
+    paths = [live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, lr=0.1) for seed in range(2)]
+    study = RunBrowser([tmp_path])
+    assert len(study.update()["groups"]) == 1
+    shutil.rmtree(paths[1])
+    live_runs.make(paths[1], 1, lr=0.2)
+    assert [group["label"] for group in study.update()["groups"]] == ["a/x (lr=0.1)", "a/x (lr=0.2)"]
+
+
+def test_runs_whose_config_cannot_be_read_are_not_averaged(tmp_path):
+    for seed in range(2):
+        path = live_runs.make(tmp_path / "a" / f"x-s{seed}", seed, lr=0.1 + seed)
+        (path / "config.toml").write_text("nonsense [")
+    told = RunBrowser([tmp_path]).update()
+    assert sorted(group["label"] for group in told["groups"]) == ["a/x-s0", "a/x-s1"]
+    assert {run["seed"] for run in told["runs"].values()} == {None}
+
+
+def test_the_newest_value_is_told_though_others_of_its_column_are_the_extremes(tmp_path):
+    path = live_runs.make(tmp_path / "a" / "x-s0", total=200_000)
+    live_runs.log(path, *((n, [1.0, 9.0, 5.0, 4.0][n % 4]) for n in range(150_000, 150_012)))
+    client = Client(RunBrowser([tmp_path]))
+    client.ask()
+    assert next(iter(client.curves.values()))[-1][:2] == (150_011, 4.0)
+    live_runs.log(path, (150_012, 3.0))
+    client.ask()
+    assert [row[0] for row in next(iter(client.curves.values()))] == [150_000, 150_001, 150_012]
 
 
 def test_runs_may_appear_later_and_go_again(tmp_path):
@@ -354,3 +500,6 @@ def test_an_event_with_a_number_that_json_does_not_know_is_told_without_it(run):
 def test_numbers_keep_seven_digits_and_what_is_not_finite_becomes_none():
     values = np.array([0.0, 1 / 3, -1.23456789e-12, 9.87654321e20, np.nan, np.inf, -np.inf])
     assert finite_json(values) == [0.0, 0.3333333, -1.234568e-12, 9.876543e20, None, None, None]
+    extremes = [5e-324, 1e-310, 1.7976931348623157e308, -1e-300]
+    assert finite_json(np.array(extremes)) == pytest.approx(extremes, rel=5e-7, abs=0)
+    assert math.copysign(1, finite_json(np.array([-0.0]))[0]) == 1

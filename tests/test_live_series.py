@@ -12,7 +12,7 @@ from grokkit.live.decimate import (
     linear_grid,
     log_grid,
 )
-from grokkit.live.series import Series, merge_seeds
+from grokkit.live.series import Series, merge_runs
 
 
 def rows(values, attempt=1):
@@ -38,10 +38,10 @@ def test_of_a_column_the_first_minimum_and_the_first_maximum_stay() -> None:
     steps = np.arange(100_000, 100_008)  # one column of either grid: 128 steps wide, and 1.2 % of the step
     assert len(set(linear_grid(steps, 131_072))) == len(set(log_grid(steps, 131_072))) == 1
     values = np.array([3.0, 1.0, 5.0, 1.0, 5.0, 2.0, np.inf, np.nan])
-    assert np.flatnonzero(decimate(steps, [values], 131_072)).tolist() == [1, 2]
+    assert np.flatnonzero(decimate(steps, [values], 131_072)).tolist() == [1, 2, 7]
     low = np.array([2.0, 1, 1, 1, 1, -1, 1, 1])
-    assert np.flatnonzero(decimate(steps, [values, low], 131_072)).tolist() == [0, 1, 2, 5]
-    assert np.flatnonzero(decimate(steps, [np.full(8, np.nan)], 131_072)).tolist() == [0], "a gap stays a gap"
+    assert np.flatnonzero(decimate(steps, [values, low], 131_072)).tolist() == [0, 1, 2, 5, 7]
+    assert np.flatnonzero(decimate(steps, [np.full(8, np.nan)], 131_072)).tolist() == [0, 7], "a gap stays a gap"
     assert decimate(np.array([], dtype=int), [np.array([])], 1024).tolist() == []
 
 
@@ -95,7 +95,7 @@ def test_what_is_sent_piece_by_piece_is_what_would_have_been_sent_at_once() -> N
         series.extend(steps, rows(rng.standard_normal(len(steps)), attempt=tick), tick)
         since = series.changed_since(seen)
         if rng.random() < 0.6 and since is not None:
-            changed, needed = first_stale_step(since, size)
+            changed, needed = first_stale_step(series.find_previous(since), size)
             x, y, _, _ = series.rows_from(needed)
             mask = decimate(x, [y], size) & (x >= changed)
             page = np.hstack([page[:, page[0] < changed], [x[mask], y[mask]]])
@@ -140,18 +140,40 @@ def test_many_rows_one_by_one_are_all_there() -> None:
     assert contents(series) == {step: 2.0 * step for step in range(1000)}
 
 
-def test_seeds_become_mean_minimum_and_maximum_of_those_that_have_the_step() -> None:
-    nan = np.nan
+NAN = np.nan
 
-    def curve(steps, values):
-        return np.array(steps), np.array(values, dtype=float), np.full(len(steps), nan), np.full(len(steps), nan)
 
-    (steps, mean, low, high), count = merge_seeds(
-        [curve([0, 1, 2], [-np.inf, 1, 4]), curve([0, 1], [nan, 3]), curve([], [])]
-    )
-    assert steps.tolist() == [0, 1, 2] and count.tolist() == [0, 2, 1]
-    np.testing.assert_array_equal([mean, low, high], [[nan, 2, 4], [nan, 1, 4], [nan, 3, 4]])
+def curve(steps, values):
+    return np.array(steps), np.array(values, dtype=float), np.full(len(steps), NAN), np.full(len(steps), NAN)
+
+
+def test_runs_become_mean_minimum_and_maximum() -> None:
+    (steps, mean, low, high), count = merge_runs([curve([0, 1], [1, 4]), curve([0, 1], [2, 3]), curve([], [])])
+    assert steps.tolist() == [0, 1] and count.tolist() == [2, 2]
+    np.testing.assert_array_equal([mean, low, high], [[1.5, 3.5], [1, 3], [2, 4]])
     alone = np.array([3]), np.array([0.5]), np.array([0.4]), np.array([0.6])
-    found, count = merge_seeds([alone])
+    found, count = merge_runs([alone])
     assert [part.tolist() for part in found] == [[3], [0.5], [0.4], [0.6]] and count.tolist() == [1]
-    assert merge_seeds([curve([], []), curve([], [])])[0][0].tolist() == []
+    assert merge_runs([curve([], []), curve([], [])])[0][0].tolist() == []
+    assert merge_runs([curve([0], [1e308])] * 3)[0][1] == pytest.approx(1e308)
+
+
+def test_a_mean_is_over_the_same_runs_until_one_of_them_ends() -> None:
+    members = [curve([0, 1, 2, 3, 4], [1, 99, 2, 3, 4]), curve([0, 2, 3], [3, 6, 5]), curve([0, 2], [5, 1])]
+    (steps, mean, low, high), count = merge_runs(members)
+    assert steps.tolist() == [0, 2, 3, 4] and count.tolist() == [3, 3, 2, 1], "at step 1 two runs have no value"
+    np.testing.assert_allclose([mean, low, high], [[3, 3, 4, 4], [1, 1, 3, 4], [5, 6, 5, 4]])
+
+
+def test_a_value_that_is_not_finite_is_a_gap_and_ends_its_run_if_no_other_follows() -> None:
+    members = [curve([0, 1, 2, 3], [-np.inf, 1, NAN, NAN]), curve([0, 1, 2, 3], [1, 3, 5, np.inf])]
+    (steps, mean, low, high), count = merge_runs(members)
+    assert steps.tolist() == [0, 1, 2, 3] and count.tolist() == [0, 2, 1, 0]
+    np.testing.assert_array_equal([mean, low, high], [[NAN, 2, 5, NAN], [NAN, 1, 5, NAN], [NAN, 3, 5, NAN]])
+
+
+def test_the_newest_row_is_kept_though_it_is_no_extreme() -> None:
+    steps = np.arange(100_000, 100_008)  # of one column
+    values = np.array([3.0, 1.0, 5.0, 2.0, 2.0, 2.0, 2.0, 4.0])
+    assert np.flatnonzero(decimate(steps, [values], 131_072)).tolist() == [1, 2, 7]
+    assert decimate_window(steps, [values], 0, 131_072)[-1]

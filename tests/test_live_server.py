@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -310,3 +311,20 @@ def test_the_verb_prints_the_address_and_the_ssh_line_and_ends_with_ctrl_c(run, 
         )
         server.send_signal(signal.SIGINT)
         assert server.wait(10) == 0 and server.stderr.read() == ""
+
+
+def test_groups_have_24_colours_that_stand_out_on_either_ground():
+    def luminance(colour):
+        parts = np.array([int(colour[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+
+    css = read_static("page.css")
+    for part, card in zip(css.split("prefers-color-scheme: dark"), ("#ffffff", "#1b1e23"), strict=True):
+        assert f"--card: {card}" in part
+        colours = re.findall(r"--group(\d+): (#[0-9a-f]{6});", part)
+        assert [int(place) for place, _ in colours] == list(range(24)) and len(dict(colours)) == 24
+        assert len({colour for _, colour in colours}) == 24
+        for _, colour in colours:
+            low, high = sorted((luminance(colour), luminance(card)))
+            assert (high + 0.05) / (low + 0.05) >= 3, colour
+    assert "GROUP_COLOURS = 24;" in read_static("colours.js")

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grokkit.cli import main
 from grokkit.live.follow import Follower
-from grokkit.live.terminal import format_wall_time, render_sparkline, select_curves, watch_run
+from grokkit.live.terminal import format_line, format_wall_time, render_sparkline, select_curves, watch_run
 from grokkit.trajectory import open_run
 from grokkit.trajectory.lock import RunLock
 from grokkit.trajectory.run import write_status
@@ -60,13 +60,34 @@ def test_a_finished_run_is_shown_once_with_all_there_is(run, capsys):
         "step 99 of 1,000  10 %  ran 1 min 05 s  $0.12 spent",
         "loss, batches   ",
         "0.01  █",
-        "LC at r = 0.1, test",
+        "LC at r = 0.1, 4 directions, test",
         "learning rate",
         "step       40  the rate is halved",
         "as planned",
     ):
         assert text in out, text
     assert all(len(line) <= 80 for line in out.splitlines()) and "\x1b" not in out
+
+
+def test_a_number_of_another_step_than_the_run_s_names_it(run):
+    write_status(run, state="done", step=99, total_steps=1000, attempt=1)
+    live_runs.log(run, (90, 0.5), split="test_set", metric="accuracy")
+    console = Console(file=io.StringIO(), width=120)
+    watch_run(open_run(run), console)
+    rows = {line.split("  ")[0]: line for line in console.file.getvalue().splitlines()}
+    assert "step 50" in rows["LC at r = 0.1, 4 directions, test"] and "step 90" in rows["accuracy, test set"]
+    assert "step" not in rows["loss, batches"]
+    follower = Follower(open_run(run), maps=False)
+    follower.refresh(1)
+    assert "accuracy, test set 0.5 (step 90)" in format_line(follower)
+
+
+def test_the_middle_radius_is_that_of_the_numbers_not_of_their_letters(run):
+    for seed, radius in enumerate((2.0, 10.0, 30.0)):
+        live_runs.complexity(run, 60, 5.0, seed=seed, radius=radius)
+    follower = Follower(open_run(run), maps=False)
+    follower.refresh(1)
+    assert [t.choice for t in select_curves(follower) if t.panel == "complexity"] == ["r = 2, 4 directions"]
 
 
 def test_no_run_is_an_error_and_not_a_wait(tmp_path, capsys):

@@ -46,8 +46,9 @@ def decimate(steps: np.ndarray, curves: Iterable[np.ndarray], size: int) -> np.n
         size: from `grid_size`, above the last step.
 
     Returns:
-        (N,) bool: in every column of either grid the first row at each curve's minimum and at its maximum. The
-        operation is idempotent: decimating the kept rows again keeps all of them.
+        (N,) bool: in every column of either grid the first row at each curve's minimum and at its maximum, and the
+        last row of all, whose values are the newest. The operation is idempotent: decimating the kept rows again keeps
+        all of them.
     """
     return _mark_extremes([grid(steps, size) for grid in GRIDS], curves)
 
@@ -62,11 +63,12 @@ def decimate_window(steps: np.ndarray, curves: Iterable[np.ndarray], low: int, h
 
 
 def _mark_extremes(grids: Sequence[np.ndarray], curves: Iterable[np.ndarray]) -> np.ndarray:
-    """Return a mask of the first rows with the lowest and the highest value of each curve in each column; every grid in
-    `grids` gives the column of each row."""
+    """Return a mask of the first rows with the lowest and the highest value of each curve in each column, and the last
+    row; every grid in `grids` gives the column of each row."""
     mask = np.zeros(len(grids[0]), dtype=bool)
     if not len(mask):
         return mask
+    mask[-1] = True
     curves = list(curves)
     for columns in grids:
         starts = np.flatnonzero(np.r_[True, columns[1:] != columns[:-1]])

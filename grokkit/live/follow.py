@@ -19,10 +19,13 @@ from grokkit.live.panels import (
     STANDARD_ERROR_SUFFIX,
     Trace,
     TraceRow,
+    make_source,
     metric_trace,
     reading_traces,
 )
 from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
+from grokkit.live.sources import Source
+from grokkit.names import Reading
 from grokkit.trajectory import Run, documents, log, store
 from grokkit.trajectory.run import effective_events
 
@@ -53,6 +56,7 @@ class Follower:
     def _reset(self) -> None:
         self.series: dict[Trace, Series] = {}
         self.maps: dict[str, MapSet] = {}
+        self.sources: dict[str, Source] = {}
         self.events: list[dict[str, Any]] = []
         self.status: dict[str, Any] = {}
         self.state, self.step, self.updated = "starting", 0, 0.0
@@ -63,6 +67,7 @@ class Follower:
         self._file_stamps: dict[tuple[str, str, int], int] = {}
         self._damaged = {"metrics": 0, "events": 0}
         self._newest = (0, 0)
+        self._identities: dict[str, dict[str, str]] = defaultdict(dict)  # by source and identity
         self._all_events: list[dict[str, Any]] = []
         self._progress: deque[tuple[float, int]] = deque()
         self.config, self.environment = self._read_metadata("config"), self._read_metadata("environment")
@@ -219,13 +224,30 @@ class Follower:
 
     def _read_result(self, kind: str, identity: str, step: int, tick: int) -> None:
         if kind == "measures":
-            for trace, *numbers in _validate_rows(list(reading_traces(self.run.reading(identity, step)))):
-                self._extend(trace, [step], np.array([[*numbers, 1.0]]), tick)
+            reading = self.run.reading(identity, step)
+            rows = _validate_rows(list(reading_traces(reading)))
+            source = self._register_reading(identity, reading)
+            for trace, *numbers in rows:
+                self._extend(trace._replace(source=source), [step], np.array([[*numbers, 1.0]]), tick)
         else:
             values, labels, metadata = self.run.attribution(identity, step)
             maps = self.maps.get(identity) or MapSet(identity, metadata, labels)
             maps.add_step(step, values)
             self.maps[identity], self.maps_changed = maps, tick
+            self.sources[identity] = Source(maps.method, maps.parameters)
+
+    def _register_reading(self, identity: str, reading: Reading) -> str:
+        """Return the source of a reading: its measure with its parameters and, if this run has several with the same
+        ones (they differ in probe images or random stream), its identity."""
+        source, parameters = make_source(reading), reading.settings.get("parameters", {})
+        parameters = parameters if isinstance(parameters, dict) else {"parameters": parameters}
+        identities = self._identities[source]
+        identities.setdefault(identity, f"{source} {identity}" if identities else source)
+        for known, key in identities.items():
+            self.sources[key] = Source(
+                str(reading.measure), {**parameters, "reading": known} if len(identities) > 1 else parameters
+            )
+        return identities[identity]
 
     def _update_progress(self, tick: int) -> None:
         """Update the current step and the window over which the speed is measured."""

@@ -51,6 +51,8 @@ class MapSet:
                 f"expected labels as integers of shape (image,); got {labels.shape} of {labels.dtype}"
             )
         self.identity, (self.method, self.probe_set) = identity, map(str, names)
+        settings = metadata.get("settings")
+        self.parameters = settings if isinstance(settings, dict) else {}
         self.labels = [int(label) for label in labels]
         self.steps: list[int] = []
         self.limit, self.signed = 0.0, self.method in SIGNED

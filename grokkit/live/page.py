@@ -15,7 +15,10 @@ from grokkit.live.maps import encode_png, side_by_side, to_photographs
 from grokkit.live.run_browser import RunBrowser
 
 CONTENT_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-STATIC_FILES = ("uPlot.min.css", "page.css", "uPlot.iife.min.js", "charts.js", "maps.js", "page.js")
+STATIC_FILES = (
+    *("uPlot.min.css", "page.css", "uPlot.iife.min.js", "format.js", "colours.js", "legend.js", "charts.js", "maps.js"),
+    *("runs.js", "page.js"),
+)
 """Files that index.html refers to, in its order."""
 OFFLINE_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """Content security policy of the page as one file: it cannot load anything from elsewhere."""

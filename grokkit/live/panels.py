@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -39,6 +40,9 @@ PANELS = (
 
 MAX_LAYERS = 64
 """Maximum number of layers that are drawn of a measure without a total."""
+MAX_LABELLED = 6
+"""Maximum number of settings (values of dims other than probe set and layer) that are drawn at once, each with a label;
+of more settings one is selected."""
 
 
 class Trace(NamedTuple):
@@ -53,6 +57,7 @@ class Trace(NamedTuple):
         probe: probe set that is selected in the chart; empty: always shown.
         order: position among the curves of the chart.
         source: the measure and its parameters, equal across seeds (identities are not); empty for logged metrics.
+        note: what else must be said of the values, such as that they are the lowest of several; shown with the unit.
     """
 
     panel: str
@@ -63,6 +68,7 @@ class Trace(NamedTuple):
     probe: str = ""
     order: int = 0
     source: str = ""
+    note: str = ""
 
 
 TraceRow = tuple[Trace, float, float, float]
@@ -79,24 +85,36 @@ STANDARD_ERROR_SUFFIX, BOUND_SUFFIXES = "_se", ("_low", "_high")
 def metric_trace(split: str, metric: str, loss: str) -> Trace:
     """Return the trace of a logged metric; `loss` is the name of the run's loss function."""
     label, order = _SPLITS.get(split, (split, 6))
+    if split == "signal":
+        panel = SIGNAL_PANELS["_slope" in metric]
+        return Trace(panel, metric.replace("_", " "), "signal", UNITS.get(metric, ""))
     if metric == "loss":
         return Trace("loss", label, split, _LOSS_UNITS.get(loss, loss), order=order)
     if metric == "learning_rate":
         return Trace("rate", "learning rate", "rate", "")
+    if metric == "accuracy_tta":
+        return Trace("accuracy", f"{label}, test-time augmentation", split, "share of images", order=order)
     if metric.startswith("accuracy"):
         suffix = metric.removeprefix("accuracy").replace("_", " ")
         return Trace("accuracy", label + suffix, split, "share of images", order=order)
-    if split == "signal":
-        panel = SIGNAL_PANELS["_slope" in metric]
-        return Trace(panel, metric.replace("_", " "), "signal", UNITS.get(metric, ""))
-    return Trace(metric, label, split, "", order=order)
+    return Trace(_make_panel_key(metric), label, split, "", order=order)
+
+
+def _make_panel_key(name: str) -> str:
+    """Return the key of the chart of a metric or measure that has none in `PANELS`: its name, if that is not taken."""
+    return f"{name} (own)" if name in {panel.key for panel in PANELS} | set(SIGNAL_PANELS) else name
+
+
+def make_source(reading: Reading) -> str:
+    """Return the name of a measure with its parameters, equal across seeds."""
+    parameters = json.dumps(reading.settings.get("parameters", {}), sort_keys=True, default=str)
+    return f"{reading.measure}-{zlib.crc32(parameters.encode()):08x}"
 
 
 def reading_traces(reading: Reading) -> Iterator[TraceRow]:
     """Yield the traces of a reading with their values."""
     rows = list(reading.rows())
-    parameters = json.dumps(reading.settings.get("parameters", {}), sort_keys=True, default=str)
-    source = f"{reading.measure}-{zlib.crc32(parameters.encode()):08x}"
+    source = make_source(reading)
     if reading.measure == "local_complexity":
         yield from _complexity_traces(source, reading, rows)
     elif reading.measure == "robust_accuracy":
@@ -108,10 +126,10 @@ def reading_traces(reading: Reading) -> Iterator[TraceRow]:
 def _complexity_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     parameters = reading.settings.get("parameters", {})
     method = "" if parameters.get("method", "tangent") == "tangent" else f", {parameters['method']}"
-    directions = reading.settings.get("directions")
+    directions, radii = reading.settings.get("directions"), _format_coords(reading, "radius")
     for row in rows:
         count = row.get("directions", directions)
-        choice = f"r = {row['radius']:g}" + (f", {count} directions" if count is not None else "") + method
+        choice = radii[row["radius"]] + (f", {count} directions" if count is not None else "") + method
         probe, layer = row.get("probe_set", ""), row.get("layer", "total")
         if layer == "total":
             trace = Trace("complexity", probe, probe, reading.unit, choice, "", _get_probe_order(probe), source)
@@ -122,39 +140,63 @@ def _complexity_traces(source: str, reading: Reading, rows: list[dict[str, Any]]
 
 
 def _robust_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
-    """Yield one trace per epsilon, with the lowest accuracy over all attacks."""
+    """Yield one trace per epsilon, with the lowest accuracy over all attacks and the interval of that one."""
     worst: dict[tuple[str, float], dict[str, Any]] = {}
     for row in rows:
         key = row.get("probe_set", ""), row.get("epsilon", 0.0)
-        if key not in worst or row["value"] < worst[key]["value"]:
+        if key not in worst or row["value"] < worst[key]["value"] or math.isnan(worst[key]["value"]):
             worst[key] = row
-    radii = sorted({epsilon for _, epsilon in worst})
+    radii, texts = sorted({epsilon for _, epsilon in worst}), _format_coords(reading, "epsilon")
+    attacks = list(map(str, reading.coords.get("attack", ())))
+    note = f"the lowest of {len(attacks)} attacks: {', '.join(attacks)}" if len(attacks) > 1 else "".join(attacks)
     for (probe, epsilon), row in worst.items():
-        label = f"{probe}, eps = {_format_epsilon(epsilon)}"
-        trace = Trace("robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source)
+        label = ", ".join(part for part in (probe, texts.get(epsilon, "")) if part)
+        trace = Trace("robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source, note=note)
         yield trace, row["value"], row["low"], row["high"]
 
 
-def _format_epsilon(epsilon: float) -> str:
-    """Format as in `8/255` if it is a whole number of grey levels, else as a decimal number."""
-    levels = round(255 * epsilon, 6)
-    return f"{levels:g}/255" if levels == int(levels) else f"{epsilon:g}"
+def _format_coords(reading: Reading, dim: str) -> dict[Any, str]:
+    """Return a text for each coordinate of `dim`, different for each: `r = 0.1`, `eps = 8/255`, `20 directions`."""
+    form = {"radius": "r = {}", "epsilon": "eps = {}", "directions": "{} directions"}.get(
+        dim, f"{dim.replace('_', ' ')} {{}}"
+    )
+    values = reading.coords.get(dim, ())
+    texts = [_format_number(dim, value) for value in values]
+    texts = texts if len(set(texts)) == len(texts) else list(map(str, values))
+    return {value: form.format(text) for value, text in zip(values, texts, strict=True)}
+
+
+def _format_number(dim: str, value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    # An epsilon that is a whole number of grey levels is written as such.
+    levels = round(255 * value, 6)
+    return f"{levels:g}/255" if dim == "epsilon" and levels == int(levels) else f"{value:g}"
 
 
 def _plain_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     layers = list(reading.coords.get("layer", ()))
-    drawn = {"total"} if "total" in layers else set(layers[:MAX_LAYERS])
-    panel = {"accuracy": "accuracy", "loss": "loss"}.get(reading.measure, reading.measure)
+    drawn = ["total"] if "total" in layers else layers[:MAX_LAYERS]
+    note = f"the first {MAX_LAYERS} of {len(layers)} layers" if len(layers) > MAX_LAYERS else ""
+    note = "all layers in total" if "total" in layers else note
+    panel = reading.measure if reading.measure in ("accuracy", "loss") else _make_panel_key(reading.measure)
+    others = [dim for dim in reading.dims if dim not in ("probe_set", "layer")]
+    texts = {dim: _format_coords(reading, dim) for dim in others}
+    is_selected = math.prod(len(reading.coords[dim]) for dim in others) > MAX_LABELLED
     for row in rows:
         layer, probe = row.get("layer", ""), row.get("probe_set", "")
         if layers and layer not in drawn:
             continue
-        others = [f"{dim} {row[dim]}" for dim in reading.dims if dim not in ("probe_set", "layer")]
-        parts = [_make_probe_label(probe, panel), "" if layer == "total" else layer, *others]
+        setting = ", ".join(texts[dim][row[dim]] for dim in others)
+        choice, setting = (setting, "") if is_selected else ("", setting)
+        if len(drawn) > 1:  # one curve per layer, of the probe set that is selected
+            parts, role, order = [layer, setting], "layer", layers.index(layer)
+        else:
+            parts = [_make_probe_label(probe, panel), "" if layer == "total" else layer, setting]
+            role, order = (probe, _get_probe_order(probe)) if probe else ("rate", 0)
         label = ", ".join(part for part in parts if part) or reading.measure.replace("_", " ")
-        role, order = (probe, _get_probe_order(probe)) if probe else ("layer" if len(drawn) > 1 else "rate", 0)
-        order = layers.index(layer) if role == "layer" else order
-        trace = Trace(panel, label, role, reading.unit, order=order, source=source)
+        selected_probe = probe if role == "layer" else ""
+        trace = Trace(panel, label, role, reading.unit, choice, selected_probe, order, source, note)
         yield trace, row["value"], row["low"], row["high"]
 
 

@@ -76,6 +76,13 @@ class Series:
         index = bisect.bisect_right(self._journal, (tick, np.inf))
         return self._journal[index][1] if index < len(self._journal) else None
 
+    def find_previous(self, step: int, finite: bool = False) -> int:
+        """Return the last step before `step` that has a row, or, if `finite`, a finite value; 0 if there is none."""
+        row = int(np.searchsorted(self._steps[: self._count], step)) - 1
+        while finite and row >= 0 and not np.isfinite(self._rows[row, VALUE]):
+            row -= 1
+        return int(self._steps[row]) if row >= 0 else 0
+
     def rows_from(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return steps, values, lows and highs from `step` on, as views that are valid until the next `extend`."""
         start = int(np.searchsorted(self._steps[: self._count], step))
@@ -86,28 +93,48 @@ class Series:
 Curve = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
-def merge_seeds(members: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
-    """Merge the curves of several seeds into one.
+def merge_runs(members: Sequence[Curve]) -> tuple[Curve, np.ndarray]:
+    """Merge the curves of the runs of a group into one.
+
+    A mean over changing runs would jump at steps that only some have. So a run counts up to its last finite value, and
+    a step only if all runs that still count have recorded it: up to the end of the shortest run these are the steps
+    that all have, as in the figures; after it those that all longer runs have, and so on.
 
     Args:
-        members: steps, values, lows and highs of each seed.
+        members: steps, values, lows and highs of each run.
 
     Returns:
-        Steps, mean, minimum and maximum over the members with a finite value at each step (a single member keeps its
-        bounds), and the number of these members.
+        Steps, mean, minimum and maximum (a single member keeps its bounds; NaN: a run's value is not finite), and the
+        number of runs that each mean is over.
     """
     if len(members) == 1:
         return members[0], np.isfinite(members[0][1]).astype(np.int64)
+    ends = [_find_last_finite(steps, values) for steps, values, *_ in members]
     steps, values = (np.concatenate([member[column] for member in members]) for column in (0, 1))
+    is_counted = steps <= np.repeat(ends, [len(member[0]) for member in members])
     order = np.argsort(steps, kind="stable")
-    steps, values = steps[order], values[order]
+    steps, values, is_counted = steps[order], values[order], is_counted[order]
     if not len(steps):
         return (steps, values, values, values), steps
     starts = np.flatnonzero(np.r_[True, steps[1:] != steps[:-1]])
+    expected = len(members) - np.searchsorted(np.sort(ends), steps[starts])
+    finite = np.add.reduceat(np.isfinite(values).astype(np.int64), starts)
+    is_mean = (finite == expected) & (expected > 0)
+    mean, low, high = (np.where(is_mean, column, np.nan) for column in _reduce(values, starts, expected))
+    keep = np.add.reduceat(is_counted.astype(np.int64), starts) == expected
+    return (steps[starts][keep], mean[keep], low[keep], high[keep]), np.where(is_mean, expected, 0)[keep]
+
+
+def _reduce(values: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return mean, minimum and maximum of the finite values of each segment; the mean is over `counts` of them."""
     finite = np.isfinite(values)
-    count = np.add.reduceat(finite.astype(np.int64), starts)
-    with np.errstate(invalid="ignore", over="ignore"):
-        mean = np.add.reduceat(np.where(finite, values, 0.0), starts) / np.where(count, count, np.nan)
+    # Divided first: the sum of large values may overflow.
+    shares = np.where(finite, values, 0.0) / np.repeat(np.maximum(counts, 1), np.diff(np.r_[starts, len(values)]))
     low = np.minimum.reduceat(np.where(finite, values, np.inf), starts)
-    high = np.maximum.reduceat(np.where(finite, values, -np.inf), starts)
-    return (steps[starts], mean, np.where(count, low, np.nan), np.where(count, high, np.nan)), count
+    return np.add.reduceat(shares, starts), low, np.maximum.reduceat(np.where(finite, values, -np.inf), starts)
+
+
+def _find_last_finite(steps: np.ndarray, values: np.ndarray) -> int:
+    """Return the last step with a finite value; -1 if there is none."""
+    indices = np.flatnonzero(np.isfinite(values))
+    return int(steps[indices[-1]]) if len(indices) else -1

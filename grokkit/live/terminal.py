@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from rich.console import Console, Group
@@ -15,9 +15,10 @@ from rich.text import Text
 from grokkit.escape import escape_controls
 from grokkit.live.follow import ENDED_STATES, Follower, is_bound
 from grokkit.live.panels import PANELS, Trace
+from grokkit.live.sources import label_sources
 from grokkit.trajectory import Run
 
-SPARK_CHARACTERS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 32
+SPARK_CHARACTERS, SPARK_WIDTH, NARROW_SPARK_WIDTH = "▁▂▃▄▅▆▇█", 32, 18
 MAX_EVENTS, MIN_WIDTH_WITH_UNITS = 5, 110
 REFRESH_SECONDS, LINE_SECONDS = 1.0, 10.0
 LOGGED_ROLES = ("batch", "test_set", "validation", "rate")
@@ -96,39 +97,59 @@ def format_progress(follower: Follower) -> str:
 
 def format_line(follower: Follower) -> str:
     """Format progress and newest logged values in one line."""
+    settings = label_sources([follower.sources])
     logged = (trace for trace in select_curves(follower) if trace.role in LOGGED_ROLES)
-    newest = (f"{_format_name(trace)} {follower.series[trace].last[1]:.4g}" for trace in logged)
-    return f"{format_progress(follower)}  {', '.join(newest)}"
+    return f"{format_progress(follower)}  {', '.join(_format_newest(follower, trace, settings) for trace in logged)}"
+
+
+def _format_newest(follower: Follower, trace: Trace, settings: Mapping[str, str]) -> str:
+    step = _format_step(follower, trace)
+    newest = f"{_format_name(trace, settings)} {follower.series[trace].last[1]:.4g}"
+    return f"{newest} ({step})" if step else newest
+
+
+def _format_step(follower: Follower, trace: Trace) -> str:
+    """Return of which step the newest value is, if it is not that of the run."""
+    step = follower.series[trace].last[0]
+    return "" if step == follower.step else f"step {step:,}"
 
 
 def select_curves(follower: Follower) -> list[Trace]:
-    """Return the curves shown in a terminal: those of the page's fixed charts and of signals, at one radius, without
-    layers."""
+    """Return the curves shown in a terminal: those of the page's fixed charts and of signals, without layers, and of
+    local complexity the middle one of the settings, such as radii, in the order in which they were read."""
     order = {panel.key: index for index, panel in enumerate((*PANELS, PANELS[0]._replace(key="signal")))}
     traces = [t for t in follower.series if t.panel in order and t.panel != "layers" and not is_bound(t)]
-    choices = sorted({trace.choice for trace in traces if trace.choice})
+    choices = list(dict.fromkeys(trace.choice for trace in traces if trace.choice))
     middle = choices[(len(choices) - 1) // 2] if choices else ""
     shown = (trace for trace in traces if trace.choice in ("", middle))
     return sorted(shown, key=lambda trace: (order[trace.panel], trace.order, trace.label))
 
 
 def _render_numbers(follower: Follower, width: int) -> Table:
-    """Return a table of name, newest value, sparkline and, if the console is wide enough, unit."""
-    table = Table.grid(padding=(0, 2))
+    """Return a table of name, newest value, sparkline, the value's step if it is not that of the run and, if the
+    console is wide enough, unit."""
+    table, settings = Table.grid(padding=(0, 2)), label_sources([follower.sources])
+    is_wide = width >= MIN_WIDTH_WITH_UNITS
     for trace in select_curves(follower):
         _, values, _, _ = follower.series[trace].rows_from(0)
-        unit = [Text(escape_controls(trace.unit), style="dim")] if width >= MIN_WIDTH_WITH_UNITS else []
+        about = ", ".join(part for part in (trace.unit, trace.note) if part)
+        unit = [Text(escape_controls(about), style="dim")] if is_wide else []
         table.add_row(
-            Text(_format_name(trace)), Text(f"{values[-1]:.4g}", justify="right"), render_sparkline(values), *unit
+            Text(_format_name(trace, settings)),
+            Text(f"{values[-1]:.4g}", justify="right"),
+            render_sparkline(values, SPARK_WIDTH if is_wide else NARROW_SPARK_WIDTH),
+            Text(_format_step(follower, trace), style="dim"),
+            *unit,
         )
     if not table.row_count:
         table.add_row("waiting for the first value")
     return table
 
 
-def _format_name(trace: Trace) -> str:
-    titles = {"complexity": f"LC at {trace.choice.split(',')[0]}", "rate": "", "robust": "robust accuracy"}
-    return escape_controls(", ".join(part for part in (titles.get(trace.panel, trace.panel), trace.label) if part))
+def _format_name(trace: Trace, settings: Mapping[str, str]) -> str:
+    titles = {"complexity": f"LC at {trace.choice}", "rate": "", "robust": "lowest robust accuracy"}
+    parts = (titles.get(trace.panel, trace.panel), trace.label, settings.get(trace.source, ""))
+    return escape_controls(", ".join(part for part in parts if part))
 
 
 def render_sparkline(values: np.ndarray, width: int = SPARK_WIDTH) -> str:

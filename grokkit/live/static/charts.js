@@ -1,38 +1,7 @@
 // Charts: one per panel, with a shared horizontal axis of steps or epochs; drawn by uPlot.
 "use strict";
 
-const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];  // by group of runs
-const Y_SIZE = 54;
-
-function colourOf(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-}
-
-function mixColours(a, b, share) {
-  const parts = [a, b].map((hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16)));
-  return `rgb(${parts[0].map((value, i) => Math.round(value + (parts[1][i] - value) * share)).join(",")})`;
-}
-
-function layerColour(order, count) {
-  const place = count > 1 ? (4 * order) / (count - 1) : 2, stop = Math.min(Math.floor(place), 3);
-  return mixColours(colourOf(`layer${stop}`), colourOf(`layer${stop + 1}`), place - stop);
-}
-
-function formatNumber(value) {
-  if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  if (size !== 0 && (size >= 1e5 || size < 1e-3)) return value.toExponential(2);
-  return String(+value.toPrecision(4));
-}
-
-function tick(value) {
-  if (value === null) return "";
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${+(value / 1e6).toPrecision(4)}M`;
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(4)}k`;
-  if (size !== 0 && size < 1e-4) return value.toExponential();
-  return String(+value.toPrecision(6));
-}
+const Y_SIZE = 54, FADED = 0.1;
 
 // Ticks of a log axis: all digits within half a decade, 1-2-5 within a few decades, otherwise powers of ten.
 function logTicks(low, high, room) {
@@ -55,7 +24,7 @@ class Chart {
     this.log = panel.scale === "log";
     this.off = new Set();
     this.shape = "";
-    this.chosen = { choice: null, probe: null };
+    this.chosen = { choice: null, probe: null, label: null };
     this.element = this.build();
     new ResizeObserver(() => this.fit()).observe(this.host);
   }
@@ -66,13 +35,13 @@ class Chart {
     this.unit = element("span", "unit");
     this.choices = element("span", "choices");
     const head = element("div", "head", [element("h2", "", this.panel.title), this.unit, this.choices]);
-    this.selects = { choice: this.select("choice", "setting"), probe: this.select("probe", "probe set") };
+    this.selects = { choice: this.select("choice", "setting"), probe: this.select("probe", "probe set"), label: this.select("label", "curve") };
     if (this.panel.scale !== "share") this.choices.append(this.logButton());
-    this.legend = element("div", "legend");
+    this.legend = new Legend(this);
     this.host = element("div", "plot");
     this.empty = element("div", "empty");
     this.host.append(this.empty);
-    card.append(head, this.legend, this.host);
+    card.append(head, this.legend.element, this.host);
     return card;
   }
 
@@ -116,28 +85,41 @@ class Chart {
   redraw() { this.shape = ""; this.update(); }
 
   update() {
-    const allCurves = this.page.curvesOf(this.panel.key);
-    const curves = this.filterBySelection(this.filterBySelection(allCurves, "choice"), "probe");
+    const curves = this.selectCurves();
     this.lines = this.makeLines(curves);
-    const units = [...new Set(curves.map((curve) => curve.unit).filter(Boolean))];
-    const one = this.selects.choice.hidden && this.chosen.choice ? [this.chosen.choice] : [];
-    this.unit.textContent = [...units, ...one].join(" · ");
-    this.empty.hidden = this.lines.some((line) => line.y.some((value) => value !== null));
-    this.empty.textContent = this.page.emptyMessage(this.panel, this.lines.length > 0);
+    this.unit.textContent = this.describeValues(curves);
+    this.empty.hidden = this.lines.some((line) => line.curve.y.some((value) => value !== null));
+    this.empty.textContent = this.page.emptyMessage(this.panel, this.lines);
     const data = this.makeTable();
-    const shape = JSON.stringify([this.lines.map((line) => [line.id, line.low !== null, line.colour]), this.log, this.page.unit, this.page.axis, [...this.off]]);
+    const shape = JSON.stringify([this.lines.map((line) => [line.id, line.low !== null, line.partial !== null, line.colour, line.dash]), this.log, this.page.unit, this.page.axis, [...this.off]]);
     if (shape !== this.shape || !this.plot) this.create(data, shape);
     else this.plot.setData(data, true);
-    this.updateLegend();
+    this.legend.update();
+  }
+
+  // The curves of the selected setting, probe set and, if several groups have more curves than there are dashes, label.
+  selectCurves() {
+    const curves = this.filterBySelection(this.filterBySelection(nameCurves(this.page.curvesOf(this.panel.key), this.page.sources), "choice"), "probe");
+    const labels = new Set(curves.map((curve) => curve.label));
+    this.selects.label.hidden = true;
+    return this.page.hasSeveralGroups() && labels.size > DASHES.length ? this.filterBySelection(curves, "label") : curves;
+  }
+
+  // Unit, setting if there is only one, and notes; units that differ are named in the labels.
+  describeValues(curves) {
+    const units = [...new Set(curves.map((curve) => curve.unit))], notes = [...new Set(curves.map((curve) => curve.note))];
+    const setting = this.selects.choice.hidden && this.chosen.choice ? [this.chosen.choice] : [];
+    return [...(units.length === 1 ? units : []), ...setting, ...notes].filter(Boolean).join(" · ");
   }
 
   makeLines(curves) {
-    const layers = 1 + Math.max(0, ...curves.map((curve) => curve.order));
+    const layers = 1 + Math.max(0, ...curves.map((curve) => curve.order)), several = this.page.hasSeveralGroups();
     const sorted = [...curves].sort((a, b) => a.order - b.order || a.label.localeCompare(b.label));
+    const dashes = several ? dashesByLabel(sorted) : dashesByColour(sorted, (curve) => this.colour(curve, layers));
     return sorted.map((curve) => ({
-      id: curve.id, label: curve.label, group: curve.group, curve, y: curve.y, low: curve.low, high: curve.high,
-      x: this.page.scaleSteps(curve), dash: DASHES[this.page.shown.indexOf(curve.group) % DASHES.length],
-      colour: this.colour(curve, layers), width: curve.role === "batch" ? 1 : 1.75,
+      id: curve.id, label: curve.label, group: curve.group, curve, ...splitByRuns(curve), x: this.page.scaleSteps(curve),
+      colour: several ? this.page.colourOf(curve.group) : this.colour(curve, layers),
+      dash: DASHES[dashes.get(curve.label) % DASHES.length], width: curve.role === "batch" ? 1 : 1.75,
     }));
   }
 
@@ -151,8 +133,8 @@ class Chart {
   makeTable() {
     const shown = this.lines.filter((line) => !this.off.has(line.label));
     const positive = (values) => this.log ? values.map((value) => value > 0 ? value : null) : values;
-    const tables = shown.map((line) => line.low === null
-      ? [line.x, positive(line.y)] : [line.x, positive(line.y), positive(line.low), positive(line.high)]);
+    const columns = (line) => [line.y, ...(line.low === null ? [] : [line.low, line.high]), ...(line.partial === null ? [] : [line.partial])];
+    const tables = shown.map((line) => [line.x, ...columns(line).map(positive)]);
     this.drawn = shown;
     return tables.length ? uPlot.join(tables) : [[]];
   }
@@ -161,17 +143,29 @@ class Chart {
     this.shape = shape;
     if (this.plot) this.plot.destroy();
     this.plot = new uPlot(this.options(), data, this.host);
+    this.emphasise();
+  }
+
+  // The series of each line in the order of `makeTable`, and which line each belongs to.
+  makeSeries() {
+    const series = [{}], bands = [];
+    this.lineOfSeries = [null];
+    const add = (line, look) => { series.push(look); this.lineOfSeries.push(line); };
+    for (const line of this.drawn) {
+      add(line, { stroke: line.colour, width: line.width, dash: line.dash, points: { size: 4, fill: line.colour, space: 14 } });
+      if (line.low !== null) {
+        const hidden = { stroke: "transparent", width: 0, points: { show: false } };
+        add(line, hidden);
+        add(line, { ...hidden });
+        bands.push({ series: [series.length - 1, series.length - 2], fill: withAlpha(line.colour, 0.15) });
+      }
+      if (line.partial !== null) add(line, { stroke: withAlpha(line.colour, 0.6), width: 1, dash: line.dash, points: { size: 3, fill: line.colour, space: 14 } });
+    }
+    return { series, bands };
   }
 
   options() {
-    const series = [{}], bands = [];
-    for (const line of this.drawn) {
-      series.push({ stroke: line.colour, width: line.width, dash: line.dash, points: { size: 4, fill: line.colour, space: 14 } });
-      if (line.low === null) continue;
-      const hidden = { stroke: "transparent", width: 0, points: { show: false } };
-      series.push(hidden, { ...hidden });
-      bands.push({ series: [series.length - 1, series.length - 2], fill: withAlpha(line.colour) });
-    }
+    const { series, bands } = this.makeSeries();
     return {
       width: this.host.clientWidth, height: this.host.clientHeight, series, bands, legend: { show: false },
       padding: [14, 10, 0, 0], scales: { x: this.xScale(), y: this.yScale() }, axes: [this.xAxis(), this.yAxis()],
@@ -179,7 +173,7 @@ class Chart {
         y: false, points: { size: 6 }, sync: { key: "grokkit", setSeries: false }, drag: { x: true, y: false, setScale: false },
         bind: { dblclick: () => () => { this.page.setZoom(null); return null; } },
       },
-      hooks: { setCursor: [() => this.updateLegend()], setSelect: [(plot) => this.zoom(plot)], draw: [(plot) => this.drawMarks(plot)] },
+      hooks: { setCursor: [() => this.legend.update()], setSelect: [(plot) => this.zoom(plot)], draw: [(plot) => this.drawMarks(plot)] },
     };
   }
 
@@ -224,7 +218,7 @@ class Chart {
 
   axis(more) {
     const line = { stroke: colourOf("grid"), width: 1 };
-    return { stroke: colourOf("muted"), font: "11px system-ui", grid: line, ticks: { show: false }, gap: 6, values: (plot, values) => values.map(tick), ...more };
+    return { stroke: colourOf("muted"), font: "11px system-ui", grid: line, ticks: { show: false }, gap: 6, values: (plot, values) => values.map(formatTick), ...more };
   }
 
   zoom(plot) {
@@ -252,43 +246,27 @@ class Chart {
     context.font = `600 ${11 * devicePixelRatio}px system-ui`;
     context.textAlign = "center";
     if (this.panel.key === "rate" || this.panel.key.startsWith("signal")) {
-      for (const { text, step, group } of this.page.decisions()) mark(step, group, colourOf("accent"), [4, 3], text);
+      for (const { text, step, group, isShared } of this.page.decisions()) {
+        mark(step, group, this.page.hasSeveralGroups() && !isShared ? this.page.colourOf(group) : colourOf("accent"), [4, 3], text);
+      }
     }
     const selected = this.page.selectedSnapshot();
     if (selected) mark(selected.step, selected.group, colourOf("muted"), [1, 3], "");
     context.restore();
   }
 
-  // Show the values at the pointer in the legend, or the newest ones.
-  updateLegend() {
-    const labels = [...new Set(this.lines.map((line) => line.label))];
-    const keys = labels.join("\n") + [...this.off].join();
-    if (this.keys !== keys) this.buildLegend(labels, keys);
-    const pointer = this.plot && this.plot.cursor.left >= 0 ? this.plot.cursor.idx : null;
-    const at = pointer === null || pointer === undefined ? null : this.plot.data[0][pointer];
-    const newest = Math.max(0, ...this.lines.map((line) => line.x[line.x.length - 1] ?? 0));
-    this.at.textContent = `${this.page.unit} ${(at ?? newest).toLocaleString("en", { maximumFractionDigits: 2 })}`;
-    for (const [label, place] of this.values) {
-      place.textContent = this.lines.filter((line) => line.label === label).map((line) => formatNumber(valueAt(line, at))).join(" | ");
-      place.parentElement.title = this.lines.filter((line) => line.label === label).map((line) => describeRange(line, at)).join("\n");
-    }
+  // Fade the lines of all groups but the one that is singled out.
+  emphasise() {
+    const group = this.page.emphasisedGroup();
+    if (!this.plot) return;
+    this.plot.series.forEach((series, place) => { if (place) series.alpha = !group || this.lineOfSeries[place].group === group ? 1 : FADED; });
+    this.plot.redraw(false);
   }
 
-  buildLegend(labels, keys) {
-    this.keys = keys;
-    this.values = new Map();
-    this.at = element("span", "at");
-    this.legend.replaceChildren(this.at);
-    for (const label of labels) {
-      const swatch = element("i"), value = element("b");
-      swatch.style.background = this.lines.find((line) => line.label === label).colour;
-      const button = element("button", "", [swatch, element("span", "", label), value]);
-      button.type = "button";
-      button.setAttribute("aria-pressed", !this.off.has(label));
-      button.onclick = () => { this.off.has(label) ? this.off.delete(label) : this.off.add(label); this.update(); };
-      this.values.set(label, value);
-      this.legend.append(button);
-    }
+  // The position of the pointer on the horizontal axis, at a row of the chart; null without a pointer.
+  pointer() {
+    const place = this.plot && this.plot.cursor.left >= 0 ? this.plot.cursor.idx : null;
+    return place === null || place === undefined ? null : this.plot.data[0][place];
   }
 
   fit() {
@@ -303,37 +281,38 @@ function middleOfMost(curves, known, name) {
   return common[Math.floor((common.length - 1) / 2)] ?? null;
 }
 
-function withAlpha(colour) {
-  const hex = colour.startsWith("#") ? [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) : colour.match(/\d+/g).slice(0, 3);
-  return `rgba(${hex.join(",")},0.15)`;
+// The curves with labels that name the settings of their measure if there are several, and the units if these differ.
+function nameCurves(curves, sources) {
+  const units = new Set(curves.map((curve) => curve.unit));
+  return curves.map((curve) => {
+    const settings = sources[curve.source] ? ` (${sources[curve.source]})` : "", unit = units.size > 1 && curve.unit ? ` [${curve.unit}]` : "";
+    return settings || unit ? { ...curve, label: `${curve.label}${settings}${unit}` } : curve;
+  });
 }
 
-// The last row at or before `at`; the last row of all if `at` is null.
-function rowAt(line, at) {
-  let row = line.x.length - 1;
-  if (at !== null) {
-    let low = 0, high = line.x.length;
-    while (low < high) { const middle = (low + high) >> 1; line.x[middle] <= at ? low = middle + 1 : high = middle; }
-    row = low - 1;
+// Of several groups each label has a dash; batches are a thin line instead.
+function dashesByLabel(curves) {
+  const batches = new Set(curves.filter((curve) => curve.role === "batch").map((curve) => curve.label));
+  const others = [...new Set(curves.map((curve) => curve.label))].filter((label) => !batches.has(label));
+  return new Map([...[...batches].map((label) => [label, 0]), ...others.map((label, place) => [label, place])]);
+}
+
+// Of one group labels of the same colour differ in their dash.
+function dashesByColour(curves, colour) {
+  const used = new Map(), found = new Map();
+  for (const curve of curves) {
+    if (found.has(curve.label)) continue;
+    const place = used.get(colour(curve)) ?? 0;
+    found.set(curve.label, place);
+    used.set(colour(curve), place + 1);
   }
-  return row;
+  return found;
 }
 
-function valueAt(line, at) {
-  const row = rowAt(line, at);
-  return row < 0 ? null : line.y[row];
-}
-
-function describeRange(line, at) {
-  const row = rowAt(line, at);
-  if (row < 0 || line.low === null) return "";
-  const seeds = line.curve.count ? `mean of ${line.curve.count[row]} of ${line.curve.seeds} seeds, range` : "interval";
-  return `${seeds} ${formatNumber(line.low[row])} to ${formatNumber(line.high[row])}`;
-}
-
-function element(tag, name = "", content = []) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  made.append(...(Array.isArray(content) ? content : [content]));
-  return made;
+// The rows of a mean over all runs of a curve, and those of a mean over only some of them (null if there are none).
+function splitByRuns(curve) {
+  const isPartial = curve.count ? curve.count.map((count) => count > 0 && count < curve.runs) : [];
+  if (!isPartial.includes(true)) return { y: curve.y, low: curve.low, high: curve.high, partial: null };
+  const whole = (values) => values === null ? null : values.map((value, row) => isPartial[row] ? null : value);
+  return { y: whole(curve.y), low: whole(curve.low), high: whole(curve.high), partial: curve.y.map((value, row) => isPartial[row] ? value : null) };
 }

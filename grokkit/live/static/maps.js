@@ -36,10 +36,15 @@ class Maps {
     const runs = this.runs();
     this.find("body").hidden = !runs.length;
     this.find("empty").hidden = runs.length > 0;
-    this.find("empty").textContent = this.page.emptyMessage({ missing: "add maps with: grokkit attribute RUN" }, false);
-    this.fill("run", runs.map((run) => [run.id, run.name]));
-    this.fill("method", (this.page.maps.get(this.find("run").value) ?? []).map((set) => [set.identity, set.method.replaceAll("_", " ")]));
+    this.find("empty").textContent = this.page.emptyMessage({ missing: "add maps with: grokkit attribute RUN" }, []);
+    this.fill("run", runs.map((run) => [run.id, this.page.nameRun(run)]));
+    this.fill("method", (this.page.maps.get(this.find("run").value) ?? []).map((set) => [set.identity, this.nameMethod(set)]));
     if (runs.length) this.draw();
+  }
+
+  nameMethod(set) {
+    const settings = this.page.sources[set.identity], name = set.method.replaceAll("_", " ");
+    return settings ? `${name} (${settings})` : name;
   }
 
   fill(name, options) {
@@ -60,7 +65,7 @@ class Maps {
     const step = set.steps[place];
     this.find("at").textContent = `step ${step.toLocaleString("en")}`;
     slider.setAttribute("aria-valuetext", `step ${step}`);
-    this.find("unit").textContent = `relevance for the true class, ${set.unit}; one scale for all snapshots`;
+    this.find("unit").textContent = `relevance for the true class, ${set.unit}; one scale for all snapshots${this.page.embedded && this.page.shownRuns().length > 1 ? "; this file has the maps of one run of each group" : ""}`;
     this.find("colours").style.background = `linear-gradient(90deg, ${set.colours.join(",")})`;
     this.find("low").textContent = set.signed ? `−${formatNumber(set.limit)}` : "0";
     this.find("high").textContent = formatNumber(set.limit);

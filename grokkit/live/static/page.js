@@ -1,7 +1,7 @@
 // The page: polls the server for updates, merges them and draws them. An exported file has its data embedded.
 "use strict";
 
-const POLL_MS = 1000, IDLE_POLL_MS = 5000;
+const POLL_MS = 1000, IDLE_POLL_MS = 5000, MAX_EVENTS = 200;
 const ENDED = new Set(["done", "failed", "interrupted", "killed", "unreadable"]);
 
 class Page {
@@ -15,13 +15,15 @@ class Page {
     this.charts = new Map();
     this.pictures = {};
     this.mapViewer = new Maps(this);
+    this.runList = new RunList(this);
+    this.hovered = this.pinned = null;  // keys of groups that are singled out
     this.bindSwitch("unit", (value) => { this.unit = value; });
     this.bindSwitch("axis", (value) => { this.axis = value; });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
   }
 
   clear() {
-    this.groups = []; this.shown = [];
+    this.groups = []; this.shown = []; this.sources = {};
     this.runs = new Map(); this.events = new Map(); this.maps = new Map(); this.curves = new Map();
     this.zoomed = new Map();  // rows within the zoom, in finer resolution, by curve id
   }
@@ -34,7 +36,7 @@ class Page {
         set(button.dataset.value);
         this.zoom = null;
         this.zoomed.clear();
-        for (const chart of this.charts.values()) chart.redraw();
+        this.redrawCharts();
       };
     }
   }
@@ -46,14 +48,17 @@ class Page {
     this.cursor = update.cursor;
     this.now = update.now;
     this.roots = update.roots;
+    const names = JSON.stringify([this.groups, this.shown, this.sources]);
     this.groups = update.groups;
     this.shown = update.shown;
+    this.sources = update.sources;
+    if (!this.shown.includes(this.pinned)) this.pinned = null;
     Object.assign(this.pictures, update.pictures ?? {});
     for (const name of ["runs", "events", "maps"]) {
       for (const [id, value] of Object.entries(update[name])) this[name].set(id, value);
     }
     for (const piece of update.curves) this.mergeCurve(piece);
-    this.draw(update);
+    this.draw({ ...update, reset: update.reset || names !== JSON.stringify([this.groups, this.shown, this.sources]) });
     if (update.curves.length) this.fetchZoomed();
   }
 
@@ -66,8 +71,8 @@ class Page {
     while (keptRows > 0 && known.x[keptRows - 1] >= piece.from) keptRows -= 1;
     const merged = { ...piece, id };
     for (const name of ["x", "y", "low", "high", "count"]) {
-      const before = known[name] ?? (name === "count" || name === "x" ? undefined : Array(known.x.length).fill(null));
-      if (piece[name] || known[name]) merged[name] = [...before.slice(0, keptRows), ...(piece[name] ?? Array(piece.x.length).fill(null))];
+      const before = known[name] ?? Array(known.x.length).fill(name === "count" ? 1 : null);
+      if (piece[name] || known[name]) merged[name] = [...before.slice(0, keptRows), ...(piece[name] ?? Array(piece.x.length).fill(name === "count" ? 1 : null))];
     }
     this.curves.set(id, merged);
   }
@@ -80,6 +85,37 @@ class Page {
   }
 
   group(key) { return this.groups.find((group) => group.key === key); }
+
+  // Whether colours are those of groups; of a single group they are those of roles, such as probe sets.
+  hasSeveralGroups() { return this.shown.length > 1; }
+
+  colourOf(key) { return groupColour(this.groups.findIndex((group) => group.key === key)); }
+
+  emphasisedGroup() { return this.hovered ?? this.pinned; }
+
+  // Single out the lines of a group while the pointer is on its name.
+  emphasise(key) {
+    const before = this.emphasisedGroup();
+    this.hovered = this.hasSeveralGroups() && this.shown.includes(key) ? key : null;
+    if (before !== this.emphasisedGroup()) this.drawEmphasis();
+  }
+
+  pin(key) {
+    this.pinned = this.pinned === key ? null : key;
+    this.drawEmphasis();
+  }
+
+  drawEmphasis() {
+    for (const chart of this.charts.values()) { chart.emphasise(); chart.legend.emphasise(); }
+    this.runList.emphasise();
+  }
+
+  // The name of a run among all of them, such as that of another configuration with the same name.
+  nameRun(run) {
+    const group = this.group(this.groupOf(run.id)), copies = group.runs.filter((id) => this.runs.get(id)?.seed === run.seed);
+    const copy = copies.length > 1 ? `, copy ${1 + copies.indexOf(run.id)}` : "";
+    return `${group.label}, ${describeSeed(run)}${copy}`;
+  }
 
   toAxisUnit(step, group) {
     return this.unit === "epoch" ? step / (this.group(group)?.steps_per_epoch ?? 1) : step;
@@ -107,10 +143,10 @@ class Page {
   }
 
   // The text of an empty chart: what it waits for, or which command adds the values.
-  emptyMessage(panel, some) {
+  emptyMessage(panel, lines) {
     const runs = this.shownRuns();
-    if (!runs.length) return "waiting for a run";
-    if (some) return "no finite value yet";
+    if (!runs.length) return this.runs.size ? "no group is drawn" : "waiting for a run";
+    if (lines.length) return lines.some((line) => line.x.length) ? "no finite value yet" : "the runs have no step in common yet";
     return runs.some((run) => !ENDED.has(run.state)) ? "waiting for the first value" : `none recorded; ${panel.missing}`;
   }
 
@@ -121,16 +157,21 @@ class Page {
     return found.map((event) => ({ ...event, group: this.groupOf(event.run.id), number: event.kind === "policy" ? ++number : null }));
   }
 
-  // Decisions at the same step in the same group, such as those of several seeds, share one mark.
+  // Decisions at the same place of the axis, such as those of several seeds, share one mark; of several groups it has
+  // the colour of none.
   decisions() {
     const marks = new Map();
     for (const { number, step, group } of this.listEvents()) {
       if (number === null) continue;
-      const mark = marks.get(`${step} ${group}`);
-      if (mark) mark.text = `${mark.first}–${number}`;
-      else marks.set(`${step} ${group}`, { first: number, text: String(number), step, group });
+      const place = this.toAxisUnit(step, group), mark = marks.get(place);
+      if (!mark) marks.set(place, { step, group, isShared: false, spans: [[number, number]] });
+      else {
+        mark.isShared ||= mark.group !== group;
+        const last = mark.spans[mark.spans.length - 1];
+        last[1] === number - 1 ? last[1] = number : mark.spans.push([number, number]);
+      }
     }
-    return [...marks.values()];
+    return [...marks.values()].map((mark) => ({ ...mark, text: mark.spans.map(([first, last]) => first === last ? String(first) : `${first}–${last}`).join(", ") }));
   }
 
   setZoom(ends) {
@@ -160,16 +201,21 @@ class Page {
 
   redrawMarks() { for (const chart of this.charts.values()) if (chart.plot) chart.plot.redraw(false); }
 
+  redrawCharts() { for (const chart of this.charts.values()) chart.redraw(); }
+
   recolour() {
-    for (const chart of this.charts.values()) { chart.keys = null; chart.redraw(); }
+    this.redrawCharts();
+    this.runList.draw();
+    this.drawEvents(true);
   }
 
   // ---- drawing
 
   draw(update) {
     this.drawTitle();
-    this.drawRuns();
+    this.runList.draw();
     this.drawPanels(update.panels);
+    if (update.reset) this.emphasise(this.hovered);
     if (update.reset || update.curves.length || Object.keys(update.events).length || Object.keys(update.runs).length) {
       for (const chart of this.charts.values()) chart.update();
     }
@@ -185,6 +231,7 @@ class Page {
     document.title = `${title} · grokkit`;
     const known = this.shown.length && this.shown.every((key) => this.group(key)?.steps_per_epoch);
     document.querySelector('#unit [data-value="epoch"]').disabled = !known;
+    if (!known && this.unit === "epoch" && this.shown.length) document.querySelector('#unit [data-value="step"]').click();
     const problems = runs.flatMap((run) => run.problems);
     this.problems = runs.length ? problems : [`no runs below ${this.roots.join(", ")} yet; they are shown as soon as they appear`];
     if (!this.isOffline) this.notice("");
@@ -207,78 +254,26 @@ class Page {
     });
   }
 
-  drawRuns() {
-    const host = document.getElementById("runs");
-    const known = new Map([...host.children].map((child) => [child.dataset.group, child]));
-    for (const group of this.groups) {
-      const card = known.get(group.key) ?? this.makeRunCard(group);
-      known.delete(group.key);
-      if (card.parentElement !== host) host.append(card);
-      this.updateRunCard(card, group);
-    }
-    for (const gone of known.values()) gone.remove();
-  }
-
-  makeRunCard(group) {
-    const card = element("div", "card run");
-    card.dataset.group = group.key;
-    const box = element("input");
-    box.type = "checkbox";
-    box.setAttribute("aria-label", `draw ${group.label}`);
-    box.onchange = () => this.toggleGroup(group.key, box.checked);
-    card.append(
-      element("div", "name", [element("label", "", [box, element("span")]), element("small")]), element("div", "progress", [element("div", "track", element("div")), element("small")]),
-      ...["status", "left", "ran", "money"].map((name) => element("div", `fact ${name}`)), element("div", "reason"),
-    );
-    return card;
-  }
-
-  toggleGroup(key, on) {
-    this.requestedGroups = on ? [...this.shown, key] : this.shown.filter((each) => each !== key);
-    if (this.embedded) {
-      this.shown = this.groups.map((group) => group.key).filter((each) => this.requestedGroups.includes(each));
-      this.draw({ reset: true, panels: this.embedded.panels, curves: [], events: {}, runs: {}, maps: {} });
-    } else {
-      this.cursor = "";
-      this.poll();
-    }
-  }
-
-  updateRunCard(card, group) {
-    const runs = group.runs.map((id) => this.runs.get(id)).filter(Boolean);
-    if (!runs.length) return;
-    const facts = describeGroup(group, runs, this.now);
-    const find = (name) => card.querySelector(`.${name}`);
-    const box = card.querySelector("input");
-    box.hidden = this.groups.length < 2;
-    box.checked = this.shown.includes(group.key);
-    find("name").querySelector("span").textContent = facts.name;
-    find("name").querySelector("small").replaceChildren(facts.seeds, this.groups.length > 1 ? makeDashSample(this.shown.indexOf(group.key)) : "");
-    find("track").firstChild.style.width = `${100 * facts.share}%`;
-    find("track").hidden = facts.share === null;
-    find("progress").querySelector("small").textContent = facts.steps;
-    find("status").replaceChildren(element("span", `state ${facts.state}`, facts.states));
-    setLines(find("left"), facts.left, facts.leftNote);
-    setLines(find("ran"), facts.ran, facts.device);
-    setLines(find("money"), facts.money, facts.moneyNote);
-    find("reason").textContent = [...new Set(runs.map((run) => run.reason).filter(Boolean))].join(" · ");
-  }
-
-  drawEvents() {
+  drawEvents(again = false) {
     const events = this.listEvents(), host = document.getElementById("events");
-    const key = JSON.stringify(events.map((event) => [event.run.id, event.step, event.text]));
-    if (host.dataset.key === key) return;
+    const several = this.shownRuns().length > 1, names = new Map(this.shownRuns().map((run) => [run.id, this.nameRun(run)]));
+    const key = JSON.stringify([events.map((event) => [event.run.id, event.step, event.text]), [...names], this.shown]);
+    if (host.dataset.key === key && !again) return;
     host.dataset.key = key;
-    const several = this.shownRuns().length > 1;
-    document.getElementById("event-count").textContent = events.length ? "policy decisions are numbered as in the charts" : "";
-    host.replaceChildren(...events.map((event) => {
-      const bad = ["measure_failed", "differs"].includes(event.kind);
-      const text = element("span", bad ? "bad" : "", [event.kind === "policy" ? "" : `${event.kind.replaceAll("_", " ")}: `, event.text]);
-      if (several) text.append(element("span", "run-name", ` (${event.run.name.split("/").pop()})`));
-      return element("li", "", [element("span", "number", event.number ? String(event.number) : ""), element("span", "step", event.step.toLocaleString("en")), text]);
-    }));
+    const most = Math.max(0, ...this.shownRuns().map((run) => (this.events.get(run.id) ?? []).length));
+    document.getElementById("event-count").textContent = [
+      events.some((event) => event.number) ? "policy decisions are numbered as in the charts" : "", most >= MAX_EVENTS ? `at most the newest ${MAX_EVENTS} of each run` : "",
+    ].filter(Boolean).join(" · ");
+    host.replaceChildren(...events.map((event) => this.makeEvent(event, several ? names.get(event.run.id) : "")));
     if (!events.length) host.append(element("li", "empty", this.shownRuns().length ? "no events" : "waiting for a run"));
     this.redrawMarks();
+  }
+
+  makeEvent(event, name) {
+    const bad = ["measure_failed", "differs"].includes(event.kind);
+    const text = element("span", bad ? "bad" : "", [event.kind === "policy" ? "" : `${event.kind.replaceAll("_", " ")}: `, event.text]);
+    if (name) text.append(element("span", "run-name", [this.hasSeveralGroups() ? makeSwatch(this.colourOf(event.group)) : "", shorten(name, 60)]));
+    return element("li", "", [element("span", "number", event.number ? String(event.number) : ""), element("span", "step", event.step.toLocaleString("en")), text]);
   }
 
   drawCosts() {
@@ -290,8 +285,8 @@ class Page {
     if (host.dataset.key === key) return;
     host.dataset.key = key;
     const most = Math.max(...total.values()), training = total.get("training") ?? 0;
-    const runs = this.shownRuns().length;
-    document.getElementById("cost-unit").textContent = total.size ? `seconds${runs > 1 ? ` of ${runs} runs` : ""}, and shares of training` : "";
+    const runs = this.shownRuns().filter((run) => Object.keys(run.costs).length).length;
+    document.getElementById("cost-unit").textContent = total.size ? `seconds${runs > 1 ? ` of ${runs} runs together` : ""}, and shares of training` : "";
     const rows = [...total].sort((a, b) => (b[0] === "training") - (a[0] === "training") || b[1] - a[1]);
     host.replaceChildren(...rows.flatMap(([name, seconds]) => {
       const fill = element("div");
@@ -301,6 +296,19 @@ class Page {
       return [element("span", "", name.replaceAll("_", " ")), track, element("span", "seconds", `${formatNumber(+seconds.toPrecision(3))} s`), element("span", "share", share)];
     }));
     if (!rows.length) host.append(element("div", "empty", "waiting for the first record"));
+  }
+
+  // ---- choice of groups
+
+  drawGroups(keys) {
+    this.requestedGroups = keys;
+    if (this.embedded) {
+      this.shown = this.groups.map((group) => group.key).filter((key) => keys.includes(key));
+      this.draw({ reset: true, panels: this.embedded.panels, curves: [], events: {}, runs: {}, maps: {} });
+    } else {
+      this.cursor = "";
+      this.poll();
+    }
   }
 
   // ---- polling
@@ -342,7 +350,7 @@ class Page {
 }
 
 function idOf(piece) {
-  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source].join("|");
+  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source, piece.unit, piece.note].join("|");
 }
 
 // The curve with its rows within the window of `zoomed` replaced by those of `zoomed`.
@@ -355,59 +363,6 @@ function withZoomedRows(curve, zoomed) {
     found[name] = [...curve[name].slice(0, before), ...rows, ...curve[name].slice(after)];
   }
   return found;
-}
-
-function describeGroup(group, runs, now) {
-  const count = new Map();
-  for (const run of runs) count.set(run.state, (count.get(run.state) ?? 0) + 1);
-  const states = [...count].map(([state, number]) => runs.length > 1 ? `${number} ${state}` : state).join(", ");
-  const active = runs.filter((run) => !ENDED.has(run.state));
-  const worst = ["failed", "killed", "unreadable", "interrupted"].find((state) => count.has(state));
-  const steps = sum(runs, "step"), total = runs.every((run) => run.total_steps) ? sum(runs, "total_steps") : null;
-  const ends = active.map((run) => run.ends_at).filter((end) => end !== null);
-  const end = ends.length ? Math.max(...ends) : null;
-  const spent = runs.some((run) => run.spent !== null && run.spent !== undefined) ? sum(runs, "spent") : null;
-  const ahead = sum(active.filter((run) => run.price && run.ends_at), (run) => run.price * Math.max(run.ends_at - now, 0) / 3600);
-  const format = (number) => number.toLocaleString("en");
-  return {
-    name: group.label, seeds: runs.length > 1 ? `${runs.length} seeds: ${runs.map((run) => run.seed).join(", ")}` : `seed ${runs[0].seed}`,
-    share: total ? Math.min(steps / total, 1) : null, states, state: active.length ? active[0].state : worst ?? "done",
-    steps: total ? `step ${format(steps)} of ${format(total)}${runs.length > 1 ? ", all seeds" : ""}` : `step ${format(steps)}`,
-    left: active.length ? (end === null ? "–" : `${duration(end - now)} left`) : clock(Math.max(...runs.map((run) => run.updated)), true),
-    leftNote: active.length ? (end === null ? "end: not known yet" : `ends ${clock(end)}`) : "last written",
-    ran: duration(sum(runs, "seconds")), device: runs[0].device.split(",")[0] || "",
-    money: spent === null ? "" : `$${spent.toFixed(2)}`, moneyNote: spent === null ? "" : ahead > 0 ? `about $${(spent + ahead).toFixed(2)} in total` : "spent",
-  };
-}
-
-function sum(runs, of) {
-  return runs.reduce((total, run) => total + (typeof of === "string" ? run[of] ?? 0 : of(run)), 0);
-}
-
-function duration(seconds) {
-  const whole = Math.max(Math.round(seconds), 0), pad = (number) => String(number).padStart(2, "0");
-  if (whole < 60) return `${whole} s`;
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${pad(whole % 60)} s`;
-  return `${Math.floor(whole / 3600)} h ${pad(Math.floor((whole % 3600) / 60))} min`;
-}
-
-function clock(time, day = false) {
-  const date = new Date(1000 * time);
-  return day ? date.toLocaleString([], { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" }) : date.toLocaleTimeString();
-}
-
-function setLines(host, first, second) {
-  host.replaceChildren(first, element("small", "", second));
-}
-
-function makeDashSample(place) {
-  if (place < 0) return "";
-  const space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg"), line = document.createElementNS(space, "line");
-  for (const [name, value] of Object.entries({ width: 60, height: 6 })) svg.setAttribute(name, value);
-  const dash = DASHES[place % DASHES.length].join(" ");
-  for (const [name, value] of Object.entries({ x1: 0, x2: 60, y1: 3, y2: 3, stroke: "currentColor", "stroke-width": 2, "stroke-dasharray": dash || "none" })) line.setAttribute(name, value);
-  svg.append(line);
-  return svg;
 }
 
 const page = new Page();
