@@ -10,7 +10,7 @@ import pytest
 
 import grokkit as gk
 from grokkit.analysis.run_groups import complete_groups
-from grokkit.config.groups import Group, group_of, label_groups, strip_seed
+from grokkit.config.groups import Group, group_of, label_groups, sort_labels, split_common_name, strip_seed
 from grokkit.errors import UsageError
 from tests import live_runs
 
@@ -105,3 +105,15 @@ def test_a_run_given_twice_is_read_once_and_namesakes_are_refused(tmp_path: Path
     pd.testing.assert_frame_equal(gk.table([first, first]), gk.table(first))
     with pytest.raises(UsageError, match="hold runs of the same name, a/b-s0"):
         gk.table([first, tmp_path / "two" / "a" / "b-s0"])
+
+
+def test_labels_are_ordered_by_the_numbers_in_them() -> None:
+    labels = [f"a/b (lr={rate:g})" for rate in (0.001, 0.02, 0.1, 1, 10)] + ["a/c-9", "a/c-10"]
+    assert sort_labels(reversed([*labels, labels[0]])) == labels
+    assert sort_labels(["1e-05", "0.002", "3", ""]) == ["", "1e-05", "0.002", "3"]
+
+
+def test_a_common_name_is_split_off() -> None:
+    assert split_common_name(["a/b (lr=1)", "a/b (lr=2, f(x))"]) == ("a/b", ["lr=1", "lr=2, f(x)"])
+    for labels in (["a/b"], ["a/b (lr=1)"], ["a/b (lr=1)", "a/c (lr=1)"], ["a/b", "a/b (lr=1)"]):
+        assert split_common_name(labels) == ("", labels)

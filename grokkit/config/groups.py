@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grokkit.config.overrides import flatten
 
 _SEED_SUFFIX = re.compile(r"-s\d+(-[0-9a-f]{8})?$")
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 MAX_VALUE_CHARACTERS = 40
 """Maximum length of a config value in a label."""
 
@@ -55,6 +56,25 @@ def label_groups(configs: Mapping[Group, Mapping[str, Any]]) -> dict[Group, str]
         for groups in by_name.values()
         for group, label in zip(groups, _label_namesakes(groups, [configs[g] for g in groups]), strict=True)
     }
+
+
+def sort_labels(labels: Iterable[str]) -> list[str]:
+    """Return the labels in order, each once, with numbers in them by size: `lr=0.02` before `lr=0.1`, `b-9` before
+    `b-10`."""
+    return sorted(set(labels), key=lambda label: ([_sort_key(part) for part in _NUMBER.split(label)], label))
+
+
+def _sort_key(part: str) -> tuple[str, float]:
+    return ("", float(part)) if _NUMBER.fullmatch(part) else (part, 0.0)
+
+
+def split_common_name(labels: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the name that several labels have in common, and what differs: `a/b (lr=1)`, `a/b (lr=2)` -> `a/b`, and
+    `lr=1`, `lr=2`; an empty name and the labels themselves if they have no name in common."""
+    parts = [label.partition(" (") for label in labels]
+    if len(labels) < 2 or len({name for name, *_ in parts}) > 1 or not all(rest for *_, rest in parts):
+        return "", list(labels)
+    return parts[0][0], [rest.removesuffix(")") for *_, rest in parts]
 
 
 def _label_namesakes(groups: Sequence[Group], configs: Sequence[Mapping[str, Any]]) -> list[str]:

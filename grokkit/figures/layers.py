@@ -13,6 +13,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
+from grokkit.config.groups import sort_labels
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps
@@ -53,7 +54,7 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
     if rows.empty:
         raise UsageError("the table has no layers of local_complexity; add them with `grokkit lc RUN`")
     names, sets = list(dict.fromkeys(rows["layer"])), list(dict.fromkeys(rows["probe_set"]))
-    groups = list(dict.fromkeys(rows["group"]))
+    groups = sort_labels(rows["group"])
     check_group_count(groups, MAX_ROWS)
     figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 0.7 + 1.4 * len(groups)), layout="constrained")
     panels = figure.subplots(len(groups), len(sets), sharex=True, sharey=True, squeeze=False)

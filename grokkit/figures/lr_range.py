@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from grokkit.analysis.run_groups import complete_groups
+from grokkit.config.groups import sort_labels
 from grokkit.figures import register
 from grokkit.figures.curves import require_rows
 from grokkit.figures.styles import check_group_count
@@ -50,7 +51,7 @@ def lr_range(data: FigureData) -> Figure:
     units = dict(zip(losses["group"], losses["unit"], strict=True))
     table = complete_groups(data.table)
     rows = table[table["measure"].str.startswith(PREFIX)]
-    groups = list(dict.fromkeys(rows["group"]))
+    groups = sort_labels(rows["group"])
     check_group_count(groups, MAX_PANELS)
     seeds = sorted(set(rows["seed"]))
     colours = {seed: PALETTE[place % len(PALETTE)] for place, seed in enumerate(seeds)}

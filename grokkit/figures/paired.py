@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from grokkit.analysis.paired import find_separation, paired_ratio
+from grokkit.config.groups import sort_labels
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps, sum_layers
@@ -39,7 +40,7 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     """
     rows, radius = select_radius(select(data, "local_complexity"), radius)
     rows = sum_layers(rows)
-    groups = sorted(set(rows["group"]))
+    groups = sort_labels(rows["group"])
     if len(groups) != 2:
         raise UsageError(
             "`paired` draws two groups of runs that differ only in their seed, such as those of `grokkit train "

@@ -12,6 +12,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from grokkit.analysis.run_groups import complete_groups
+from grokkit.config.groups import sort_labels
 from grokkit.figures import register
 from grokkit.figures.curves import select
 from grokkit.figures.styles import MAX_GROUPS, add_group_legend, check_group_count, group_legend_height
@@ -43,7 +44,7 @@ def policy(data: FigureData) -> Figure:
         UsageError: the learning rate is missing, or there are too many groups.
     """
     rates, signals = select(data, "learning_rate"), _select_signals(complete_groups(data.table))
-    groups = list(dict.fromkeys(rates["group"]))
+    groups = sort_labels(rates["group"])
     check_group_count(groups, MAX_GROUPS)
     group_of_run = dict(zip(rates["run"], rates["group"], strict=True))
     decisions = _select_decisions(data.events)

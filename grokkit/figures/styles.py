@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from grokkit.config.groups import sort_labels, split_common_name
 from grokkit.errors import UsageError
 from grokkit.figures.theme import COLUMN, LINES, PROBE_COLOURS, get_group_colours, get_probe_colour
 
@@ -32,7 +33,7 @@ class CurveStyles:
     """
 
     def __init__(self, rows: pd.DataFrame) -> None:
-        self.groups = list(dict.fromkeys(rows["group"]))
+        self.groups = sort_labels(rows["group"])
         check_group_count(self.groups, MAX_GROUPS)
         names = [name for name in dict.fromkeys(rows["probe_set"]) if name]
         self.probe_sets = sorted(names, key=lambda name: [*PROBE_COLOURS, name].index(name))
@@ -91,7 +92,7 @@ def add_group_legend(
     figure: Figure, colours: Mapping[str, str], place: Literal["outside upper left", "outside lower left"]
 ) -> None:
     """Add a legend of the groups' colours, in as many columns as fit; a name that all share is its title."""
-    title, entries = _split_common_name(list(colours))
+    title, entries = split_common_name(list(colours))
     handles = [
         Line2D([], [], color=colour, label=entry) for entry, colour in zip(entries, colours.values(), strict=True)
     ]
@@ -111,19 +112,10 @@ def group_legend_height(groups: Sequence[str], width: float) -> float:
     """Return the inches that a legend of these groups needs in a figure of this width; none for one group."""
     if len(groups) < 2:
         return 0.0
-    title, entries = _split_common_name(groups)
+    title, entries = split_common_name(groups)
     return LEGEND_ROW * (bool(title) - (-len(groups) // _count_columns(entries, width))) + 0.05
 
 
 def _count_columns(entries: Sequence[str], width: float) -> int:
     longest = max(map(len, entries)) + 6
     return max(1, min(len(entries), int(width * _CHARACTERS_PER_INCH / longest)))
-
-
-def _split_common_name(groups: Sequence[str]) -> tuple[str, list[str]]:
-    """Return the name that all labels begin with, and what differs: `a/b (lr=1)`, `a/b (lr=2)` -> `a/b`, `lr=1`,
-    `lr=2`; an empty name and the labels if they have none in common."""
-    parts = [group.partition(" (") for group in groups]
-    if len(groups) < 2 or len({name for name, *_ in parts}) > 1 or not all(rest for *_, rest in parts):
-        return "", list(groups)
-    return parts[0][0], [rest.removesuffix(")") for *_, rest in parts]

@@ -20,11 +20,12 @@ MAX_DIGITS = 290
 class RunGroup:
     """Group of runs that differ only in their seed.
 
-    `size` is the number of steps that its grids span, `reset` the tick from which all its curves have to be sent again.
+    `short` is what of its label differs from those of the other groups, `size` the number of steps that its grids span,
+    `reset` the tick from which all its curves have to be sent again.
     """
 
     def __init__(self, key: str) -> None:
-        self.key, self.label = key, ""
+        self.key, self.label, self.short = key, "", ""
         self.members: list[Follower] = []
         self.size, self.reset = 0, -1
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from grokkit.config.groups import Group, group_of, label_groups
+from grokkit.config.groups import Group, group_of, label_groups, sort_labels, split_common_name
 from grokkit.errors import GrokkitError
 from grokkit.live.curves import RunGroup, collect_traces, curve_json, window_json
 from grokkit.live.follow import Follower, is_bound
@@ -134,6 +134,11 @@ class RunBrowser:
             if group.members and group.members != followers:
                 group.reset = self._tick  # the mean is over other runs
             group.members, group.label = followers, labels[identity]
+        order = sort_labels(labels.values())
+        self.groups = dict(sorted(self.groups.items(), key=lambda item: order.index(item[1].label)))
+        _, differences = split_common_name(order)
+        for group in self.groups.values():
+            group.short = differences[order.index(group.label)]
 
     def _select_shown(self, requested: Sequence[str] | None) -> list[str]:
         if requested is not None:
@@ -161,6 +166,7 @@ class RunBrowser:
         return {
             "key": group.key,
             "label": group.label,
+            "short": group.short,
             "steps_per_epoch": group.steps_per_epoch,
             "runs": [member.id for member in group.members],
         }

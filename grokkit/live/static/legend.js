@@ -16,7 +16,7 @@ class Legend {
     const labels = [...new Set(this.chart.lines.map((line) => line.label))], several = this.page.hasSeveralGroups();
     const groups = several ? this.page.shown.map((key) => this.page.group(key)) : [];
     const looks = this.chart.lines.map((line) => [line.label, line.group, line.dash, line.colour]);
-    const key = JSON.stringify([looks, groups.map((group) => [group.key, group.label]), [...this.chart.off]]);
+    const key = JSON.stringify([looks, groups.map((group) => [group.key, group.label, group.short]), [...this.chart.off]]);
     if (this.key !== key) {
       this.key = key;
       this.cells = new Map();  // by group and label
@@ -67,7 +67,7 @@ class Legend {
   }
 
   makeName(group) {
-    const name = element("button", "name", [makeSwatch(this.page.colourOf(group.key)), element("span", "label", shorten(group.label, MOST_CHARACTERS))]);
+    const name = element("button", "name", [makeSwatch(this.page.colourOf(group.key)), element("span", "label", shorten(group.short, MOST_CHARACTERS))]);
     name.type = "button";
     name.title = `${group.label}\nclick to keep it singled out`;
     name.onclick = () => this.page.pin(group.key);
