@@ -206,7 +206,7 @@ def test_of_the_worst_attack_the_interval_counts_and_all_attacks_are_named():
     values, low = np.array([[[math.nan, 0.5, 0.25]]]), np.array([[[0.0, 0.4, 0.2]]])
     made = Reading("robust_accuracy", values, tuple(coords), coords, "share of images", low=low, high=low + 0.2)
     ((trace, *numbers),) = reading_traces(made)
-    assert numbers == pytest.approx([0.25, 0.2, 0.4]) and trace.note == "the lowest of 3 attacks: a, b, c"
+    assert numbers == pytest.approx([0.25, 0.2, 0.4]) and trace.remark == "the lowest of 3 attacks: a, b, c"
 
 
 def test_more_than_a_few_settings_are_selected_and_a_few_are_labelled():
@@ -225,7 +225,7 @@ def test_more_than_a_few_settings_are_selected_and_a_few_are_labelled():
 def test_layers_that_are_left_out_are_told():
     layers = tuple(f"l{n}" for n in range(70))
     rows = list(reading_traces(Reading("my_rank", np.ones(70), ("layer",), {"layer": layers}, "1")))
-    assert len(rows) == 64 and {trace.note for trace, *_ in rows} == {"the first 64 of 70 layers"}
+    assert len(rows) == 64 and {trace.remark for trace, *_ in rows} == {"the first 64 of 70 layers"}
 
 
 def test_a_chart_holds_only_what_it_is_called():

@@ -57,7 +57,7 @@ class Trace(NamedTuple):
         probe: probe set that is selected in the chart; empty: always shown.
         order: position among the curves of the chart.
         source: the measure and its parameters, equal across seeds (identities are not); empty for logged metrics.
-        note: what else must be said of the values, such as that they are the lowest of several; shown with the unit.
+        remark: what else must be said of the values, such as that they are the lowest of several; shown with the unit.
     """
 
     panel: str
@@ -68,7 +68,7 @@ class Trace(NamedTuple):
     probe: str = ""
     order: int = 0
     source: str = ""
-    note: str = ""
+    remark: str = ""
 
 
 TraceRow = tuple[Trace, float, float, float]
@@ -148,10 +148,10 @@ def _robust_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) ->
             worst[key] = row
     radii, texts = sorted({epsilon for _, epsilon in worst}), _format_coords(reading, "epsilon")
     attacks = list(map(str, reading.coords.get("attack", ())))
-    note = f"the lowest of {len(attacks)} attacks: {', '.join(attacks)}" if len(attacks) > 1 else "".join(attacks)
+    remark = f"the lowest of {len(attacks)} attacks: {', '.join(attacks)}" if len(attacks) > 1 else "".join(attacks)
     for (probe, epsilon), row in worst.items():
         label = ", ".join(part for part in (probe, texts.get(epsilon, "")) if part)
-        trace = Trace("robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source, note=note)
+        trace = Trace("robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source, remark=remark)
         yield trace, row["value"], row["low"], row["high"]
 
 
@@ -177,8 +177,8 @@ def _format_number(dim: str, value: Any) -> str:
 def _plain_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:
     layers = list(reading.coords.get("layer", ()))
     drawn = ["total"] if "total" in layers else layers[:MAX_LAYERS]
-    note = f"the first {MAX_LAYERS} of {len(layers)} layers" if len(layers) > MAX_LAYERS else ""
-    note = "all layers in total" if "total" in layers else note
+    remark = f"the first {MAX_LAYERS} of {len(layers)} layers" if len(layers) > MAX_LAYERS else ""
+    remark = "all layers in total" if "total" in layers else remark
     panel = reading.measure if reading.measure in ("accuracy", "loss") else _make_panel_key(reading.measure)
     others = [dim for dim in reading.dims if dim not in ("probe_set", "layer")]
     texts = {dim: _format_coords(reading, dim) for dim in others}
@@ -196,7 +196,7 @@ def _plain_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> 
             role, order = (probe, _get_probe_order(probe)) if probe else ("rate", 0)
         label = ", ".join(part for part in parts if part) or reading.measure.replace("_", " ")
         selected_probe = probe if role == "layer" else ""
-        trace = Trace(panel, label, role, reading.unit, choice, selected_probe, order, source, note)
+        trace = Trace(panel, label, role, reading.unit, choice, selected_probe, order, source, remark)
         yield trace, row["value"], row["low"], row["high"]
 
 

@@ -132,7 +132,7 @@ def _render_numbers(follower: Follower, width: int) -> Table:
     is_wide = width >= MIN_WIDTH_WITH_UNITS
     for trace in select_curves(follower):
         _, values, _, _ = follower.series[trace].rows_from(0)
-        about = ", ".join(part for part in (trace.unit, trace.note) if part)
+        about = ", ".join(part for part in (trace.unit, trace.remark) if part)
         unit = [Text(escape_controls(about), style="dim")] if is_wide else []
         table.add_row(
             Text(_format_name(trace, settings)),

@@ -105,11 +105,11 @@ class Chart {
     return this.page.hasSeveralGroups() && labels.size > DASHES.length ? this.filterBySelection(curves, "label") : curves;
   }
 
-  // Unit, setting if there is only one, and notes; units that differ are named in the labels.
+  // Unit, setting if there is only one, and remarks; units that differ are named in the labels.
   describeValues(curves) {
-    const units = [...new Set(curves.map((curve) => curve.unit))], notes = [...new Set(curves.map((curve) => curve.note))];
+    const units = [...new Set(curves.map((curve) => curve.unit))], remarks = [...new Set(curves.map((curve) => curve.remark))];
     const setting = this.selects.choice.hidden && this.chosen.choice ? [this.chosen.choice] : [];
-    return [...(units.length === 1 ? units : []), ...setting, ...notes].filter(Boolean).join(" · ");
+    return [...(units.length === 1 ? units : []), ...setting, ...remarks].filter(Boolean).join(" · ");
   }
 
   makeLines(curves) {

@@ -350,7 +350,7 @@ class Page {
 }
 
 function idOf(piece) {
-  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source, piece.unit, piece.note].join("|");
+  return [piece.group, piece.panel, piece.label, piece.choice, piece.probe, piece.source, piece.unit, piece.remark].join("|");
 }
 
 // The curve with its rows within the window of `zoomed` replaced by those of `zoomed`.
