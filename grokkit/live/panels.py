@@ -151,7 +151,9 @@ def _robust_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) ->
     remark = f"the lowest of {len(attacks)} attacks: {', '.join(attacks)}" if len(attacks) > 1 else "".join(attacks)
     for (probe, epsilon), row in worst.items():
         label = ", ".join(part for part in (probe, texts.get(epsilon, "")) if part)
-        trace = Trace("robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source, remark=remark)
+        trace = Trace(
+            "robust", label, "epsilon", reading.unit, order=radii.index(epsilon), source=source, remark=remark
+        )
         yield trace, row["value"], row["low"], row["high"]
 
 
