@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from grokkit.analysis.paired import find_separation, paired_ratio
+from grokkit.errors import UsageError
 
 
 def rows_of(over: np.ndarray, under: np.ndarray) -> pd.DataFrame:
@@ -52,3 +53,9 @@ def test_apart_from_is_the_start_of_the_last_unbroken_stretch() -> None:
     assert told([0.5, 0.9, 0.5], [0.6, 1.1, 0.7]) == 9, "an interval over 1 ends the stretch before it"
     assert told([0.5, 0.5, 0.9], [0.6, 0.6, 1.1]) is None
     assert told([np.nan] * 3, [np.nan] * 3) is None
+
+
+def test_a_seed_that_a_group_has_twice_is_refused() -> None:
+    rows = rows_of(np.ones((3, 2)), np.ones((3, 2)))
+    with pytest.raises(UsageError, match="a has two runs with seed 0"):
+        paired_ratio(pd.concat([rows, rows[(rows.group == "a") & (rows.seed == 0)]]), "a", "b")

@@ -25,10 +25,17 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
         NaN if all ratios are equal) and n, the number of pairs.
 
     Raises:
-        UsageError: the groups share no seed.
+        UsageError: the groups share no seed, or a group has a seed twice.
     """
     from scipy.special import stdtr, stdtrit
 
+    keys = ["group", "seed", "step", "probe_set"]
+    if len(repeated := rows[rows.duplicated(keys)]):
+        first = repeated.iloc[0]
+        raise UsageError(
+            f"{first['group']} has two runs with seed {first['seed']}, so pairs of one seed are not defined; leave one "
+            "of them out"
+        )
     positive = rows[rows["group"].isin((over, under)) & (rows["value"] > 0)]
     wide = positive.pivot(index=["step", "probe_set", "seed"], columns="group", values="value").dropna()
     if over not in wide or under not in wide or wide.empty:
