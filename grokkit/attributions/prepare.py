@@ -62,13 +62,26 @@ POOL_MODULES = (
     nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
 )
+UNREGISTERED = "(unregistered)"
+"""Path of a module that is not part of the net; no attribute can have this name."""
 ALTERNATIVES = "Methods that support any net: integrated_gradients, saliency, input_x_gradient"
 
 
 class _LeafTracer(fx.Tracer):
-    """A tracer that also enters torch's own containers, whose activations would otherwise be hidden."""
+    """A tracer that also enters torch's own containers, whose activations would otherwise be hidden.
+
+    And modules that are made in the forward pass, such as a slice of a Sequential, or `nn.ReLU()(x)`.
+    """
+
+    def path_of_module(self, mod: nn.Module) -> str:
+        try:
+            return super().path_of_module(mod)
+        except NameError:
+            return UNREGISTERED
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name == UNREGISTERED:
+            return False
         return super().is_leaf_module(m, module_qualified_name) and next(m.children(), None) is None
 
 
