@@ -137,7 +137,7 @@ def insert_rules(
         if not torch.equal(rewritten(example.clone()), net(example.clone())):
             raise ModelContractError(
                 "the model traced by torch.fx computes something else than the model, so this method would explain "
-                f"another function (an in-place ReLU whose input is read again?). {ALTERNATIVES}"
+                f"another function (an in-place ReLU whose input is read again, or random draws?). {ALTERNATIVES}"
             )
     return rewritten
 

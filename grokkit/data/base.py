@@ -290,7 +290,8 @@ def to_labels(array: Any, description: str = "labels") -> np.ndarray:
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(
             f"{description} must be integer class numbers of shape (N,) or (N, 1); got {array.dtype} of shape "
-            f"{array.shape}. Convert them: whole floats with .astype(int), one row of scores per image with .argmax(1)"
+            f"{array.shape}. Convert them: whole floats with .astype(int), one row of scores per image with "
+            ".argmax(1), names with `classes, labels = numpy.unique(labels, return_inverse=True)`"
         )
     labels: np.ndarray = array.astype(np.int64)
     return labels
