@@ -728,3 +728,10 @@ def test_a_path_that_no_file_can_have_is_named_once_with_the_reason(path, reason
     with pytest.raises(DataError) as caught:
         data.load_data(path)
     assert str(caught.value) == f"{path!r} cannot be opened: {reason}. Check the path and its permissions"
+
+
+@pytest.mark.parametrize("classes", [None, 2, "ab", (0, 1)])
+def test_class_names_of_another_type_are_refused(classes):
+    x, y = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4), np.arange(2)
+    with pytest.raises(DataError, match="must be a tuple of strings, one per class; got"):
+        Dataset("own", x, y, x + 32, y, classes)
