@@ -447,3 +447,25 @@ def test_a_slice_of_a_sequential_is_followed(method):
     net, images = _Sliced().eval(), _draw(0, 2, 3, 6, 6)
     found = attribute(net, images, 1, method).values
     assert torch.equal(found, attribute(net.layers, images, 1, method).values)
+
+
+class _ReadsAgain(nn.Module):
+    """Reads the input of an in-place ReLU again, which does not matter to a black image: the bias is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(64, 3)
+        nn.init.ones_(self.conv.bias)
+
+    def forward(self, x):
+        value = self.conv(x)
+        return self.head((F.relu_(value) + 2 * value).flatten(1))
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deep_lift"])
+def test_another_function_is_refused_also_where_it_agrees_on_the_first_image(method):
+    torch.manual_seed(0)
+    images = _draw(0, 2, 3, 6, 6)
+    images[0] = 0
+    with pytest.raises(ModelContractError, match="computes something else"):
+        attribute(_ReadsAgain().eval(), images, 1, method)

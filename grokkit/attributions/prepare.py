@@ -111,7 +111,7 @@ def insert_rules(
 
     Args:
         net: module in eval mode; it is not changed.
-        example: (1, ...) input on which the outputs of both must be bitwise equal.
+        example: (1, ...) input; on it and on noise of its shape the outputs of both must be equal.
         activations: which calls are replaced: `RELUS` or `ELEMENTWISE`.
         make_rule: returns the module that replaces one call of a function or module.
 
@@ -133,13 +133,19 @@ def insert_rules(
     rewritten.graph.lint()
     rewritten.recompile()
     rewritten.training = False
-    with torch.no_grad():
-        if not torch.equal(rewritten(example.clone()), net(example.clone())):
-            raise ModelContractError(
-                "the model traced by torch.fx computes something else than the model, so this method would explain "
-                f"another function (an in-place ReLU whose input is read again, or random draws?). {ALTERNATIVES}"
-            )
+    # And on noise: an in-place ReLU whose input is read again may change nothing on the example, such as a black image.
+    if not all(_agree(rewritten, net, image) for image in (example, torch.randn_like(example))):
+        raise ModelContractError(
+            "the model traced by torch.fx computes something else than the model, so this method would explain "
+            f"another function (an in-place ReLU whose input is read again, or random draws?). {ALTERNATIVES}"
+        )
     return rewritten
+
+
+def _agree(one: nn.Module, other: nn.Module, image: Tensor) -> bool:
+    """Return whether two modules give bitwise equal outputs for an image; nan equals nan."""
+    with torch.no_grad():
+        return torch.allclose(one(image.clone()), other(image.clone()), rtol=0, atol=0, equal_nan=True)
 
 
 def find_max_pools(net: fx.GraphModule) -> list[str]:
