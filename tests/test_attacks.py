@@ -322,6 +322,7 @@ def test_a_model_in_training_mode_is_attacked_in_eval_mode():
         ),
         ({"labels": np.array([0, 1, 2, 0])}, r"`labels` must be a torch tensor; got ndarray"),
         ({"labels": torch.tensor([0.0, 1.9, 2.0, 0.0])}, r"integer dtype; got torch\.float32\. .*labels\.long\(\)"),
+        ({"labels": torch.tensor([False, True, True, False])}, r"integer dtype; got torch\.bool\. .*labels\.long\(\)"),
         ({"images": np.full((4, 6), 0.5)}, r"`images` must be a torch tensor; got ndarray"),
         ({"images": torch.tensor(0.5)}, r"images \(\) and labels \(4,\)"),
         ({"epsilon": -0.1}, r"`epsilon` must be a number in 0..1, an linf distance between .*; got -0.1"),
@@ -344,6 +345,13 @@ def test_arguments_out_of_range_are_refused_with_what_came(change, message):
     arguments = {"images": torch.full((4, 6), 0.5), "labels": torch.tensor([0, 1, 2, 0]), "epsilon": 0.1} | change
     with pytest.raises(UsageError, match=message):
         pgd(_linear(_draw(0, 3, 6), torch.zeros(3)), **arguments)
+
+
+def test_numpy_numbers_are_numbers():
+    model, images, labels = _linear(_draw(0, 3, 6), torch.zeros(3)), torch.full((4, 6), 0.5), torch.tensor([0, 1, 2, 0])
+    expected = pgd(model, images, labels, 0.5, steps=2, batch_size=3).adversarial
+    found = pgd(model, images, labels, np.float32(0.5), steps=np.int64(2), batch_size=np.int32(3)).adversarial
+    assert torch.equal(found, expected)
 
 
 def test_measure_and_attack_refuse_the_same_epsilons():

@@ -418,3 +418,54 @@ def test_grad_cam_shows_the_last_call_of_a_convolution_that_is_called_twice(laye
 def test_a_target_of_another_type_is_refused_with_what_came(target):
     with pytest.raises(UsageError, match=r"`target` must be None, one class in 0..1 or a tensor of 1 of them; got"):
         attribute(_Sum(F.relu), _row(1, 2, 3), target, "saliency")
+
+
+def test_a_prelu_is_computed_in_float64_too():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.PReLU(4), nn.Flatten(), nn.Linear(64, 3)).eval()
+    images = _draw(0, 2, 3, 6, 6)
+    found = attribute(net, images, 1, "deep_lift")
+    assert found.checks["precision"] == "float64" and found.checks["complete"]
+    expected = attribute(net.double(), images.double(), 1, "deep_lift").values
+    assert torch.equal(found.values, expected)
+
+
+class _Sliced(nn.Module):
+    """Runs a slice of its layers, which is a new Sequential in each forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+    def forward(self, x):
+        return self.layers[3:](self.layers[:3](x))
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deep_lift"])
+def test_a_slice_of_a_sequential_is_followed(method):
+    torch.manual_seed(0)
+    net, images = _Sliced().eval(), _draw(0, 2, 3, 6, 6)
+    found = attribute(net, images, 1, method).values
+    assert torch.equal(found, attribute(net.layers, images, 1, method).values)
+
+
+class _ReadsAgain(nn.Module):
+    """Reads the input of an in-place ReLU again, which does not matter to a black image: the bias is positive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(64, 3)
+        nn.init.ones_(self.conv.bias)
+
+    def forward(self, x):
+        value = self.conv(x)
+        return self.head((F.relu_(value) + 2 * value).flatten(1))
+
+
+@pytest.mark.parametrize("method", ["guided_backprop", "deep_lift"])
+def test_another_function_is_refused_also_where_it_agrees_on_the_first_image(method):
+    torch.manual_seed(0)
+    images = _draw(0, 2, 3, 6, 6)
+    images[0] = 0
+    with pytest.raises(ModelContractError, match="computes something else"):
+        attribute(_ReadsAgain().eval(), images, 1, method)

@@ -714,3 +714,24 @@ def test_real_cifar_has_the_published_mean(real_cifar, tmp_path):
     assert made.classes[3] == "cat" and len(made.x_train) == len(real_cifar["x_train"])
     np.testing.assert_allclose(made.mean, (0.4914, 0.4822, 0.4465), atol=0.01)
     np.testing.assert_allclose(made.std, (0.2470, 0.2435, 0.2616), atol=0.01)
+
+
+def test_labels_that_are_names_are_refused_with_the_way_to_number_them():
+    with pytest.raises(DataError, match=r"names with `classes, labels = numpy\.unique\(labels, return_inverse=True\)`"):
+        to_labels(np.array(["cat", "dog"]))
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("x" * 300 + "/a", "File name too long"), ("a\0b/c", "embedded null byte")]
+)
+def test_a_path_that_no_file_can_have_is_named_once_with_the_reason(path, reason):
+    with pytest.raises(DataError) as caught:
+        data.load_data(path)
+    assert str(caught.value) == f"{path!r} cannot be opened: {reason}. Check the path and its permissions"
+
+
+@pytest.mark.parametrize("classes", [None, 2, "ab", (0, 1)])
+def test_class_names_of_another_type_are_refused(classes):
+    x, y = np.arange(32, dtype=np.uint8).reshape(2, 1, 4, 4), np.arange(2)
+    with pytest.raises(DataError, match="must be a tuple of strings, one per class; got"):
+        Dataset("own", x, y, x + 32, y, classes)

@@ -122,6 +122,38 @@ def test_buffers_come_back_and_a_backward_pass_under_way_is_not_spoiled() -> Non
     loss.backward()
 
 
+class Careless(nn.Module):
+    """Trains a batch norm and replaces a buffer in eval mode, too; neither raises a version counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("cache", None)
+        self.register_buffer("empty", torch.zeros(1).expand(4))
+        self.register_buffer("graph", torch.eye(2).to_sparse())
+
+    def forward(self, x):
+        x = nn.functional.batch_norm(x, self.norm.running_mean, self.norm.running_var, training=True)
+        self.mean, self.cache = self.mean + x.mean(0), x
+        return x
+
+
+def test_buffers_that_are_trained_or_replaced_in_eval_mode_come_back_too() -> None:
+    model = Careless()
+    buffers = dict(model.named_buffers())
+    before = {name: buffer.to_dense().clone() for name, buffer in buffers.items()}
+    loss = model.norm(torch.randn(3, 2)).sum()
+    before |= {name: buffer.clone() for name, buffer in model.norm.named_buffers("norm")}
+    with preserved_state(model) as inner:
+        inner(torch.randn(3, 2))
+        assert model.cache is not None and not torch.equal(model.norm.running_mean, before["norm.running_mean"])
+    assert model.cache is None
+    for name, buffer in model.named_buffers():
+        assert buffer is buffers[name] and torch.equal(buffer.to_dense(), before[name]), name
+    loss.backward()
+
+
 def test_older_precision_switches_can_be_read_inside_and_are_the_users_outside() -> None:
     try:
         for precision in ("highest", "high"):

@@ -86,6 +86,7 @@ REFUSED = {
     "rows": (lambda: _Around(after=lambda z: z[:, 0]), GRADIENTS | LOGITS, r"must return logits .*shape \(4,\)"),
     "one logit": (lambda: _Around(after=lambda z: z[:, :1]), GRADIENTS, "one logit z.*torch.cat"),
     "detached": (lambda: _Around(before=torch.detach), GRADIENTS, "no gradient.*remove `detach`"),
+    "inplace": (lambda: _Around(after=lambda z: z.relu().relu_()), GRADIENTS, "modified by an inplace operation"),
     "no_grad": (lambda: _Around(before=lambda x: x, after=torch.no_grad()(lambda z: z * 1)), GRADIENTS, "no gradient"),
 }
 

@@ -36,18 +36,18 @@ class RescaledNet(nn.Module):
     @contextmanager
     def keep_references(self, baselines: Tensor) -> Iterator[None]:
         """Run the baselines first: inside the `with` block each activation has its input for them as reference."""
-        self._forget_references()
+        rules = [module for module in self.modules() if isinstance(module, RescaledActivation)]
         try:
+            for rule in rules:
+                rule.keeps = True
             with torch.no_grad():
                 self(baselines)
+            for rule in rules:
+                rule.keeps = False
             yield
         finally:
-            self._forget_references()
-
-    def _forget_references(self) -> None:
-        for module in self.modules():
-            if isinstance(module, RescaledActivation):
-                module.reference = None
+            for rule in rules:
+                rule.keeps, rule.reference = False, None
 
 
 def find_without_rule(net: fx.GraphModule, image: Tensor, baseline: Tensor) -> list[str]:

@@ -25,8 +25,9 @@ class GuidedReLU(nn.Module):
 class RescaledActivation(nn.Module):
     """An elementwise activation with the rescale rule of DeepLIFT (Shrikumar et al., 2017, arXiv 1704.02685).
 
-    The first call after `reference` is set to None keeps its input as the reference. Later calls pass back the
-    gradient times (f(x) - f(reference)) / (x - reference). Only one call of the net may use this module.
+    A call while `keeps` is set keeps its input as the reference. Later calls pass back the gradient times
+    (f(x) - f(reference)) / (x - reference); without a reference, the plain gradient. Only one call of the net may use
+    this module.
 
     Args:
         function: activation or module; its first argument is the value, and it may work in place.
@@ -36,13 +37,15 @@ class RescaledActivation(nn.Module):
         super().__init__()
         self.function = function
         self.reference: Tensor | None = None
+        self.keeps = False
 
     def forward(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         def function(point: Tensor) -> Tensor:
             return self.function(point.clone(), *args, **kwargs)
 
-        if self.reference is None:
+        if self.keeps:
             self.reference = value.detach().clone()
+        if self.keeps or self.reference is None:
             return function(value)
         result: Tensor = _Rescale.apply(value, self.reference, function)
         return result

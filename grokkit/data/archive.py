@@ -61,7 +61,8 @@ def require_path(path: Path) -> Path:
             f"no file or folder {str(path)!r}; give an .npz file, or a folder with train/ and test/"
         ) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{str(path)!r} cannot be opened: {error}. Check the path and its permissions") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{str(path)!r} cannot be opened: {reason}. Check the path and its permissions") from error
     return path
 
 

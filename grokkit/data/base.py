@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -290,7 +291,8 @@ def to_labels(array: Any, description: str = "labels") -> np.ndarray:
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
         raise DataError(
             f"{description} must be integer class numbers of shape (N,) or (N, 1); got {array.dtype} of shape "
-            f"{array.shape}. Convert them: whole floats with .astype(int), one row of scores per image with .argmax(1)"
+            f"{array.shape}. Convert them: whole floats with .astype(int), one row of scores per image with "
+            ".argmax(1), names with `classes, labels = numpy.unique(labels, return_inverse=True)`"
         )
     labels: np.ndarray = array.astype(np.int64)
     return labels
@@ -302,7 +304,8 @@ def _warn_of(findings: tuple[str, ...]) -> None:
 
 
 def _check_classes(name: str, classes: Any) -> None:
-    if isinstance(classes, str) or not all(isinstance(each, str) for each in classes):
+    listed = isinstance(classes, Iterable) and not isinstance(classes, str)
+    if not listed or not all(isinstance(each, str) for each in classes):
         raise DataError(f"the classes of {name!r} must be a tuple of strings, one per class; got {classes!r}")
     repeated = sorted(each for each, count in Counter(classes).items() if count > 1)
     if repeated:

@@ -149,21 +149,29 @@ def require_gradient(model: nn.Module, image: Tensor) -> None:
     """Raise ModelContractError unless the output for one image (1, ...) has a gradient with respect to it."""
     with torch.enable_grad():
         point = image.detach().clone().requires_grad_()
+        compute_gradient(run_model(model, point.clone()).sum(), point)
+
+
+def compute_gradient(total: Tensor, point: Tensor) -> Tensor:
+    """Compute the gradient of a sum of outputs of a model; ModelContractError if there is none."""
+    gradient = None
+    if total.requires_grad:
         try:
-            output = run_model(model, point.clone())
-            gradient = torch.autograd.grad(output.sum(), point, allow_unused=True)[0] if output.requires_grad else None
+            (gradient,) = torch.autograd.grad(total, point, allow_unused=True)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
         except RuntimeError as error:
-            raise make_gradient_error() from error
+            reason = str(error).split(". Hint:")[0].strip()
+            raise ModelContractError(
+                f"the model's output cannot be differentiated with respect to its input: {reason}. Change its forward "
+                "pass so that `backward()` works"
+            ) from error
     if gradient is None:
-        raise make_gradient_error()
-
-
-def make_gradient_error() -> ModelContractError:
-    """Return the error for a model whose output has no gradient."""
-    return ModelContractError(
-        "the model's output has no gradient with respect to its input; remove `detach`, `no_grad` or rounding from its "
-        "forward pass"
-    )
+        raise ModelContractError(
+            "the model's output has no gradient with respect to its input; remove `detach`, `no_grad` or rounding from "
+            "its forward pass"
+        )
+    return gradient
 
 
 def _describe(output: object) -> str:

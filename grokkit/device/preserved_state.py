@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grokkit.device.model_check import check_model
 from grokkit.errors import ModelContractError
@@ -133,18 +133,28 @@ def untouched_gradients(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore the values of all buffers at exit, also if a forward pass writes to them in eval mode."""
+    """Restore all buffers at exit, also if a forward pass writes to them or replaces them in eval mode."""
+    owners = [(module, dict(module._buffers.items())) for module in model.modules()]
     # an inference tensor has no version counter, and cannot be written to outside inference mode
     buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
     saved = [(buffer, buffer.clone(), buffer._version) for buffer in buffers]
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value, version in saved:
-                # Only if it was written to: a redundant write would invalidate a pending backward pass.
-                if buffer._version != version:
-                    buffer.copy_(value)
+        for buffer, value, version in saved:
+            if _was_written(buffer, value, version):
+                buffer.data.copy_(value)  # not counted as a write, which would spoil a backward pass under way
+        for module, before in owners:
+            now = dict(module._buffers.items())
+            for name, entry in before.items():
+                if now.get(name) is not entry:
+                    module._buffers[name] = entry
+
+
+def _was_written(buffer: Tensor, value: Tensor, version: int) -> bool:
+    """Return whether a buffer may differ from its earlier value: BatchNorm in training mode does not count writes."""
+    comparable = buffer.layout == torch.strided and not buffer.is_meta
+    return buffer._version != version or (comparable and not torch.equal(buffer, value))
 
 
 @contextmanager

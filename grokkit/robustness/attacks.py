@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grokkit.device.model_check import check_two_classes, make_gradient_error, run_classifier
+from grokkit.device.model_check import check_two_classes, compute_gradient, run_classifier
 from grokkit.device.preserved_state import device_of, preserved_state, require_full_precision
 from grokkit.errors import NumericsError, UsageError
 from grokkit.interrupt import check_interrupt
@@ -160,15 +160,17 @@ def pgd(
     Cost: steps + 2 forward and `steps` backward passes. Source: Madry et al., 2018 (arXiv 1706.06083); the margin
     loss is that of Carlini and Wagner, 2017 (arXiv 1608.04644).
     """
-    attack = _Attack(epsilon, loss, norm, steps, step_size, random_start)
     check_images(images, labels)
-    _validate_attack(attack, batch_size, images)
+    for argument, count in (("steps", steps), ("batch_size", batch_size)):
+        check_count(argument, count)
+    attack, rows = _Attack(epsilon, loss, norm, int(steps), step_size, random_start), int(batch_size)
+    _validate_attack(attack, images)
     source = make_generator(seed, "attack", loss, norm)
     with preserved_state(model) as net, torch.enable_grad():
         device, dtype = device_of(net), require_full_precision(net, "an attack needs")
         parts = [
             _attack_batch(net, x.to(device, dtype), y.to(device, torch.int64).clone(), attack, source)
-            for x, y in zip(torch.split(images.detach(), batch_size), torch.split(labels, batch_size), strict=True)
+            for x, y in zip(torch.split(images.detach(), rows), torch.split(labels, rows), strict=True)
         ]
     adversarial, margins, clean_correct, zero_gradient, saturated = (
         torch.cat(column).to(images.device) for column in zip(*parts, strict=True)
@@ -196,7 +198,7 @@ def _attack_batch(
         worst[is_worse], margin[is_worse] = point.detach()[is_worse], point_margin[is_worse]
         if step == attack.steps:
             break
-        gradient = _compute_gradient(loss(logits, labels), point)
+        gradient = compute_gradient(loss(logits, labels).sum(), point)
         if step == 0:
             zero_gradient = (gradient == 0).flatten(1).all(1)
         offset = point.detach() + attack.stride * norm.steepest(gradient) - clean
@@ -226,21 +228,12 @@ def _predict_logits(net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return logits
 
 
-def _compute_gradient(loss: Tensor, point: Tensor) -> Tensor:
-    gradient = torch.autograd.grad(loss.sum(), point, allow_unused=True)[0] if loss.requires_grad else None
-    if gradient is None:
-        raise make_gradient_error()
-    return gradient
-
-
-def _validate_attack(attack: _Attack, batch_size: int, images: Tensor) -> None:
+def _validate_attack(attack: _Attack, images: Tensor) -> None:
     for argument, value, allowed in (("loss", attack.loss, list(ATTACK_LOSSES)), ("norm", attack.norm, list(NORMS))):
         if value not in allowed:
             raise UsageError(
                 f"`{argument}` must be one of {', '.join(allowed)}; got {value!r}.{did_you_mean(value, allowed)}"
             )
-    for argument, count in (("steps", attack.steps), ("batch_size", batch_size)):
-        check_count(argument, count)
     for argument, distance in (("epsilon", attack.epsilon), ("step_size", attack.step_size)):
         if distance is not None or argument == "epsilon":
             check_distance(argument, distance, attack.norm, images[0].numel())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from grokkit.errors import UsageError
@@ -42,7 +43,7 @@ def check_images(images: Any, labels: Any) -> None:
                 f"`{argument}` must be a torch tensor; got {type(value).__name__}. Convert it: "
                 f"torch.as_tensor({argument})"
             )
-    if labels.is_floating_point() or labels.is_complex():
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise UsageError(
             f"`labels` must be class numbers of an integer dtype; got {labels.dtype}. If they are whole numbers: "
             "labels.long(); if they are scores of the classes: labels.argmax(1)"

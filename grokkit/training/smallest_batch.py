@@ -49,14 +49,9 @@ def _find_smallest(images: int, size: int, processes: int) -> int:
 def _try_one_image(model: nn.Module, batches: Batches) -> str | None:
     """Return torch's refusal to train on one image; None if there is none, or another failure: a step explains it."""
     with preserved_state(model) as net, torch.no_grad():
-        # BatchNorm in training mode does not count its writes, so that `preserved_state` does not see them.
-        saved = [(buffer, buffer.clone()) for buffer in net.buffers()]
         net.train()
         try:
             net(to_pixels(batches.images[:1]))
         except Exception as error:
             return str(error).strip() if REFUSAL in str(error) else None
-        finally:
-            for buffer, value in saved:
-                buffer.copy_(value)
     return None
