@@ -324,17 +324,18 @@ def test_every_number_of_several_groups_has_a_group_a_label_and_a_true_step(brow
     with served(tmp_path) as server:
         tab = Tab(browser, server.url)
         tab.wait("page.curvesOf('loss').length > 3 && document.querySelectorAll('.legend tr').length > 0")
-        names = [f"a/x (lr={rate})" for rate in ("0.01", "0.02", "0.03")]
+        short = [f"lr={rate}" for rate in ("0.01", "0.02", "0.03")]
+        names = [f"a/x ({each})" for each in short]
         assert tab.page.evaluate(LEGEND, "loss") == [
             ["newest", "up to step", "batches", "test set"],
-            [names[0], "1,000", "2", "not finite"],
-            [names[1], "400", "2.4", "–"],
-            [names[2], "1,000", "4", "–"],
+            [short[0], "1,000", "2", "not finite"],
+            [short[1], "400", "2.4", "–"],
+            [short[2], "1,000", "4", "–"],
         ]
         assert tab.page.evaluate(LEGEND, "complexity")[1:] == [
-            [names[0], "900", "3"],
-            [names[1], "400", "4"],
-            [names[2], "900", "5"],
+            [short[0], "900", "3"],
+            [short[1], "400", "4"],
+            [short[2], "900", "5"],
         ]
         cells = "[...document.querySelectorAll('.chart[data-panel=loss] tbody td.value')].map((cell) => cell.title)"
         assert tab.get(cells) == [
@@ -348,11 +349,11 @@ def test_every_number_of_several_groups_has_a_group_a_label_and_a_true_step(brow
         point_at_step(tab, "loss", 700)
         assert tab.page.evaluate(LEGEND, "loss")[:3] == [
             ["at or before step 700", "up to step", "batches", "test set"],
-            [names[0], "700", "1.7", "–"],
-            [names[1], "–", "–", "–"],
+            [short[0], "700", "1.7", "–"],
+            [short[1], "–", "–", "–"],
         ]
         point_at_step(tab, "loss", 300)
-        assert tab.page.evaluate(LEGEND, "loss")[3] == [names[2], "300", "3.3", "–"]
+        assert tab.page.evaluate(LEGEND, "loss")[3] == [short[2], "300", "3.3", "–"]
         assert tab.get(cells)[4].endswith("3.3 at step 300\nmean of 2 of 2 runs\nrange 3.3 to 3.3")
         tab.page.mouse.move(2, 2)
         tab.page.click("#unit [data-value=epoch]")

@@ -134,7 +134,7 @@ def measures_on_both(setting: Setting) -> Iterator[Row]:
         tables.append(gk.table([gk.open_run(path)]))
         files.append({file.relative_to(path) for file in path.rglob("*.h5")})
     yield {"check": "the same files", "files": len(files[0]), "passes": files[0] == files[1]}
-    keys = [name for name in tables[0].columns if name not in ("run", "value", "low", "high", "n")]
+    keys = [name for name in tables[0].columns if name not in ("run", "group", "value", "low", "high", "n")]
     both = tables[0].merge(tables[1], on=keys, how="outer", suffixes=("", "_here"))
     same = len(both) == len(tables[0]) == len(tables[1])
     yield {"check": "the same rows of the table", "rows": len(both), "passes": same}
