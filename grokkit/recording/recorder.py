@@ -311,7 +311,10 @@ class Recorder:
         if self._step == self._recorded or self._versions.is_new:
             return
         if self._versions.have_changed():
-            text = f"step {self._step}, the last one, is not recorded: the weights have changed since"
+            text = (
+                f"step {self._step}, the last one, is not recorded: the weights were changed after it. Call `close` "
+                "before you change them, or give `total_steps`"
+            )
             warnings.warn(f"{self.path}: {text}", stacklevel=4)
             self.event(self._step, "not_recorded", text)
             return
