@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 import grokkit as gk
+from grokkit import figures
 from grokkit.analysis.run_groups import complete_groups
+from grokkit.analysis.tables import figure_data
 from grokkit.config.groups import Group, group_of, label_groups, strip_seed
 from grokkit.errors import UsageError
 from tests import live_runs
@@ -63,6 +66,12 @@ def test_labels_are_unique_also_if_long_values_are_cut_off() -> None:
     assert len(set(labels)) == 3 and all(len(label) < 90 for label in labels)
 
 
+def test_labels_are_one_line_of_printable_text() -> None:
+    configs = [{"note": note} for note in ("a\nb", "\x1b[31m", "\udc80")]
+    labels = list(label_groups({group_of("a/b", config): config for config in configs}).values())
+    assert labels == [r"a/b (note=a\nb)", r"a/b (note=\x1b[31m)", r"a/b (note=\udc80)"]
+
+
 def test_a_grid_is_labelled_by_all_its_axes() -> None:
     configs = [{"lr": lr, "wd": wd} for lr in (1, 2) for wd in (0, 3)]
     labels = list(label_groups({group_of("g", config): config for config in configs}).values())
@@ -77,6 +86,15 @@ def test_tables_with_the_same_label_are_told_apart_by_their_configuration() -> N
     rows = frame(("a/b-s0", 0, "a/b", "1111"), ("a/b-s1", 1, "a/b", "1111"), ("c/b-s0", 0, "a/b", "2222"))
     found = complete_groups(rows)["group"].tolist()
     assert found == ["a/b (config 1111)", "a/b (config 1111)", "a/b (config 2222)"]
+    assert complete_groups(complete_groups(rows))["group"].tolist() == found
+
+
+def test_a_group_with_different_labels_in_several_tables_is_one() -> None:
+    table = frame(("a/b-s0", 0, "a/b (lr=1)", "1111"), ("a/b-s0-22222222", 0, "a/b (lr=2)", "2222"))
+    alone = frame(("a/b-s1", 1, "a/b", "1111"), ("a/c-s0", 0, "mine", "1111"))
+    rows = pd.concat([alone, table], ignore_index=True)
+    found = complete_groups(rows)["group"].tolist()
+    assert found == ["a/b (lr=1)", "mine", "a/b (lr=1)", "a/b (lr=2)"]
     assert complete_groups(complete_groups(rows))["group"].tolist() == found
 
 
@@ -105,3 +123,28 @@ def test_a_run_given_twice_is_read_once_and_namesakes_are_refused(tmp_path: Path
     pd.testing.assert_frame_equal(gk.table([first, first]), gk.table(first))
     with pytest.raises(UsageError, match="hold runs of the same name, a/b-s0"):
         gk.table([first, tmp_path / "two" / "a" / "b-s0"])
+
+
+def test_dollar_signs_in_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
+    runs = []
+    for number, note in enumerate((r"$\frac{$", "$x_1$")):
+        path = live_runs.make(tmp_path / "a" / f"b-s0-{number:08x}", note=note)
+        live_runs.log(path, (1, 0.5), (2, 0.4), metric="learning_rate")
+        for step in (0, 4):
+            live_runs.complexity(path, step, 3.0 + number)
+            live_runs.reading(path, step, "accuracy", [0.5], probe_set=("test",))
+        runs.append(path)
+    for name in ("phases", "layers", "paired", "policy"):
+        figure = figures.create(name, figure_data(runs))
+        figure.canvas.draw()
+        texts = {text.get_text() for text in figure.findobj(Text)}
+        assert any(r"note=\$x_1\$" in text for text in texts), name
+
+
+def test_several_runs_of_one_seed_are_no_pairs(tmp_path: Path) -> None:
+    runs = []
+    for name, rate in (("b-s0", 0.1), ("b-s0-11111111", 0.1), ("b-s0-22222222", 0.2)):
+        runs.append(live_runs.make(tmp_path / "a" / name, lr=rate))
+        live_runs.complexity(runs[-1], 1, 3.0)
+    with pytest.raises(UsageError, match=r"a/b \(lr=0.1\) has several of seed 0: a/b-s0, a/b-s0-11111111. Draw one"):
+        figures.create("paired", figure_data(runs))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grokkit.config.overrides import flatten
+from grokkit.escape import escape_controls
 
 _SEED_SUFFIX = re.compile(r"-s\d+(-[0-9a-f]{8})?$")
 MAX_VALUE_CHARACTERS = 40
@@ -90,5 +91,5 @@ def _format(key: str, flat: Mapping[str, Any]) -> str:
     if key not in flat:
         return f"no {key}"
     value = flat[key] if isinstance(flat[key], str) else json.dumps(flat[key], default=str)
-    value = value.encode(errors="backslashreplace").decode()
+    value = escape_controls(value)  # a label is one line
     return f"{key}={value if len(value) <= MAX_VALUE_CHARACTERS else value[:MAX_VALUE_CHARACTERS] + '...'}"

@@ -4,13 +4,14 @@ their addresses in memory, and one number of each."""
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from grokkit.device.preserved_state import unwrap
 
-Places = list[tuple[dict[str, Tensor | None], str]]
+Places = list[tuple[Mapping[str, Tensor | None], str]]
 
 
 class WeightVersions:
@@ -71,7 +72,9 @@ class WeightVersions:
 
 def _list_places(model: nn.Module) -> Places:
     """Return where the model's modules hold its parameters and buffers."""
-    holders = [holder for each in unwrap(model).modules() for holder in (each._parameters, each._buffers)]
+    holders: list[Mapping[str, Tensor | None]] = [
+        holder for each in unwrap(model).modules() for holder in (each._parameters, each._buffers)
+    ]
     return [(holder, name) for holder in holders for name, each in holder.items() if each is not None]
 
 
