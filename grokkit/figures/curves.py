@@ -97,7 +97,7 @@ def _check_repeated(rows: pd.DataFrame) -> None:
     if (twice := rows[rows.duplicated(_KEYS)]).shape[0]:
         raise UsageError(
             f"run {twice['run'].iloc[0]} has {twice['measure'].iloc[0]} at step {twice['step'].iloc[0]} twice under "
-            "one measure_id; give either the run or a table with its rows"
+            "one measure_id: the run and a table with its rows were given, or the measure has dims that are not columns"
         )
 
 
