@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from matplotlib.text import Text
+from torch.nn import Flatten
 
 import grokkit as gk
 from grokkit import figures
@@ -139,6 +140,18 @@ def test_dollar_signs_in_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
         figure.canvas.draw()
         texts = {text.get_text() for text in figure.findobj(Text)}
         assert any(r"note=\$x_1\$" in text for text in texts), name
+
+
+def test_the_seed_of_a_loop_is_known_also_if_it_has_a_config_of_its_own(tmp_path: Path) -> None:
+    probe = {probe.name: probe for probe in live_runs.PROBES}
+    for seed in (3, 4):
+        with gk.record(tmp_path / f"mine-s{seed}", Flatten(), probes=probe, seed=seed, config={"lr": 0.1}) as recorder:
+            recorder.log(0, "batch", loss=0.5)
+    rows = gk.table([tmp_path / "mine-s3", tmp_path / "mine-s4"])
+    assert set(rows["seed"]) == {3, 4} and rows["group"].nunique() == 1
+    with gk.record(tmp_path / "own", Flatten(), probes=probe, seed=3, config={"seed": 7}):
+        pass
+    assert gk.open_run(tmp_path / "own").config == {"seed": 7}
 
 
 def test_several_runs_of_one_seed_are_no_pairs(tmp_path: Path) -> None:

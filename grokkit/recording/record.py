@@ -67,7 +67,7 @@ def record(
         seed: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`.
         total_steps: planned length of the run.
-        config: stored as config.toml, by default the arguments above.
+        config: stored as config.toml, with `seed` if it has none; by default the arguments above.
         experiment: source text of the experiment (not its name or path), stored as experiment.py and added to the
             user's list of trusted code.
         facts: entries to add to environment.json, for example about data and precision; they override those of the
@@ -92,6 +92,8 @@ def record(
     steps = _resolve_schedule(schedule, total_steps)
     if not resume:
         settings = config or requested_config(instances, specs, steps, signal, {"seed": seed, "loss": loss})
+        if not isinstance(settings, RunConfig):
+            settings = {"seed": seed, **settings}
         clear_path(path, overwrite)
         machine = describe_environment(describe_device(device_of(model))) | dict(facts or {})
         lock = _create(path, settings, machine, probes, total_steps, experiment)
