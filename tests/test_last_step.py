@@ -114,6 +114,18 @@ def test_a_resumed_loop_that_ends_records_its_last_step(tmp_path: Path) -> None:
     assert run.steps() == [0, 2, 3, 5] and run.measures().popitem()[1] == [0, 2, 3, 5]
 
 
+def test_a_run_that_is_resumed_after_its_last_step_records_it(tmp_path: Path) -> None:
+    probe = {"train": gk.ProbeSet("train", *_images(), "made/up", _images()[1])}
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    options = {"probes": probe, "measures": ["accuracy"], "schedule": (1,)}
+    recorder = gk.record(tmp_path / "run", net, **options)
+    recorder.step(1), recorder.step(2), recorder.save(2)
+    recorder.close("interrupted")
+    with gk.record(tmp_path / "run", net, resume=True, **options) as recorder:
+        assert recorder.restore() == 2  # the loop has no step left
+    assert_recorded(gk.open_run(tmp_path / "run"), 2, net)
+
+
 def test_an_interrupt_while_the_last_step_is_recorded_leaves_a_resumable_run(tmp_path: Path, monkeypatch) -> None:
     probe = gk.ProbeSet("train", *_images(), "made/up", _images()[1])
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))

@@ -263,6 +263,8 @@ class Recorder:
         load_state(state, self._context.model, self._optimizer, parts)
         self.unfinished, self._unrestored = bool(state.get("unfinished", False)), False
         self._step = step - self.unfinished
+        if not self.unfinished:
+            self._versions.remember()  # the weights are those of this step, which may have been the last
         self.event(step, "resumed", f"attempt {self._attempt} resumes at step {step}", **environment)
         self._submit()
         return step
