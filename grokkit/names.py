@@ -90,7 +90,8 @@ class Reading:
     Args:
         measure: name of the measure.
         values: array with one axis per name in `dims`.
-        dims: names of the axes; `probe_set`, `layer`, `radius`, `directions`, `epsilon`, `attack` become table columns.
+        dims: names of the axes; `probe_set`, `layer`, `radius`, `directions`, `epsilon`, `attack` become table columns;
+            labels of other axes are not in the table.
         coords: for every dim the tuple of its labels, in order.
         unit: unit of `values`, as text.
         n: images behind each value; one number, or one per probe set if `probe_set` is a dim.

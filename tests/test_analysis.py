@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import grokkit as gk
 from grokkit.analysis.csv_text import write_csv
@@ -12,6 +13,7 @@ from grokkit.analysis.derived_rows import fieller_ratio
 from grokkit.analysis.tables import _set_dtypes, read_table
 from grokkit.errors import DataError
 from grokkit.names import TABLE_COLUMNS
+from tests import live_runs
 from tests.runs import SMALL
 
 BESIDE = ("live_units", "dead_share", "local_complexity_ratio")
@@ -39,6 +41,14 @@ def test_the_table_holds_every_number_of_every_reading(runs) -> None:
     rows = rows[rows.measure == "local_complexity"]
     cell = rows[(rows.probe_set == "test") & (rows.layer == "total") & np.isclose(rows.radius, 0.5)]
     assert cell.value.item() == reading.values[1, 1, -1] and cell.n.item() == 8 and cell.low.item() <= cell.value.item()
+
+
+def test_a_net_without_activations_has_a_table(tmp_path) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 2))
+    with gk.record(tmp_path / "linear", net, probes={each.name: each for each in live_runs.PROBES}):
+        pass
+    frame = gk.table(tmp_path / "linear")
+    assert {"accuracy", "local_complexity"} <= set(frame.measure) and "dead_share" not in set(frame.measure)
 
 
 def test_dead_shares_stand_beside_every_local_complexity(runs) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import grokkit as gk
+from grokkit.analysis.export import iter_scalars
 from grokkit.cli import main
 from grokkit.live.page import inline_files
 from grokkit.training.loop import train
@@ -70,6 +71,12 @@ def test_event_files_hold_every_finite_number(runs, tmp_path):
         assert [(event.step, event.value) for event in lc] == [
             (row.step, pytest.approx(row.value)) for row in expected.itertuples()
         ]
+
+
+def test_event_files_tell_the_numbers_of_a_measure_with_dims_of_its_own_apart(tmp_path):
+    path = live_runs.make(tmp_path / "a" / "b-s0")
+    live_runs.reading(path, 3, "spread", [[1.0, np.nan, 3.0]], probe_set=("test",), quantile=(0.1, 0.5, 0.9))
+    assert list(iter_scalars(gk.open_run(path))) == [("spread/test", 3, 1.0), ("spread/test/3", 3, 3.0)]
 
 
 @pytest.mark.parametrize("form", ["html", "csv", "parquet", "safetensors", "tensorboard"])

@@ -327,7 +327,7 @@ def test_of_two_recordings_the_longer_is_drawn_and_said_so():
 
 def test_one_recording_given_twice_is_refused():
     data = synthetic()
-    with pytest.raises(UsageError, match="twice under one measure_id"):
+    with pytest.raises(UsageError, match="has accuracy at step 0 twice under one measure_id: the run and a table"):
         figures.create("phases", FigureData(pd.concat([data.table, data.table]), {}, data.events))
 
 

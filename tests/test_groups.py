@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.text import Text
+from torch.nn import Flatten
 
 import grokkit as gk
+from grokkit import figures
 from grokkit.analysis.run_groups import complete_groups
+from grokkit.analysis.tables import figure_data
 from grokkit.config.groups import Group, group_of, label_groups, sort_labels, split_common_name, strip_seed
 from grokkit.errors import UsageError
 from tests import live_runs
@@ -63,6 +67,12 @@ def test_labels_are_unique_also_if_long_values_are_cut_off() -> None:
     assert len(set(labels)) == 3 and all(len(label) < 90 for label in labels)
 
 
+def test_labels_are_one_line_of_printable_text() -> None:
+    configs = [{"note": note} for note in ("a\nb", "\x1b[31m", "\udc80")]
+    labels = list(label_groups({group_of("a/b", config): config for config in configs}).values())
+    assert labels == [r"a/b (note=a\nb)", r"a/b (note=\x1b[31m)", r"a/b (note=\udc80)"]
+
+
 def test_a_grid_is_labelled_by_all_its_axes() -> None:
     configs = [{"lr": lr, "wd": wd} for lr in (1, 2) for wd in (0, 3)]
     labels = list(label_groups({group_of("g", config): config for config in configs}).values())
@@ -77,6 +87,15 @@ def test_tables_with_the_same_label_are_told_apart_by_their_configuration() -> N
     rows = frame(("a/b-s0", 0, "a/b", "1111"), ("a/b-s1", 1, "a/b", "1111"), ("c/b-s0", 0, "a/b", "2222"))
     found = complete_groups(rows)["group"].tolist()
     assert found == ["a/b (config 1111)", "a/b (config 1111)", "a/b (config 2222)"]
+    assert complete_groups(complete_groups(rows))["group"].tolist() == found
+
+
+def test_a_group_with_different_labels_in_several_tables_is_one() -> None:
+    table = frame(("a/b-s0", 0, "a/b (lr=1)", "1111"), ("a/b-s0-22222222", 0, "a/b (lr=2)", "2222"))
+    alone = frame(("a/b-s1", 1, "a/b", "1111"), ("a/c-s0", 0, "mine", "1111"))
+    rows = pd.concat([alone, table], ignore_index=True)
+    found = complete_groups(rows)["group"].tolist()
+    assert found == ["a/b (lr=1)", "mine", "a/b (lr=1)", "a/b (lr=2)"]
     assert complete_groups(complete_groups(rows))["group"].tolist() == found
 
 
@@ -107,6 +126,16 @@ def test_a_run_given_twice_is_read_once_and_namesakes_are_refused(tmp_path: Path
         gk.table([first, tmp_path / "two" / "a" / "b-s0"])
 
 
+def test_measures_that_differ_are_named_by_their_parameter() -> None:
+    configs = [{"measures": [{"name": "accuracy"}, {"name": "lc", "points": points}]} for points in (8, 64)]
+    assert list(label_groups({group_of("a/b", config): config for config in configs}).values()) == [
+        "a/b (measures.lc.points=8)",
+        "a/b (measures.lc.points=64)",
+    ]
+    configs = [{"measures": [{"name": "lc", "r": r}, {"name": "lc", "r": 1}]} for r in (8, 64)]  # one name twice
+    assert len(set(label_groups({group_of("a/b", config): config for config in configs}).values())) == 2
+
+
 def test_labels_are_ordered_by_the_numbers_in_them() -> None:
     labels = [f"a/b (lr={rate:g})" for rate in (0.001, 0.02, 0.1, 1, 10)] + ["a/c-9", "a/c-10"]
     assert sort_labels(reversed([*labels, labels[0]])) == labels
@@ -117,3 +146,40 @@ def test_a_common_name_is_split_off() -> None:
     assert split_common_name(["a/b (lr=1)", "a/b (lr=2, f(x))"]) == ("a/b", ["lr=1", "lr=2, f(x)"])
     for labels in (["a/b"], ["a/b (lr=1)"], ["a/b (lr=1)", "a/c (lr=1)"], ["a/b", "a/b (lr=1)"]):
         assert split_common_name(labels) == ("", labels)
+
+
+def test_dollar_signs_in_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
+    runs = []
+    for number, note in enumerate((r"$\frac{$", "$x_1$")):
+        path = live_runs.make(tmp_path / "a" / f"b-s0-{number:08x}", note=note)
+        live_runs.log(path, (1, 0.5), (2, 0.4), metric="learning_rate")
+        for step in (0, 4):
+            live_runs.complexity(path, step, 3.0 + number)
+            live_runs.reading(path, step, "accuracy", [0.5], probe_set=("test",))
+        runs.append(path)
+    for name in ("phases", "layers", "paired", "policy"):
+        figure = figures.create(name, figure_data(runs))
+        figure.canvas.draw()
+        texts = {text.get_text() for text in figure.findobj(Text)}
+        assert any(r"note=\$x_1\$" in text for text in texts), name
+
+
+def test_the_seed_of_a_loop_is_known_also_if_it_has_a_config_of_its_own(tmp_path: Path) -> None:
+    probe = {probe.name: probe for probe in live_runs.PROBES}
+    for seed in (3, 4):
+        with gk.record(tmp_path / f"mine-s{seed}", Flatten(), probes=probe, seed=seed, config={"lr": 0.1}) as recorder:
+            recorder.log(0, "batch", loss=0.5)
+    rows = gk.table([tmp_path / "mine-s3", tmp_path / "mine-s4"])
+    assert set(rows["seed"]) == {3, 4} and rows["group"].nunique() == 1
+    with gk.record(tmp_path / "own", Flatten(), probes=probe, seed=3, config={"seed": 7}):
+        pass
+    assert gk.open_run(tmp_path / "own").config == {"seed": 7}
+
+
+def test_several_runs_of_one_seed_are_no_pairs(tmp_path: Path) -> None:
+    runs = []
+    for name, rate in (("b-s0", 0.1), ("b-s0-11111111", 0.1), ("b-s0-22222222", 0.2)):
+        runs.append(live_runs.make(tmp_path / "a" / name, lr=rate))
+        live_runs.complexity(runs[-1], 1, 3.0)
+    with pytest.raises(UsageError, match=r"a/b \(lr=0.1\) has several of seed 0: a/b-s0, a/b-s0-11111111. Draw one"):
+        figures.create("paired", figure_data(runs))

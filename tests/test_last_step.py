@@ -63,7 +63,7 @@ def test_a_step_on_the_schedule_is_not_recorded_twice(tmp_path: Path) -> None:
     assert run.steps() == [0, 2, 4]
 
 
-@pytest.mark.parametrize("how", ["in place", "loaded", "replaced", "train mode"])
+@pytest.mark.parametrize("how", ["in place", "loaded", "replaced", "train mode", "data", "in place of data", "numpy"])
 def test_weights_that_changed_after_the_last_step_are_not_recorded_as_its_own(tmp_path: Path, how: str) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2), nn.BatchNorm1d(2))
@@ -80,7 +80,13 @@ def test_weights_that_changed_after_the_last_step_are_not_recorded_as_its_own(tm
                 net[1].bias = nn.Parameter(torch.ones(2))
             case "train mode":
                 net.train()(torch.rand(3, 1, 4, 4))
-    with pytest.warns(UserWarning, match=r"step 2, the last one, is not recorded: the weights have changed since"):
+            case "data":
+                net[1].weight.data = net[1].weight.data.clone()
+            case "in place of data":  # as moving averages are often exchanged; not counted as a version
+                net[1].weight.data.mul_(0.5)
+            case "numpy":
+                net[1].weight.detach().numpy()[:] = 0
+    with pytest.warns(UserWarning, match=r"step 2, the last one, is not recorded: the weights were changed after it"):
         recorder.close()
     run = gk.open_run(tmp_path / "run")
     assert run.steps() == [0, 1] and run.status["state"] == "done"
@@ -108,6 +114,18 @@ def test_a_resumed_loop_that_ends_records_its_last_step(tmp_path: Path) -> None:
     assert run.steps() == [0, 2, 3, 5] and run.measures().popitem()[1] == [0, 2, 3, 5]
 
 
+def test_a_run_that_is_resumed_after_its_last_step_records_it(tmp_path: Path) -> None:
+    probe = {"train": gk.ProbeSet("train", *_images(), "made/up", _images()[1])}
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    options = {"probes": probe, "measures": ["accuracy"], "schedule": (1,)}
+    recorder = gk.record(tmp_path / "run", net, **options)
+    recorder.step(1), recorder.step(2), recorder.save(2)
+    recorder.close("interrupted")
+    with gk.record(tmp_path / "run", net, resume=True, **options) as recorder:
+        assert recorder.restore() == 2  # the loop has no step left
+    assert_recorded(gk.open_run(tmp_path / "run"), 2, net)
+
+
 def test_an_interrupt_while_the_last_step_is_recorded_leaves_a_resumable_run(tmp_path: Path, monkeypatch) -> None:
     probe = gk.ProbeSet("train", *_images(), "made/up", _images()[1])
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -129,13 +147,33 @@ def test_total_steps_is_a_whole_number(tmp_path: Path) -> None:
         loop(tmp_path / "run", 2, total_steps=2.5)
 
 
-def test_versions_of_tensors_made_in_inference_mode_are_not_known() -> None:
-    with torch.inference_mode():
-        net = nn.Linear(2, 2)
+def test_weights_that_did_not_change_are_known_as_such() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.BatchNorm2d(2)).to(memory_format=torch.channels_last)
     versions = WeightVersions(net)
     assert versions.is_new
-    versions.remember()
-    assert versions.have_changed()
+    for change in (
+        lambda: nn.init.constant_(net[0].weight, torch.nan),  # NaN is not equal to itself
+        lambda: setattr(net[1], "bias", nn.Parameter(torch.ones(2))),
+        lambda: setattr(net[1], "bias", None),
+        lambda: setattr(net[0].weight, "data", torch.ones(2, 1, 3, 3)),
+        lambda: net.to(torch.bfloat16),
+    ):
+        versions.remember()
+        assert not versions.have_changed()
+        change()
+        assert versions.have_changed()
+        versions.remember()
+        assert not versions.have_changed()
+
+
+def test_tensors_made_in_inference_mode_which_have_no_version_are_compared_too() -> None:
+    with torch.inference_mode():
+        net = nn.Linear(2, 2)
+        versions = WeightVersions(net)
+        versions.remember()
+        assert not versions.have_changed()
+        net.weight.mul_(2)
+        assert versions.have_changed()
 
 
 def _images() -> tuple:

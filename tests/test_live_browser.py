@@ -399,6 +399,20 @@ def test_an_exported_page_draws_the_groups_that_are_chosen(browser, tmp_path):
     assert tab.complaints == []
 
 
+def test_the_cards_of_a_sweep_show_all_that_differs(browser, tmp_path):
+    for number, (size, rate) in enumerate(((20, 0.01), (20, 0.1), (40, 0.01), (40, 0.1))):
+        path = tmp_path / "quickstart" / f"constant-s0-{number:08x}"
+        live_runs.log(live_runs.make(path, batch_size=size, **{"optimizer.lr": rate}), (1, 0.5))
+    with served(tmp_path) as server:
+        for width in (800, 1280):
+            tab = Tab(browser, server.url, width=width)
+            tab.wait("document.querySelectorAll('.run .name .label').length === 4")
+            labels = "[...document.querySelectorAll('.run .name .label')]"
+            assert len(set(tab.get(f"{labels}.map((each) => each.textContent)"))) == 4
+            assert tab.get(f"{labels}.every((each) => each.scrollHeight <= each.clientHeight)")
+            tab.page.close()
+
+
 def point_at_step(tab: Tab, panel: str, step: int) -> None:
     box = tab.page.locator(f".chart[data-panel={panel}] .u-over").bounding_box()
     left = tab.get(f"page.charts.get('{panel}').plot.valToPos({step}, 'x')")

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from grokkit.errors import TrajectoryError
+from grokkit.errors import TrajectoryError, UsageError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import Run, find_runs, log, open_run, resume, run, snapshot, store
 from grokkit.trajectory.lock import RunLock
@@ -245,6 +245,8 @@ def test_a_reading_is_found_by_the_name_of_its_measure_if_it_is_the_only_one(tmp
     assert made.reading("robust_accuracy", 4).values.tolist() == [4.0]
     assert made.reading("robust_accuracy", 9).values.tolist() == [9.0]
     assert made.reading("robust", 9).values.tolist() == [9.0]
+    with pytest.raises(UsageError, match=r"whole number of optimizer updates; got 9\.0"):
+        made.reading("robust", 9.0)
     write_value(made.path / "measures" / "robust_accuracy-1a", 9)
     with pytest.raises(TrajectoryError, match=r"2 of 'robust_accuracy' at step 9.*robust_accuracy-1a, robust_accuracy"):
         made.reading("robust_accuracy", 9)

@@ -31,7 +31,7 @@ def _derive_liveness(reading: Reading) -> Iterator[dict[str, Any]]:
     for probe_set, live in reading.settings.get("live_units", {}).items():
         for layer, count in live.items():
             yield {"measure": "live_units", "probe_set": probe_set, "layer": layer, "value": count, "unit": "units"}
-        if not live.keys() <= units.keys():
+        if not live or not live.keys() <= units.keys():  # a net without activations has no units
             continue
         shares = {layer: 1 - count / units[layer] for layer, count in live.items()}
         shares["total"] = 1 - sum(live.values()) / sum(units[layer] for layer in live)

@@ -10,11 +10,10 @@ import io
 import math
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
 
 from grokkit.analysis.csv_text import encode_csv
 from grokkit.analysis.tables import read_each, table
@@ -74,18 +73,23 @@ def export_tensorboard(runs: Sequence[Run], out: Path) -> None:
 def iter_scalars(run: Run) -> Iterator[tuple[str, int, float]]:
     """Yield `<measure>/<probe set or split>/<layer>/...`, step and value of every finite number of a run.
 
-    The tag ends in the number of directions or in the measure's identity where the measure has several of them, so
-    that no two numbers of a step have the same tag.
+    The tag ends in the number of directions or in the measure's identity where the measure has several of them, and
+    else in a count (2, 3, ...) where the table does not tell numbers apart, as those of a measure with dims of its own.
+    No two numbers of a step have the same tag.
     """
     rows = table(run)
-    rows = rows[np.isfinite(rows["value"])]
+    counts: Counter[tuple[str, int]] = Counter()
     several = rows.groupby("measure")[["directions", "measure_id"]].transform("nunique") > 1
     for row, has_several in zip(rows.to_dict("records"), several.to_dict("records"), strict=True):
         numbers = ["radius", "epsilon", *(["directions"] if has_several["directions"] else [])]
         labels = [row["measure"], row["probe_set"], row["layer"], row["attack"]]
         labels += [f"{name}={row[name]:g}" for name in numbers if not math.isnan(row[name])]
         labels += [row["measure_id"]] if has_several["measure_id"] else []
-        yield "/".join(label for label in labels if label), row["step"], row["value"]
+        tag = "/".join(label for label in labels if label)
+        counts[tag, row["step"]] += 1
+        count = counts[tag, row["step"]]
+        if math.isfinite(row["value"]):
+            yield tag if count == 1 else f"{tag}/{count}", row["step"], row["value"]
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def complete_groups(table: pd.DataFrame) -> pd.DataFrame:
 
     A table that was written by an older version, or by hand, has no groups: there they are the runs' names without the
     seed, or, if a seed then has several runs, the runs' whole names. Groups of different tables that have the same
-    label are told apart by the hash of their configuration.
+    label are told apart by the hash of their configuration, and one group with different labels gets the longest.
     """
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_KEYS])))
     for column in ("group", "config"):
@@ -36,11 +36,19 @@ def complete_groups(table: pd.DataFrame) -> pd.DataFrame:
     names = keys["run"].astype(str).map(strip_seed)
     is_ambiguous = keys.assign(name=names).groupby(["name", "seed"], dropna=False)["run"].transform("nunique") > 1
     whole = keys["run"].astype(str).where(names.isin(names[is_ambiguous & (keys["group"] == "")]), names)
-    labels = keys["group"].where(keys["group"] != "", whole)
+    labels = _unify_labels(keys, names).where(keys["group"] != "", whole)
     several = keys["config"].groupby(labels).transform("nunique") > 1
     suffixes = " (config " + keys["config"].replace("", "unknown") + ")"
     unique = labels.where(~several, labels + suffixes)
     return _relabel(table, _KEYS, unique.tolist())
+
+
+def _unify_labels(keys: pd.DataFrame, names: pd.Series) -> pd.Series:
+    """Return the labels, with one for each group: that of `a/b` in a table of its own is `a/b (lr=0.1)` in a table that
+    also has others of this name; the longest is used."""
+    own = (keys["group"].map(lambda label: label.partition(" (")[0]) == names) & (keys["config"] != "")
+    by_length = keys.assign(name=names)[own].sort_values("group", key=lambda labels: labels.str.len(), kind="stable")
+    return keys["group"].where(~own, by_length.groupby(["name", "config"])["group"].transform("last"))
 
 
 def _relabel(rows: pd.DataFrame, keys: list[str], labels: list[str]) -> pd.DataFrame:

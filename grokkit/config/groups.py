@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grokkit.config.overrides import flatten
+from grokkit.escape import escape_controls
 
 _SEED_SUFFIX = re.compile(r"-s\d+(-[0-9a-f]{8})?$")
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
@@ -81,13 +82,23 @@ def _label_namesakes(groups: Sequence[Group], configs: Sequence[Mapping[str, Any
     """Return the labels of groups with the same name."""
     if len(groups) == 1:
         return [groups[0].name]
-    flats = [flatten(config) for config in configs]
+    flats = [flatten(_name_entries(config)) for config in configs]
     labels = [", ".join(_format(key, flat) for key in _find_differing(flats)) for flat in flats]
     # Values that are equal as text, or that are cut off, leave the hash as the only difference.
     return [
         f"{group.name} ({label if labels.count(label) == 1 else f'{label}, config {group.config}'.lstrip(', ')})"
         for group, label in zip(groups, labels, strict=True)
     ]
+
+
+def _name_entries(value: Any) -> Any:
+    """Return a config whose lists of tables, such as `measures`, are tables by the names of their entries."""
+    if isinstance(value, Mapping):
+        return {key: _name_entries(each) for key, each in value.items()}
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) and "name" in each for each in value):
+        named = {str(each["name"]): _name_entries(each) for each in value}
+        return named if len(named) == len(value) else value
+    return value
 
 
 def _find_differing(flats: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -110,5 +121,5 @@ def _format(key: str, flat: Mapping[str, Any]) -> str:
     if key not in flat:
         return f"no {key}"
     value = flat[key] if isinstance(flat[key], str) else json.dumps(flat[key], default=str)
-    value = value.encode(errors="backslashreplace").decode()
+    value = escape_controls(value)  # a label is one line
     return f"{key}={value if len(value) <= MAX_VALUE_CHARACTERS else value[:MAX_VALUE_CHARACTERS] + '...'}"

@@ -36,6 +36,6 @@ def validate_steps(steps: Iterable[SupportsIndex]) -> tuple[int, ...]:
 def as_step(value: SupportsIndex) -> int:
     """Convert a step to an int, also from NumPy's and torch's integers. Raises UsageError for anything else."""
     try:
-        return operator.index(value)
+        return int(operator.index(value))
     except TypeError:
         raise UsageError(f"a step must be a whole number of optimizer updates; got {value!r}") from None

@@ -94,8 +94,11 @@ def select_recording(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_repeated(rows: pd.DataFrame) -> None:
-    if rows.duplicated(_KEYS).any():
-        raise UsageError(f"run {rows['run'].iloc[0]} has {rows['measure'].iloc[0]} twice under one measure_id")
+    if (twice := rows[rows.duplicated(_KEYS)]).shape[0]:
+        raise UsageError(
+            f"run {twice['run'].iloc[0]} has {twice['measure'].iloc[0]} at step {twice['step'].iloc[0]} twice under "
+            "one measure_id: the run and a table with its rows were given, or the measure has dims that are not columns"
+        )
 
 
 def _warn_of_mixed_seeds(chosen: pd.DataFrame, measure: str) -> None:

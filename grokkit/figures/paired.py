@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -9,11 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from grokkit.analysis.paired import find_separation, paired_ratio
-from grokkit.config.groups import sort_labels
+from grokkit.config.groups import sort_labels, split_common_name
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps, sum_layers
-from grokkit.figures.theme import COLUMN, FULL, get_group_colours, themed
+from grokkit.figures.styles import CHARACTERS_PER_INCH, count_columns
+from grokkit.figures.theme import COLUMN, FULL, as_plain, get_group_colours, themed
 from grokkit.names import FigureData
 
 _RATIO_COLOUR = "0.2"
@@ -46,6 +49,7 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
             "`paired` draws two groups of runs that differ only in their seed, such as those of `grokkit train "
             f"negative_control`; got {len(groups)}: {', '.join(groups)}"
         )
+    _check_pairs(rows)
     ratios = paired_ratio(rows, groups[1], groups[0])
     sets, colours = list(dict.fromkeys(rows["probe_set"])), get_group_colours(groups)
     figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 3.1), layout="constrained")
@@ -57,10 +61,11 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
         _draw_ratio(below, set_rows, ratios[ratios["probe_set"] == name], groups)
         above.set_title(f"{name} points")
     unit, _, space = str(rows["unit"].iloc[0]).partition(" (")
+    common, _ = split_common_name(groups)
     short = _shorten(groups)
     panels[0, 0].set_ylabel(f"local complexity\n({unit})")
     panels[0, 0].set_ylim(bottom=0)
-    panels[1, 0].set_ylabel(f"{short[1]} /\n{short[0]}")
+    panels[1, 0].set_ylabel(as_plain(f"{textwrap.fill(short[1], 24)} /\n{textwrap.fill(short[0], 24)}"))
     _set_ratio_axis(panels[1, 0])
     set_log_steps(panels[0, 0], rows["step"])
     figure.supxlabel(STEP_LABEL, fontsize=7.5)
@@ -69,13 +74,28 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
         figure,
         dict(zip(short, colours.values(), strict=True)),
         int(ratios["n"].max()),
-        f"radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}",
+        f"{common}{', ' if common else ''}radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}",
     )
     return figure
 
 
+def _check_pairs(rows: pd.DataFrame) -> None:
+    """Raise UsageError if a group has several runs of one seed: it is not known then which of them is of a pair."""
+    runs = rows[["group", "seed", "run"]].drop_duplicates()
+    if (repeated := runs[runs.duplicated(["group", "seed"], keep=False)]).shape[0]:
+        group, seed = repeated[["group", "seed"]].iloc[0]
+        names = repeated["run"][(repeated["group"] == group) & (repeated["seed"] == seed)]
+        raise UsageError(
+            f"`paired` pairs the runs of two groups by their seed, but {group} has several of seed {seed}: "
+            f"{', '.join(names)}. Draw one of them; your own loop states its seed with `gk.record(..., seed=...)`"
+        )
+
+
 def _shorten(groups: list[str]) -> list[str]:
-    """Return the labels without the experiment, if they still differ then."""
+    """Return the labels without the name that they share, else without the experiment, if they still differ then."""
+    name, differences = split_common_name(groups)
+    if name:
+        return differences
     short = [group.partition("/")[2].replace("_", " ") or group for group in groups]
     return short if len(set(short)) == len(groups) else groups
 
@@ -90,13 +110,14 @@ def _draw_ratio(axes: Axes, rows: pd.DataFrame, ratios: pd.DataFrame, groups: li
     start = find_separation(ratios)
     if start is not None:
         axes.axvline(start, color="0.2", lw=0.6, linestyle=(0, (2, 1.5)))
+        is_early = start**2 < ratios["step"].max()  # left of the middle of a logarithmic axis
         axes.annotate(
             f"interval excludes 1\nfrom step {start:,}",
             (start, 0.03),
-            (-3, 0),
+            (3 if is_early else -3, 0),
             xycoords=axes.get_xaxis_transform(),
             textcoords="offset points",
-            ha="right",
+            ha="left" if is_early else "right",
             va="bottom",
             fontsize=6.5,
         )
@@ -113,8 +134,15 @@ def _set_ratio_axis(axes: Axes) -> None:
 
 
 def _add_legend(figure: Figure, colours: dict[str, str], pairs: int, description: str) -> None:
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, label=as_plain(name)) for name, colour in colours.items()]
     handles.append(Line2D([], [], lw=0.4, color=_RATIO_COLOUR, label="each pair (one seed)"))
     interval = f"mean of {pairs} pairs with its 95 % interval" if pairs > 1 else "1 pair, no interval"
-    title = f"{description}; below: ratio, {interval}"
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, title=title, alignment="left", title_fontsize=7.5)
+    width = figure.get_figwidth()
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=count_columns([*colours, "each pair (one seed)"], width),
+        title=as_plain(textwrap.fill(f"{description}; below: ratio, {interval}", int(width * CHARACTERS_PER_INCH))),
+        alignment="left",
+        title_fontsize=7.5,
+    )

@@ -17,7 +17,7 @@ from grokkit.analysis.radius_choice import TOLERANCE, RadiusChoice, choose_radiu
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import require_rows
-from grokkit.figures.theme import FULL, themed
+from grokkit.figures.theme import FULL, as_plain, themed
 from grokkit.names import FigureData
 
 MAX_RUNS = 4
@@ -63,7 +63,9 @@ def calibration(data: FigureData) -> Figure:
         _draw_growth(panels[2], rows, choice, colours)
         _add_legend(panels[2], colours)
         if len(parts) > 1:
-            panels[0].set_title(f"{rows['run'].iloc[0]}{'' if shared else f', {own_points}'}", fontsize=6.5)
+            panels[0].set_title(
+                f"{as_plain(str(rows['run'].iloc[0]))}{'' if shared else f', {own_points}'}", fontsize=6.5
+            )
     return figure
 
 

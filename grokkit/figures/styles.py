@@ -11,13 +11,13 @@ from matplotlib.lines import Line2D
 
 from grokkit.config.groups import sort_labels, split_common_name
 from grokkit.errors import UsageError
-from grokkit.figures.theme import COLUMN, LINES, PROBE_COLOURS, get_group_colours, get_probe_colour
+from grokkit.figures.theme import COLUMN, LINES, PROBE_COLOURS, as_plain, get_group_colours, get_probe_colour
 
 MAX_GROUPS = 24
 """Most groups in one figure: the colours of more could not be told apart."""
 LEGEND_ROW = 0.125
 """Inches per row of a legend."""
-_CHARACTERS_PER_INCH = 17
+CHARACTERS_PER_INCH = 17
 _NO_PROBE_SET_COLOUR = "black"
 
 
@@ -94,15 +94,16 @@ def add_group_legend(
     """Add a legend of the groups' colours, in as many columns as fit; a name that all share is its title."""
     title, entries = split_common_name(list(colours))
     handles = [
-        Line2D([], [], color=colour, label=entry) for entry, colour in zip(entries, colours.values(), strict=True)
+        Line2D([], [], color=colour, label=as_plain(entry))
+        for entry, colour in zip(entries, colours.values(), strict=True)
     ]
-    columns = _count_columns(entries, figure.get_figwidth())
+    columns = count_columns(entries, figure.get_figwidth())
     figure.legend(
         handles=handles,
         loc=place,
         ncols=columns,
         labelspacing=0.25,
-        title=title or None,
+        title=as_plain(title) or None,
         alignment="left",
         title_fontsize=7.5,
     )
@@ -113,9 +114,10 @@ def group_legend_height(groups: Sequence[str], width: float) -> float:
     if len(groups) < 2:
         return 0.0
     title, entries = split_common_name(groups)
-    return LEGEND_ROW * (bool(title) - (-len(groups) // _count_columns(entries, width))) + 0.05
+    return LEGEND_ROW * (bool(title) - (-len(groups) // count_columns(entries, width))) + 0.05
 
 
-def _count_columns(entries: Sequence[str], width: float) -> int:
+def count_columns(entries: Sequence[str], width: float) -> int:
+    """Return how many columns of a legend of these entries fit in a figure of this width."""
     longest = max(map(len, entries)) + 6
-    return max(1, min(len(entries), int(width * _CHARACTERS_PER_INCH / longest)))
+    return max(1, min(len(entries), int(width * CHARACTERS_PER_INCH / longest)))

@@ -124,6 +124,11 @@ def get_group_colours(groups: Sequence[str]) -> dict[str, str]:
     return {group: to_hex(colour) for group, colour in zip(groups, spectrum, strict=True)}
 
 
+def as_plain(text: str) -> str:
+    """Return the text so that matplotlib draws its dollar signs, rather than a formula between them."""
+    return text.replace("$", r"\$")
+
+
 def hide_ticks(axes: Axes) -> None:
     """Hide ticks and frame, for images."""
     axes.set(xticks=[], yticks=[])

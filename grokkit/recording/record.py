@@ -67,7 +67,7 @@ def record(
         seed: root of the measures' random streams.
         loss: `cross_entropy` or `mse`, for the measure `loss`.
         total_steps: planned length of the run.
-        config: stored as config.toml, by default the arguments above.
+        config: stored as config.toml, with `seed` if it has none; by default the arguments above.
         experiment: source text of the experiment (not its name or path), stored as experiment.py and added to the
             user's list of trusted code.
         facts: entries to add to environment.json, for example about data and precision; they override those of the
@@ -89,9 +89,12 @@ def record(
     path, cost_limit = to_path(path), Budget.create(price)
     get_loss(loss)
     instances, specs, signal = as_measures(measures), as_attribution_specs(attributions), Signal.from_fields(signal)
+    total_steps = None if total_steps is None else as_step(total_steps)
     steps = _resolve_schedule(schedule, total_steps)
     if not resume:
         settings = config or requested_config(instances, specs, steps, signal, {"seed": seed, "loss": loss})
+        if not isinstance(settings, RunConfig):
+            settings = {"seed": seed, **settings}
         clear_path(path, overwrite)
         machine = describe_environment(describe_device(device_of(model))) | dict(facts or {})
         lock = _create(path, settings, machine, probes, total_steps, experiment)
@@ -112,8 +115,7 @@ def _resolve_schedule(schedule: Iterable[int] | None, total_steps: int | None) -
     """Return the steps to record, with the last one if it is known."""
     if total_steps is None:
         return validate_steps(log_spaced() if schedule is None else schedule)
-    last = as_step(total_steps)
-    return validate_steps([*(log_spaced(last=max(last, 1)) if schedule is None else schedule), last])
+    return validate_steps([*(log_spaced(last=max(total_steps, 1)) if schedule is None else schedule), total_steps])
 
 
 def _create(

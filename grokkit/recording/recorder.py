@@ -263,6 +263,8 @@ class Recorder:
         load_state(state, self._context.model, self._optimizer, parts)
         self.unfinished, self._unrestored = bool(state.get("unfinished", False)), False
         self._step = step - self.unfinished
+        if not self.unfinished:
+            self._versions.remember()  # the weights are those of this step, which may have been the last
         self.event(step, "resumed", f"attempt {self._attempt} resumes at step {step}", **environment)
         self._submit()
         return step
@@ -311,7 +313,10 @@ class Recorder:
         if self._step == self._recorded or self._versions.is_new:
             return
         if self._versions.have_changed():
-            text = f"step {self._step}, the last one, is not recorded: the weights have changed since"
+            text = (
+                f"step {self._step}, the last one, is not recorded: the weights were changed after it. Call `close` "
+                "before you change them, or give `total_steps`"
+            )
             warnings.warn(f"{self.path}: {text}", stacklevel=4)
             self.event(self._step, "not_recorded", text)
             return

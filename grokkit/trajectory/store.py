@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from grokkit.config.schedule import as_step
 from grokkit.errors import DamagedError, TrajectoryError
 from grokkit.names import ProbeSet, Reading
 from grokkit.trajectory import checksummed
@@ -21,7 +22,7 @@ _IDENTITY = re.compile(r"[^.].*-[0-9a-f]+|\w+", re.DOTALL)
 
 def step_file_name(step: int) -> str:
     """Return `000000012000.h5` for step 12000: the names sort in the order of the steps."""
-    return f"{step:012d}.h5"
+    return f"{as_step(step):012d}.h5"
 
 
 def list_steps(folder: Path) -> list[int]:
