@@ -237,6 +237,7 @@ NAMES = {
     "grokkit.training.build.optimizer_class": "grokkit.optim.build.get_optimizer_class",
     "grokkit.training.build.place_of_data": "grokkit.training.build.locate_data",
     "grokkit.training.build.placed": "grokkit.training.build.to_device",
+    "grokkit.trajectory.run.effective_events": "grokkit.trajectory.log.effective_events",
     "grokkit.units.GELU_ZONE": "grokkit.operations.GELU_ZONE",
     "grokkit.units.RELU": "grokkit.operations.RELU",
     "grokkit.units.SILU_ZONE": "grokkit.operations.SILU_ZONE",

@@ -280,6 +280,15 @@ def test_complexity_without_a_total_is_the_sum_over_layers():
     assert any(np.allclose(line.get_ydata(), own) for line in lines)
 
 
+def test_paired_draws_tables_whose_layers_have_no_total():
+    data = synthetic(BOTH)
+    table = data.table[~((data.table["measure"] == "local_complexity") & (data.table["layer"] == "total"))]
+    alone = figures.create("paired", FigureData(table, {}, data.events))
+    for ours, other in zip(alone.axes, drawn("paired", BOTH).axes, strict=True):
+        for line, wanted in zip(ours.lines, other.lines, strict=True):
+            np.testing.assert_allclose(line.get_ydata(), wanted.get_ydata())
+
+
 def test_the_radius_is_an_option_and_a_wrong_one_names_the_known():
     data = synthetic()
     own = _values(data, measure="local_complexity", probe_set="test", layer="total", radius=0.5)

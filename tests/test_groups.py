@@ -181,5 +181,5 @@ def test_several_runs_of_one_seed_are_no_pairs(tmp_path: Path) -> None:
     for name, rate in (("b-s0", 0.1), ("b-s0-11111111", 0.1), ("b-s0-22222222", 0.2)):
         runs.append(live_runs.make(tmp_path / "a" / name, lr=rate))
         live_runs.complexity(runs[-1], 1, 3.0)
-    with pytest.raises(UsageError, match=r"a/b \(lr=0.1\) has several of seed 0: a/b-s0, a/b-s0-11111111. Draw one"):
+    with pytest.raises(UsageError, match=r"a/b \(lr=0.1\) has several of seed 0: a/b-s0, a/b-s0-11111111. Leave"):
         figures.create("paired", figure_data(runs))

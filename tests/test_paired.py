@@ -12,7 +12,7 @@ from grokkit.errors import UsageError
 def rows_of(over: np.ndarray, under: np.ndarray) -> pd.DataFrame:
     """Tables of (seed, step) values as rows of one probe set."""
     parts = [
-        {"group": name, "seed": seed, "step": step, "probe_set": "train", "value": value}
+        {"run": f"{name}-s{seed}", "group": name, "seed": seed, "step": step, "probe_set": "train", "value": value}
         for name, table in (("a", over), ("b", under))
         for (seed, step), value in np.ndenumerate(table)
     ]
@@ -57,5 +57,5 @@ def test_apart_from_is_the_start_of_the_last_unbroken_stretch() -> None:
 
 def test_a_seed_that_a_group_has_twice_is_refused() -> None:
     rows = rows_of(np.ones((3, 2)), np.ones((3, 2)))
-    with pytest.raises(UsageError, match="a has two runs with seed 0"):
-        paired_ratio(pd.concat([rows, rows[(rows.group == "a") & (rows.seed == 0)]]), "a", "b")
+    with pytest.raises(UsageError, match=r"a has several of seed 0: a-s0, copy\. Leave out all but one"):
+        paired_ratio(pd.concat([rows, rows[(rows.group == "a") & (rows.seed == 0)].assign(run="copy")]), "a", "b")

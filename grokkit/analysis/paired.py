@@ -16,8 +16,8 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
     One ratio per step and probe set.
 
     Args:
-        rows: with columns `group`, `seed`, `step`, `probe_set` and `value`, one row for each of them; pairs share a
-            seed. Steps and sets that one of the groups lacks are left out, as is a pair with a value of 0.
+        rows: with columns `run`, `group`, `seed`, `step`, `probe_set` and `value`; pairs share a seed. Steps and sets
+            that one of the groups lacks are left out, as is a pair with a value of 0.
         over, under: the groups.
 
     Returns:
@@ -29,13 +29,7 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
     """
     from scipy.special import stdtr, stdtrit
 
-    keys = ["group", "seed", "step", "probe_set"]
-    if len(repeated := rows[rows.duplicated(keys)]):
-        first = repeated.iloc[0]
-        raise UsageError(
-            f"{first['group']} has two runs with seed {first['seed']}, so pairs of one seed are not defined; leave one "
-            "of them out"
-        )
+    _check_pairs(rows)
     positive = rows[rows["group"].isin((over, under)) & (rows["value"] > 0)]
     wide = positive.pivot(index=["step", "probe_set", "seed"], columns="group", values="value").dropna()
     if over not in wide or under not in wide or wide.empty:
@@ -47,6 +41,17 @@ def paired_ratio(rows: pd.DataFrame, over: str, under: str) -> pd.DataFrame:
         p = 2 * stdtr(statistics["n"] - 1, -np.abs(statistics["mean"] / statistics["error"]))
     bounds = {"value": statistics["mean"], "low": statistics["mean"] - half, "high": statistics["mean"] + half}
     return statistics[["n"]].assign(p=p, **{name: np.exp(column) for name, column in bounds.items()}).reset_index()
+
+
+def _check_pairs(rows: pd.DataFrame) -> None:
+    """Raise UsageError if a group has several runs of one seed: it is not known then which of them is of a pair."""
+    runs = rows[["group", "seed", "run"]].drop_duplicates()
+    repeated = runs[runs.duplicated(["group", "seed"], keep=False)]
+    for (group, seed), part in repeated.groupby(["group", "seed"], sort=False):
+        raise UsageError(
+            f"runs are paired by their seed, but {group} has several of seed {seed}: {', '.join(part['run'])}. Leave "
+            "out all but one; your own loop states its seed with `gk.record(..., seed=...)`"
+        )
 
 
 def find_separation(ratios: pd.DataFrame) -> int | None:

@@ -40,6 +40,8 @@ def complete_groups(table: pd.DataFrame) -> pd.DataFrame:
     several = keys["config"].groupby(labels).transform("nunique") > 1
     suffixes = " (config " + keys["config"].replace("", "unknown") + ")"
     unique = labels.where(~several, labels + suffixes)
+    if unique.equals(keys["group"]):  # as in every table that was completed before
+        return table
     return _relabel(table, _KEYS, unique.tolist())
 
 

@@ -45,10 +45,10 @@ def table(runs: Run | str | Path | Iterable[Run | str | Path]) -> pd.DataFrame:
     """
     runs = [runs] if isinstance(runs, Run | str | Path) else runs
     opened = [run if isinstance(run, Run) else open_run(run) for run in runs]
-    return _concat(read_each(drop_repeated(opened), lambda run: (run, _build_run_table(run))))
+    return _concat(read_each(_drop_repeated(opened), lambda run: (run, _build_run_table(run))))
 
 
-def drop_repeated(runs: Sequence[Run]) -> list[Run]:
+def _drop_repeated(runs: Sequence[Run]) -> list[Run]:
     """Return each run once, also if it was given several times.
 
     Raises:
@@ -179,7 +179,7 @@ def figure_data(runs: Run | str | Path | Iterable[Run | str | Path]) -> FigureDa
             tables.append(read_table(source))
         else:
             run_list.append(open_run(source))
-    parts = read_each(drop_repeated(run_list), lambda run: (run, _build_run_table(run), _read_events(run)))
+    parts = read_each(_drop_repeated(run_list), lambda run: (run, _build_run_table(run), _read_events(run)))
     arrays: dict[str, np.ndarray] = {}
     for run, *_ in parts:
         try:

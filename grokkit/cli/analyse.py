@@ -84,10 +84,10 @@ def print_measure(run: Path, measure: Spec) -> None:
         step: opened.reading(identity, step) for step in sorted({*steps[:: max(1, len(steps) // 8)], *steps[-1:]})
     }
     if readings:
-        print("\n".join(format_readings(identity, readings)))
+        print("\n".join(_format_readings(identity, readings)))
 
 
-def format_readings(identity: str, readings: Mapping[int, Reading]) -> list[str]:
+def _format_readings(identity: str, readings: Mapping[int, Reading]) -> list[str]:
     """Return the values of one measure as lines: a row per step and a column per value, named by the dims in which the
     values differ; of layers only the total."""
     tables = {step: dict(_name_values(reading)) for step, reading in readings.items()}

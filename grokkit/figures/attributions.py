@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from grokkit.errors import UsageError
 from grokkit.figures import register
-from grokkit.figures.theme import FULL, as_plain, hide_ticks, themed
+from grokkit.figures.theme import FULL, escape_math, hide_ticks, themed
 from grokkit.names import SIGNED, SLOPES, FigureData
 
 MAX_SNAPSHOTS = 8
@@ -56,7 +56,7 @@ def attributions(data: FigureData, image: int = 0) -> Figure:
         axes.set_title(f"step {step}" if step == steps[0] else f"{step:,}", loc="center")
     run = str(data.arrays.get(f"attributions/{methods[0]}/run", ""))
     title = f"relevance for class {labels[image]}, along training (optimizer updates)"
-    figure.suptitle(f"{title}, {as_plain(run)}" if run else title, x=0.01, ha="left")
+    figure.suptitle(f"{title}, {escape_math(run)}" if run else title, x=0.01, ha="left")
     return figure
 
 

@@ -136,7 +136,7 @@ def sum_layers(rows: pd.DataFrame, power: int = 1) -> pd.DataFrame:
     if layers.empty:
         return total
     groups = layers.assign(value=layers["value"] ** power).groupby(
-        ["run", "group", "step", "probe_set"], sort=False, dropna=False
+        ["run", "seed", "group", "step", "probe_set", "unit"], sort=False, dropna=False
     )
     summed = groups["value"].sum(min_count=1).reset_index()
     summed = summed.assign(value=summed["value"] ** (1 / power), low=math.nan, high=math.nan)

@@ -16,7 +16,7 @@ from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps, sum_layers
 from grokkit.figures.styles import CHARACTERS_PER_INCH, count_columns
-from grokkit.figures.theme import COLUMN, FULL, as_plain, get_group_colours, themed
+from grokkit.figures.theme import COLUMN, FULL, escape_math, get_group_colours, themed
 from grokkit.names import FigureData
 
 _RATIO_COLOUR = "0.2"
@@ -49,7 +49,6 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
             "`paired` draws two groups of runs that differ only in their seed, such as those of `grokkit train "
             f"negative_control`; got {len(groups)}: {', '.join(groups)}"
         )
-    _check_pairs(rows)
     ratios = paired_ratio(rows, groups[1], groups[0])
     sets, colours = list(dict.fromkeys(rows["probe_set"])), get_group_colours(groups)
     figure = Figure(figsize=(FULL if len(sets) > 1 else COLUMN, 3.1), layout="constrained")
@@ -65,7 +64,7 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     short = _shorten(groups)
     panels[0, 0].set_ylabel(f"local complexity\n({unit})")
     panels[0, 0].set_ylim(bottom=0)
-    panels[1, 0].set_ylabel(as_plain(f"{textwrap.fill(short[1], 24)} /\n{textwrap.fill(short[0], 24)}"))
+    panels[1, 0].set_ylabel(escape_math(f"{textwrap.fill(short[1], 24)} /\n{textwrap.fill(short[0], 24)}"))
     _set_ratio_axis(panels[1, 0])
     set_log_steps(panels[0, 0], rows["step"])
     figure.supxlabel(STEP_LABEL, fontsize=7.5)
@@ -77,18 +76,6 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
         f"{common}{', ' if common else ''}radius {radius:g}{' in ' if space else ''}{space.rstrip(')')}",
     )
     return figure
-
-
-def _check_pairs(rows: pd.DataFrame) -> None:
-    """Raise UsageError if a group has several runs of one seed: it is not known then which of them is of a pair."""
-    runs = rows[["group", "seed", "run"]].drop_duplicates()
-    if (repeated := runs[runs.duplicated(["group", "seed"], keep=False)]).shape[0]:
-        group, seed = repeated[["group", "seed"]].iloc[0]
-        names = repeated["run"][(repeated["group"] == group) & (repeated["seed"] == seed)]
-        raise UsageError(
-            f"`paired` pairs the runs of two groups by their seed, but {group} has several of seed {seed}: "
-            f"{', '.join(names)}. Draw one of them; your own loop states its seed with `gk.record(..., seed=...)`"
-        )
 
 
 def _shorten(groups: list[str]) -> list[str]:
@@ -134,7 +121,7 @@ def _set_ratio_axis(axes: Axes) -> None:
 
 
 def _add_legend(figure: Figure, colours: dict[str, str], pairs: int, description: str) -> None:
-    handles = [Line2D([], [], color=colour, label=as_plain(name)) for name, colour in colours.items()]
+    handles = [Line2D([], [], color=colour, label=escape_math(name)) for name, colour in colours.items()]
     handles.append(Line2D([], [], lw=0.4, color=_RATIO_COLOUR, label="each pair (one seed)"))
     interval = f"mean of {pairs} pairs with its 95 % interval" if pairs > 1 else "1 pair, no interval"
     width = figure.get_figwidth()
@@ -142,7 +129,7 @@ def _add_legend(figure: Figure, colours: dict[str, str], pairs: int, description
         handles=handles,
         loc="outside upper left",
         ncols=count_columns([*colours, "each pair (one seed)"], width),
-        title=as_plain(textwrap.fill(f"{description}; below: ratio, {interval}", int(width * CHARACTERS_PER_INCH))),
+        title=escape_math(textwrap.fill(f"{description}; below: ratio, {interval}", int(width * CHARACTERS_PER_INCH))),
         alignment="left",
         title_fontsize=7.5,
     )

@@ -17,7 +17,7 @@ from grokkit.analysis.radius_choice import TOLERANCE, RadiusChoice, choose_radiu
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import require_rows
-from grokkit.figures.theme import FULL, as_plain, themed
+from grokkit.figures.theme import FULL, escape_math, themed
 from grokkit.names import FigureData
 
 MAX_RUNS = 4
@@ -64,7 +64,7 @@ def calibration(data: FigureData) -> Figure:
         _add_legend(panels[2], colours)
         if len(parts) > 1:
             panels[0].set_title(
-                f"{as_plain(str(rows['run'].iloc[0]))}{'' if shared else f', {own_points}'}", fontsize=6.5
+                f"{escape_math(str(rows['run'].iloc[0]))}{'' if shared else f', {own_points}'}", fontsize=6.5
             )
     return figure
 

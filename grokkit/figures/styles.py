@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from grokkit.config.groups import sort_labels, split_common_name
 from grokkit.errors import UsageError
-from grokkit.figures.theme import COLUMN, LINES, PROBE_COLOURS, as_plain, get_group_colours, get_probe_colour
+from grokkit.figures.theme import COLUMN, LINES, PROBE_COLOURS, escape_math, get_group_colours, get_probe_colour
 
 MAX_GROUPS = 24
 """Most groups in one figure: the colours of more could not be told apart."""
@@ -94,7 +94,7 @@ def add_group_legend(
     """Add a legend of the groups' colours, in as many columns as fit; a name that all share is its title."""
     title, entries = split_common_name(list(colours))
     handles = [
-        Line2D([], [], color=colour, label=as_plain(entry))
+        Line2D([], [], color=colour, label=escape_math(entry))
         for entry, colour in zip(entries, colours.values(), strict=True)
     ]
     columns = count_columns(entries, figure.get_figwidth())
@@ -103,7 +103,7 @@ def add_group_legend(
         loc=place,
         ncols=columns,
         labelspacing=0.25,
-        title=as_plain(title) or None,
+        title=escape_math(title) or None,
         alignment="left",
         title_fontsize=7.5,
     )

@@ -124,8 +124,8 @@ def get_group_colours(groups: Sequence[str]) -> dict[str, str]:
     return {group: to_hex(colour) for group, colour in zip(groups, spectrum, strict=True)}
 
 
-def as_plain(text: str) -> str:
-    """Return the text so that matplotlib draws its dollar signs, rather than a formula between them."""
+def escape_math(text: str) -> str:
+    """Escape dollar signs, so that matplotlib draws them rather than a formula between them."""
     return text.replace("$", r"\$")
 
 

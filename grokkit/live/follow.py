@@ -27,7 +27,6 @@ from grokkit.live.series import ATTEMPT, VALUE, Curve, Series
 from grokkit.live.sources import Source
 from grokkit.names import Reading
 from grokkit.trajectory import Run, documents, log, store
-from grokkit.trajectory.run import effective_events
 
 Entry = TypeVar("Entry", str, int)
 
@@ -182,7 +181,7 @@ class Follower:
     def _read_events(self, tick: int) -> None:
         if new := self._read_new_records("events", tick):
             self._all_events += new
-            self.events, self.events_changed = effective_events(self._all_events), tick
+            self.events, self.events_changed = log.effective_events(self._all_events), tick
 
     def _read_files(self, kind: str, tick: int) -> None:
         for identity, steps in self._list_changed_folders(kind, tick):

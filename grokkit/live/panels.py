@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from grokkit.names import Reading
+from grokkit.names import Reading, format_epsilon
 from grokkit.policies.signal import UNITS
 
 
@@ -171,9 +171,7 @@ def _format_coords(reading: Reading, dim: str) -> dict[Any, str]:
 def _format_number(dim: str, value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    # An epsilon that is a whole number of grey levels is written as such.
-    levels = round(255 * value, 6)
-    return f"{levels:g}/255" if dim == "epsilon" and levels == int(levels) else f"{value:g}"
+    return format_epsilon(value) if dim == "epsilon" else f"{value:g}"
 
 
 def _plain_traces(source: str, reading: Reading, rows: list[dict[str, Any]]) -> Iterator[TraceRow]:

@@ -93,8 +93,7 @@ def record(
     steps = _resolve_schedule(schedule, total_steps)
     if not resume:
         settings = config or requested_config(instances, specs, steps, signal, {"seed": seed, "loss": loss})
-        if not isinstance(settings, RunConfig):
-            settings = {"seed": seed, **settings}
+        settings = settings if isinstance(settings, RunConfig) else {"seed": seed, **settings}
         clear_path(path, overwrite)
         machine = describe_environment(describe_device(device_of(model))) | dict(facts or {})
         lock = _create(path, settings, machine, probes, total_steps, experiment)

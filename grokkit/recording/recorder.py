@@ -168,11 +168,12 @@ class Recorder:
             raise UsageError(f"`step` must increase from call to call; got {step} after {self._step}")
         self._report_modifications()
         self._step = step
-        self._versions.remember()
         if step in self._due:
             self._record(step)
-        elif time.monotonic() - self._last_status_time > HEARTBEAT_SECONDS and not self._writer.is_busy:
-            self._submit()
+        else:
+            self._versions.remember()  # it may be the last step, which `close` records
+            if time.monotonic() - self._last_status_time > HEARTBEAT_SECONDS and not self._writer.is_busy:
+                self._submit()
         if self._signal is None or not self.is_signal_due(step):
             return self.pop_first_readings()
         with self.timers.section("signal"):

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -178,3 +178,14 @@ def _extract_body(line: bytes) -> bytes | None:
     head, _, tail = line.rpartition(b',"crc":')
     body = head + b"}"
     return body if tail == b'"%08x"}' % zlib.crc32(body) else None
+
+
+def effective_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events without policy decisions that a resume has undone, see `Run.events`."""
+    effective: list[dict[str, Any]] = []
+    for event in events:
+        if event["kind"] in ("resumed", "restarted"):
+            last = event["step"] if event["kind"] == "resumed" else -1
+            effective = [e for e in effective if e["step"] <= last or e["kind"] != "policy"]
+        effective.append(event)
+    return effective

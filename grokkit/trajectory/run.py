@@ -305,7 +305,7 @@ class Run:
         A resumed run repeats the steps after its resume state: policy decisions of an earlier attempt at those steps
         are omitted.
         """
-        return effective_events(log.read_log(self.path / "events.jsonl", documents.parse_event))
+        return log.effective_events(log.read_log(self.path / "events.jsonl", documents.parse_event))
 
     def measures(self) -> dict[str, list[int]]:
         """Return measure identity -> steps that have a reading."""
@@ -365,17 +365,6 @@ class Run:
         """Return the files that the manifest does not list, by path below the run: published just before a kill,
         written by an older version, or added by hand. Raises TrajectoryError if the manifest cannot be read."""
         return manifest.find_unlisted(self.path)
-
-
-def effective_events(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the events without policy decisions that a resume has undone, see `Run.events`."""
-    effective: list[dict[str, Any]] = []
-    for event in events:
-        if event["kind"] in ("resumed", "restarted"):
-            last = event["step"] if event["kind"] == "resumed" else -1
-            effective = [e for e in effective if e["step"] <= last or e["kind"] != "policy"]
-        effective.append(event)
-    return effective
 
 
 def find_runs(root: str | Path) -> list[Run]:
