@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from grokkit import figures
 from grokkit.errors import UsageError
+from grokkit.figures.styles import wrap_label
 from grokkit.figures.theme import PROBE_COLOURS, save_figure
 from grokkit.names import TABLE_COLUMNS, FigureData
 
@@ -278,6 +279,12 @@ def test_complexity_without_a_total_is_the_sum_over_layers():
     own = _values(data, measure="local_complexity", probe_set="test", layer="total", radius=0.05)
     lines = figures.create("phases", FigureData(table, {}, data.events)).axes[1].lines
     assert any(np.allclose(line.get_ydata(), own) for line in lines)
+
+
+def test_long_labels_are_broken_after_a_slash_or_a_space_never_within_a_word():
+    assert wrap_label("cifar10_small/no_batchnorm") == "cifar10_small/\nno_batchnorm"
+    assert wrap_label("a/b (optimizer.lr=0.1, steps=20)") == "a/b (optimizer.lr=0.1,\nsteps=20)"
+    assert wrap_label("a/b") == "a/b" and wrap_label("a/$x$") == r"a/\$x\$"
 
 
 def test_paired_draws_tables_whose_layers_have_no_total():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -17,8 +16,8 @@ from grokkit.config.groups import sort_labels
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps
-from grokkit.figures.styles import check_group_count
-from grokkit.figures.theme import COLUMN, FULL, escape_math, themed
+from grokkit.figures.styles import check_group_count, wrap_label
+from grokkit.figures.theme import COLUMN, FULL, themed
 from grokkit.names import FigureData
 
 MAX_ROWS = 5
@@ -64,7 +63,7 @@ def layers(data: FigureData, radius: float | None = None, scale: Literal["linear
         for axes, probe_set in zip(row, sets, strict=True):
             part = rows[(rows["group"] == group) & (rows["probe_set"] == probe_set)]
             _draw_panel(axes, part, names, colours)
-        name = "local complexity" if len(groups) == 1 else escape_math(textwrap.fill(group, 24))
+        name = "local complexity" if len(groups) == 1 else wrap_label(group)
         row[0].set_ylabel(f"{name}\n({unit})")
     for axes, probe_set in zip(panels[0], sets, strict=True):
         axes.set_title(f"{probe_set} points")

@@ -15,7 +15,7 @@ from grokkit.config.groups import sort_labels, split_common_name
 from grokkit.errors import UsageError
 from grokkit.figures import register
 from grokkit.figures.curves import STEP_LABEL, draw_band, select, select_radius, set_log_steps, sum_layers
-from grokkit.figures.styles import CHARACTERS_PER_INCH, count_columns
+from grokkit.figures.styles import CHARACTERS_PER_INCH, count_columns, wrap_label
 from grokkit.figures.theme import COLUMN, FULL, escape_math, get_group_colours, themed
 from grokkit.names import FigureData
 
@@ -64,7 +64,7 @@ def paired(data: FigureData, radius: float | None = None) -> Figure:
     short = _shorten(groups)
     panels[0, 0].set_ylabel(f"local complexity\n({unit})")
     panels[0, 0].set_ylim(bottom=0)
-    panels[1, 0].set_ylabel(escape_math(f"{textwrap.fill(short[1], 24)} /\n{textwrap.fill(short[0], 24)}"))
+    panels[1, 0].set_ylabel(f"{wrap_label(short[1])} /\n{wrap_label(short[0])}")
     _set_ratio_axis(panels[1, 0])
     set_log_steps(panels[0, 0], rows["step"])
     figure.supxlabel(STEP_LABEL, fontsize=7.5)

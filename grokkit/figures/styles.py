@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ MAX_GROUPS = 24
 LEGEND_ROW = 0.125
 """Inches per row of a legend."""
 CHARACTERS_PER_INCH = 17
+LABEL_WIDTH = 24
+"""Characters of a label that fit beside a panel."""
 _NO_PROBE_SET_COLOUR = "black"
 
 
@@ -115,6 +118,11 @@ def group_legend_height(groups: Sequence[str], width: float) -> float:
         return 0.0
     title, entries = split_common_name(groups)
     return LEGEND_ROW * (bool(title) - (-len(groups) // count_columns(entries, width))) + 0.05
+
+
+def wrap_label(label: str) -> str:
+    """Return a group's label in lines that fit beside a panel, broken at spaces and after slashes, for matplotlib."""
+    return escape_math(textwrap.fill(label.replace("/", "/ "), LABEL_WIDTH).replace("/ ", "/"))
 
 
 def count_columns(entries: Sequence[str], width: float) -> int:
