@@ -272,6 +272,8 @@ def test_what_a_chart_names_anyway_does_not_make_sources_differ():
     maps = [{"n_steps": n, "seed": n, "targets": [n]} for n in (4, 50)]
     sources = {str(n): Source("integrated_gradients", parameters) for n, parameters in enumerate(maps)}
     assert label_sources([sources]) == {"0": "n_steps=4", "1": "n_steps=50"}
+    seeds = [{"0": Source("saliency", {"images": 2, "seed": n, "targets": [n], "captum": f"0.{n}"})} for n in (0, 1)]
+    assert label_sources([seeds[0], {"1": seeds[1]["0"]}]) == {"0": "", "1": ""}
 
 
 # ---- several runs
